@@ -1,0 +1,87 @@
+"""One owner for coordinates: the way from [0, 1] of the displayed image to the numbers in the text, and back."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+Point = tuple[float, float]
+Size = tuple[int, int]
+FRAMES = ("original", "padded_square", "resized")
+
+
+@dataclass(frozen=True)
+class CoordinateSpace:
+    """What the numbers in prompts and answers mean.
+
+    `grid`: "100" or "1000" (integers 0..N), "decimals:n" or "pixels". `frame`: the image that the numbers refer to:
+    "original" (displayed, EXIF applied), "padded_square" (centred on a square canvas) or "resized" (what the image
+    processor makes; `resized` is its (width, height)). Points are (x, y), sizes (width, height).
+    """
+
+    grid: str = "100"
+    frame: str = "original"
+    resized: Size | None = None
+
+    def __post_init__(self) -> None:
+        if self.grid not in ("100", "1000", "pixels") and not self.grid.removeprefix("decimals:").isdigit():
+            raise ValueError(f"CoordinateSpace.grid: seen {self.grid!r}, expected '100', '1000', 'decimals:n' or 'pixels'")
+        if self.frame not in FRAMES:
+            raise ValueError(f"CoordinateSpace.frame: seen {self.frame!r}, expected one of {', '.join(FRAMES)}")
+
+    def encode(self, points: Iterable[Point], image_size: Size | None = None) -> list[float]:
+        """Flat list x, y, x, y ... of grid numbers for points in [0, 1] of the displayed image."""
+        scale_x, scale_y = self._scale(image_size)
+        numbers: list[float] = []
+        for x, y in (self._to_frame(point, image_size) for point in points):
+            numbers += [self._round(x * scale_x), self._round(y * scale_y)]
+        return numbers
+
+    def decode(self, numbers: Iterable[float], image_size: Size | None = None) -> list[Point]:
+        """Points in [0, 1] of the displayed image for a flat list of grid numbers, clipped to the image."""
+        flat = list(numbers)
+        scale_x, scale_y = self._scale(image_size)
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        framed = [self._from_frame((x / scale_x, y / scale_y), image_size) for x, y in pairs]
+        return [(min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)) for x, y in framed]
+
+    def text(self, number: float) -> str:
+        """One grid number as it is written in a prompt."""
+        return f"{number:.{self._decimals}f}" if self._decimals else str(int(number))
+
+    @property
+    def _decimals(self) -> int:
+        return int(self.grid.removeprefix("decimals:")) if self.grid.startswith("decimals:") else 0
+
+    def _round(self, value: float) -> float:
+        return round(value, self._decimals) if self._decimals else int(value + 0.5)
+
+    def _scale(self, image_size: Size | None) -> tuple[float, float]:
+        if self.grid.startswith("decimals:"):
+            return 1.0, 1.0
+        if self.grid != "pixels":
+            return float(self.grid), float(self.grid)
+        width, height = self._need(self.resized if self.frame == "resized" else image_size, "pixels")
+        side = max(width, height)
+        return (side, side) if self.frame == "padded_square" else (width, height)
+
+    def _to_frame(self, point: Point, image_size: Size | None) -> Point:
+        if self.frame != "padded_square":
+            return point  # a resize without padding keeps relative coordinates
+        left, top, wide, high = self._padding(image_size)
+        return left + point[0] * wide, top + point[1] * high
+
+    def _from_frame(self, point: Point, image_size: Size | None) -> Point:
+        if self.frame != "padded_square":
+            return point
+        left, top, wide, high = self._padding(image_size)
+        return (point[0] - left) / wide, (point[1] - top) / high
+
+    def _padding(self, image_size: Size | None) -> tuple[float, float, float, float]:
+        width, height = self._need(image_size, "padded_square")
+        side = max(width, height)
+        return (side - width) / 2 / side, (side - height) / 2 / side, width / side, height / side
+
+    @staticmethod
+    def _need(size: Size | None, what: str) -> Size:
+        if size is None:
+            raise ValueError(f"CoordinateSpace: seen no image size, expected (width, height) for {what} coordinates")
+        return size
