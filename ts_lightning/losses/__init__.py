@@ -1,0 +1,15 @@
+"""Losses: pure functions of plain tensors."""
+
+from ts_lightning.losses.load_balance import load_balance_loss
+from ts_lightning.losses.stepwise import STEP_LOSS_MODES, num_loss_rows, stepwise_loss, token_mean_loss
+from ts_lightning.losses.token import scatter_to_rows, token_nll
+
+__all__ = [
+    "STEP_LOSS_MODES",
+    "load_balance_loss",
+    "num_loss_rows",
+    "scatter_to_rows",
+    "stepwise_loss",
+    "token_mean_loss",
+    "token_nll",
+]
