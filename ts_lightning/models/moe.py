@@ -1,0 +1,89 @@
+"""A dropless mixture of experts. Legend: T tokens, E experts, K chosen experts per token, H hidden size."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ts_lightning.models.expert_mlp import expert_form, sorted_experts
+from ts_lightning.models.routing import record_routing
+
+STATIC_TOKENS = 128  # on a GPU, up to here reading every expert costs no more than reading those that are hit
+
+
+def route(x_TH: Tensor, router: nn.Linear, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `probs_TE` (softmax in fp32), `weights_TK` and `ids_TK`, the largest first.
+
+    For k > 1 the weights are renormalised to sum to one (MoE-LLaVA). For k = 1 the weight is the probability itself:
+    renormalised it would be the constant 1 and the router would get no gradient.
+    """
+    dtype = torch.promote_types(x_TH.dtype, torch.float32)
+    with torch.autocast(x_TH.device.type, enabled=False):
+        probs_TE = F.linear(x_TH.to(dtype), router.weight.to(dtype)).softmax(-1)
+    weights_TK, ids_TK = probs_TE.topk(top_k, dim=-1)
+    return probs_TE, weights_TK / weights_TK.sum(-1, keepdim=True) if top_k > 1 else weights_TK, ids_TK
+
+
+def moe_loop(x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: nn.ModuleList) -> Tensor:
+    """Run each expert on its tokens: the readable form, for experts of any kind."""
+    out_TH = torch.zeros_like(x_TH)
+    for e, expert in enumerate(experts):
+        tokens, slots = torch.where(ids_TK == e)
+        y_nH = expert(x_TH[tokens])
+        out_TH = out_TH.to(y_nH.dtype).index_add(0, tokens, y_nH * weights_TK[tokens, slots, None].to(y_nH.dtype))
+    return out_TH
+
+
+def moe_sorted(x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: nn.ModuleList) -> Tensor:
+    """Run each expert on its tokens: the fast form, for experts made of plain linear layers."""
+    return sorted_experts(x_TH, weights_TK, ids_TK, experts)
+
+
+def moe_static(x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: nn.ModuleList) -> Tensor:
+    """Run every expert on every token: no shape depends on the routing and the host never waits, for decoding."""
+    gates_TE = weights_TK.new_zeros(len(x_TH), len(experts)).scatter(1, ids_TK, weights_TK)
+    y_ETH = torch.stack([expert(x_TH) for expert in experts])
+    return torch.einsum("eth,te->th", y_ETH, gates_TE.to(y_ETH.dtype))
+
+
+class MoE(nn.Module):
+    """y = sum_k w_k expert_k(x): `router` scores, the `top_k` best experts answer, no token is dropped.
+
+    Experts are MLPs as transformers has them (`fc1, fc2, activation_fn` or `gate_proj, up_proj, down_proj, act_fn`).
+    Input and output [..., H]. Inside `routing(collect=True)` the router's output is collected there.
+    """
+
+    def __init__(self, experts: nn.ModuleList, router: nn.Linear, top_k: int) -> None:
+        super().__init__()
+        if router.bias is not None or router.out_features != len(experts):
+            raise ValueError(f"router: seen {router}, expected no bias and out_features={len(experts)}")
+        if not 1 <= top_k <= len(experts):
+            raise ValueError(f"top_k: seen {top_k}, expected 1 to {len(experts)}")
+        self.experts = experts
+        self.router = router
+        self.top_k = top_k
+
+    @classmethod
+    def copies(cls, mlp: nn.Module | Sequence[nn.Module], num_experts: int, top_k: int) -> "MoE":
+        """Make `num_experts` trainable copies of one MLP (or of several, in turn) and a small random router."""
+        sources = [mlp] if isinstance(mlp, nn.Module) and not isinstance(mlp, nn.ModuleList) else list(mlp)
+        experts = nn.ModuleList(copy.deepcopy(sources[e % len(sources)]) for e in range(num_experts))
+        experts.requires_grad_(True).train()
+        first = next(module for module in experts[0].modules() if isinstance(module, nn.Linear))
+        router = nn.Linear(first.in_features, num_experts, bias=False, device=first.weight.device)
+        nn.init.normal_(router.weight, std=0.02)
+        return cls(experts, router, top_k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mixture for hidden states [..., H]."""
+        x_TH = x.reshape(-1, x.shape[-1])
+        probs_TE, weights_TK, ids_TK = route(x_TH, self.router, self.top_k)
+        record_routing(self, probs_TE, ids_TK)
+        return self._path(x_TH)(x_TH, weights_TK, ids_TK, self.experts).view_as(x)
+
+    def _path(self, x_TH: Tensor) -> Callable[..., Tensor]:
+        if x_TH.is_cuda and len(x_TH) <= STATIC_TOKENS and not torch.is_grad_enabled():
+            return moe_static
+        return moe_sorted if all(map(expert_form, self.experts)) else moe_loop
