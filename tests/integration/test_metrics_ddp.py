@@ -1,0 +1,55 @@
+"""Metrics over two CPU processes: the same numbers as one process, with uneven batches and with an idle rank."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from ts_lightning.metrics import AnswerAccuracy, BoxAccuracy, MeanIoU, StepAnswer, StepMetrics, box_tensor
+
+COUNT = 11
+SPLITS = {"uneven": [range(7), range(7, COUNT)], "empty_rank": [range(COUNT), range(0)]}
+BATCH = 3
+
+
+def fill(rows: range) -> dict[str, torch.Tensor]:
+    """Feed the questions `rows` of one fixed set in batches of 3 and return every metric's result."""
+    rng = torch.Generator().manual_seed(1)
+    low, size = torch.rand(COUNT, 2, generator=rng) * 0.5, 0.1 + torch.rand(COUNT, 2, generator=rng) * 0.4
+    true = torch.cat([low, low + size], dim=1).double()
+    noisy = true + 0.05 * torch.randn(COUNT, 4, generator=rng)
+    pred = [None if i % 5 == 3 else tuple(noisy[i].tolist()) for i in range(COUNT)]
+    answers = ["red" if i % 3 else "blue" for i in range(COUNT)]
+    miou, acc, words, steps = MeanIoU(), BoxAccuracy(), AnswerAccuracy(), StepMetrics()
+    for start in range(rows.start, rows.stop, BATCH):
+        part = range(start, min(start + BATCH, rows.stop))
+        at = list(part)
+        boxes = box_tensor([pred[i] for i in part])
+        miou.update(boxes, true[at], torch.tensor([[300, 240]] * len(at)))
+        acc.update(boxes, true[at])
+        words.update([answers[i] for i in part], [["red"]] * len(at))
+        steps.update(
+            [StepAnswer(answers[i], [[pred[i]] if pred[i] else []], i % 4 == 0) for i in part],
+            [StepAnswer("red", [[tuple(true[i].tolist())]], i % 6 == 0) for i in part],
+        )
+    return {f"{type(m).__name__}/{k}": v for m in (miou, acc, words, steps) for k, v in m.compute().items()}
+
+
+def worker(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.save({name: fill(split[rank]) for name, split in SPLITS.items()}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    expected = fill(range(COUNT))
+    assert len(expected) == 14
+    assert all(torch.isfinite(value) for value in expected.values())
+    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        results = torch.load(tmp_path / f"{rank}.pt")
+        for split in SPLITS:
+            assert results[split].keys() == expected.keys()
+            for key, value in expected.items():
+                torch.testing.assert_close(results[split][key], value, rtol=1e-12, atol=0, msg=f"{split} {key}")
