@@ -1,0 +1,1 @@
+"""Evaluation: scores, reports, drawings and the retention certificate."""

@@ -1,0 +1,161 @@
+"""The report of one tuning run: report.json, report.md, the one table that is printed, and curves.png."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+REQUIRED = (
+    "base.miou",
+    "base.acc50",
+    "tuned.miou",
+    "tuned.acc50",
+    "understanding.before",
+    "understanding.after",
+    "certificate.passed",
+    "seconds",
+    "peak_rss_mb",
+    "samples_per_second",
+)
+_ROWS = (
+    ("mIoU", "miou"),
+    ("mIoU, medium objects", "miou_medium"),
+    ("mIoU, large objects", "miou_large"),
+    ("Acc@0.5", "acc50"),
+)
+
+
+def lookup(report: Mapping[str, Any], key: str) -> Any:
+    """`report["base"]["miou"]` for "base.miou"; None where a part is missing."""
+    value: Any = report
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def write_report(
+    folder: str | Path, report: Mapping[str, Any], history: str | Path | None = None, title: str = "Quickstart"
+) -> str:
+    """Write report.json, report.md and, with `history` (a metrics.csv), curves.png; return the table for printing.
+
+    report: nested plain values that hold at least the keys in `REQUIRED` ({"base": {"miou": ...}, ...}); shares are
+    in [0, 1]. ValueError names a missing key. Pictures in `folder`/pictures are linked from report.md.
+    """
+    missing = [key for key in REQUIRED if lookup(report, key) is None]
+    if missing:
+        raise ValueError(f"report: seen no {', '.join(missing)}, expected {', '.join(REQUIRED)}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
+    text = table(report)
+    parts = [f"# {title}", "```\n" + text + "\n```"]
+    if history is not None:
+        plot_curves(history, folder / "curves.png")
+        parts.append("![loss, alpha and validation curves](curves.png)")
+    parts += [f"![{path.stem}](pictures/{path.name})" for path in sorted((folder / "pictures").glob("*.png"))]
+    (folder / "report.md").write_text("\n\n".join(parts) + "\n")
+    return text
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The table of a run in plain text: base and tuned side by side, then what was paid for it."""
+    rows = [("", "base", "tuned")]
+    for label, key in _ROWS:
+        before, after = lookup(report, f"base.{key}"), lookup(report, f"tuned.{key}")
+        if _is_number(before) or _is_number(after):
+            rule = lookup(report, "tuned.rule") if key == "acc50" else None
+            rows.append((f"{label} ({rule})" if rule else label, _share(before), _share(after)))
+    before, after = (lookup(report, f"understanding.{key}") for key in ("before", "after"))
+    rows.append(("understanding accuracy", _share(before), _share(after)))
+    wide = max(len(row[0]) for row in rows) + 2
+    lines = [f"{name:<{wide}}{base:>8}{tuned:>8}".rstrip() for name, base, tuned in rows]
+    lines.insert(1, "-" * (wide + 16))
+    minutes, seconds = divmod(round(report["seconds"]), 60)
+    below = (
+        ("retention certificate", _certificate(report["certificate"])),
+        ("time", f"{minutes} min {seconds} s"),
+        ("training speed", f"{report['samples_per_second']:.0f} samples/s"),
+        ("peak memory", f"{report['peak_rss_mb']:.0f} MB"),
+    )
+    return "\n".join([*lines, "-" * (wide + 16), *(f"{name:<{wide}}  {value}" for name, value in below)])
+
+
+def plot_curves(history: str | Path, out: str | Path) -> None:
+    """Draw loss, alpha and validation curves by step from a metrics.csv of Lightning's CSVLogger."""
+    columns = read_history(history)
+    panels = (
+        ("training loss", [name for name in columns if name.removesuffix("_step") == "train/loss"]),
+        ("alpha (1 = understanding only)", [name for name in columns if name.startswith("train/alpha")]),
+        ("validation", [name for name in columns if name.startswith("val/") and name.endswith(("/miou", "/acc50"))]),
+    )
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
+    for axis, (title, names) in zip(axes, panels, strict=True):
+        for name in names:
+            steps, values = zip(*columns[name], strict=True)
+            if title == "training loss":
+                axis.plot(steps, values, color="#b8c9e6", linewidth=0.8)
+                axis.plot(steps, smooth(values), color="#0a4db3", label="smoothed")
+                continue
+            style = {"marker": "o", "markersize": 3, "linestyle": "--" if name.endswith("acc50") else "-"}
+            axis.plot(steps, values, label=name.split("/", 1)[1], **(style if title == "validation" else {}))
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.25)
+        if 0 < len(names) <= 8:
+            axis.legend(fontsize=8, frameon=False)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def read_history(path: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """Columns of a metrics.csv as (step, value) pairs; empty cells and columns without a finite value are left out."""
+    columns: dict[str, list[tuple[int, float]]] = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            for name, cell in row.items():
+                if name not in ("step", "epoch") and cell and math.isfinite(float(cell)):
+                    columns.setdefault(name, []).append((int(row["step"]), float(cell)))
+    return columns
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Exponential moving average over about a twentieth of the values, without the bias of its start."""
+    weight = 1 - 1 / max(2.0, len(values) / 20)
+    average, total, out = 0.0, 0.0, []
+    for value in values:
+        average, total = weight * average + (1 - weight) * value, weight * total + (1 - weight)
+        out.append(average / total)
+    return out
+
+
+def _certificate(certificate: Mapping[str, Any]) -> str:
+    verdict = "passed" if certificate["passed"] else "FAILED"
+    if "tensors_compared" not in certificate:
+        return verdict
+    logits = certificate["logits"]
+    equal = "bitwise equal" if logits["bitwise_equal"] else f"differ by up to {logits['max_abs_diff']:.2g}"
+    same = certificate["tensors_compared"] - len(certificate["differing"])
+    return f"{verdict}: {same} of {certificate['tensors_compared']} frozen tensors equal, logits {equal}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _share(value: Any) -> str:
+    return f"{value:.3f}" if _is_number(value) else "-"
+
+
+def _plain(value: Any) -> Any:
+    """The same nested values for strict JSON: tuples as lists, NaN and infinity as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
