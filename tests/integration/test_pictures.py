@@ -1,0 +1,61 @@
+"""From a shard and prediction records to pictures on disk."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
+from ts_lightning.data.write import write_shards
+from ts_lightning.evaluation.pictures import make_picture, write_pictures, write_sheets
+from ts_lightning.grounding.codecs import get_codec
+
+CODEC = get_codec("scout")
+
+
+def make_sample(i: int) -> Sample:
+    data = io.BytesIO()
+    Image.new("RGB", (120, 90), (90, 90, 90 + i)).save(data, "JPEG")
+    return Sample(
+        id=f"s{i}",
+        key=f"s{i}",
+        task="grounding",
+        images=[SampleImage("a.jpg", 120, 90)],
+        turns=[Turn("user", "<image> Where is the dog? Answer with a box."), Turn("assistant", "{region:0}")],
+        regions=[SampleRegion(box=(0.1, 0.1, 0.5, 0.5))],
+        answer=Answer(regions=[0]),
+        image_bytes=[data.getvalue()],
+    )
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[dict]:
+    paths = write_shards([make_sample(i) for i in range(5)], tmp_path / "shards", "toy")
+    common = {"shard": str(paths[0]), "subtask": "rec", "question": "Where is the dog?", "text": "[[10,10,50,70]]"}
+    truth = {"box": [0.1, 0.1, 0.5, 0.5], "answers": []}
+    box = {"box": [0.1, 0.1, 0.5, 0.7], "parse_status": "ok", "truth": truth}
+    return [{**common, **box, "suite": "rec" if i < 3 else "a b/c", "key": f"s{i}"} for i in range(5)]
+
+
+def test_pictures_and_sheets(records: list[dict], tmp_path: Path) -> None:
+    assert write_pictures(records, tmp_path / "out", CODEC, limit=2) == 4
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a_b_c-s3.png", "a_b_c-s4.png", "rec-s0.png", "rec-s1.png",
+    ]  # fmt: skip
+    sheets = write_sheets(records, tmp_path / "sheets", CODEC)
+    assert [path.name for path in sheets] == ["rec.png", "a_b_c.png"]
+    assert Image.open(sheets[0]).width > Image.open(sheets[1]).width > 640
+
+
+def test_notes(records: list[dict]) -> None:
+    image = Image.new("RGB", (120, 90))
+    picture = make_picture(records[0], image, CODEC)
+    assert picture.note == "IoU 0.67"
+    assert [len(boxes) for boxes in picture.predicted] == [1]
+    assert make_picture({**records[0], "box": None, "text": "no idea"}, image, CODEC).note == "no box"
+
+
+def test_a_record_that_the_shard_lacks(records: list[dict], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="seen no record 'x'"):
+        write_pictures([{**records[0], "key": "x"}], tmp_path, CODEC)

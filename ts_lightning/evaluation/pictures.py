@@ -1,0 +1,85 @@
+"""From prediction records to pictures on disk."""
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from ts_lightning.data.index import Manifest, index_shard
+from ts_lightning.data.reader import ShardReader
+from ts_lightning.evaluation.drawing import Picture, contact_sheet, draw_picture
+from ts_lightning.grounding.boxes import iou
+from ts_lightning.grounding.codecs import ScoutCodec
+from ts_lightning.metrics import parse_steps
+
+Record = Mapping[str, Any]
+
+
+def make_picture(record: Record, image: Image.Image, codec: ScoutCodec) -> Picture:
+    """What to draw for one prediction record on its (displayed) image."""
+    truth = record["truth"]
+    true_box, box = truth.get("box"), record.get("box")
+    steps = parse_steps(record["text"], codec, image.size).step_boxes
+    if true_box is None:
+        note = record.get("subtask") or record["suite"]
+        answers = ", ".join(truth.get("answers") or [])
+        return Picture(image, record["question"], record["text"], steps, note=note, true_answer=answers)
+    note = "no box" if box is None else f"IoU {iou(box, true_box):.2f}"
+    words = ", ".join(answer for answer in truth.get("answers") or [] if "{region" not in answer)
+    return Picture(image, record["question"], record["text"], steps, [tuple(true_box)], note, words)
+
+
+def write_pictures(records: Iterable[Record], folder: str | Path, codec: ScoutCodec, limit: int | None = None) -> int:
+    """One png per record, `<suite>-<key>.png`, the first `limit` of each suite; returns their number."""
+    folder, count = Path(folder), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, group in _by_suite(records, limit):
+        for record, image in _with_images(group):
+            path = folder / f"{_safe(name)}-{_safe(record['key'])}.png"
+            draw_picture(make_picture(record, image, codec)).save(path)
+            count += 1
+    return count
+
+
+def write_sheets(
+    records: Iterable[Record], folder: str | Path, codec: ScoutCodec, limit: int = 12, title: str = "{suite}"
+) -> list[Path]:
+    """One contact sheet per suite, `<suite>.png`, of its first `limit` records (the first, not the best)."""
+    folder, paths = Path(folder), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, group in _by_suite(records, limit):
+        pictures = [make_picture(record, image, codec) for record, image in _with_images(group)]
+        if pictures:
+            paths.append(folder / f"{_safe(name)}.png")
+            contact_sheet(pictures, title=title.format(suite=name)).save(paths[-1])
+    return paths
+
+
+def _by_suite(records: Iterable[Record], limit: int | None) -> list[tuple[str, list[Record]]]:
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record["suite"], []).append(record)
+    return [(name, group[:limit]) for name, group in groups.items()]
+
+
+def _with_images(records: Iterable[Record]) -> Iterator[tuple[Record, Image.Image]]:
+    """Each record with its first image, read from its shard; records without an image are left out."""
+    readers: dict[str, tuple[ShardReader, dict[str, int]]] = {}
+    for record in records:
+        path = record["shard"]
+        if path not in readers:
+            index = index_shard(path)
+            readers[path] = ShardReader(Manifest((index,), len(index.keys))), {k: i for i, k in enumerate(index.keys)}
+        reader, places = readers[path]
+        if record["key"] not in places:
+            raise ValueError(f"{path}: seen no record {record['key']!r}, expected it: the predictions name it")
+        images = reader.read(places[record["key"]]).image_bytes
+        if images:
+            yield record, ImageOps.exif_transpose(Image.open(io.BytesIO(images[0])))
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)
