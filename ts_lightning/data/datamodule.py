@@ -1,0 +1,237 @@
+"""The LightningDataModule over indexed shards."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import lightning as L
+import torch
+
+from ts_lightning.data.index import Manifest, index_shards
+from ts_lightning.data.loader import BadRecords, EvalLoader, TrainLoader, log
+from ts_lightning.data.order import STATE_VERSION, MicroBatches, StreamState, TrainStream, eval_batches
+from ts_lightning.data.reader import ShardDataset
+
+
+@dataclass
+class ShardSource:
+    """Where records come from: paths or globs of tars, and how many of the first records to use (None: all)."""
+
+    shards: str | list[str]
+    max_samples: int | None = None
+
+
+class ShardDataModule(L.LightningDataModule):
+    """Training, named validation and test suites, and prediction over WebDataset shards.
+
+    One training batch is this rank's share of one global batch of `global_batch_size` records, as micro-batches of
+    `micro_batch_size`; it depends on (`seed`, epoch, position) alone. Call `advance()` after every optimizer step and
+    before a checkpoint is written. Evaluation batches hold `eval_batch_size` prompts.
+
+    Args:
+        train: Training records.
+        val: Validation suites by name.
+        test: Test suites by name; `val` when None.
+        predict: Records to answer; the validation suites when None.
+        suites: Which of the suites to run (None: all).
+        global_batch_size: Records of one optimizer step over all devices; a multiple of
+            `micro_batch_size` times the number of devices.
+        micro_batch_size: Records of one forward pass on one device in training.
+        eval_batch_size: The same in evaluation.
+        num_workers: Loader processes of each rank.
+        seed: Names the order of the training records.
+        shuffle_window: Records are shuffled within windows of so many positions of the shuffled shards.
+        max_bad_fraction: Share of unreadable records (of each source, seen by one rank) that is skipped, not fatal.
+        encode: `encode(sample, for_generation)` -> row; `vlm.encode` of the trainer's module when None.
+        pad_id: The padding token; `vlm.pad_id` when None.
+
+    Raises:
+        ValueError: In one line, for shards, sizes or names that can't be used.
+    """
+
+    def __init__(
+        self,
+        train: ShardSource | None = None,
+        val: dict[str, ShardSource] | None = None,
+        test: dict[str, ShardSource] | None = None,
+        predict: ShardSource | None = None,
+        suites: list[str] | None = None,
+        global_batch_size: int = 64,
+        micro_batch_size: int = 8,
+        eval_batch_size: int = 16,
+        num_workers: int = 0,
+        seed: int = 0,
+        shuffle_window: int = 16384,
+        max_bad_fraction: float = 0.0,
+        encode: Callable[..., dict[str, Any]] | None = None,
+        pad_id: int | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"global_batch_size": global_batch_size, "micro_batch_size": micro_batch_size}
+        for name, size in (sizes | {"eval_batch_size": eval_batch_size, "shuffle_window": shuffle_window}).items():
+            if size < 1:
+                raise ValueError(f"data.{name}: seen {size}, expected at least 1")
+        known = list((val or {}) | (test or {}))
+        if unknown := [name for name in suites or [] if name not in known]:
+            raise ValueError(f"data.suites: seen {unknown[0]!r}, expected some of {known}")
+        chosen = known if suites is None else suites
+        self._train = train
+        self._val = {name: source for name, source in (val or {}).items() if name in chosen}
+        self._test = {name: source for name, source in (test or val or {}).items() if name in chosen}
+        self._predict = self._val if predict is None else {"predict": predict}
+        self.global_batch_size = global_batch_size
+        self.micro_batch_size = micro_batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.shuffle_window = shuffle_window
+        self.max_bad_fraction = max_bad_fraction
+        self._encode, self._pad_id = encode, pad_id
+        self._loaded: dict[str, tuple[Manifest, BadRecords]] = {}
+        self._state: StreamState | None = None
+        self._stream: TrainStream | None = None
+
+    @property
+    def val_suites(self) -> list[str]:
+        """Names of the validation suites, by `dataloader_idx`."""
+        return list(self._val)
+
+    @property
+    def test_suites(self) -> list[str]:
+        return list(self._test)
+
+    @property
+    def predict_suites(self) -> list[str]:
+        return list(self._predict)
+
+    def prepare_data(self) -> None:
+        """Write the index files once, before all ranks read them."""
+        stage = None if self.trainer is None or self.trainer.state.fn is None else self.trainer.state.fn.value
+        for source in self._sources(stage).values():
+            index_shards(source.shards)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Index what `stage` needs; everything that can be wrong with it is found here."""
+        rank, world_size = self._rank()
+        for name, source in self._sources(stage).items():
+            if name not in self._loaded:
+                manifest = index_shards(source.shards).head(source.max_samples)
+                bad_records = BadRecords(manifest.num_samples, self.max_bad_fraction)
+                bad_records.add(manifest.bad, log.warning if rank == 0 else log.debug)
+                self._loaded[name] = manifest, bad_records
+        if "train" in self._loaded and stage in (None, "fit"):
+            step = self.micro_batch_size * world_size
+            if self.global_batch_size % step:
+                raise ValueError(
+                    f"data.global_batch_size: seen {self.global_batch_size}, expected a multiple of "
+                    f"micro_batch_size * devices = {self.micro_batch_size} * {world_size} = {step}"
+                )
+            manifest = self._loaded["train"][0]
+            if manifest.num_samples < self.global_batch_size:
+                raise ValueError(
+                    f"data.train: seen {manifest.num_samples} records, expected at least one global batch of "
+                    f"{self.global_batch_size} (global_batch_size)"
+                )
+            fresh = StreamState(manifest.sha256, self.seed)
+            self._stream = TrainStream(manifest.shard_sizes, self.global_batch_size, fresh, self.shuffle_window)
+            self._resume()
+
+    def advance(self) -> None:
+        """Count one optimizer step as done: the state moves on by one global batch, the same on all ranks.
+
+        Call it after the step and before anything saves a checkpoint: at the end of `training_step` or in a callback
+        (a LightningModule's own `on_train_batch_end` comes after ModelCheckpoint's).
+        """
+        assert self._stream is not None
+        if not getattr(self.trainer, "overfit_batches", 0):  # overfitting repeats the first batches
+            self._stream.advance()
+
+    def state_dict(self) -> dict[str, Any]:
+        """{version, manifest_sha, seed, epoch, samples_consumed}; empty where nothing is trained."""
+        state = self._stream.state if self._stream is not None else self._state
+        return {} if state is None else asdict(state)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue exactly behind the last counted batch; ValueError when the shards or the seed are other ones."""
+        if state_dict.get("version") != STATE_VERSION:
+            raise ValueError(f"data state: seen version {state_dict.get('version')}, expected {STATE_VERSION}")
+        self._state = StreamState(**state_dict)
+        self._resume()
+
+    def train_dataloader(self) -> TrainLoader:
+        """This rank's loader, from the state on.
+
+        Under a trainer it goes on into the next epoch (the trainer stops after `len` batches), else it ends there.
+        """
+        if self._stream is None:
+            raise ValueError("data.train: seen nothing to train on, expected train.shards (and setup('fit') called)")
+        rank, world_size = self._rank()
+        batches = MicroBatches(self._stream, self.micro_batch_size, rank, world_size, endless=self.trainer is not None)
+        manifest, bad_records = self._loaded["train"]
+        encode, pad_id = self._encoder()
+        return TrainLoader(ShardDataset(manifest, encode), batches, self.num_workers, pad_id, bad_records)
+
+    def val_dataloader(self) -> list[EvalLoader]:
+        return [self._eval_loader(f"val.{name}") for name in self._val]
+
+    def test_dataloader(self) -> list[EvalLoader]:
+        return [self._eval_loader(f"test.{name}") for name in self._test]
+
+    def predict_dataloader(self) -> list[EvalLoader]:
+        return [self._eval_loader(f"predict.{name}") for name in self._predict]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move tensors; samples stay as they are (Lightning would copy every dataclass field by field)."""
+        if isinstance(batch, torch.Tensor):
+            return batch.to(device, non_blocking=True)
+        if isinstance(batch, dict):
+            return {k: self.transfer_batch_to_device(v, device, dataloader_idx) for k, v in batch.items()}
+        if isinstance(batch, list):
+            return [self.transfer_batch_to_device(v, device, dataloader_idx) for v in batch]
+        return batch
+
+    def _sources(self, stage: str | None) -> dict[str, ShardSource]:
+        sources: dict[str, ShardSource] = {}
+        if stage in (None, "fit") and self._train is not None:
+            sources["train"] = self._train
+        suites = {"validate": ("val", self._val), "test": ("test", self._test), "predict": ("predict", self._predict)}
+        for name, (prefix, chosen) in suites.items():
+            if stage in (None, name) or (stage == "fit" and name == "validate"):
+                sources |= {f"{prefix}.{suite}": source for suite, source in chosen.items()}
+        missing = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}.get(stage or "")
+        if missing and not any(name.split(".")[0] == missing for name in sources):
+            raise ValueError(f"data.{missing}: seen none, expected shards for {stage}")
+        return sources
+
+    def _eval_loader(self, name: str) -> EvalLoader:
+        manifest, bad_records = self._loaded[name]
+        encode, pad_id = self._encoder()
+        batches = eval_batches(manifest.num_samples, self.eval_batch_size, *self._rank())
+        dataset = ShardDataset(manifest, encode, for_generation=True)
+        return EvalLoader(dataset, batches, self.num_workers, pad_id, bad_records)
+
+    def _encoder(self) -> tuple[Callable[..., dict[str, Any]], int]:
+        vlm = None if self.trainer is None else getattr(self.trainer.lightning_module, "vlm", None)
+        encode = self._encode or getattr(vlm, "encode", None)
+        pad_id = getattr(vlm, "pad_id", None) if self._pad_id is None else self._pad_id
+        if encode is None or pad_id is None:
+            raise ValueError("data.encode: seen no encode or pad_id, expected arguments or a trainer with a vlm")
+        return encode, pad_id
+
+    def _rank(self) -> tuple[int, int]:
+        """(rank, number of ranks) that share the data; tensor-parallel ranks count once."""
+        sharing = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
+        return (0, 1) if sharing is None else (sharing["rank"], sharing["num_replicas"])
+
+    def _resume(self) -> None:
+        if self._stream is None or self._state is None:
+            return
+        fresh = self._stream.state
+        if self._state.manifest_sha != fresh.manifest_sha:
+            raise ValueError(
+                f"data.train: seen shards {fresh.manifest_sha[:12]}, expected {self._state.manifest_sha[:12]} as in "
+                "the checkpoint (to train on other data start from its weights with init_from)"
+            )
+        if self._state.seed != self.seed:
+            raise ValueError(f"data.seed: seen {self.seed}, expected {self._state.seed} as in the checkpoint")
+        self._stream.state = self._state

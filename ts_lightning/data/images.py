@@ -1,0 +1,39 @@
+"""What a picture's bytes say about it: format and displayed size."""
+
+import io
+
+from PIL import Image
+
+EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+_EXIF_ORIENTATION = 0x0112
+
+
+def inspect_image(data: bytes) -> tuple[str, int, int]:
+    """(extension, width, height) of encoded bytes; the size is the displayed one, after EXIF rotation.
+
+    The picture is decoded once (at low resolution where the format can), so cut files are found here.
+    Raises ValueError for anything that is not a whole JPEG, PNG or WebP.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=list(_FORMATS)) as image:
+            width, height = image.size
+            if image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:  # 5 to 8 turn the picture by a quarter
+                width, height = height, width
+            extension = _FORMATS[str(image.format)]
+            image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image: seen {len(data)} bytes ({error}), expected a whole JPEG, PNG or WebP") from None
+    return extension, width, height
+
+
+def sniff_extension(data: bytes) -> str:
+    """The extension of encoded bytes by their first bytes alone; ValueError for an unknown format."""
+    if data[:3] == b"\xff\xd8\xff":
+        return "jpg"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    raise ValueError(f"image: seen bytes {data[:12]!r}, expected a JPEG, PNG or WebP")

@@ -1,0 +1,197 @@
+"""The index of shards: where every record lies, what it weighs, and that nothing of it is missing."""
+
+import glob
+import hashlib
+import json
+import mmap
+import os
+import tempfile
+from bisect import bisect_right
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+
+from ts_lightning.data.sample import SCHEMA_VERSION
+from ts_lightning.data.tar import Records, scan_tar
+
+INDEX_VERSION = 1
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """One tar: `members` is int64 [M, 3] of (offset, size, crc32); record r owns rows starts[r] to starts[r + 1].
+
+    `names` are the members' extensions ("json", "jpg", "0.jpg"); `bad` maps a key to ":key: what is wrong".
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+    keys: list[str]
+    names: list[str]
+    starts: list[int]
+    members: np.ndarray
+    bad: dict[str, str]
+
+    def record(self, r: int) -> list[tuple[str, int, int, int]]:
+        """(extension, offset, size, crc32) of every member of record r."""
+        rows = slice(self.starts[r], self.starts[r + 1])
+        members = self.members[rows].tolist()
+        return [(name, *member) for name, member in zip(self.names[rows], members, strict=True)]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Shards in order; the first `num_samples` records count. `sha256` names their content, not their place."""
+
+    shards: tuple[ShardIndex, ...]
+    num_samples: int
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(len(shard.keys) for shard in self.shards))
+
+    @cached_property
+    def sha256(self) -> str:
+        parts = [SCHEMA_VERSION, self.num_samples, [(s.sha256, len(s.keys)) for s in self.shards]]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Records of every shard that count."""
+        starts = [0, *self._ends[:-1]]
+        return [max(0, min(end, self.num_samples) - start) for start, end in zip(starts, self._ends, strict=True)]
+
+    @property
+    def bad(self) -> list[str]:
+        """One line for every record that counts and whose JSON is not a valid sample."""
+        counts = zip(self.shards, self.shard_sizes, strict=True)
+        return [s.path + s.bad[k] for s, size in counts if s.bad for k in s.keys[:size] if k in s.bad]
+
+    def locate(self, i: int) -> tuple[ShardIndex, int]:
+        """The shard of record i and its place in it."""
+        if not 0 <= i < self.num_samples:
+            raise IndexError(f"record {i} of {self.num_samples}")
+        s = bisect_right(self._ends, i)
+        return self.shards[s], i - (self._ends[s - 1] if s else 0)
+
+    def head(self, count: int | None) -> "Manifest":
+        """The first `count` records (all when None)."""
+        if count is not None and count < 1:
+            raise ValueError(f"max_samples: seen {count}, expected at least 1")
+        return self if count is None else replace(self, num_samples=min(count, self.num_samples))
+
+    def summary(self) -> dict[str, object]:
+        """Counts and hashes as plain values, for a manifest file."""
+        return {
+            "version": INDEX_VERSION,
+            "schema_version": SCHEMA_VERSION,
+            "sha256": self.sha256,
+            "num_samples": self.num_samples,
+            "num_bytes": self.num_bytes,
+            "shards": [
+                {"path": s.path, "num_samples": n, "num_bytes": s.size, "sha256": s.sha256}
+                for s, n in zip(self.shards, self.shard_sizes, strict=True)
+            ],
+        }
+
+
+def index_shards(paths: Paths) -> Manifest:
+    """Index tars (a path, a glob, or a list of both), using and writing the index files beside them.
+
+    Raises ValueError, one line, for a pattern without a file and for a tar that is empty, cut, or not as it should be.
+    """
+    shards = tuple(index_shard(path) for path in expand(paths))
+    return Manifest(shards, sum(len(shard.keys) for shard in shards))
+
+
+def expand(paths: Paths) -> list[str]:
+    """Files of `paths`, globs expanded in sorted order; ValueError for a pattern that matches none, or a file twice."""
+    patterns = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if not patterns:
+        raise ValueError("shards: seen an empty list, expected at least one path or pattern")
+    files: list[str] = []
+    for pattern in [os.fspath(p) for p in patterns]:
+        found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
+        found = [f for f in found if os.path.isfile(f)]
+        if not found:
+            raise ValueError(f"{pattern}: seen no such shard, expected at least one .tar file")
+        files += found
+    if twice := sorted({f for f in files if files.count(f) > 1}) if len(set(files)) < len(files) else []:
+        raise ValueError(f"{twice[0]}: seen twice in the list of shards, expected once")
+    return files
+
+
+def index_shard(path: str) -> ShardIndex:
+    """The index of one tar: from the file beside it when size and time (or else sha256) agree, or made anew."""
+    stat = os.stat(path)
+    old = _load(path)
+    if old is not None and old.size == stat.st_size:
+        if old.mtime_ns == stat.st_mtime_ns:
+            return old
+        if old.sha256 == _sha256(path):
+            return _save(replace(old, mtime_ns=stat.st_mtime_ns))
+    records: Records = scan_tar(path)
+    starts, rows = [0], []
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for _, offset, size in (member for _, members in records.items for member in members):
+            with memoryview(data) as view, view[offset : offset + size] as payload:
+                rows.append((offset, size, crc32(payload)))
+    for _, members in records.items:
+        starts.append(starts[-1] + len(members))
+    index = ShardIndex(
+        path=path,
+        size=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
+        sha256=_sha256(path),
+        keys=[key for key, _ in records.items],
+        names=[name for _, members in records.items for name, _, _ in members],
+        starts=starts,
+        members=np.array(rows, dtype=np.int64).reshape(-1, 3),
+        bad=records.bad,
+    )
+    return _save(index)
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load(path: str) -> ShardIndex | None:
+    """The index file beside a tar, or None when it is missing, damaged or of another version."""
+    try:
+        with open(path + ".idx", "rb") as file:
+            stored = json.load(file)
+        if stored.pop("versions") != [INDEX_VERSION, SCHEMA_VERSION]:
+            return None
+        members = np.array(stored.pop("members"), dtype=np.int64).reshape(-1, 3)
+        index = ShardIndex(path=path, members=members, **stored)
+        return index if len(index.names) == len(members) == index.starts[-1] else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _save(index: ShardIndex) -> ShardIndex:
+    """Write the index file beside the tar, whole or not at all; in a read-only folder it stays in memory."""
+    stored = {f.name: getattr(index, f.name) for f in fields(index) if f.name != "path"}
+    stored |= {"versions": [INDEX_VERSION, SCHEMA_VERSION], "members": index.members.tolist()}
+    path = Path(index.path + ".idx")
+    with suppress(OSError):
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
+            json.dump(stored, file, separators=(",", ":"))
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    return index

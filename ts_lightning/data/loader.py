@@ -1,0 +1,107 @@
+"""Sized loaders around the stock DataLoader, and the account of unreadable records.
+
+They are no DataLoaders themselves, so Lightning leaves their order alone, and they hold no state of their own.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from ts_lightning.data.collate import collate
+from ts_lightning.data.order import MicroBatches
+from ts_lightning.data.reader import ShardDataset
+
+log = logging.getLogger("ts_lightning.data")
+LISTED = 20
+
+
+class BadRecords:
+    """Counts distinct unreadable records, reports each once, stops beyond `max_fraction` of `total` with the list."""
+
+    def __init__(self, total: int, max_fraction: float) -> None:
+        self.limit = int(max_fraction * total + 1e-9)
+        self.budget = f"max_bad_fraction {max_fraction} of {total}"
+        self.seen: dict[str, None] = {}
+
+    def add(self, lines: list[str], report: Callable[[str], object] = log.warning) -> None:
+        new = [line for line in dict.fromkeys(lines) if line not in self.seen]
+        self.seen.update(dict.fromkeys(new))
+        for line in new:
+            report(f"bad record {line}")
+        if new and len(self.seen) > self.limit:
+            listed = "; ".join(list(self.seen)[:LISTED]) + ("; ..." if len(self.seen) > LISTED else "")
+            raise ValueError(f"{len(self.seen)} bad records, expected at most {self.limit} ({self.budget}): {listed}")
+
+    def checked(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch, after its bad records were added."""
+        self.add(batch.pop("bad"))
+        if not batch:
+            raise ValueError(f"bad records: seen none readable beside {list(self.seen)[-1:]}, expected some")
+        return batch
+
+
+def _collate(rows: list[dict[str, Any]], pad_id: int, side: str) -> dict[str, Any]:
+    """`collate` plus the lines of bad rows under "bad", which stand alone when a row has no tensors."""
+    whole = all("input_ids" in row for row in rows)
+    return (collate(rows, pad_id, side) if whole else {}) | {"bad": [row["bad"] for row in rows if row["bad"]]}
+
+
+def _loader(dataset: ShardDataset, batches: Any, workers: int, ahead: int, pad_id: int, side: str) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=partial(_collate, pad_id=pad_id, side=side),
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=max(2, ahead // workers) if workers else None,
+        persistent_workers=workers > 0,
+        in_order=True,
+    )
+
+
+class TrainLoader:
+    """This rank's share of every global batch: {"micro_batches": [batch, ...], "ids": [...], "num_rows": int}.
+
+    Iteration starts at the stream's state; `len` is the number of global batches of a whole epoch.
+    """
+
+    def __init__(
+        self, dataset: ShardDataset, batches: MicroBatches, workers: int, pad_id: int, bad_records: BadRecords
+    ) -> None:
+        self.batches = batches
+        self.bad_records = bad_records
+        self._loader = _loader(dataset, batches, workers, 2 * batches.per_batch, pad_id, "right")
+
+    def __len__(self) -> int:
+        return len(self.batches.stream)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        micro_batches: list[dict[str, Any]] = []
+        for batch in self._loader:
+            micro_batches.append(self.bad_records.checked(batch))
+            if len(micro_batches) == self.batches.per_batch:
+                ids = [sample.id for micro in micro_batches for sample in micro["samples"]]
+                yield {"micro_batches": micro_batches, "ids": ids, "num_rows": len(ids)}
+                micro_batches = []
+
+
+class EvalLoader:
+    """Generation batches (prompts, padded on the left) of one suite, each record once over all ranks."""
+
+    def __init__(
+        self, dataset: ShardDataset, batches: list[list[int]], workers: int, pad_id: int, bad_records: BadRecords
+    ) -> None:
+        self.batches = batches
+        self.bad_records = bad_records
+        self._loader = _loader(dataset, batches, workers, 2, pad_id, "left")
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self._loader:
+            yield self.bad_records.checked(batch)

@@ -1,0 +1,122 @@
+"""Random access to the records of indexed shards, and the map-style dataset over them."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch.utils.data import Dataset
+
+from ts_lightning.data.index import Manifest, ShardIndex, index_shard
+from ts_lightning.data.sample import Sample
+from ts_lightning.data.tar import image_order
+
+MAX_OPEN_SHARDS = 128
+STAND_IN_TRIES = 64
+
+
+class ShardReader:
+    """`read(i)`: record i of a manifest.
+
+    Each process opens a shard once and reads by position (pread), so forked workers never share a file offset.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._open: OrderedDict[str, int] = OrderedDict()
+        self._pid = os.getpid()
+
+    def read(self, i: int) -> Sample:
+        """The validated sample with its image bytes; ValueError for a wrong checksum or an invalid record."""
+        shard, r = self.manifest.locate(i)
+        return self.read_record(shard, r)
+
+    def read_record(self, shard: ShardIndex, r: int) -> Sample:
+        key = shard.keys[r]
+        data: dict[str, bytes] = {}
+        fd = self._fd(shard)
+        for name, offset, size, crc in shard.record(r):
+            data[name] = os.pread(fd, size, offset)
+            if crc32(data[name]) != crc:
+                raise ValueError(
+                    f"{shard.path}:{key}: member {name}: seen checksum {crc32(data[name]):08x}, "
+                    f"expected {crc:08x} (the shard changed after it was indexed)"
+                )
+        record = data.pop("json")
+        images = [data[name] for name in sorted(data, key=image_order)]
+        return Sample.from_json(record, key, shard.path, images)
+
+    def _fd(self, shard: ShardIndex) -> int:
+        if self._pid != os.getpid():  # a forked worker: the parent's files are not ours to close
+            self._open, self._pid = OrderedDict(), os.getpid()
+        fd = self._open.pop(shard.path, None)
+        if fd is None:
+            fd = os.open(shard.path, os.O_RDONLY)
+            if len(self._open) >= MAX_OPEN_SHARDS:
+                os.close(self._open.popitem(last=False)[1])
+        self._open[shard.path] = fd
+        return fd
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"manifest": self.manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["manifest"])  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        if self._pid == os.getpid():
+            for fd in self._open.values():
+                os.close(fd)
+
+
+class ShardDataset(Dataset[dict[str, Any]]):
+    """Encoded rows: `dataset[i]` is `encode(sample, for_generation=...)` plus `row_valid` and `bad`.
+
+    Index -1 is a padding row. A padding row and the row of an unreadable record hold a readable neighbour's tensors
+    with `row_valid` False and every step id -1, so any backbone can run them; `bad` then says "shard:key: why".
+    Where no neighbour can be read either, the row is `bad` alone.
+    """
+
+    def __init__(self, manifest: Manifest, encode: Callable[..., dict[str, Any]], for_generation: bool = False) -> None:
+        self.reader = ShardReader(manifest)
+        self.encode = encode
+        self.for_generation = for_generation
+
+    def __len__(self) -> int:
+        return self.reader.manifest.num_samples
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        if i < 0:
+            return self._stand_in(0, None)
+        try:
+            return self._row(i)
+        except ValueError as error:
+            shard, r = self.reader.manifest.locate(i)
+            where = f"{shard.path}:{shard.keys[r]}: "
+            why = str(error).removeprefix(where).removeprefix(f"{shard.keys[r]}: ")
+            return self._stand_in(i + 1, where + why)
+
+    def _row(self, i: int) -> dict[str, Any]:
+        sample = self.reader.read(i)
+        row = self.encode(sample, for_generation=self.for_generation)
+        return row | {"sample": sample.without_bytes(), "row_valid": True, "bad": None}
+
+    def _stand_in(self, start: int, why: str | None) -> dict[str, Any]:
+        for i in range(start, start + min(STAND_IN_TRIES, len(self))):
+            try:
+                row = self._row(i % len(self))
+            except ValueError:
+                continue
+            masked = torch.full_like(row["step_ids"], -1)
+            return row | {"step_ids": masked, "row_valid": False, "bad": why}
+        return {"bad": why}
+
+
+def with_bytes(sample: Sample) -> Sample:
+    """The sample with its image bytes, read again from its shard (batches carry samples without them)."""
+    index = index_shard(sample.shard)
+    reader = ShardReader(Manifest((index,), len(index.keys)))
+    return replace(sample, image_bytes=reader.read(index.keys.index(sample.key)).image_bytes)

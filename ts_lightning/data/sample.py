@@ -1,0 +1,267 @@
+"""The record of a shard: one scored question or one conversation, and its JSON."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, NoReturn
+
+from ts_lightning.grounding.boxes import Box, check_box
+
+SCHEMA_VERSION = 1
+IMAGE_MARK = "<image>"
+REGION_MARK = re.compile(r"\{region:(\d+)\}")
+
+
+@dataclass
+class SampleImage:
+    """One picture: its file name at the source and its displayed (EXIF-transposed) size in pixels."""
+
+    name: str
+    width: int
+    height: int
+
+
+@dataclass
+class Turn:
+    """One message. `steps` are character spans [start, end) over `text` as stored, placeholders included."""
+
+    role: str
+    text: str
+    steps: list[tuple[int, int]] | None = None
+
+
+@dataclass
+class SampleRegion:
+    """Where something is in picture `image`: one of `box`, `boxes`, `points`, `polygon`, in [0, 1] of that picture.
+
+    `area_px` is the object's area in pixels of the original picture.
+    """
+
+    image: int = 0
+    phrase: str | None = None
+    category: str | None = None
+    iscrowd: int = 0
+    area_px: float | None = None
+    box: Box | None = None
+    boxes: list[Box] | None = None
+    points: list[tuple[float, float]] | None = None
+    polygon: list[tuple[float, float]] | None = None
+
+
+@dataclass
+class Answer:
+    """The expected answer: a text, region indices, or both; neither means "there is no such object"."""
+
+    text: str | None = None
+    regions: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Sample:
+    """One record. The JSON holds every field but `key`, `shard` and `image_bytes`, null when unused.
+
+    `task` is "understanding" or the name of a skill ("grounding"). Turns alternate user, assistant; the first user
+    turn has one `<image>` for each picture, any turn may name `{region:i}`. `answer` None means nothing is scored.
+    """
+
+    id: str
+    source: str = ""
+    task: str = "understanding"
+    subtask: str | None = None
+    tags: list[str] = field(default_factory=list)
+    images: list[SampleImage] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    regions: list[SampleRegion] = field(default_factory=list)
+    answer: Answer | None = None
+    answers: list[str] | None = None
+    choices: list[str] | None = None
+    meta: dict[str, Any] | None = None
+    key: str = ""
+    shard: str = ""
+    image_bytes: list[bytes] = field(default_factory=list, repr=False)
+
+    @property
+    def where(self) -> str:
+        """`shard:key`, the name of this record in messages."""
+        return f"{self.shard}:{self.key or self.id}"
+
+    def without_bytes(self) -> "Sample":
+        return replace(self, image_bytes=[])
+
+    def to_json(self) -> bytes:
+        """The record's JSON, one line, keys in a fixed order."""
+        record = asdict(self.without_bytes())
+        return json.dumps({name: record[name] for name in _names(Sample)}, ensure_ascii=False).encode()
+
+    @classmethod
+    def from_json(
+        cls, data: bytes | str, key: str = "", shard: str = "", image_bytes: Sequence[bytes] = ()
+    ) -> "Sample":
+        """Parse and validate a record; ValueError "<shard>:<key>: field ...: seen ..., expected ..."."""
+        where = f"{shard}:{key}"
+        try:
+            record = json.loads(data)
+        except ValueError as error:
+            raise ValueError(f"{where}: json: seen {str(error)!r}, expected one JSON object") from None
+        values = _checked(Sample, record, where, "record")
+        for name, part in (("images", SampleImage), ("turns", Turn), ("regions", SampleRegion)):
+            items = _listed(values[name], where, name)
+            values[name] = [part(**_checked(part, item, where, f"{name}[{i}]")) for i, item in enumerate(items)]
+        if values["answer"] is not None:
+            values["answer"] = Answer(**_checked(Answer, values["answer"], where, "answer"))
+        sample = cls(**values, key=key, shard=shard, image_bytes=list(image_bytes))
+        sample.validate()
+        return sample
+
+    def validate(self) -> None:
+        """Check every field and turn number lists into tuples; ValueError names the first field that is wrong."""
+        where = self.where
+        for name, kind, expected in _PLAIN:
+            if not isinstance(getattr(self, name), kind):
+                _fail(where, name, getattr(self, name), expected)
+        for name in ("id", "task"):
+            if not getattr(self, name):
+                _fail(where, name, "", "a non-empty string")
+        for name in ("tags", "answers", "choices"):
+            for item in getattr(self, name) or ():
+                if not isinstance(item, str):
+                    _fail(where, name, item, "strings")
+        for i, image in enumerate(self.images):
+            if not isinstance(image.name, str) or not image.name:
+                _fail(where, f"images[{i}].name", image.name, "a file name")
+            for name in ("width", "height"):
+                if not _is_int(getattr(image, name), 1):
+                    _fail(where, f"images[{i}].{name}", getattr(image, name), "pixels, an integer above 0")
+        for i, region in enumerate(self.regions):
+            self._check_region(i, region)
+        self._check_turns()
+        if self.answer is not None:
+            if not isinstance(self.answer.text, str | None):
+                _fail(where, "answer.text", self.answer.text, "a string or null")
+            for index in _listed(self.answer.regions, where, "answer.regions"):
+                if not _is_int(index, 0, len(self.regions)):
+                    _fail(where, "answer.regions", index, f"an index below {len(self.regions)}")
+
+    def _check_region(self, i: int, region: SampleRegion) -> None:
+        where, name = self.where, f"regions[{i}]"
+        if not _is_int(region.image, 0, len(self.images)):
+            _fail(where, f"{name}.image", region.image, f"an index below {len(self.images)}")
+        for part in ("phrase", "category"):
+            if not isinstance(getattr(region, part), str | None):
+                _fail(where, f"{name}.{part}", getattr(region, part), "a string or null")
+        if region.iscrowd not in (0, 1):
+            _fail(where, f"{name}.iscrowd", region.iscrowd, "0 or 1")
+        if region.area_px is not None and not (_is_number(region.area_px) and region.area_px >= 0):
+            _fail(where, f"{name}.area_px", region.area_px, "pixels, a number from 0")
+        forms = [form for form in ("box", "boxes", "points", "polygon") if getattr(region, form) is not None]
+        if len(forms) > 1:
+            _fail(where, name, forms, "at most one of box, boxes, points, polygon")
+        if region.box is not None:
+            region.box = _box(region.box, where, f"{name}.box")
+        if region.boxes is not None:
+            boxes = _listed(region.boxes, where, f"{name}.boxes")
+            region.boxes = [_box(box, where, f"{name}.boxes[{j}]") for j, box in enumerate(boxes)]
+        if region.points is not None:
+            region.points = _points(region.points, 1, where, f"{name}.points")
+        if region.polygon is not None:
+            region.polygon = _points(region.polygon, 3, where, f"{name}.polygon")
+
+    def _check_turns(self) -> None:
+        where = self.where
+        if not self.turns or len(self.turns) % 2:
+            _fail(where, "turns", f"{len(self.turns)} turns", "pairs of a user and an assistant turn")
+        for i, turn in enumerate(self.turns):
+            role = ("user", "assistant")[i % 2]
+            if turn.role != role:
+                _fail(where, f"turns[{i}].role", turn.role, repr(role))
+            if not isinstance(turn.text, str):
+                _fail(where, f"turns[{i}].text", turn.text, "a string")
+            seen, expected = turn.text.count(IMAGE_MARK), len(self.images) if i == 0 else 0
+            if seen != expected:
+                _fail(where, f"turns[{i}].text", f"{seen} {IMAGE_MARK}", f"{expected} (first user turn: one a picture)")
+            for index in map(int, REGION_MARK.findall(turn.text)):
+                known = index < len(self.regions)
+                r = self.regions[index] if known else SampleRegion()
+                if r.box is r.boxes is r.points is r.polygon is None:
+                    _fail(where, f"turns[{i}].text", f"{{region:{index}}}", "a region with a place in the picture")
+            if turn.steps is not None:
+                turn.steps = self._spans(turn, f"turns[{i}].steps")
+
+    def _spans(self, turn: Turn, name: str) -> list[tuple[int, int]]:
+        spans, last = [], 0
+        for span in _listed(turn.steps, self.where, name):
+            if not (isinstance(span, list | tuple) and len(span) == 2 and all(_is_int(v, 0) for v in span)):
+                _fail(self.where, name, span, "[start, end] character positions")
+            if not last <= span[0] < span[1] <= len(turn.text):
+                _fail(self.where, name, span, f"ascending spans inside {len(turn.text)} characters")
+            spans.append((span[0], span[1]))
+            last = span[1]
+        return spans
+
+
+_OUTSIDE_JSON = ("key", "shard", "image_bytes")
+_PLAIN: list[tuple[str, Any, str]] = [
+    *((name, str, "a string") for name in ("id", "source", "task")),
+    ("subtask", str | None, "a string or null"),
+    *((name, list, "a list") for name in ("tags", "images", "turns", "regions")),
+    *((name, list | None, "a list or null") for name in ("answers", "choices")),
+    ("answer", Answer | None, "an object or null"),
+    ("meta", dict | None, "an object or null"),
+]
+
+
+def _names(cls: type) -> list[str]:
+    return [f.name for f in fields(cls) if f.name not in _OUTSIDE_JSON]
+
+
+def _fail(where: str, name: str, seen: object, expected: str) -> NoReturn:
+    text = repr(seen)
+    raise ValueError(
+        f"{where}: field {name}: seen {text[:77] + '...' if len(text) > 80 else text}, expected {expected}"
+    )
+
+
+def _checked(cls: type, record: Any, where: str, name: str) -> dict[str, Any]:
+    """`record` when it is an object with exactly the fields of `cls`."""
+    if not isinstance(record, dict):
+        _fail(where, name, record, "an object")
+    names = _names(cls)
+    if missing := [n for n in names if n not in record]:
+        raise ValueError(f"{where}: field {name}: seen no {missing[0]!r}, expected it (null when unused)")
+    if unknown := [n for n in record if n not in names]:
+        raise ValueError(f"{where}: field {name}: seen unknown {unknown[0]!r}, expected {', '.join(names)}")
+    return dict(record)
+
+
+def _listed(value: Any, where: str, name: str) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        _fail(where, name, value, "a list")
+    return list(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_int(value: object, low: int, below: float = float("inf")) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value < below
+
+
+def _box(value: Any, where: str, name: str) -> Box:
+    if not isinstance(value, list | tuple) or not all(map(_is_number, value)):
+        _fail(where, name, value, "4 numbers x1, y1, x2, y2")
+    return check_box(value, f"{where}: field {name}")
+
+
+def _points(value: Any, least: int, where: str, name: str) -> list[tuple[float, float]]:
+    points = []
+    for point in _listed(value, where, name):
+        if not (isinstance(point, list | tuple) and len(point) == 2 and all(map(_is_number, point))):
+            _fail(where, name, point, "[x, y] points")
+        if not all(-1e-6 <= v <= 1 + 1e-6 for v in point):
+            _fail(where, name, point, "points inside [0, 1]")
+        points.append((point[0], point[1]))
+    if len(points) < least:
+        _fail(where, name, points, f"at least {least} points")
+    return points
