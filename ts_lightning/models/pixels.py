@@ -1,0 +1,94 @@
+"""From the bytes of a picture to uint8 pixels of the model's size, upright, three times as fast as PIL's bicubic.
+
+Photographs come out within one level of PIL (a few pixels in a million within two) where PIL resizes rows first;
+Pillow 13 resizes the columns of some portrait pictures first, which moves saturated edges by a few levels.
+"""
+
+import io
+import warnings
+
+import numpy as np
+import simplejpeg
+import torch
+import torch.nn.functional as F
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+
+CLIP_MEAN = (122, 116, 104)
+FORMATS = ("JPEG", "PNG", "WEBP")
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+def load_pixels(data: bytes, size: int, mode: str = "stretch", fill: tuple[int, int, int] = CLIP_MEAN) -> Tensor:
+    """Decode, turn upright (EXIF), and resize a picture to uint8 RGB [3, size, size].
+
+    `stretch` resizes both sides; `pad` first centres the picture on a square of the colour `fill` (0-255). Transparent
+    pixels show `fill`. Raises a one-line ValueError for bytes that are no whole jpg, png or webp picture.
+    """
+    if mode not in ("stretch", "pad"):
+        raise ValueError(f"mode: seen {mode!r}, expected 'stretch' or 'pad'")
+    rgb_HW3 = torch.from_numpy(_decode(data, fill))
+    if mode == "pad" and rgb_HW3.shape[0] != rgb_HW3.shape[1]:
+        rgb_HW3 = _square(rgb_HW3, fill)
+    return _resize(rgb_HW3, size)
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Return (width, height) of the picture as it is displayed, without decoding it."""
+    try:
+        image = _open(data)
+        width, height = image.size
+        return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+    except Exception as error:
+        raise _broken(data, error) from None
+
+
+def _decode(data: bytes, fill: tuple[int, int, int]) -> np.ndarray:
+    try:
+        image = _open(data)
+        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and _orientation(image) == 1:
+            return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+        return np.array(_rgb(ImageOps.exif_transpose(image), fill))
+    except Exception as error:  # decoders raise a dozen types on bad bytes; all mean the same to the caller
+        raise _broken(data, error) from None
+
+
+def _open(data: bytes) -> Image.Image:
+    with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _orientation(image: Image.Image) -> int:
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def _rgb(image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; PIL's own conversion to 8 bits clips instead of scaling
+        image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).round().astype(np.uint8))
+    if image.has_transparency_data:
+        behind = Image.new("RGBA", image.size, (*fill, 255))
+        image = Image.alpha_composite(behind, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _resize(rgb_HW3: Tensor, size: int) -> Tensor:
+    if min(rgb_HW3.shape[:2]) < size:  # torch's uint8 kernel is several levels off where it enlarges
+        enlarged = Image.fromarray(rgb_HW3.numpy()).resize((size, size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(enlarged)).permute(2, 0, 1).contiguous()
+    # a permuted view of HWC is channels_last, the layout with the fast kernel
+    resized = F.interpolate(rgb_HW3.permute(2, 0, 1)[None], (size, size), mode="bicubic", antialias=True)
+    return resized[0].contiguous()
+
+
+def _square(rgb_HW3: Tensor, fill: tuple[int, int, int]) -> Tensor:
+    height, width, _ = rgb_HW3.shape
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    square = torch.tensor(fill, dtype=torch.uint8).repeat(side, side, 1)
+    square[top : top + height, left : left + width] = rgb_HW3
+    return square
+
+
+def _broken(data: bytes, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"image: seen {len(data)} bytes ({reason}), expected a whole jpg, png or webp picture")
