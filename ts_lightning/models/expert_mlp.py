@@ -64,7 +64,7 @@ def sorted_experts(x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: nn
     return _SortedExperts.apply(x_TH.to(dtype), weights_TK, ids_TK, len(experts), activation, *parameters)
 
 
-def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _cast(tensor: Any, dtype: torch.dtype) -> Any:
     return None if tensor is None else tensor.to(dtype)
 
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -72,7 +72,7 @@ def current_routing() -> Routing | None:
 
 
 @contextmanager
-def _use(context: Routing | None) -> Iterator[Routing | None]:
+def _use(context: Any) -> Iterator[Any]:
     token = _active.set(context)
     try:
         yield context

@@ -1,0 +1,114 @@
+"""The twin layer: frozen understanding experts beside a skill's trainable ones, mixed by alpha.
+
+Legend: B rows, T positions, H hidden size, N real tokens of the rows that the skill answers.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ts_lightning.models.moe import STATIC_TOKENS
+from ts_lightning.models.routing import Routing, current_routing
+
+
+class Alpha(nn.Module):
+    """The mixing weight; 1 = understanding only. `raw` learns it as it is, `sigmoid` learns its logit.
+
+    Share one object between layers for one scalar. A start of 1 is refused: the skill would get no gradient.
+    """
+
+    def __init__(self, init: float = 0.5, form: str = "raw") -> None:
+        super().__init__()
+        if form not in ("raw", "sigmoid"):
+            raise ValueError(f"alpha_param: seen {form!r}, expected 'raw' or 'sigmoid'")
+        if not (0 <= init < 1 if form == "raw" else 0 < init < 1):
+            raise ValueError(f"alpha_init: seen {init}, expected a value from 0 to below 1 (above 0 for 'sigmoid')")
+        self.form = form
+        self.value = nn.Parameter(torch.tensor(init if form == "raw" else math.log(init / (1 - init))))
+
+    def forward(self) -> Tensor:
+        """Return alpha as a scalar tensor."""
+        return self.value if self.form == "raw" else self.value.sigmoid()
+
+
+class Package(nn.Module):
+    """What one skill adds to one layer: `experts` (an MoE, or one MLP) and `alpha`."""
+
+    def __init__(self, experts: nn.Module, alpha: Alpha) -> None:
+        super().__init__()
+        self.experts = experts
+        self.alpha = alpha
+
+
+class TwinExpert(nn.Module):
+    """Equations 5-6 in an MLP slot: `alpha * IU(h) + (1 - alpha) * VG(h)` where the row's task is a skill, else IU(h).
+
+    The residual is outside. `routing(...)` says which rows and which of `packages` (name -> `Package`); outside of it
+    the layer is its understanding expert. IU always sees the whole batch, so that understanding rows of a batch of
+    their own are bitwise those of the untouched layer; VG sees the skill's real tokens only. Every trainable parameter
+    of every package gets a gradient, zeros where it had no part.
+    """
+
+    def __init__(self, understanding: nn.Module, packages: nn.ModuleDict) -> None:
+        super().__init__()
+        self.understanding = understanding.requires_grad_(False).eval()
+        self.packages = packages
+
+    def forward(self, h_BTH: Tensor) -> Tensor:
+        """Return the layer's output, [B, T, H] as `h_BTH`."""
+        context = current_routing()
+        iu_BTH = self.understanding(h_BTH)
+        if context is None:
+            return iu_BTH
+        if context.package not in self.packages:
+            raise ValueError(f"package: seen {context.package!r}, expected one of {sorted(self.packages)}")
+        if context.valid_BT.shape != h_BTH.shape[:2]:
+            seen = f"{tuple(context.valid_BT.shape)} for hidden states {tuple(h_BTH.shape)}"
+            raise ValueError(f"valid_BT: seen {seen}, expected one entry per position")
+        package: Package = self.packages[context.package]  # type: ignore[assignment]
+        if h_BTH.is_cuda and context.valid_BT.numel() <= STATIC_TOKENS and not torch.is_grad_enabled():
+            mixed_BTH = _mix(iu_BTH, package.experts(h_BTH), package.alpha, context)
+            return torch.where(context.skill_BT[..., None], mixed_BTH, iu_BTH)
+        if context.alpha_override == 1 or not len(context.skill_N):
+            return _zero_gradients(iu_BTH, self.packages)
+        iu_TH, h_TH = iu_BTH.flatten(0, 1), h_BTH.flatten(0, 1)
+        if len(context.skill_N) == len(h_TH):
+            out_TH = _mix(iu_TH, package.experts(h_TH), package.alpha, context)
+        else:
+            iu_NH, h_NH = (x_TH.index_select(0, context.skill_N) for x_TH in (iu_TH, h_TH))
+            mixed_NH = _mix(iu_NH, package.experts(h_NH), package.alpha, context)
+            out_TH = iu_TH.index_copy(0, context.skill_N, mixed_NH)
+        return _zero_gradients(out_TH.view_as(iu_BTH), self.packages, used=package, context=context)
+
+
+def _mix(iu: Tensor, vg: Tensor, alpha_of_package: Alpha, context: Routing) -> Tensor:
+    alpha = alpha_of_package().to(iu.dtype) if context.alpha_override is None else context.alpha_override
+    return alpha * iu + (1 - alpha) * vg
+
+
+def _zero_gradients(
+    output: Tensor, packages: nn.ModuleDict, used: Package | None = None, context: Routing | None = None
+) -> Tensor:
+    """Return `output`, bitwise, as a function of every trainable parameter that had no part in it."""
+    if not torch.is_grad_enabled():
+        return output
+    took_part: set[Tensor] = set()
+    if used is not None and context is not None:
+        took_part = set((used.experts if context.alpha_override is not None else used).parameters())
+    unused = [p for p in packages.parameters() if p.requires_grad and p not in took_part]
+    return _ZeroGradients.apply(output, *unused) if unused else output
+
+
+class _ZeroGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return output.view_as(output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return gradient, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
