@@ -1,0 +1,76 @@
+"""What the package asks of a backbone: where its parts are. Nothing else knows which model it is."""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ts_lightning.models.encode import Encoder
+
+
+class Backbone(nn.Module):
+    """A pre-trained VLM behind our interface; subclasses load one and fill in `model` and `encoder`.
+
+    Shapes: B rows, T positions, H hidden size, N pictures, S picture side, P tokens of one picture.
+    """
+
+    model: nn.Module
+    encoder: Encoder
+    name: str
+    mlp_name = "mlp"
+    pixel_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    pixel_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers, first to last."""
+        raise NotImplementedError
+
+    @property
+    def decoder(self) -> nn.Module:
+        """Embeddings in, last hidden states out; takes `inputs_embeds, attention_mask, position_ids, past_key_values`."""
+        raise NotImplementedError
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The token embedding."""
+        raise NotImplementedError
+
+    @property
+    def head(self) -> nn.Linear:
+        """The language-model head."""
+        raise NotImplementedError
+
+    @property
+    def image_token_id(self) -> int:
+        """The placeholder token that one image feature replaces."""
+        raise NotImplementedError
+
+    def image_features(self, pixels_N3SS: Tensor) -> Tensor:
+        """[N, P, H] features of normalised pictures."""
+        raise NotImplementedError
+
+    def encode_images(self, pixels_N3SS: Tensor) -> Tensor:
+        """[N, P, H] features of uint8 pictures; normalisation happens here, on the device."""
+        dtype = self.embedding.weight.dtype
+        mean, std = (torch.tensor(v, device=pixels_N3SS.device).view(1, 3, 1, 1) for v in (self.pixel_mean, self.pixel_std))
+        return self.image_features(((pixels_N3SS / 255 - mean) / std).to(dtype))
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values that name this backbone: class, name, and the sha256 of its weights."""
+        return {"class": type(self).__name__, "name": self.name, "sha256": weights_sha256(self.model)}
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """One sha256 over names, shapes, dtypes and bytes of all weights, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The raw bytes of a tensor, on the CPU."""
+    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

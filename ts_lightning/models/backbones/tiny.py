@@ -1,0 +1,153 @@
+"""The tiny default: a LLaVA of a small CLIP tower and a small Phi decoder with an MoE in every second layer."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, PhiConfig, PreTrainedTokenizerFast
+
+from ts_lightning.models.backbones.base import Backbone
+from ts_lightning.models.backbones.moe_layout import from_public, install_moe, moe_config, to_public
+from ts_lightning.models.encode import Encoder
+
+SHIPPED = Path(__file__).parent / "tiny_base"
+
+
+class TinyBackbone(Backbone):
+    """Loads the shipped tiny base, or one saved by `save`; `pretrained: null` gives random weights from `seed`.
+
+    The sizes count for random weights only; a saved base brings its own config.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = "shipped",
+        seed: int = 0,
+        hidden_size: int = 128,
+        intermediate_size: int = 256,
+        num_layers: int = 6,
+        num_heads: int = 4,
+        num_experts: int = 4,
+        vision_layers: int = 4,
+        image_size: int = 96,
+        patch_size: int = 16,
+    ) -> None:
+        super().__init__()
+        folder = SHIPPED if pretrained in ("shipped", None) else Path(pretrained)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        if pretrained is None:
+            config = _config(
+                tokenizer, hidden_size, intermediate_size, num_layers, num_heads, vision_layers, image_size, patch_size
+            )
+            config.moe = moe_config(list(range(0, num_layers, 2)), num_experts, top_k=2)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.model = LlavaForConditionalGeneration(config)
+                install_moe(self.layers, config.moe)
+                break_ties(self.layers)
+        else:
+            if not (folder / "config.json").is_file():
+                raise ValueError(f"TinyBackbone.pretrained: no config.json in {folder}, expected a folder made by save")
+            config = LlavaConfig.from_dict(json.loads((folder / "config.json").read_text()))
+            self.model = LlavaForConditionalGeneration(config)
+            install_moe(self.layers, config.moe)
+            state = {k: v.float() for k, v in from_public(load_file(folder / "model.safetensors")).items()}
+            state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
+            self.model.load_state_dict(state)
+        self.model.tie_weights()
+        self.model.eval()
+        self.name = "tiny" if pretrained == "shipped" else f"tiny:{pretrained or f'random-{seed}'}"
+        vision = config.vision_config
+        self.encoder = Encoder(
+            tokenizer=tokenizer,
+            image_token="<image>",
+            image_tokens=(vision.image_size // vision.patch_size) ** 2,
+            image_size=vision.image_size,
+            max_length=config.text_config.max_position_embeddings,
+        )
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.model.model.language_model.layers
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self.model.model.language_model
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        return self.model.model.language_model.embed_tokens
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.model.lm_head
+
+    @property
+    def image_token_id(self) -> int:
+        return self.model.config.image_token_id
+
+    def image_features(self, pixels_N3SS: Tensor) -> Tensor:
+        hidden = self.model.model.vision_tower(pixels_N3SS).last_hidden_state
+        return self.model.model.multi_modal_projector(hidden[:, 1:])
+
+    def save(self, folder: Path) -> None:
+        """Write config, tokenizer and bf16 weights in MoE-LLaVA's key layout."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {k: v.to(torch.bfloat16).contiguous() for k, v in to_public(self.model.state_dict()).items()}
+        state.pop("lm_head.weight")  # tied
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(self.model.config.to_dict(), indent=1, sort_keys=True) + "\n")
+        self.encoder.tokenizer.save_pretrained(folder)
+
+
+def break_ties(layers: nn.ModuleList) -> None:
+    """Random experts start as copies of one MLP; a little noise lets them part."""
+    for layer in layers:
+        if hasattr(layer.mlp, "experts"):
+            for expert in layer.mlp.experts:
+                for parameter in expert.parameters():
+                    parameter.data.add_(torch.randn_like(parameter), alpha=0.02)
+
+
+def _config(
+    tokenizer: PreTrainedTokenizerFast,
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    heads: int,
+    vision_layers: int,
+    image_size: int,
+    patch_size: int,
+) -> LlavaConfig:
+    vision = CLIPVisionConfig(
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=vision_layers,
+        num_attention_heads=heads,
+        image_size=image_size,
+        patch_size=patch_size,
+        projection_dim=hidden,
+    )
+    text = PhiConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=2048,
+        partial_rotary_factor=0.5,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+    )

@@ -1,0 +1,115 @@
+"""The one decode loop: prefill once, expand to a group, step. Validation, predict, the page and rollouts use it.
+
+Legend: B rows, T prompt positions (padded left), V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from ts_lightning.models.packing import PAD_BRANCH, branch_mask
+
+Sampler = Callable[[Tensor], Tensor]
+
+
+class Decodes(Protocol):
+    """What decoding asks of a vlm."""
+
+    backbone: Any
+    tokenizer: Any
+    pad_id: int
+
+    def routing(self, batch: Mapping[str, Any], collect: bool = False) -> Any: ...
+    def embed(self, batch: Mapping[str, Any], context: Any) -> Tensor: ...
+    def token_embeddings(self, ids_BT: Tensor, context: Any) -> Tensor: ...
+    def logits(self, hidden_NH: Tensor, skill_N: Tensor) -> Tensor: ...
+
+
+@dataclass
+class DecodeState:
+    """Where decoding stands: the cache, the logits of the next token, and which positions of the cache are real."""
+
+    vlm: Decodes
+    cache: DynamicCache
+    logits_BV: Tensor
+    valid_BT: Tensor
+    position_B: Tensor
+    task_B: Tensor
+
+    def expand(self, group: int) -> "DecodeState":
+        """Every row `group` times, one after the other; the prompt is not computed again."""
+        self.cache.batch_repeat_interleave(group)
+        names = ("logits_BV", "valid_BT", "position_B", "task_B")
+        return replace(self, **{name: getattr(self, name).repeat_interleave(group, 0) for name in names})
+
+    def step(self, token_B: Tensor) -> None:
+        """Read one more token of every row."""
+        batch = {"task": self.task_B, "valid": torch.ones_like(token_B, dtype=torch.bool)[:, None]}
+        self.valid_BT = torch.cat([self.valid_BT, batch["valid"]], 1)
+        key_BT = torch.where(self.valid_BT, 0, PAD_BRANCH)
+        with self.vlm.routing(batch) as context:
+            hidden_B1H = self.vlm.backbone.decoder(
+                inputs_embeds=self.vlm.token_embeddings(token_B[:, None], context),
+                attention_mask=branch_mask(key_BT[:, -1:], key_BT),
+                position_ids=self.position_B[:, None],
+                past_key_values=self.cache,
+                use_cache=True,
+            ).last_hidden_state
+        self.position_B = self.position_B + 1
+        self.logits_BV = self.vlm.logits(hidden_B1H[:, -1], self.task_B != 0)
+
+
+def prefill(vlm: Decodes, batch: Mapping[str, Any]) -> DecodeState:
+    """Read the prompts of a left-padded batch; ValueError for one padded on the right."""
+    if not bool(batch["valid"][:, -1].all()):
+        raise ValueError("generate: seen a row padded on the right, expected prompts padded on the left")
+    cache = DynamicCache()
+    branch_BT = torch.where(batch["valid"], 0, PAD_BRANCH)
+    with vlm.routing(batch) as context:
+        hidden_BTH = vlm.backbone.decoder(
+            inputs_embeds=vlm.embed(batch, context),
+            attention_mask=branch_mask(branch_BT),
+            position_ids=batch["position_ids"],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+    logits_BV = vlm.logits(hidden_BTH[:, -1], batch["task"] != 0)
+    return DecodeState(vlm, cache, logits_BV, batch["valid"], batch["position_ids"][:, -1] + 1, batch["task"])
+
+
+def greedy(logits_BV: Tensor) -> Tensor:
+    """The likeliest token of every row."""
+    return logits_BV.argmax(-1)
+
+
+def decode(state: DecodeState, sampler: Sampler, stop_ids: set[int], max_new_tokens: int) -> Iterator[Tensor]:
+    """Token ids [B], step by step, until every row has stopped; a stopped row gives the padding token.
+
+    The picture placeholder and the padding token can't be generated.
+    """
+    banned = [state.vlm.backbone.image_token_id, state.vlm.pad_id]
+    stop_S = torch.tensor(sorted(stop_ids), device=state.logits_BV.device)
+    done_B = torch.zeros_like(state.position_B, dtype=torch.bool)
+    for count in range(max_new_tokens):
+        token_B = sampler(state.logits_BV.index_fill(1, torch.tensor(banned, device=stop_S.device), -torch.inf))
+        token_B = torch.where(done_B, state.vlm.pad_id, token_B)
+        yield token_B
+        done_B = done_B | torch.isin(token_B, stop_S)
+        if count + 1 < max_new_tokens and not bool(done_B.all()):
+            state.step(token_B)
+        else:
+            return
+
+
+@torch.no_grad()
+def generate_texts(vlm: Decodes, batch: Mapping[str, Any], max_new_tokens: int) -> list[str]:
+    """Greedy answers; marks of the codecs stay in the text, the end mark and padding do not."""
+    stop = {vlm.tokenizer.eos_token_id}
+    tokens = list(decode(prefill(vlm, batch), greedy, stop, max_new_tokens))
+    drop = {*stop, vlm.pad_id}
+    rows = [[t for t in row if t not in drop] for row in torch.stack(tokens, 1).tolist()]
+    return [vlm.tokenizer.decode(row, skip_special_tokens=False).strip() for row in rows]

@@ -1,0 +1,186 @@
+"""The vlm that a LightningModule trains: a backbone, what is added to it, and one forward for every task.
+
+Legend: B rows, T positions, N loss positions, H hidden size, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ts_lightning.grounding.codecs import ScoutCodec
+from ts_lightning.models.backbones.base import Backbone
+from ts_lightning.models.generate import generate_texts
+from ts_lightning.models.packing import PAD_BRANCH, branch_mask
+from ts_lightning.models.package import load_weights
+from ts_lightning.models.routing import Routing, keep_routing, routing
+
+
+class VLM(nn.Module):
+    """A backbone with its encoder, a forward that gives logits at loss positions, and generation.
+
+    activation_checkpointing: recompute each decoder layer in backward. init_from: checkpoint or package whose weights,
+    and nothing else, are loaded.
+    """
+
+    package = "grounding"
+
+    def __init__(self, backbone: Backbone, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.base_identity = backbone.identity()
+        self.alpha_override: float | None = None
+        if activation_checkpointing:
+            for layer in backbone.layers:
+                layer.forward = _Recomputed(layer.forward)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.backbone.encoder.tokenizer
+
+    @property
+    def pad_id(self) -> int:
+        """The padding token."""
+        return self.tokenizer.pad_token_id
+
+    @property
+    def codec(self) -> ScoutCodec:
+        """How boxes are written for this backbone."""
+        return self.backbone.encoder.codec
+
+    def encode(self, sample: Any, for_generation: bool = False) -> dict[str, Any]:
+        """The row of one sample (`models.encode.Encoder`)."""
+        return self.backbone.encoder(sample, for_generation)
+
+    def forward(self, batch: Mapping[str, Any], isolated: bool = False) -> dict[str, Any]:
+        """Logits where the loss is, and what the trainable routers did.
+
+        Returns `logits` [N, V], `targets` [N], `positions` (row_N, column_N of the targets), and per trainable router
+        `router_probs` [n, E], `expert_ids` [n, K], `rows` [n]. With `isolated` every step sees image, question and
+        itself only, and its first token is predicted from the last position of the prompt (eq. 8 to the letter).
+        """
+        step_ids_BT = batch["step_ids"]
+        row_N, column_N = (step_ids_BT >= 0).nonzero(as_tuple=True)
+        branch_BT = torch.where(batch["valid"], step_ids_BT + 1 if isolated else 0, PAD_BRANCH)
+        plain = not isolated and bool(batch["valid"].all())
+        with self.routing(batch, collect=self.training) as context:
+            hidden_BTH = self.backbone.decoder(
+                inputs_embeds=self.embed(batch, context),
+                attention_mask=None if plain else branch_mask(branch_BT),
+                position_ids=batch["position_ids"],
+                use_cache=False,
+            ).last_hidden_state
+        predictor_N = predictors(step_ids_BT, isolated)[row_N, column_N]
+        logits_NV = self.logits(hidden_BTH[row_N, predictor_N], batch["task"][row_N] != 0)
+        routed = [r for moe, r in context.routed.items() if moe.router.weight.requires_grad]
+        return {
+            "logits": logits_NV,
+            "targets": batch["input_ids"][row_N, column_N],
+            "positions": (row_N, column_N),
+            "router_probs": [r.probs_NE for r in routed],
+            "expert_ids": [r.ids_NK for r in routed],
+            "rows": [r.rows_N for r in routed],
+        }
+
+    def routing(self, batch: Mapping[str, Any], collect: bool = False) -> Any:
+        """The context that one forward runs in."""
+        return routing(batch["task"], batch["valid"], self.package, self.alpha_override, collect)
+
+    def embed(self, batch: Mapping[str, Any], context: Routing) -> Tensor:
+        """[B, T, H] embeddings of tokens and pictures."""
+        embeds_BTH = self.token_embeddings(batch["input_ids"], context)
+        if len(batch["pixel_values"]) == 0:
+            return embeds_BTH
+        trains = any(p.requires_grad for p in self.backbone.parameters())
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            features = self.backbone.encode_images(batch["pixel_values"]).to(embeds_BTH.dtype)
+        image_BT = batch["input_ids"] == self.backbone.image_token_id
+        return embeds_BTH.masked_scatter(image_BT[..., None], features)
+
+    def token_embeddings(self, ids_BT: Tensor, context: Routing) -> Tensor:
+        """[B, T, H] embeddings of tokens."""
+        return self.backbone.embedding(ids_BT)
+
+    def logits(self, hidden_NH: Tensor, skill_N: Tensor) -> Tensor:
+        """[N, V] logits; `skill_N` is True in rows of a skill."""
+        return self.backbone.head(hidden_NH)
+
+    def generate(self, batch: Mapping[str, Any], max_new_tokens: int = 64) -> list[str]:
+        """Greedy answers of a batch of prompts, special tokens of the codecs kept."""
+        return generate_texts(self, batch, max_new_tokens)
+
+    def identity(self) -> dict[str, Any]:
+        """Which base this is: class, name and sha256 of its weights before anything was added or trained."""
+        return self.base_identity
+
+    def log_values(self) -> dict[str, float]:
+        """Scalars worth logging at every step."""
+        return {}
+
+    def trainable_state_dict(self) -> dict[str, Tensor]:
+        """The parameters that train, by name, detached."""
+        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+    def load_trainable_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load what `trainable_state_dict` gave; ValueError for missing, unknown or differently shaped weights."""
+        load_weights(self.trainable_state_dict(), state)
+
+    def train(self, mode: bool = True) -> "VLM":
+        """Frozen modules stay in eval mode (dropout off), whatever the trainer sets."""
+        super().train(mode)
+        for module in self.backbone.modules():
+            own = list(module.parameters(recurse=True))
+            if own and not any(p.requires_grad for p in own):
+                module.eval()
+        return self
+
+
+class PlainVLM(VLM):
+    """The backbone itself; `train` lists glob patterns of the backbone's parameters that train ("*" is all of them)."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        train: Sequence[str] = ("*",),
+        activation_checkpointing: bool = False,
+        init_from: str | None = None,
+    ) -> None:
+        super().__init__(backbone, activation_checkpointing)
+        names = [name for name, _ in backbone.model.named_parameters()]
+        for pattern in train:
+            if not any(fnmatch(name, pattern) for name in names):
+                raise ValueError(f"train: seen pattern {pattern!r} that fits no parameter, expected names such as {names[0]}")
+        for name, parameter in backbone.model.named_parameters():
+            parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in train))
+        if init_from is not None:
+            load_weights(self.trainable_state_dict(), init_from, self.identity())
+
+
+class _Recomputed:
+    """A decoder layer's forward under activation checkpointing."""
+
+    def __init__(self, forward: Any) -> None:
+        self.forward = forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.forward(*args, **kwargs)
+        return checkpoint(self.forward, *args, use_reentrant=False, context_fn=keep_routing, **kwargs)
+
+
+def predictors(step_ids_BT: Tensor, isolated: bool) -> Tensor:
+    """[B, T] the position whose hidden state predicts each token: the one before it.
+
+    Isolated, the first token of a step is predicted from the last prompt position (step id -1) before it.
+    """
+    columns_T = torch.arange(step_ids_BT.shape[1], device=step_ids_BT.device)
+    before_BT = (columns_T - 1).clamp(min=0).expand_as(step_ids_BT)
+    if not isolated:
+        return before_BT
+    prompt_BT = torch.where(step_ids_BT < 0, columns_T, 0).cummax(1).values
+    first_BT = torch.ones_like(step_ids_BT, dtype=torch.bool)
+    first_BT[:, 1:] = step_ids_BT[:, 1:] != step_ids_BT[:, :-1]
+    return torch.where(first_BT, prompt_BT, before_BT)

@@ -1,0 +1,1 @@
+"""Offline data making; the training path never imports it."""
