@@ -1,0 +1,197 @@
+"""The command `ts-lightning {fit,validate,test,predict}`."""
+
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import ArgumentError
+from lightning.fabric.plugins import CheckpointIO as LightningCheckpointIO
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from ts_lightning.training import BaseModule, CheckpointIO, PredictionWriter
+from ts_lightning.training.class_paths import ALLOWED, EXTRA_VARIABLE, restrict_class_paths
+from ts_lightning.training.load import stored_model
+
+DEBUG_VARIABLE = "TS_LIGHTNING_DEBUG"
+PICTURES = "ts_lightning.evaluation.pictures.PredictionPictures"
+USER_ERRORS = (ValueError, FileNotFoundError, ArgumentError, MisconfigurationException)
+
+
+class TSLightningCLI(LightningCLI):
+    """LightningCLI with checkpoints that are whole, metrics.csv in any case, and evaluation from a checkpoint alone.
+
+    `default_root_dir` gets `config.yaml` (resolved), `metrics.csv` and `checkpoints/` of `fit`; the other commands
+    write into a folder of their name there, `predict` its predictions.jsonl beside it.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        super().__init__(
+            BaseModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in self.subcommands()}},
+            trainer_defaults={"default_root_dir": "outputs", "use_distributed_sampler": False},
+            args=with_stored_config(args),
+        )
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument(
+                "--pictures", type=int, default=0, help="Draw so many answers into <default_root_dir>/pictures."
+            )
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Does nothing: Lightning would put the checkpoint's settings over the given ones; see with_stored_config."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        config = self._get(self.config_init, "trainer")
+        plugins = _as_list(config.get("plugins"))
+        if not any(isinstance(plugin, LightningCheckpointIO) for plugin in plugins):
+            plugins.append(CheckpointIO())
+        return super().instantiate_trainer(
+            plugins=plugins,
+            logger=self._loggers(config["default_root_dir"], config.get("logger"), config.get("fast_dev_run")),
+            callbacks=_as_list(config.get("callbacks")) + self._callbacks(),
+            **kwargs,
+        )
+
+    def _loggers(self, root: str, given: Any, fast_dev_run: Any) -> Any:
+        """metrics.csv always, other loggers beside it; `logger: false` and fast_dev_run switch all off."""
+        if given is False or fast_dev_run:
+            return False
+        others = [] if given in (None, True) else _as_list(given)
+        if any(isinstance(logger, CSVLogger) for logger in others):
+            return others
+        logger = CSVLogger(root, name="", version="" if self.subcommand == "fit" else self.subcommand)
+        keep_old(Path(logger.log_dir) / "metrics.csv")
+        return [logger, *others]
+
+    def _callbacks(self) -> list[L.Callback]:
+        if self.subcommand != "predict":
+            return []
+        number = self._get(self.config, "pictures")
+        return [PredictionWriter(), *([_import(PICTURES)(number)] if number else [])]
+
+    def after_instantiate_classes(self) -> None:
+        self._dump_config()
+        self.model.data_config = self.config_dump["data"]
+
+
+def with_stored_config(args: Sequence[str]) -> list[str]:
+    """`args` with the module and the data of their `--ckpt_path` put in front, as the weakest configuration.
+
+    So `validate --ckpt_path X` needs nothing else, and whatever is given (-c, dotted overrides) goes over it.
+    """
+    args = list(args)
+    path = _option(args, "--ckpt_path")
+    if (
+        path is None
+        or not args
+        or args[0] not in TSLightningCLI.subcommands()
+        or path in ("best", "last", "hpc", "null")
+    ):
+        return args
+    checkpoint = CheckpointIO().load_checkpoint(path)
+    stored = {"model": stored_model(checkpoint, path)}
+    if checkpoint.get("data_config"):
+        stored["data"] = checkpoint["data_config"]
+    return [args[0], "--config", json.dumps(stored), *args[1:]]
+
+
+def keep_old(path: Path) -> None:
+    """Rename an existing file to name.1.suffix, name.2.suffix ...: CSVLogger deletes what it finds."""
+    if path.is_file() and os.environ.get("LOCAL_RANK", "0") == "0":
+        number = 1
+        while (old := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+            number += 1
+        path.rename(old)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of a user's error on one line, without the noise of union types and tracebacks."""
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    noise = (
+        "Does not validate against any of the Union",
+        "Subtypes:",
+        "Errors:",
+        "Expected a <class 'NoneType'>",
+        "Given value",
+    )
+    text = " ".join(line for line in lines if line and not line.startswith(noise))
+    text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
+    allowed = f"expected a name under {', '.join(ALLOWED)} (your own packages: {EXTRA_VARIABLE})"
+    text = re.sub(
+        r"denied by the .* entry of the import path denylist\. Add the import path .* to allow it\.", allowed, text
+    )
+    return text[:1000] or type(error).__name__
+
+
+def _import(dotted: str) -> Any:
+    module, name = dotted.rsplit(".", 1)
+    return getattr(__import__(module, fromlist=[name]), name)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def _option(args: list[str], name: str) -> str | None:
+    """The value of the last `name VALUE` or `name=VALUE`."""
+    value = None
+    for i, arg in enumerate(args):
+        if arg == name and i + 1 < len(args):
+            value = args[i + 1]
+        elif arg.startswith(name + "="):
+            value = arg.partition("=")[2]
+    return value
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command; a user's error is one line on standard error and exit status 2.
+
+    TS_LIGHTNING_DEBUG=1 shows the traceback instead.
+    """
+    restrict_class_paths()
+    _quiet()
+    try:
+        TSLightningCLI(sys.argv[1:] if args is None else args)
+    except USER_ERRORS as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        print(f"ts-lightning: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _quiet() -> None:
+    """Drop advice that does not fit: our loaders are sized and sharded on purpose, tiny ones need no workers."""
+    advice = (
+        ".*LightningCLI's args parameter.*",
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*Experiment logs directory .* exists and is not empty.*",
+    )
+    for text in advice:
+        warnings.filterwarnings("ignore", message=text)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""What every LightningModule of the project shares. Shapes: B rows of a micro-batch."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
+
+from ts_lightning.losses import num_loss_rows
+from ts_lightning.models.vlm import VLM
+from ts_lightning.training.callbacks import DataPosition, Throughput
+from ts_lightning.training.class_paths import plain
+from ts_lightning.training.optimizer import build_optimizer
+from ts_lightning.training.package_state import pack, unpack
+from ts_lightning.training.schedule import WarmupCosine, planned_steps
+from ts_lightning.training.validation import SuiteMetrics, prediction_record
+
+
+class BaseModule(L.LightningModule):
+    """Wires a vlm, an optimizer and a schedule; subclasses say what a row's loss is (`row_losses`).
+
+    One Lightning batch is one optimizer step: its micro-batches run inside `training_step`, only the last one
+    synchronises gradients. The loss is the sum over rows divided by the number of rows with a loss token in the global
+    batch (all ranks, all micro-batches).
+    Hyperparameters are stored as plain values, so `ts_lightning.training.load(path)` rebuilds the module; an argument
+    that can't be stored is refused here with a ValueError.
+    """
+
+    data_config: dict[str, Any] | None = None  # the command line's datamodule as plain values, stored in checkpoints
+
+    def __init__(
+        self,
+        vlm: VLM,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable = WarmupCosine,
+        alpha_lr_factor: float = 1.0,
+        max_new_tokens: int = 64,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.strict_loading = False  # checkpoints hold what trained; `unpack` checks them instead
+        self.vlm = vlm
+        self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
+        self.alpha_lr_factor, self.max_new_tokens = alpha_lr_factor, max_new_tokens
+        self.suite_metrics = SuiteMetrics(vlm.codec)
+
+    def row_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Loss of each row, [B] with gradient under "loss"; other [B] entries are parts of it, for the logs."""
+        raise NotImplementedError
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        micro_batches = batch["micro_batches"]
+        divisor = self._sum_over_ranks(sum(num_loss_rows(micro["step_ids"]) for micro in micro_batches)).clamp(min=1)
+        self.optimizers(use_pl_optimizer=False).zero_grad()
+        totals: dict[str, Tensor] = {}
+        for i, micro in enumerate(micro_batches):
+            is_last = i == len(micro_batches) - 1
+            with self._without_gradient_sync(not is_last):
+                rows = self.row_losses(micro)
+                for name, values_B in rows.items():
+                    totals[name] = totals.get(name, 0) + values_B.detach().sum().double()
+                # gradients are averaged over ranks, and the divisor is already global
+                loss = rows["loss"].sum() * (self.trainer.world_size / divisor)
+                if not is_last:
+                    with torch.autocast(self.device.type, enabled=False):
+                        self.trainer.strategy.backward(loss, None)
+        means = self._sum_over_ranks(torch.stack(list(totals.values()))) / divisor
+        for name, mean in zip(totals, means, strict=True):
+            self.log(f"train/{name}", mean.float(), prog_bar=name == "loss", batch_size=1)
+        self.log_dict({f"train/{k}": float(v) for k, v in self.vlm.log_values().items()}, batch_size=1)
+        return loss
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Does nothing: the closure calls it between the last forward and its backward; `training_step` zeroes."""
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum")
+
+    def _without_gradient_sync(self, block: bool) -> AbstractContextManager:
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if block and isinstance(strategy, ParallelStrategy) else nullcontext()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = build_optimizer(self.make_optimizer, self.named_parameters(), self.alpha_lr_factor)
+        scheduler = self.make_scheduler(optimizer)
+        if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
+            scheduler.total_steps = planned_steps(self.trainer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [DataPosition(), Throughput()]
+
+    def on_validation_epoch_start(self) -> None:
+        self.suite_metrics.reset()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        texts = self.vlm.generate(batch, self.max_new_tokens)
+        self.suite_metrics.update(self._suite(dataloader_idx), batch, texts)
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val/{key}": value for key, value in self.suite_metrics.compute(self.device).items()})
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/{key}": value for key, value in self.suite_metrics.compute(self.device).items()})
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """One plain dict per question (`training.validation.prediction_record`)."""
+        texts = self.vlm.generate(batch, self.max_new_tokens)
+        suite, rows = (
+            self._suite(dataloader_idx),
+            zip(batch["samples"], texts, batch["row_valid"].tolist(), strict=True),
+        )
+        return [prediction_record(sample, text, self.vlm.codec, suite) for sample, text, is_valid in rows if is_valid]
+
+    def _suite(self, dataloader_idx: int) -> str:
+        kind = {"fit": "val", "validate": "val"}.get(self.trainer.state.fn.value, self.trainer.state.fn.value)
+        names = getattr(self.trainer.datamodule, f"{kind}_suites", None)
+        return names[dataloader_idx] if names else str(dataloader_idx)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        pack(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        unpack(self, checkpoint)
+
+    def _set_hparams(self, hp: Any) -> None:
+        """Called by save_hyperparameters: what is stored is plain and names the class, with the CLI and without it."""
+        stored = {key: value if key.startswith("_") else plain(value, key) for key, value in dict(hp).items()}
+        stored["_class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        stored["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+        super()._set_hparams(stored)

@@ -1,0 +1,125 @@
+"""Checkpoint files that are whole or absent: written beside the target, flushed, renamed, with a sha256 sidecar."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from lightning.fabric.plugins import CheckpointIO as LightningCheckpointIO
+
+
+class CheckpointIO(LightningCheckpointIO):
+    """Atomic save in the target's own folder, verified load.
+
+    `last.ckpt` gets a neighbour `last.ckpt.sha256` in the format of sha256sum. While a file is being replaced the
+    sidecar lists the old and the new sum, so that a crash at any moment leaves a checkpoint that verifies.
+    Loading never unpickles anything but tensors and plain values.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write `checkpoint`; the file at `path` changes in one rename, after everything is on disk."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
+            try:
+                writer = _HashingWriter(file)
+                torch.save(checkpoint, writer)
+                _flush(file)
+                os.chmod(file.name, 0o644)
+                digest = writer.sha256.hexdigest()
+                _write_sidecar(path, [digest, *(sidecar_sums(path) if path.exists() else [])])
+                os.replace(file.name, path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+        _sync_folder(path.parent)
+        _write_sidecar(path, [digest])
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint, always with `weights_only=True`.
+
+        FileNotFoundError if there is none; ValueError (one line) if its bytes are not those that were written, if it
+        is truncated, or if it is no checkpoint.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"checkpoint {path}: no such file")
+        expected = sidecar_sums(path)
+        if expected and (seen := file_sha256(path)) not in expected:
+            raise ValueError(
+                f"checkpoint {path}: truncated or changed since it was saved: seen {path.stat().st_size} bytes with "
+                f"sha256 {seen[:12]}, expected sha256 {expected[0][:12]} of {sidecar(path).name}"
+            )
+        try:
+            checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except Exception as error:  # torch, pickle and zipfile each raise their own
+            seen = f"{path.stat().st_size} bytes ({type(error).__name__}: {str(error).strip().splitlines()[0][:100]})"
+            raise ValueError(f"checkpoint {path}: truncated or not a checkpoint: seen {seen}") from error
+        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+            seen = sorted(map(str, checkpoint))[:5] if isinstance(checkpoint, dict) else type(checkpoint).__name__
+            raise ValueError(f"checkpoint {path}: seen {seen}, expected a training checkpoint with a state_dict")
+        return checkpoint
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint and its sidecar."""
+        path = Path(path)
+        path.unlink(missing_ok=True)
+        sidecar(path).unlink(missing_ok=True)
+
+
+def sidecar(path: Path) -> Path:
+    """The file that holds a checkpoint's sha256."""
+    return path.with_name(path.name + ".sha256")
+
+
+def sidecar_sums(path: Path) -> list[str]:
+    """The sha256 sums that are good for this checkpoint; none if it travelled without its sidecar."""
+    if not sidecar(path).is_file():
+        return []
+    return [line.split()[0] for line in sidecar(path).read_text().splitlines() if line.strip()]
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _HashingWriter:
+    """Passes torch's (strictly sequential) writes on and hashes them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _write_sidecar(path: Path, sums: list[str]) -> None:
+    temporary = path.with_name(f".{path.name}.sha256.tmp")
+    with temporary.open("w") as file:
+        file.writelines(f"{digest}  {path.name}\n" for digest in dict.fromkeys(sums))
+        _flush(file)
+    os.replace(temporary, sidecar(path))
+    _sync_folder(path.parent)
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,68 @@
+"""Objects as plain {class_path, init_args}, and back: what configurations and checkpoints store."""
+
+import functools
+import inspect
+import os
+from typing import Any
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+from torch import nn
+
+ALLOWED = ("ts_lightning", "torch", "lightning", "transformers")
+DENIED = ("torch.load", "torch.hub", "torch.serialization", "torch.package", "torch.multiprocessing", "torch.utils")
+EXTRA_VARIABLE = "TS_LIGHTNING_CLASS_PREFIXES"
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def restrict_class_paths() -> None:
+    """From now on a configuration or a checkpoint names classes of `ALLOWED` only; others are never imported.
+
+    Packages of your own are added by name: TS_LIGHTNING_CLASS_PREFIXES=my_package,other.part
+    """
+    extra = [name.strip() for name in os.environ.get(EXTRA_VARIABLE, "").split(",") if name.strip()]
+    set_parsing_settings(
+        import_path_denylist=["*", *DENIED],
+        import_path_allowlist=[*ALLOWED, *extra],
+        instantiate_subclass_spec_in_any=False,
+    )
+
+
+def plain(value: Any, where: str) -> Any:
+    """`value` in plain types: containers of str, int, float, bool, None, and {class_path, init_args} for objects.
+
+    Understood are classes, `functools.partial` of classes, and modules that carry their constructor arguments in
+    `init_args`. ValueError "<where>: seen ..., expected ..." for anything else.
+    """
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if inspect.isclass(value):
+        return _spec(value, {}, where)
+    if isinstance(value, functools.partial) and inspect.isclass(value.func) and not value.args:
+        return _spec(value.func, value.keywords, where)
+    if isinstance(value, nn.Module) and hasattr(value, "init_args"):
+        return _spec(type(value), value.init_args, where)
+    kind = type(value).__name__
+    raise ValueError(
+        f"{where}: seen {kind} {str(value)[:60]!r}, expected a plain value, a class, a functools.partial of a class, or "
+        "a module of ts_lightning.models (checkpoints store nothing else)"
+    )
+
+
+def _spec(cls: type, init_args: dict[str, Any], where: str) -> dict[str, Any]:
+    class_path = f"{cls.__module__}.{cls.__qualname__}"
+    if "<locals>" in class_path:
+        raise ValueError(f"{where}: seen local class {cls.__qualname__}, expected one that can be imported")
+    return {"class_path": class_path, "init_args": {k: plain(v, f"{where}.{k}") for k, v in init_args.items()}}
+
+
+def instantiate(base: type, class_path: str, init_args: dict[str, Any]) -> Any:
+    """Build the object that a plain description names; it has to be a `base`, and allowed."""
+    restrict_class_paths()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(base, "it", fail_untyped=False)
+    config = parser.parse_object({"it": {"class_path": class_path, "init_args": init_args}})
+    return parser.instantiate_classes(config).it
