@@ -145,7 +145,7 @@ def _captions(
 
 
 def _box(bbox: Any, image: SampleImage) -> Box | None:
-    """Clip xywh pixels to the photo, as xyxy in [0, 1]; None when that leaves nothing or it is no box (NaN included)."""
+    """Clip xywh pixels to the photo, as xyxy in [0, 1]; None when nothing is left or it is no box (NaN included)."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(v, int | float) for v in bbox):
         return None
     x, y, w, h = bbox

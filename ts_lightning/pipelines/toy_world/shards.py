@@ -1,0 +1,72 @@
+"""Samples and shards of the toy world: which scenes belong to which split, one generator a split."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+from ts_lightning.data.sample import Answer, Sample, SampleRegion
+from ts_lightning.data.write import write_shards
+from ts_lightning.pipelines.toy_world import grounding
+from ts_lightning.pipelines.toy_world.render import jpeg, render
+from ts_lightning.pipelines.toy_world.scene import Scene, sample_scene
+from ts_lightning.pipelines.toy_world.understanding import understanding_questions
+
+Maker = Callable[..., Sample | None]
+# Share of each kind in a grounding split; TWIST's mix of REC, captions and step-by-step data, weighted to small models.
+MIX: dict[str, tuple[Maker, float]] = {
+    "localization": (grounding.localization, 0.35),
+    "rec": (grounding.rec, 0.35),
+    "scout": (grounding.steps, 0.16),
+    "negative": (grounding.negative, 0.07),
+    "caption": (grounding.caption, 0.07),
+}
+FIRST_SEED = {"train": 0, "val": 4_000_000, "test": 6_000_000}  # below curriculum.FIRST_TRAINING_SEED
+
+
+def grounding_samples(split: str, total: int, subtasks: tuple[str, ...] = tuple(MIX)) -> Iterator[Sample]:
+    """`total` grounding samples of a split, each about a scene of its own."""
+    weights = [MIX[name][1] for name in subtasks]
+    seed, made = FIRST_SEED[split], 0
+    while made < total:
+        scene, random = sample_scene(seed), Random(seed)
+        maker = MIX[random.choices(subtasks, weights)[0]][0]
+        sample = maker(scene, random.choice(scene.things), random)
+        seed += 1
+        if sample is not None:
+            made += 1
+            yield with_picture(sample, scene)
+
+
+def understanding_samples(split: str, total: int) -> Iterator[Sample]:
+    """`total` understanding samples of a split, the subtasks in turn, each about a scene of its own."""
+    seed, made = FIRST_SEED[split] + 1_000_000, 0
+    while made < total:
+        scene, random = sample_scene(seed), Random(seed)
+        questions = sorted(understanding_questions(scene, random), key=lambda q: _hash(q.subtask, seed))
+        question = questions[0]
+        sample = grounding.record(
+            scene, "understanding", question.subtask, question.text, question.answer, [], Answer(question.answer)
+        )
+        sample.regions = [SampleRegion(box=box) for box in question.regions]
+        sample.answers = [question.answer]
+        seed, made = seed + 1, made + 1
+        yield with_picture(sample, scene)
+
+
+def with_picture(sample: Sample, scene: Scene) -> Sample:
+    """The sample with its scene's JPEG bytes."""
+    sample.image_bytes = [jpeg(render(scene))]
+    return sample
+
+
+def write_toy_shards(folder: Path, train: int, val: int, per_shard: int = 1000) -> None:
+    """Write `train-*.tar`, `val_grounding-*.tar`, `val_steps-*.tar` and `val_understanding-*.tar` into `folder`."""
+    write_shards(grounding_samples("train", train), folder, "train", per_shard)
+    write_shards(grounding_samples("val", val, ("localization", "rec")), folder, "val_grounding", per_shard)
+    write_shards(grounding_samples("val", val // 2, ("scout", "negative")), folder, "val_steps", per_shard)
+    write_shards(understanding_samples("val", val), folder, "val_understanding", per_shard)
+
+
+def _hash(text: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{text} {seed}".encode()).digest()
