@@ -16,10 +16,11 @@ from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.generate import generate_texts
 from ts_lightning.models.packing import PAD_BRANCH, branch_mask
 from ts_lightning.models.package import load_weights
+from ts_lightning.models.recorded import Recorded
 from ts_lightning.models.routing import Routing, keep_routing, routing
 
 
-class VLM(nn.Module):
+class VLM(Recorded, nn.Module):
     """A backbone with its encoder, a forward that gives logits at loss positions, and generation.
 
     activation_checkpointing: recompute each decoder layer in backward. init_from: checkpoint or package whose weights,

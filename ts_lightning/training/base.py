@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from ts_lightning.losses import num_loss_rows
@@ -54,8 +55,9 @@ class BaseModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         micro_batches = batch["micro_batches"]
-        divisor = self._sum_over_ranks(sum(num_loss_rows(micro["step_ids"]) for micro in micro_batches)).clamp(min=1)
-        self.optimizers(use_pl_optimizer=False).zero_grad()
+        counts = torch.stack([num_loss_rows(micro["step_ids"]) for micro in micro_batches])
+        divisor = self._sum_over_ranks(counts.sum()).clamp(min=1)
+        self.zero_grad()
         totals: dict[str, Tensor] = {}
         for i, micro in enumerate(micro_batches):
             is_last = i == len(micro_batches) - 1
@@ -84,7 +86,7 @@ class BaseModule(L.LightningModule):
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if block and isinstance(strategy, ParallelStrategy) else nullcontext()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.make_optimizer, self.named_parameters(), self.alpha_lr_factor)
         scheduler = self.make_scheduler(optimizer)
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
@@ -93,6 +95,13 @@ class BaseModule(L.LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         return [DataPosition(), Throughput()]
+
+    def on_fit_start(self) -> None:
+        self.train()  # pre-trained parts arrive in eval mode; the vlm keeps what is frozen there
+
+    def on_validation_model_train(self) -> None:
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.train()  # Lightning's own restoring goes past vlm.train
 
     def on_validation_epoch_start(self) -> None:
         self.suite_metrics.reset()
@@ -121,8 +130,8 @@ class BaseModule(L.LightningModule):
         return [prediction_record(sample, text, self.vlm.codec, suite) for sample, text, is_valid in rows if is_valid]
 
     def _suite(self, dataloader_idx: int) -> str:
-        kind = {"fit": "val", "validate": "val"}.get(self.trainer.state.fn.value, self.trainer.state.fn.value)
-        names = getattr(self.trainer.datamodule, f"{kind}_suites", None)
+        kind = "test" if self.trainer.testing else "predict" if self.trainer.predicting else "val"
+        names = getattr(self.trainer.datamodule, f"{kind}_suites", None)  # type: ignore[attr-defined]
         return names[dataloader_idx] if names else str(dataloader_idx)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

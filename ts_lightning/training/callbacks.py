@@ -16,7 +16,7 @@ class DataPosition(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        advance = getattr(trainer.datamodule, "advance", None)
+        advance = getattr(trainer.datamodule, "advance", None)  # type: ignore[attr-defined]
         if advance is not None:
             advance()
 

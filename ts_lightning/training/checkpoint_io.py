@@ -4,7 +4,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO as LightningCheckpointIO
@@ -24,8 +24,8 @@ class CheckpointIO(LightningCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
             try:
-                writer = _HashingWriter(file)
-                torch.save(checkpoint, writer)
+                writer = _HashingWriter(file.file)
+                torch.save(checkpoint, writer)  # type: ignore[arg-type]
                 _flush(file)
                 os.chmod(file.name, 0o644)
                 digest = writer.sha256.hexdigest()
@@ -60,8 +60,12 @@ class CheckpointIO(LightningCheckpointIO):
             seen = f"{path.stat().st_size} bytes ({type(error).__name__}: {str(error).strip().splitlines()[0][:100]})"
             raise ValueError(f"checkpoint {path}: truncated or not a checkpoint: seen {seen}") from error
         if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-            seen = sorted(map(str, checkpoint))[:5] if isinstance(checkpoint, dict) else type(checkpoint).__name__
-            raise ValueError(f"checkpoint {path}: seen {seen}, expected a training checkpoint with a state_dict")
+            kind = (
+                f"keys {sorted(map(str, checkpoint))[:5]}"
+                if isinstance(checkpoint, dict)
+                else type(checkpoint).__name__
+            )
+            raise ValueError(f"checkpoint {path}: seen {kind}, expected a training checkpoint with a state_dict")
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -92,7 +96,7 @@ def file_sha256(path: Path) -> str:
 class _HashingWriter:
     """Passes torch's (strictly sequential) writes on and hashes them."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self.file, self.sha256 = file, hashlib.sha256()
 
     def write(self, data: bytes) -> int:

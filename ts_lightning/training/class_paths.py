@@ -44,11 +44,11 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, functools.partial) and inspect.isclass(value.func) and not value.args:
         return _spec(value.func, value.keywords, where)
     if isinstance(value, nn.Module) and hasattr(value, "init_args"):
-        return _spec(type(value), value.init_args, where)
+        return _spec(type(value), dict(value.init_args), where)  # type: ignore[arg-type]
     kind = type(value).__name__
     raise ValueError(
-        f"{where}: seen {kind} {str(value)[:60]!r}, expected a plain value, a class, a functools.partial of a class, or "
-        "a module of ts_lightning.models (checkpoints store nothing else)"
+        f"{where}: seen {kind} {str(value)[:60]!r}, expected a plain value, a class, a functools.partial of a class or "
+        "a module of ts_lightning.models: checkpoints store nothing else"
     )
 
 

@@ -16,7 +16,6 @@ def load(path: str | Path) -> BaseModule:
     checkpoint = CheckpointIO().load_checkpoint(path)
     module = instantiate(BaseModule, **stored_model(checkpoint, path))
     module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"], strict=False)
     return module.eval()
 
 

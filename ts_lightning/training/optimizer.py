@@ -12,7 +12,7 @@ GROUP_NAMES = ("decay", "no_decay", "alpha")
 def group_of(name: str, parameter: Parameter) -> str:
     """`alpha`; `no_decay` for routers and everything one-dimensional (norms, biases); else `decay`."""
     words = name.split(".")
-    if words[-1].startswith("alpha"):
+    if "alpha" in words:
         return "alpha"
     return "no_decay" if "router" in words or parameter.ndim <= 1 else "decay"
 

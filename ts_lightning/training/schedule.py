@@ -3,6 +3,7 @@
 import math
 
 import lightning as L
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -32,7 +33,7 @@ class WarmupCosine(LRScheduler):
         done = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
         return self.min_factor + (1 - self.min_factor) * 0.5 * (1 + math.cos(math.pi * done))
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         return [base_lr * self.factor(self.last_epoch) for base_lr in self.base_lrs]
 
     def state_dict(self) -> dict:
@@ -49,8 +50,9 @@ def planned_steps(trainer: L.Trainer) -> int:
     not used: called from configure_optimizers it drops the restored state of the data.
     """
     limits = [trainer.max_steps] if trainer.max_steps > 0 else []
-    if trainer.max_epochs and trainer.max_epochs > 0 and trainer.datamodule is not None:
-        batches = len(trainer.datamodule.train_dataloader())
+    datamodule = getattr(trainer, "datamodule", None)
+    if trainer.max_epochs and trainer.max_epochs > 0 and datamodule is not None:
+        batches = len(datamodule.train_dataloader())
         limit = trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         limits.append(batches * trainer.max_epochs)

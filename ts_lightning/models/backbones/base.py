@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ts_lightning.models.encode import Encoder
+from ts_lightning.models.recorded import Recorded
 
 
-class Backbone(nn.Module):
+class Backbone(Recorded, nn.Module):
     """A pre-trained VLM behind our interface; subclasses load one and fill in `model` and `encoder`.
 
     Shapes: B rows, T positions, H hidden size, N pictures, S picture side, P tokens of one picture.
