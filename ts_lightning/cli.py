@@ -184,6 +184,9 @@ def _quiet() -> None:
         ".*LightningCLI's args parameter.*",
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
+        ".*module.s. in eval mode at the start of training.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*Total length of .* across ranks is zero.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*Experiment logs directory .* exists and is not empty.*",
     )

@@ -96,6 +96,13 @@ class BaseModule(L.LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         return [DataPosition(), Throughput()]
 
+    def setup(self, stage: str) -> None:
+        """With bf16-mixed, frozen weights are held in bf16; what trains, and AdamW's states, stay fp32."""
+        if str(self.trainer.precision) == "bf16-mixed":
+            for parameter in self.vlm.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.bfloat16()
+
     def on_fit_start(self) -> None:
         self.train()  # pre-trained parts arrive in eval mode; the vlm keeps what is frozen there
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
+
 from ts_lightning.training.base import BaseModule
 from ts_lightning.training.checkpoint_io import CheckpointIO
 from ts_lightning.training.class_paths import instantiate
@@ -14,7 +16,9 @@ def load(path: str | Path) -> BaseModule:
     FileNotFoundError or ValueError (one line) for a missing, truncated or foreign file, and for another base.
     """
     checkpoint = CheckpointIO().load_checkpoint(path)
-    module = instantiate(BaseModule, **stored_model(checkpoint, path))
+    stored = stored_model(checkpoint, path)
+    with _given_hyperparameters_context(dict(stored["init_args"]), "lightning.pytorch.cli.instantiate_module"):
+        module = instantiate(BaseModule, **stored)
     module.on_load_checkpoint(checkpoint)
     return module.eval()
 

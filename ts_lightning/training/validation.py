@@ -140,8 +140,10 @@ def accepted_answers(sample: Sample) -> list[str]:
 
 
 def true_box(sample: Sample) -> Box | None:
-    """The one box that a question asks for, if it asks for one."""
+    """The one box that a question asks for, if it asks for one (a caption of one object does not)."""
     if sample.task == UNDERSTANDING or sample.answer is None or len(sample.answer.regions) != 1:
+        return None
+    if "caption" in (sample.subtask or ""):
         return None
     boxes = region_boxes(sample, sample.answer.regions[0])
     return boxes[0] if len(boxes) == 1 else None
