@@ -90,6 +90,7 @@ class ShardDataModule(L.LightningDataModule):
         self._loaded: dict[str, tuple[Manifest, BadRecords]] = {}
         self._state: StreamState | None = None
         self._stream: TrainStream | None = None
+        self._loaders: list[TrainLoader | EvalLoader] = []
 
     @property
     def val_suites(self) -> list[str]:
@@ -169,7 +170,9 @@ class ShardDataModule(L.LightningDataModule):
         batches = MicroBatches(self._stream, self.micro_batch_size, rank, world_size, endless=self.trainer is not None)
         manifest, bad_records = self._loaded["train"]
         encode, pad_id = self._encoder()
-        return TrainLoader(ShardDataset(manifest, encode), batches, self.num_workers, pad_id, bad_records)
+        loader = TrainLoader(ShardDataset(manifest, encode), batches, self.num_workers, pad_id, bad_records)
+        self._loaders.append(loader)
+        return loader
 
     def val_dataloader(self) -> list[EvalLoader]:
         return [self._eval_loader(f"val.{name}") for name in self._val]
@@ -179,6 +182,14 @@ class ShardDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> list[EvalLoader]:
         return [self._eval_loader(f"predict.{name}") for name in self._predict]
+
+    def teardown(self, stage: str | None = None) -> None:
+        """End the workers of all loaders."""
+        while self._loaders:
+            self._loaders.pop().close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.teardown()
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move tensors; samples stay as they are (Lightning would copy every dataclass field by field)."""
@@ -208,7 +219,9 @@ class ShardDataModule(L.LightningDataModule):
         encode, pad_id = self._encoder()
         batches = eval_batches(manifest.num_samples, self.eval_batch_size, *self._rank())
         dataset = ShardDataset(manifest, encode, for_generation=True)
-        return EvalLoader(dataset, batches, self.num_workers, pad_id, bad_records)
+        loader = EvalLoader(dataset, batches, self.num_workers, pad_id, bad_records)
+        self._loaders.append(loader)
+        return loader
 
     def _encoder(self) -> tuple[Callable[..., dict[str, Any]], int]:
         vlm = None if self.trainer is None else getattr(self.trainer.lightning_module, "vlm", None)

@@ -5,7 +5,7 @@ import io
 from PIL import Image
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a JPEG with more pictures behind it
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -16,7 +16,7 @@ def inspect_image(data: bytes) -> tuple[str, int, int]:
     Raises ValueError for anything that is not a whole JPEG, PNG or WebP.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=list(_FORMATS)) as image:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             width, height = image.size
             if image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:  # 5 to 8 turn the picture by a quarter
                 width, height = height, width

@@ -4,7 +4,7 @@ They are no DataLoaders themselves, so Lightning leaves their order alone, and t
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -50,31 +50,41 @@ def _collate(rows: list[dict[str, Any]], pad_id: int, side: str) -> dict[str, An
     return (collate(rows, pad_id, side) if whole else {}) | {"bad": [row["bad"] for row in rows if row["bad"]]}
 
 
-def _loader(dataset: ShardDataset, batches: Any, workers: int, ahead: int, pad_id: int, side: str) -> DataLoader:
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=partial(_collate, pad_id=pad_id, side=side),
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=max(2, ahead // workers) if workers else None,
-        persistent_workers=workers > 0,
-        in_order=True,
-    )
+class _Loader:
+    """A stock DataLoader and the account of its bad records."""
+
+    def __init__(
+        self, dataset: ShardDataset, batches: Any, workers: int, ahead: int, pad_id: int, side: str, bad: BadRecords
+    ) -> None:
+        self.batches = batches
+        self.bad_records = bad
+        self._loader: Iterable[dict[str, Any]] = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=partial(_collate, pad_id=pad_id, side=side),
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=max(2, ahead // workers) if workers else None,
+            persistent_workers=workers > 0 and isinstance(self, TrainLoader),
+            in_order=True,
+        )
+
+    def close(self) -> None:
+        """End the workers now; the garbage collector would wait 5 seconds for each."""
+        self._loader = ()
 
 
-class TrainLoader:
+class TrainLoader(_Loader):
     """This rank's share of every global batch: {"micro_batches": [batch, ...], "ids": [...], "num_rows": int}.
 
-    Iteration starts at the stream's state; `len` is the number of global batches of a whole epoch.
+    `ids` are those of the valid rows, `num_rows` counts all. Iteration starts at the stream's state; `len` is the
+    number of global batches of a whole epoch.
     """
 
     def __init__(
         self, dataset: ShardDataset, batches: MicroBatches, workers: int, pad_id: int, bad_records: BadRecords
     ) -> None:
-        self.batches = batches
-        self.bad_records = bad_records
-        self._loader = _loader(dataset, batches, workers, 2 * batches.per_batch, pad_id, "right")
+        super().__init__(dataset, batches, workers, 2 * batches.per_batch, pad_id, "right", bad_records)
 
     def __len__(self) -> int:
         return len(self.batches.stream)
@@ -84,20 +94,26 @@ class TrainLoader:
         for batch in self._loader:
             micro_batches.append(self.bad_records.checked(batch))
             if len(micro_batches) == self.batches.per_batch:
-                ids = [sample.id for micro in micro_batches for sample in micro["samples"]]
-                yield {"micro_batches": micro_batches, "ids": ids, "num_rows": len(ids)}
+                rows = [row for m in micro_batches for row in zip(m["samples"], m["row_valid"].tolist(), strict=True)]
+                ids = [sample.id for sample, valid in rows if valid]
+                yield {"micro_batches": micro_batches, "ids": ids, "num_rows": len(rows)}
                 micro_batches = []
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: Lightning warns about loaders without it, but the position is the datamodule's to keep."""
+        return {}
 
-class EvalLoader:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
+class EvalLoader(_Loader):
     """Generation batches (prompts, padded on the left) of one suite, each record once over all ranks."""
 
     def __init__(
         self, dataset: ShardDataset, batches: list[list[int]], workers: int, pad_id: int, bad_records: BadRecords
     ) -> None:
-        self.batches = batches
-        self.bad_records = bad_records
-        self._loader = _loader(dataset, batches, workers, 2, pad_id, "left")
+        super().__init__(dataset, batches, workers, 2, pad_id, "left", bad_records)
 
     def __len__(self) -> int:
         return len(self.batches)

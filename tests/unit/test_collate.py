@@ -1,0 +1,42 @@
+"""Padding against numbers written down by hand."""
+
+import pytest
+import torch
+
+from ts_lightning.data.collate import collate
+
+
+def row(ids: list[int], steps: list[int], images: int, task: int, **more: object) -> dict:
+    pixels = torch.arange(images, dtype=torch.uint8)[:, None, None, None].expand(images, 3, 2, 2)
+    values = {"input_ids": torch.tensor(ids), "step_ids": torch.tensor(steps), "pixel_values": pixels, "task": task}
+    return values | {"sample": f"s{ids[0]}"} | more
+
+
+ROWS = [row([5, 6, 7], [-1, 0, 1], 2, 1), row([8], [-1], 0, 0), row([9, 4], [-1, 0], 1, 1, row_valid=False)]
+
+
+def test_right_padding_for_training():
+    batch = collate(ROWS, pad_id=2, side="right")
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 2, 2], [9, 4, 2]]
+    assert batch["valid"].tolist() == [[True, True, True], [True, False, False], [True, True, False]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0], [0, 1, 0]]
+    assert batch["step_ids"].tolist() == [[-1, 0, 1], [-1, -1, -1], [-1, 0, -1]]
+    assert batch["pixel_values"][:, 0, 0, 0].tolist() == [0, 1, 0]
+    assert batch["pixel_values"].dtype == torch.uint8
+    assert batch["images_per_row"].tolist() == [2, 0, 1]
+    assert batch["task"].tolist() == [1, 0, 1]
+    assert batch["row_valid"].tolist() == [True, True, False]
+    assert batch["samples"] == ["s5", "s8", "s9"]
+
+
+def test_left_padding_for_generation():
+    batch = collate(ROWS, pad_id=2, side="left")
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [2, 2, 8], [2, 9, 4]]
+    assert batch["valid"].tolist() == [[True, True, True], [False, False, True], [False, True, True]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0], [0, 0, 1]]
+    assert batch["step_ids"].tolist() == [[-1, 0, 1], [-1, -1, -1], [-1, -1, 0]]
+
+
+def test_an_unknown_side_is_refused():
+    with pytest.raises(ValueError, match="side: seen 'middle', expected 'right' or 'left'"):
+        collate(ROWS, 0, "middle")
