@@ -65,4 +65,4 @@ def instantiate(base: type, class_path: str, init_args: dict[str, Any]) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, "it", fail_untyped=False)
     config = parser.parse_object({"it": {"class_path": class_path, "init_args": init_args}})
-    return parser.instantiate_classes(config).it
+    return parser.instantiate(config).it
