@@ -2,13 +2,14 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.data.write import write_shards
-from ts_lightning.evaluation.pictures import make_picture, write_pictures, write_sheets
+from ts_lightning.evaluation.pictures import PredictionPictures, make_picture, write_pictures, write_sheets
 from ts_lightning.grounding.codecs import get_codec
 
 CODEC = get_codec("scout")
@@ -59,3 +60,13 @@ def test_notes(records: list[dict]) -> None:
 def test_a_record_that_the_shard_lacks(records: list[dict], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="seen no record 'x'"):
         write_pictures([{**records[0], "key": "x"}], tmp_path, CODEC)
+
+
+def test_callback_draws_so_many_of_each_suite(records: list[dict], tmp_path: Path) -> None:
+    trainer = SimpleNamespace(is_global_zero=True, default_root_dir=str(tmp_path / "run"))
+    module = SimpleNamespace(vlm=SimpleNamespace(codec=CODEC))
+    callback = PredictionPictures(1)
+    callback.on_predict_batch_end(trainer, module, records[:2], None, 0, 0)
+    callback.on_predict_batch_end(trainer, module, records[2:], None, 1, 0)
+    callback.on_predict_end(trainer, module)
+    assert sorted(path.name for path in (tmp_path / "run" / "pictures").iterdir()) == ["a_b_c-s3.png", "rec-s0.png"]

@@ -14,6 +14,7 @@ from ts_lightning.evaluation.drawing import Picture, contact_sheet, draw_picture
 from ts_lightning.grounding.boxes import iou
 from ts_lightning.grounding.codecs import ScoutCodec
 from ts_lightning.metrics import parse_steps
+from ts_lightning.training.callbacks import Callback
 
 Record = Mapping[str, Any]
 
@@ -56,6 +57,26 @@ def write_sheets(
             paths.append(folder / f"{_safe(name)}.png")
             contact_sheet(pictures, title=title.format(suite=name)).save(paths[-1])
     return paths
+
+
+class PredictionPictures(Callback):
+    """Draw the first `number` answers of each suite (of rank 0's share) into `<default_root_dir>/pictures`."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.records: dict[str, list[Record]] = {}
+
+    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
+        for record in outputs if trainer.is_global_zero else ():
+            group = self.records.setdefault(record["suite"], [])
+            if len(group) < self.number:
+                group.append(record)
+
+    def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
+        records = [record for group in self.records.values() for record in group]
+        if records:
+            write_pictures(records, Path(trainer.default_root_dir) / "pictures", pl_module.vlm.codec)
+        self.records = {}
 
 
 def _by_suite(records: Iterable[Record], limit: int | None) -> list[tuple[str, list[Record]]]:

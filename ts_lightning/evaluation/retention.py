@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ts_lightning.metrics import AnswerAccuracy
+from ts_lightning.training.validation import accepted_answers
 
 Batch = Mapping[str, Any]
 TWIN_SLOT = ".understanding"
@@ -70,12 +71,13 @@ def compare_logits(
 def answer_accuracy(
     answer: Callable[[Batch], list[str]], prompts: Iterable[Batch]
 ) -> tuple[float | None, int, list[str]]:
-    """Accuracy of generated answers against `sample.answers` (None without any), their number, and the texts."""
+    """Accuracy of generated answers against the accepted ones (None without any), their number, and the texts."""
     metric, texts = AnswerAccuracy(), list[str]()
     for batch in prompts:
         answered = answer(batch)
-        rows = [i for i, sample in enumerate(batch["samples"]) if sample.answers and batch["row_valid"][i]]
-        metric.update([answered[i] for i in rows], [batch["samples"][i].answers for i in rows])
+        accepted = [accepted_answers(sample) for sample in batch["samples"]]
+        rows = [i for i, answers in enumerate(accepted) if answers and batch["row_valid"][i]]
+        metric.update([answered[i] for i in rows], [accepted[i] for i in rows])
         texts += [answered[i] for i in rows]
     return metric.compute()["accuracy"].item() if texts else None, len(texts), texts
 
