@@ -1,30 +1,33 @@
 #!/usr/bin/env python
 """Train the understanding-only base of the tiny default on the toy world.
 
-    python tools/make_tiny_base.py --out outputs/tiny_base --steps 9000
+    python tools/make_tiny_base.py --out outputs/tiny_base
 
-Writes a checkpoint every `--save-every` steps and goes on from it; the learning rate is constant and falls to zero over
-the last `--decay` steps, so a run can be prolonged. The base is written to OUT/base at every checkpoint.
+The vision tower first learns to say what covers each patch, then everything learns from lessons (pictures with
+questions, pure text). Goes on from OUT/last.pt; the base itself is in OUT/base. A run can be prolonged: the learning
+rate is constant and falls to zero over the last `--decay` of `--steps` steps.
 """
 
 import argparse
-import json
-import time
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ts_lightning.models.backbones.tiny import SHIPPED, TinyBackbone
-from ts_lightning.models.backbones.tiny_lessons import lesson_batch, lesson_loss, lesson_row
+from ts_lightning.models.backbones.tiny_lessons import lesson_batch, lesson_row
 from ts_lightning.models.backbones.tiny_tokenizer import train_tokenizer
+from ts_lightning.models.backbones.tiny_training import make_optimizer, restore, train_lessons
+from ts_lightning.models.backbones.tiny_vision import pretrain_vision
+from ts_lightning.models.encode import Encoder
 from ts_lightning.pipelines.toy_world.curriculum import lesson, tokenizer_lines
+from ts_lightning.pipelines.toy_world.patches import labelled_picture
 
 
 class Lessons(Dataset):
-    """Lesson number i, packed; nothing is random but the seed."""
+    """Lesson number i, packed; nothing is random but the number."""
 
-    def __init__(self, encoder: object, start: int, total: int) -> None:
+    def __init__(self, encoder: Encoder, start: int, total: int) -> None:
         self.encoder, self.start, self.total = encoder, start, total
 
     def __len__(self) -> int:
@@ -38,49 +41,31 @@ class Lessons(Dataset):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/tiny_base"))
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--decay", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--vision-steps", type=int, default=1500)
+    parser.add_argument("--pictures", type=int, default=12000)
     args = parser.parse_args()
     if not (SHIPPED / "tokenizer.json").is_file():
         train_tokenizer(tokenizer_lines()).save_pretrained(SHIPPED)
     args.out.mkdir(parents=True, exist_ok=True)
     backbone = TinyBackbone(pretrained=None, seed=args.seed)
     backbone.requires_grad_(True).train()
-    matrices = [p for p in backbone.parameters() if p.ndim > 1]
-    vectors = [p for p in backbone.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": 0.03}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
-    first, saved = 0, args.out / "last.pt"
-    if saved.is_file():
-        state = torch.load(saved, weights_only=True)
-        backbone.model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+    optimizer = make_optimizer(backbone, args.lr)
+    first = restore(backbone, optimizer, args.out / "last.pt")
+    if first == 0:
+        side = int(backbone.encoder.image_tokens**0.5)
+        pictures, labels = zip(*(labelled_picture(i, side) for i in range(args.pictures)), strict=True)
+        pretrain_vision(backbone, backbone.encoder.pixels(list(pictures)), torch.tensor(labels), args.vision_steps)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = args.lr
     data = Lessons(backbone.encoder, args.seed + first * args.batch, (args.steps - first) * args.batch)
     pad = backbone.encoder.tokenizer.pad_token_id
     loader = DataLoader(data, args.batch, num_workers=1, prefetch_factor=6, collate_fn=lambda r: lesson_batch(r, pad))
-    began = time.monotonic()
-    for step, batch in enumerate(loader, start=first + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, step / 300, (args.steps - step + 1) / args.decay)
-        loss, correct = lesson_loss(backbone, batch, balance_coeff=0.01)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(backbone.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if step % 25 == 0:
-            seconds = round(time.monotonic() - began)
-            line = {"step": step, "loss": round(loss.item(), 4), "correct": round(correct.item(), 4), "seconds": seconds}
-            print(json.dumps(line), flush=True)
-        if step % args.save_every == 0 or step == args.steps:
-            state = {"model": backbone.model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-            torch.save(state, args.out / "tmp.pt")
-            (args.out / "tmp.pt").replace(saved)
-            backbone.save(args.out / "base")
+    train_lessons(backbone, optimizer, loader, args.out, first, args.steps, args.decay, save_every=250)
 
 
 if __name__ == "__main__":
