@@ -34,7 +34,7 @@ def make_sample(i: int) -> Sample:
 def records(tmp_path: Path) -> list[dict]:
     paths = write_shards([make_sample(i) for i in range(5)], tmp_path / "shards", "toy")
     common = {"shard": str(paths[0]), "subtask": "rec", "question": "Where is the dog?", "text": "[[10,10,50,70]]"}
-    truth = {"box": [0.1, 0.1, 0.5, 0.5], "answers": []}
+    truth = {"box": [0.1, 0.1, 0.5, 0.5], "text": "{region:0}", "answers": []}
     box = {"box": [0.1, 0.1, 0.5, 0.7], "parse_status": "ok", "truth": truth}
     return [{**common, **box, "suite": "rec" if i < 3 else "a b/c", "key": f"s{i}"} for i in range(5)]
 
@@ -49,12 +49,14 @@ def test_pictures_and_sheets(records: list[dict], tmp_path: Path) -> None:
     assert Image.open(sheets[0]).width > Image.open(sheets[1]).width > 640
 
 
-def test_notes(records: list[dict]) -> None:
-    image = Image.new("RGB", (120, 90))
-    picture = make_picture(records[0], image, CODEC)
-    assert picture.note == "IoU 0.67"
-    assert [len(boxes) for boxes in picture.predicted] == [1]
-    assert make_picture({**records[0], "box": None, "text": "no idea"}, image, CODEC).note == "no box"
+def test_what_is_drawn(records: list[dict]) -> None:
+    picture = make_picture(records[0], make_sample(0), CODEC)
+    assert (picture.note, picture.true_answer, picture.image.size) == ("rec: IoU 0.67", "", (120, 90))
+    assert (picture.predicted, picture.true) == ([[(0.1, 0.1, 0.5, 0.7)]], [(0.1, 0.1, 0.5, 0.5)])
+    assert make_picture({**records[0], "box": None, "text": "no idea"}, make_sample(0), CODEC).note == "rec: no box"
+    truth = {"box": None, "text": "There is a cat {region:0}, not a dog. This question is invalid.", "answers": []}
+    negative = make_picture({**records[0], "truth": truth}, make_sample(0), CODEC)
+    assert (negative.note, negative.true_answer, len(negative.true)) == ("rec", "This question is invalid.", 1)
 
 
 def test_a_record_that_the_shard_lacks(records: list[dict], tmp_path: Path) -> None:

@@ -38,12 +38,13 @@ RECORDS = [
     record(None, "unparsed", subtask="localization", truth={"box": TRUE, "box_px": [0, 0, 50, 100], "area_px": 9217.0}),
     record(**{**WORDS, "text": "Red."}),
     record(**{**WORDS, "text": "blue"}),
+    record(**{**WORDS, "suite": "steps", "text": "Step 1: Find it [[1,1,9,9]]. Step 2: So the answer is red."}),
 ]
 
 
 def test_score_by_hand() -> None:
     scores = score(RECORDS)
-    assert sorted(scores) == ["rec", "rec/localization", "rec/rec", "vqa"]
+    assert sorted(scores) == ["rec", "rec/localization", "rec/rec", "steps", "vqa"]
     expected = {
         "miou": 0.5,
         "miou_medium": 0.75,
@@ -55,6 +56,7 @@ def test_score_by_hand() -> None:
     assert scores["rec"] == pytest.approx({"count": 3, **expected})
     assert scores["rec/rec"]["miou"] == 0.75
     assert scores["vqa"] == {"count": 2, "accuracy": 0.5}
+    assert scores["steps"] == {"count": 1, "accuracy": 1.0}
 
 
 def test_table_leaves_out_what_nothing_fills() -> None:

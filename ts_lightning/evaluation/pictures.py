@@ -10,27 +10,30 @@ from PIL import Image, ImageOps
 
 from ts_lightning.data.index import Manifest, index_shard
 from ts_lightning.data.reader import ShardReader
+from ts_lightning.data.sample import Sample
 from ts_lightning.evaluation.drawing import Picture, contact_sheet, draw_picture
 from ts_lightning.grounding.boxes import iou
 from ts_lightning.grounding.codecs import ScoutCodec
-from ts_lightning.metrics import parse_steps
+from ts_lightning.grounding.steps import is_rejection
+from ts_lightning.metrics import parse_steps, target_steps
 from ts_lightning.training.callbacks import Callback
+from ts_lightning.training.validation import region_boxes
 
 Record = Mapping[str, Any]
 
 
-def make_picture(record: Record, image: Image.Image, codec: ScoutCodec) -> Picture:
-    """What to draw for one prediction record on its (displayed) image."""
-    truth = record["truth"]
-    true_box, box = truth.get("box"), record.get("box")
+def make_picture(record: Record, sample: Sample, codec: ScoutCodec) -> Picture:
+    """What to draw for one prediction record: its sample's first image, and every box of the true answer on it."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(sample.image_bytes[0])))
+    truth, box = record["truth"], record.get("box")
+    places = [region_boxes(sample, i) if region.image == 0 else [] for i, region in enumerate(sample.regions)]
+    true = [box for boxes in target_steps(truth["text"], places).step_boxes for box in boxes]
+    words = ["This question is invalid."] if is_rejection(truth["text"]) else truth["answers"]
+    note = record.get("subtask") or record["suite"]
+    if truth["box"] is not None:
+        note += ": no box" if box is None else f": IoU {iou(box, truth['box']):.2f}"
     steps = parse_steps(record["text"], codec, image.size).step_boxes
-    if true_box is None:
-        note = record.get("subtask") or record["suite"]
-        answers = ", ".join(truth.get("answers") or [])
-        return Picture(image, record["question"], record["text"], steps, note=note, true_answer=answers)
-    note = "no box" if box is None else f"IoU {iou(box, true_box):.2f}"
-    words = ", ".join(answer for answer in truth.get("answers") or [] if "{region" not in answer)
-    return Picture(image, record["question"], record["text"], steps, [tuple(true_box)], note, words)
+    return Picture(image, record["question"], record["text"], steps, true, note, ", ".join(words))
 
 
 def write_pictures(records: Iterable[Record], folder: str | Path, codec: ScoutCodec, limit: int | None = None) -> int:
@@ -38,9 +41,9 @@ def write_pictures(records: Iterable[Record], folder: str | Path, codec: ScoutCo
     folder, count = Path(folder), 0
     folder.mkdir(parents=True, exist_ok=True)
     for name, group in _by_suite(records, limit):
-        for record, image in _with_images(group):
+        for record, sample in _with_samples(group):
             path = folder / f"{_safe(name)}-{_safe(record['key'])}.png"
-            draw_picture(make_picture(record, image, codec)).save(path)
+            draw_picture(make_picture(record, sample, codec)).save(path)
             count += 1
     return count
 
@@ -52,7 +55,7 @@ def write_sheets(
     folder, paths = Path(folder), []
     folder.mkdir(parents=True, exist_ok=True)
     for name, group in _by_suite(records, limit):
-        pictures = [make_picture(record, image, codec) for record, image in _with_images(group)]
+        pictures = [make_picture(record, sample, codec) for record, sample in _with_samples(group)]
         if pictures:
             paths.append(folder / f"{_safe(name)}.png")
             contact_sheet(pictures, title=title.format(suite=name)).save(paths[-1])
@@ -86,8 +89,8 @@ def _by_suite(records: Iterable[Record], limit: int | None) -> list[tuple[str, l
     return [(name, group[:limit]) for name, group in groups.items()]
 
 
-def _with_images(records: Iterable[Record]) -> Iterator[tuple[Record, Image.Image]]:
-    """Each record with its first image, read from its shard; records without an image are left out."""
+def _with_samples(records: Iterable[Record]) -> Iterator[tuple[Record, Sample]]:
+    """Each record with its sample, read from its shard; records without an image are left out."""
     readers: dict[str, tuple[ShardReader, dict[str, int]]] = {}
     for record in records:
         path = record["shard"]
@@ -97,9 +100,9 @@ def _with_images(records: Iterable[Record]) -> Iterator[tuple[Record, Image.Imag
         reader, places = readers[path]
         if record["key"] not in places:
             raise ValueError(f"{path}: seen no record {record['key']!r}, expected it: the predictions name it")
-        images = reader.read(places[record["key"]]).image_bytes
-        if images:
-            yield record, ImageOps.exif_transpose(Image.open(io.BytesIO(images[0])))
+        sample = reader.read(places[record["key"]])
+        if sample.image_bytes:
+            yield record, sample
 
 
 def _safe(name: str) -> str:

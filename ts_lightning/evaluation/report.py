@@ -90,10 +90,11 @@ def table(report: Mapping[str, Any]) -> str:
 def plot_curves(history: str | Path, out: str | Path) -> None:
     """Draw loss, alpha and validation curves by step from a metrics.csv of Lightning's CSVLogger."""
     columns = read_history(history)
+    suites = [name for name in columns if name.startswith("val/") and name.count("/") == 2]
     panels = (
         ("training loss", [name for name in columns if name.removesuffix("_step") == "train/loss"]),
         ("alpha (1 = understanding only)", [name for name in columns if name.startswith("train/alpha")]),
-        ("validation", [name for name in columns if name.startswith("val/") and name.endswith(("/miou", "/acc50"))]),
+        ("validation", [name for name in suites if name.endswith(("/miou", "/acc50", "/accuracy"))]),
     )
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
     for axis, (title, names) in zip(axes, panels, strict=True):
@@ -103,7 +104,7 @@ def plot_curves(history: str | Path, out: str | Path) -> None:
                 axis.plot(steps, values, color="#b8c9e6", linewidth=0.8)
                 axis.plot(steps, smooth(values), color="#0a4db3", label="smoothed")
                 continue
-            style = {"marker": "o", "markersize": 3, "linestyle": "--" if name.endswith("acc50") else "-"}
+            style = {"marker": "o", "markersize": 3, "linestyle": "-" if name.endswith("miou") else "--"}
             axis.plot(steps, values, label=name.split("/", 1)[1], **(style if title == "validation" else {}))
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.25)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ts_lightning.grounding.codecs import get_codec
+from ts_lightning.grounding.steps import final_answer
 from ts_lightning.metrics import AnswerAccuracy, BoxAccuracy, MeanIoU, box_tensor
 
 Record = Mapping[str, Any]
@@ -33,7 +35,8 @@ def score(records: Iterable[Record]) -> dict[str, dict[str, float]]:
     """Scores by suite and by `suite/subtask`: the keys of `COLUMNS` that apply, shares in [0, 1].
 
     A question with a true box counts in the box scores (its `box` may be None: 0), every other one with accepted
-    answers in `accuracy`. The size of an object is its `area_px` where the record has it, else that of its box.
+    answers in `accuracy` (of a step-by-step answer the final words count). The size of an object is its `area_px` where
+    the record has it, else that of its box.
     """
     groups: dict[str, list[Record]] = {}
     for record in records:
@@ -74,7 +77,10 @@ def _words(group: list[Record]) -> dict[str, float]:
     if not asked:
         return {}
     accuracy = AnswerAccuracy()
-    accuracy.update([r["text"] for r in asked], [r["truth"]["answers"] for r in asked])
+    texts = [
+        r["text"] if r.get("task") == "understanding" else final_answer(r["text"], get_codec("scout")) for r in asked
+    ]
+    accuracy.update(texts, [r["truth"]["answers"] for r in asked])
     return {"accuracy": accuracy.compute()["accuracy"].item()}
 
 
