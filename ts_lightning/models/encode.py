@@ -56,8 +56,8 @@ class Encoder:
             raise ValueError(f"{sample.key}: seen {len(ids)} tokens, expected at most {self.max_length}")
         step_ids = torch.full_like(ids, -1)
         step = 0
-        for token, (start, end) in enumerate(encoded["offset_mapping"]):
-            while step < len(spans) and start >= spans[step][1]:
+        for token, (_, end) in enumerate(encoded["offset_mapping"]):
+            while step < len(spans) and end > spans[step][1]:  # a token may begin with the blank before its step
                 step += 1
             if step < len(spans) and end > spans[step][0]:
                 step_ids[token] = step

@@ -2,11 +2,10 @@
 
 Against plain autograd it keeps only the input and the experts' pre-activations: the activation is recomputed in
 backward, the router's gradient <dY, y> is read from <dY W2, hidden> so that y is never kept, and a frozen expert gets
-no weight gradient. Legend: T tokens, K experts per token, n tokens of one expert, H hidden size, F expert size.
+no weight gradient. Legend: T tokens, K experts per token, N = T K, n tokens of one expert, H hidden size, F expert
+size.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-Activation = Callable[[Tensor], Tensor]
+from ts_lightning.models.activation import Activation, hidden, hidden_backward, resolve
 
 
 class ExpertForm(NamedTuple):
@@ -36,18 +35,6 @@ def expert_form(expert: nn.Module) -> ExpertForm | None:
     return None
 
 
-def _activation(expert: nn.Module, form: ExpertForm) -> Activation:
-    function = getattr(expert, form.activation)
-    if type(function).__name__ == "NewGELUActivation":  # the same tanh formula, spelled out in eight kernels
-        return partial(F.gelu, approximate="tanh")
-    return function
-
-
-def _hidden(activation: Activation, pre: list[Tensor]) -> Tensor:
-    """hidden_nF = act(pre) or act(gate) * up."""
-    return activation(pre[0]) if len(pre) == 1 else activation(pre[0]) * pre[1]
-
-
 def sorted_experts(x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: nn.ModuleList) -> Tensor:
     """Return sum_k weights[t, k] * expert_{ids[t, k]}(x[t]) for experts of one known form.
 
@@ -60,12 +47,22 @@ def sorted_experts(x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: nn
     parameters = [tensor for linear in linears for tensor in (linear.weight, linear.bias)]
     device = x_TH.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TH.dtype
-    activation = _activation(experts[0], form)
+    activation = resolve(getattr(experts[0], form.activation), device)
     return _SortedExperts.apply(x_TH.to(dtype), weights_TK, ids_TK, len(experts), activation, *parameters)
 
 
 def _cast(tensor: Any, dtype: torch.dtype) -> Any:
     return None if tensor is None else tensor.to(dtype)
+
+
+def _combine(y_NH: Tensor, slots_N: Tensor, top_k: int) -> Tensor:
+    """Sum the K results of every token; `y_NH` is sorted by expert, `slots_N` are its positions in [T, K]."""
+    place_TK = torch.empty_like(slots_N).index_copy_(0, slots_N, torch.arange(len(slots_N), device=slots_N.device))
+    first, *others = place_TK.view(-1, top_k).unbind(1)
+    out_TH = y_NH.index_select(0, first)
+    for other in others:
+        out_TH += y_NH.index_select(0, other)
+    return out_TH
 
 
 class _SortedExperts(torch.autograd.Function):
@@ -81,65 +78,62 @@ class _SortedExperts(torch.autograd.Function):
         activation: Activation,
         *parameters: Tensor | None,
     ) -> Tensor:
-        ids = ids_TK.flatten()
-        slots = ids.argsort(stable=True)  # positions in [T, K], sorted by expert
-        counts = torch.bincount(ids, minlength=num_experts).tolist()  # the one host synchronisation
-        size = len(parameters) // num_experts
-        out_TH, saved = torch.zeros_like(x_TH), []
+        top_k, size, dtype = ids_TK.shape[1], len(parameters) // num_experts, x_TH.dtype
+        slots_N = ids_TK.flatten().argsort(stable=True)
+        counts = torch.bincount(ids_TK.flatten(), minlength=num_experts).tolist()  # the one host synchronisation
+        weights_N1 = weights_TK.flatten().index_select(0, slots_N).to(dtype)[:, None]
+        y_NH, saved = x_TH.new_empty(len(slots_N), x_TH.shape[1]), []
         with torch.autocast(x_TH.device.type, enabled=False):
-            for e, slots_n in enumerate(slots.split(counts)):
-                *inputs, w_out, b_out = (_cast(p, x_TH.dtype) for p in parameters[e * size : (e + 1) * size])
-                tokens_n = slots_n // ids_TK.shape[1]
-                x_nH = x_TH.index_select(0, tokens_n)
+            parts = zip(slots_N.split(counts), weights_N1.split(counts), y_NH.split(counts), strict=True)
+            for e, (slots_n, weight_n1, y_nH) in enumerate(parts):
+                *inputs, w_out, b_out = (_cast(p, dtype) for p in parameters[e * size : (e + 1) * size])
+                x_nH = x_TH.index_select(0, slots_n // top_k)
                 pre = [F.linear(x_nH, w, b) for w, b in zip(inputs[::2], inputs[1::2], strict=True)]
-                y_nH = F.linear(_hidden(activation, pre), w_out, b_out)
-                weight_n = weights_TK.flatten().index_select(0, slots_n).to(y_nH.dtype)
-                out_TH.index_add_(0, tokens_n, y_nH.mul_(weight_n[:, None]))
+                torch.mul(F.linear(hidden(activation, pre), w_out, b_out), weight_n1, out=y_nH)
                 saved += pre
-        ctx.save_for_backward(x_TH, weights_TK, slots, *parameters, *saved)
+            out_TH = _combine(y_NH, slots_N, top_k)
+        ctx.save_for_backward(x_TH, weights_TK, slots_N, *parameters, *saved)
         ctx.counts, ctx.num_parameters, ctx.activation = counts, len(parameters), activation
         return out_TH
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TH: Tensor) -> tuple[Tensor | None, ...]:
-        x_TH, weights_TK, slots, *rest = ctx.saved_tensors
+        x_TH, weights_TK, slots_N, *rest = ctx.saved_tensors
         parameters, saved = rest[: ctx.num_parameters], rest[ctx.num_parameters :]
-        size = len(parameters) // len(ctx.counts)
-        num_inputs = size // 2 - 1
+        counts, top_k, dtype = ctx.counts, weights_TK.shape[1], x_TH.dtype
+        size = len(parameters) // len(counts)
+        per_expert = len(saved) // len(counts)
         need_x, need_weights, *need = ctx.needs_input_grad[:2] + ctx.needs_input_grad[5:]
-        dx_TH = torch.zeros_like(x_TH) if need_x else None
-        dweights = torch.zeros(weights_TK.numel(), dtype=weights_TK.dtype, device=weights_TK.device)
+        weights_N1 = weights_TK.flatten().index_select(0, slots_N).to(dtype)[:, None]
+        dx_NH = x_TH.new_empty(len(slots_N), x_TH.shape[1]) if need_x else None
+        dweight_N = weights_TK.new_empty(len(slots_N))
         dparameters: list[Tensor | None] = []
         with torch.autocast(x_TH.device.type, enabled=False):
-            for e, slots_n in enumerate(slots.split(ctx.counts)):
+            start = 0
+            for e, slots_n in enumerate(slots_N.split(counts)):
+                mine = slice(start, start := start + counts[e])
+                *inputs, w_out, b_out = (_cast(p, dtype) for p in parameters[e * size : (e + 1) * size])
+                pre = saved[e * per_expert : (e + 1) * per_expert]
+                grad_nH = grad_TH.index_select(0, slots_n // top_k)
                 needed = need[e * size : (e + 1) * size]
-                *inputs, w_out, b_out = (_cast(p, x_TH.dtype) for p in parameters[e * size : (e + 1) * size])
-                tokens_n = slots_n // weights_TK.shape[1]
-                weight_n1 = weights_TK.flatten().index_select(0, slots_n).to(x_TH.dtype)[:, None]
-                grad_nH = grad_TH.index_select(0, tokens_n)
-                with torch.enable_grad():
-                    pre = [z.detach().requires_grad_() for z in saved[e * num_inputs : (e + 1) * num_inputs]]
-                    hidden_nF = _hidden(ctx.activation, pre)
-                dhidden_nF = grad_nH @ w_out
-                if need_weights:  # <dY, y> = <dY W2, hidden> + <dY, b2>
-                    dweight_n = torch.linalg.vecdot(dhidden_nF, hidden_nF.detach())
-                    if b_out is not None:
-                        dweight_n = dweight_n + grad_nH @ b_out
-                    dweights.index_copy_(0, slots_n, dweight_n.to(dweights.dtype))
-                dpre = torch.autograd.grad(hidden_nF, pre, dhidden_nF.mul_(weight_n1))
-                if dx_TH is not None:
-                    for z_nF, w in zip(dpre, inputs[::2], strict=True):
-                        dx_TH.index_add_(0, tokens_n, z_nF @ w)
-                if any(needed):
-                    x_nH, scaled_nH = x_TH.index_select(0, tokens_n), grad_nH.mul_(weight_n1)
-                    sides = [(z_nF, x_nH) for z_nF in dpre] + [(scaled_nH, hidden_nF.detach())]
-                    pairs = [pair for d_out, d_in in sides for pair in ((d_out, d_in), (d_out, None))]
-                    for parameter, (d_out, d_in), wanted in zip(
-                        parameters[e * size : (e + 1) * size], pairs, needed, strict=True
-                    ):
-                        gradient = None if not wanted else d_out.sum(0) if d_in is None else d_out.T @ d_in
-                        dparameters.append(_cast(gradient, parameter.dtype) if wanted else None)
-                else:
+                hidden_nF, dot_n, dpre = hidden_backward(
+                    ctx.activation, pre, grad_nH @ w_out, weights_N1[mine], keep_hidden=any(needed)
+                )
+                # <dY, y> = <dY W2, hidden> + <dY, b2>
+                dweight_N[mine] = dot_n if b_out is None else dot_n + grad_nH @ b_out
+                if dx_NH is not None:
+                    for i, (z_nF, w) in enumerate(zip(dpre, inputs[::2], strict=True)):
+                        dx_NH[mine].addmm_(z_nF, w, beta=min(i, 1))
+                if not any(needed):
                     dparameters += [None] * size
-        return dx_TH, dweights.view_as(weights_TK) if need_weights else None, None, None, None, *dparameters
+                    continue
+                x_nH = x_TH.index_select(0, slots_n // top_k)
+                sides = [(z_nF, x_nH) for z_nF in dpre] + [(grad_nH.mul_(weights_N1[mine]), hidden_nF)]
+                for i, (d_out, d_in) in enumerate(sides):
+                    weight, bias = parameters[e * size + 2 * i], parameters[e * size + 2 * i + 1]
+                    dparameters.append((d_out.T @ d_in).to(weight.dtype) if needed[2 * i] else None)
+                    dparameters.append(d_out.sum(0).to(bias.dtype) if needed[2 * i + 1] else None)
+            dx_TH = None if dx_NH is None else _combine(dx_NH, slots_N, top_k)
+        dweights_TK = torch.empty_like(dweight_N).index_copy_(0, slots_N, dweight_N).view_as(weights_TK)
+        return dx_TH, dweights_TK if need_weights else None, None, None, None, *dparameters

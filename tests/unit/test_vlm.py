@@ -1,0 +1,156 @@
+"""The twin-expert vlm over the tiny backbone: retention, gradients, isolation, decoding."""
+
+import pytest
+import torch
+
+from ts_lightning.data.collate import collate
+from ts_lightning.models import PlainVLM, TwinExpertVLM
+from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.models.generate import decode, greedy, prefill
+from ts_lightning.models.vlm import VLM, predictors
+from ts_lightning.pipelines.toy_world.shards import grounding_samples, understanding_samples
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 4, "vision_layers": 1, "num_heads": 2}
+GROUNDING = list(grounding_samples("train", 6, ("localization", "scout")))
+UNDERSTANDING = list(understanding_samples("train", 6))
+
+
+def backbone() -> TinyBackbone:
+    return TinyBackbone(pretrained=None, **SIZES)
+
+
+def twin(**options: object) -> TwinExpertVLM:
+    return TwinExpertVLM(backbone(), **{"train_token_rows": ["codec"], **options})
+
+
+def batch(vlm: VLM, samples: list, for_generation: bool = False) -> dict:
+    rows = [vlm.encode(sample, for_generation) for sample in samples]
+    return collate(rows, vlm.pad_id, "left" if for_generation else "right")
+
+
+def shaken(vlm: TwinExpertVLM) -> TwinExpertVLM:
+    """The vlm with everything that trains moved away from its start."""
+    torch.manual_seed(1)
+    for parameter in vlm.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    return vlm
+
+
+@torch.no_grad()
+def test_understanding_batch_is_bitwise_the_base() -> None:
+    tuned, base = shaken(twin()).eval(), PlainVLM(backbone()).eval()
+    rows = batch(tuned, UNDERSTANDING)
+    assert torch.equal(tuned(rows)["logits"], base(rows)["logits"])
+    prompts = batch(tuned, UNDERSTANDING, for_generation=True)
+    assert tuned.generate(prompts, 8) == base.generate(prompts, 8)
+
+
+@torch.no_grad()
+def test_mixed_batch_keeps_understanding_rows() -> None:
+    tuned, base = shaken(twin()).eval(), PlainVLM(backbone()).eval()
+    rows = batch(tuned, UNDERSTANDING + GROUNDING)
+    ours, theirs = tuned(rows)["logits"], base(rows)["logits"]
+    understood = rows["task"][tuned(rows)["positions"][0]] == 0
+    torch.testing.assert_close(ours[understood], theirs[understood], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(ours[~understood], theirs[~understood], atol=1e-3)
+
+
+@torch.no_grad()
+def test_alpha_override_one_is_the_base() -> None:
+    tuned, base = shaken(twin()).eval(), PlainVLM(backbone()).eval()
+    rows = batch(tuned, GROUNDING)
+    tuned.alpha_override = 1.0
+    assert torch.equal(tuned(rows)["logits"], base(rows)["logits"])
+
+
+@pytest.mark.parametrize("samples", [GROUNDING, UNDERSTANDING, GROUNDING[:1]])
+def test_every_trainable_parameter_gets_a_gradient(samples: list) -> None:
+    vlm = twin(num_experts=2).train()
+    vlm(batch(vlm, samples))["logits"].sum().backward()
+    for name, parameter in vlm.named_parameters():
+        trains = "packages" in name or "token_rows" in name
+        assert parameter.requires_grad == trains, name
+        assert (parameter.grad is not None) == trains, name
+
+
+def test_activation_checkpointing_gives_the_same_gradients() -> None:
+    gradients = []
+    for switch in (False, True):
+        torch.manual_seed(0)
+        vlm = shaken(twin(activation_checkpointing=switch)).train()
+        vlm(batch(vlm, GROUNDING))["logits"].square().mean().backward()
+        gradients.append({n: p.grad for n, p in vlm.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
+
+
+def test_predictors_by_hand() -> None:
+    step_ids = torch.tensor([[-1, -1, 0, 0, 1, 1, -1, 2]])
+    assert predictors(step_ids, isolated=False)[0].tolist() == [0, 0, 1, 2, 3, 4, 5, 6]
+    assert predictors(step_ids, isolated=True)[0, [2, 3, 4, 5, 7]].tolist() == [1, 2, 1, 4, 6]
+
+
+@torch.no_grad()
+def test_isolated_steps_do_not_see_each_other() -> None:
+    vlm = shaken(twin()).eval()
+    rows = batch(vlm, [s for s in GROUNDING if s.subtask == "scout"][:1])
+    changed = {**rows, "input_ids": rows["input_ids"].clone()}
+    second = (rows["step_ids"] == 1).nonzero()[2]
+    changed["input_ids"][tuple(second)] = vlm.tokenizer.convert_tokens_to_ids("Ġred")
+    isolated, other = vlm(rows, isolated=True), vlm(changed, isolated=True)
+    steps = rows["step_ids"][isolated["positions"]]
+    assert torch.equal(isolated["logits"][steps != 1], other["logits"][steps != 1])
+    causal, causal_other = vlm(rows)["logits"], vlm(changed)["logits"]
+    assert not torch.equal(causal[steps > 1], causal_other[steps > 1])
+
+
+@torch.no_grad()
+def test_greedy_decoding_equals_transformers() -> None:
+    vlm = PlainVLM(backbone()).eval()
+    prompts = batch(vlm, UNDERSTANDING, for_generation=True)
+    ours = torch.stack(list(decode(prefill(vlm, prompts), greedy, {vlm.tokenizer.eos_token_id}, 12)), 1)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (vlm.backbone.pixel_mean, vlm.backbone.pixel_std))
+    theirs = vlm.backbone.model.generate(
+        input_ids=prompts["input_ids"],
+        attention_mask=prompts["valid"].long(),
+        pixel_values=(prompts["pixel_values"] / 255 - mean) / std,
+        max_new_tokens=12,
+        do_sample=False,
+    )[:, prompts["input_ids"].shape[1] :]
+    assert torch.equal(ours, theirs[:, : ours.shape[1]])
+
+
+@torch.no_grad()
+def test_expanded_group_equals_repeated_prompts() -> None:
+    vlm = shaken(twin()).eval()
+    prompts = batch(vlm, GROUNDING[:2], for_generation=True)
+    group = prefill(vlm, prompts).expand(3)
+    tokens = torch.stack(list(decode(group, greedy, {vlm.tokenizer.eos_token_id}, 6)), 1)
+    alone = torch.stack(list(decode(prefill(vlm, prompts), greedy, {vlm.tokenizer.eos_token_id}, 6)), 1)
+    assert torch.equal(tokens, alone.repeat_interleave(3, 0))
+
+
+@torch.no_grad()
+def test_padding_side_does_not_matter() -> None:
+    vlm = shaken(twin()).eval()
+    rows = [vlm.encode(sample) for sample in GROUNDING]
+    right, left = (vlm(collate(rows, vlm.pad_id, side))["logits"] for side in ("right", "left"))
+    torch.testing.assert_close(right, left, rtol=1e-4, atol=1e-5)
+
+
+def test_alpha_of_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="alpha"):
+        twin(alpha_init=1.0)
+
+
+def test_weights_round_trip_and_refusals() -> None:
+    one, two = shaken(twin()), twin()
+    two.load_trainable_state_dict(one.trainable_state_dict())
+    for name, value in one.trainable_state_dict().items():
+        assert torch.equal(value, two.trainable_state_dict()[name])
+    with pytest.raises(ValueError, match="seen shape"):
+        twin(num_experts=2, every=2).load_trainable_state_dict(
+            {n: v[:1] if v.ndim else v for n, v in one.trainable_state_dict().items()}
+        )

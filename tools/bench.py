@@ -1,0 +1,36 @@
+"""Benchmarks beside their peers, in one process. The last line of standard output is one JSON object.
+
+    python tools/bench.py twin|sft|loader [--threads 2] [--rounds 5]
+
+A failed correctness check, which runs before any timing, exits with status 1.
+"""
+
+import argparse
+import sys
+
+import torch
+
+from ts_lightning.bench import loader, sft, twin
+
+
+def main() -> int:
+    """Run one benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    cases = parser.add_subparsers(dest="case", required=True)
+    case = cases.add_parser("twin", help="the twin layer, forward and backward")
+    case.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    case.add_argument("--device", default="cpu")
+    case.add_argument("--shapes", nargs="+", choices=tuple(twin.SHAPES))
+    case.set_defaults(run=twin.main)
+    cases.add_parser("sft", help="one training step against training everything").set_defaults(run=sft.main)
+    cases.add_parser("loader", help="pictures to pixels").set_defaults(run=loader.main)
+    arguments = vars(parser.parse_args())
+    torch.set_num_threads(arguments.pop("threads"))
+    run, _ = arguments.pop("run"), arguments.pop("case")
+    return run(**arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

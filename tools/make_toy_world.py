@@ -1,0 +1,31 @@
+#!/usr/bin/env python
+"""Render the toy world's shards; the same bytes for the same numbers.
+
+python tools/make_toy_world.py --out data_shards/toy_world --train 16000 --val 400
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ts_lightning.pipelines.toy_world.shards import write_toy_shards
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Render the toy world's shards.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
+    parser.add_argument("--train", type=int, default=16000, help="grounding records for training")
+    parser.add_argument("--val", type=int, default=400, help="held-out records of each validation suite")
+    parser.add_argument("--per-shard", type=int, default=2000)
+    args = parser.parse_args()
+    try:
+        write_toy_shards(args.out, args.train, args.val, args.per_shard)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(list(args.out.glob('*.tar')))} shards in {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
