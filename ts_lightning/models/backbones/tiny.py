@@ -6,8 +6,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, PhiConfig, PreTrainedTokenizerFast
+from transformers import (
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PhiConfig,
+    PreTrainedTokenizerFast,
+)
 
+from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.backbones.moe_layout import from_public, install_moe, moe_config, to_public
 from ts_lightning.models.encode import Encoder
@@ -18,7 +25,7 @@ SHIPPED = Path(__file__).parent / "tiny_base"
 class TinyBackbone(Backbone):
     """Loads the shipped tiny base, or one saved by `save`; `pretrained: null` gives random weights from `seed`.
 
-    The sizes count for random weights only; a saved base brings its own config.
+    The sizes count for random weights only; a saved base brings its own config. `codec` names the box notation.
     """
 
     def __init__(
@@ -33,6 +40,7 @@ class TinyBackbone(Backbone):
         vision_layers: int = 4,
         image_size: int = 96,
         patch_size: int = 16,
+        codec: str = "scout",
     ) -> None:
         super().__init__()
         folder = SHIPPED if pretrained in ("shipped", None) else Path(pretrained)
@@ -66,6 +74,7 @@ class TinyBackbone(Backbone):
             image_tokens=(vision.image_size // vision.patch_size) ** 2,
             image_size=vision.image_size,
             max_length=config.text_config.max_position_embeddings,
+            codec=get_codec(codec),
         )
 
     @property
