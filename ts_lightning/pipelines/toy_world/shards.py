@@ -24,7 +24,9 @@ MIX: dict[str, tuple[Maker, float]] = {
 FIRST_SEED = {"train": 0, "val": 4_000_000, "test": 6_000_000}  # below curriculum.FIRST_TRAINING_SEED
 
 
-def grounding_samples(split: str, total: int, subtasks: tuple[str, ...] = tuple(MIX)) -> Iterator[Sample]:
+def grounding_samples(
+    split: str, total: int, subtasks: tuple[str, ...] = tuple(MIX), pictures: bool = True
+) -> Iterator[Sample]:
     """`total` grounding samples of a split, each about a scene of its own."""
     weights = [MIX[name][1] for name in subtasks]
     seed, made = FIRST_SEED[split], 0
@@ -35,10 +37,10 @@ def grounding_samples(split: str, total: int, subtasks: tuple[str, ...] = tuple(
         seed += 1
         if sample is not None:
             made += 1
-            yield with_picture(sample, scene)
+            yield with_picture(sample, scene) if pictures else sample
 
 
-def understanding_samples(split: str, total: int) -> Iterator[Sample]:
+def understanding_samples(split: str, total: int, pictures: bool = True) -> Iterator[Sample]:
     """`total` understanding samples of a split, the subtasks in turn, each about a scene of its own."""
     seed, made = FIRST_SEED[split] + 1_000_000, 0
     while made < total:
@@ -51,7 +53,7 @@ def understanding_samples(split: str, total: int) -> Iterator[Sample]:
         sample.regions = [SampleRegion(box=box) for box in question.regions]
         sample.answers = [question.answer]
         seed, made = seed + 1, made + 1
-        yield with_picture(sample, scene)
+        yield with_picture(sample, scene) if pictures else sample
 
 
 def with_picture(sample: Sample, scene: Scene) -> Sample:
