@@ -8,6 +8,7 @@ from transformers import LlamaConfig, PhiConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.phi.modeling_phi import PhiMLP
 
+from ts_lightning.models import activation
 from ts_lightning.models.moe import MoE, moe_loop, moe_sorted, moe_static, route
 from ts_lightning.models.routing import routing
 
@@ -72,6 +73,23 @@ def test_gradcheck(form: str, top_k: int) -> None:
         return torch.func.functional_call(moe, dict(zip(names, values, strict=True)), (x,))
 
     assert torch.autograd.gradcheck(function, (x, *values), fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 3, 1000])
+def test_tanh_gelu_in_pieces_equals_torch(dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activation, "CACHED_ELEMENTS", rows * F_SIZE)
+    z = (3 * torch.randn(7, F_SIZE, dtype=torch.float64)).to(dtype)
+    weight, upstream = torch.rand(7, 1, dtype=dtype), torch.randn(7, F_SIZE, dtype=dtype)
+    exact = z.double().clone().requires_grad_()
+    expected = F.gelu(exact, approximate="tanh")
+    slope = torch.autograd.grad(expected.sum(), exact)[0]
+    tolerance = {"atol": torch.finfo(dtype).eps * 50, "rtol": torch.finfo(dtype).eps * 10}
+    torch.testing.assert_close(activation.hidden(activation.tanh_gelu, [z]), expected.to(dtype), **tolerance)
+    hidden, dot, (dz,) = activation.hidden_backward(activation.tanh_gelu, [z], upstream.clone(), weight, True)
+    torch.testing.assert_close(hidden, expected.to(dtype), **tolerance)
+    torch.testing.assert_close(dz, (weight * slope * upstream).to(dtype), **tolerance)
+    torch.testing.assert_close(dot, (expected * upstream).sum(-1).to(dtype), atol=tolerance["atol"] * 10, rtol=0.1)
 
 
 def test_frozen_experts_pass_the_gradient_and_get_none() -> None:

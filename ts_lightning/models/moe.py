@@ -52,31 +52,25 @@ class MoE(nn.Module):
     """y = sum_k w_k expert_k(x): `router` scores, the `top_k` best experts answer, no token is dropped.
 
     Experts are MLPs as transformers has them (`fc1, fc2, activation_fn` or `gate_proj, up_proj, down_proj, act_fn`).
-    Input and output [..., H]. `eval_top_k` (default `top_k`) holds outside of train mode. Inside
-    `routing(collect=True)` the router's output is collected there.
+    Input and output [..., H]. Inside `routing(collect=True)` the router's output is collected there.
     """
 
     experts: nn.ModuleList
     router: nn.Linear
     top_k: int
-    eval_top_k: int
 
-    def __init__(self, experts: nn.ModuleList, router: nn.Linear, top_k: int, eval_top_k: int | None = None) -> None:
+    def __init__(self, experts: nn.ModuleList, router: nn.Linear, top_k: int) -> None:
         super().__init__()
         if router.bias is not None or router.out_features != len(experts):
             raise ValueError(f"router: seen {router}, expected no bias and out_features={len(experts)}")
+        if not 1 <= top_k <= len(experts):
+            raise ValueError(f"top_k: seen {top_k}, expected 1 to {len(experts)}")
         self.experts = experts
         self.router = router
         self.top_k = top_k
-        self.eval_top_k = eval_top_k or top_k
-        for k in (self.top_k, self.eval_top_k):
-            if not 1 <= k <= len(experts):
-                raise ValueError(f"top_k: seen {k}, expected 1 to {len(experts)}")
 
     @classmethod
-    def copies(
-        cls, mlp: nn.Module | Sequence[nn.Module], num_experts: int, top_k: int, eval_top_k: int | None = None
-    ) -> "MoE":
+    def copies(cls, mlp: nn.Module | Sequence[nn.Module], num_experts: int, top_k: int) -> "MoE":
         """Make `num_experts` trainable copies of one MLP (or of several, in turn) and a small random router."""
         sources = [mlp] if isinstance(mlp, nn.Module) and not isinstance(mlp, nn.ModuleList) else list(mlp)
         experts = nn.ModuleList(copy.deepcopy(sources[e % len(sources)]) for e in range(num_experts))
@@ -84,12 +78,12 @@ class MoE(nn.Module):
         first = next(module for module in experts[0].modules() if isinstance(module, nn.Linear))
         router = nn.Linear(first.in_features, num_experts, bias=False, device=first.weight.device)
         nn.init.normal_(router.weight, std=0.02)
-        return cls(experts, router, top_k, eval_top_k)
+        return cls(experts, router, top_k)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mixture for hidden states [..., H]."""
         x_TH = x.reshape(-1, x.shape[-1])
-        probs_TE, weights_TK, ids_TK = route(x_TH, self.router, self.top_k if self.training else self.eval_top_k)
+        probs_TE, weights_TK, ids_TK = route(x_TH, self.router, self.top_k)
         record_routing(self, probs_TE, ids_TK)
         return self._path(x_TH)(x_TH, weights_TK, ids_TK, self.experts).view_as(x)
 
