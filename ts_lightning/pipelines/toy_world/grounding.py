@@ -96,6 +96,7 @@ def record(
     """One record about one scene, without its picture's bytes."""
     return Sample(
         id=f"toy-{scene.seed}-{subtask}",
+        key=f"toy{scene.seed:08d}",
         source="toy_world",
         task=task,
         subtask=subtask,
