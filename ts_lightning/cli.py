@@ -71,14 +71,15 @@ class TSLightningCLI(LightningCLI):
         )
 
     def _loggers(self, root: str, given: Any, fast_dev_run: Any) -> Any:
-        """metrics.csv always, other loggers beside it; `logger: false` and fast_dev_run switch all off."""
-        if given is False or fast_dev_run:
+        """metrics.csv always, other loggers beside it; only `logger: false` switches it off."""
+        if given is False:
             return False
         others = [] if given in (None, True) else _as_list(given)
         if any(isinstance(logger, CSVLogger) for logger in others):
             return others
         logger = CSVLogger(root, name="", version="" if self.subcommand == "fit" else self.subcommand)
-        keep_old(Path(logger.log_dir) / "metrics.csv")
+        if not fast_dev_run:
+            keep_old(Path(logger.log_dir) / "metrics.csv")
         return [logger, *others]
 
     def _callbacks(self) -> list[L.Callback]:

@@ -57,8 +57,9 @@ class CheckpointIO(LightningCheckpointIO):
         try:
             checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:  # torch, pickle and zipfile each raise their own
-            seen = f"{path.stat().st_size} bytes ({type(error).__name__}: {str(error).strip().splitlines()[0][:100]})"
-            raise ValueError(f"checkpoint {path}: truncated or not a checkpoint: seen {seen}") from error
+            why = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:120]
+            seen = f"seen {path.stat().st_size} bytes that can't be read ({why})"
+            raise ValueError(f"checkpoint {path}: truncated or not a checkpoint: {seen}") from error
         if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
             kind = (
                 f"keys {sorted(map(str, checkpoint))[:5]}"

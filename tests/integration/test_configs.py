@@ -1,0 +1,62 @@
+"""Every shipped configuration is parsed, and run with fast_dev_run where a CPU can."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+
+from ts_lightning.cli import main
+from ts_lightning.models.backbones.tiny import SHIPPED
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FIT = sorted(CONFIGS.glob("fit/*.yaml"))
+OVERLAYS = sorted(CONFIGS.glob("trainer/*.yaml"))
+MORE_THAN_ONE_PROCESS = {"ddp.yaml"}  # run by test_ddp
+
+
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Small data in place of what a configuration names."""
+    folder = tmp_path_factory.mktemp("configs")
+    shards = tiny.write(folder, tiny.MIXED * 4)
+    few = tiny.write(folder, tiny.MIXED, "val")
+    args = ["--data.init_args.train.shards", shards, "--data.init_args.val", json.dumps({"toy": {"shards": few}})]
+    args += ["--model.init_args.max_new_tokens", "4", "--trainer.enable_progress_bar", "false"]
+    if not (SHIPPED / "model.safetensors").is_file():
+        args += ["--model.init_args.vlm.init_args.backbone.init_args.pretrained", "null"]
+    return args
+
+
+def test_there_are_configurations() -> None:
+    assert {"toy_twist", "toy_full", "coco_localization"} <= {path.stem for path in FIT}
+    assert {"cpu", "ddp", "wandb", "bf16"} <= {path.stem for path in OVERLAYS}
+
+
+@pytest.mark.parametrize("path", FIT, ids=lambda path: path.stem)
+def test_fit(path: Path, overrides: list[str], tmp_path: Path) -> None:
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    assert main(["fit", "-c", str(path), *overrides, *root, "--trainer.fast_dev_run", "true"]) == 0
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
+def test_trainer_overlay(path: Path, overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    args = ["fit", "-c", str(CONFIGS / "fit/toy_twist.yaml"), "-c", str(path), *overrides]
+    with pytest.raises(SystemExit) as stop:
+        main([*args, "--print_config"])
+    assert stop.value.code == 0
+    assert "TwinExpertVLM" in capsys.readouterr().out
+    if path.name not in MORE_THAN_ONE_PROCESS:
+        assert main([*args, "--trainer.default_root_dir", str(tmp_path), "--trainer.fast_dev_run", "true"]) == 0
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("eval/*.yaml")), ids=lambda path: path.stem)
+def test_eval_overlay(path: Path, overrides: list[str], tmp_path: Path) -> None:
+    args = ["-c", str(CONFIGS / "fit/toy_twist.yaml"), "-c", str(path), *overrides]
+    assert main(["validate", *args, "--trainer.default_root_dir", str(tmp_path), "--trainer.fast_dev_run", "true"]) == 0
+
+
+def test_every_configuration_says_how_to_run_it() -> None:
+    for path in CONFIGS.glob("*/*.yaml"):
+        head = path.read_text().splitlines()[:4]
+        assert any(line.startswith("#   ts-lightning ") for line in head), path
