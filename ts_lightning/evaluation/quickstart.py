@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-
 from ts_lightning.cli import main as command
 from ts_lightning.data import ShardDataModule, ShardSource
 from ts_lightning.evaluation.certificate import certify_checkpoint
@@ -17,6 +15,7 @@ from ts_lightning.evaluation.report import read_history, write_report
 from ts_lightning.models import PlainVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.training import SFT, BaseModule, load
+from ts_lightning.training.run import quiet_trainer
 
 SUITES = ("grounding", "steps", "understanding")
 
@@ -48,7 +47,9 @@ def quickstart(config: Path, shards: Path, out: Path, overrides: Sequence[str] =
         "understanding": {
             "before": base["val/understanding/accuracy"],
             "after": tuned["val/understanding/accuracy"],
-            "subtasks": {k.split("/")[2]: v for k, v in base.items() if k.startswith("val/understanding/") and k.count("/") == 3},
+            "subtasks": {
+                k.split("/")[2]: v for k, v in base.items() if k.startswith("val/understanding/") and k.count("/") == 3
+            },
         },
         "certificate": {k: v for k, v in certificate.items() if k != "sha256"},
         "seconds": time.monotonic() - began,
@@ -61,14 +62,16 @@ def quickstart(config: Path, shards: Path, out: Path, overrides: Sequence[str] =
 def validate(module: BaseModule, suites: Mapping[str, ShardSource]) -> dict[str, float]:
     """All `val/...` figures of a module on the suites."""
     data = ShardDataModule(val=dict(suites), eval_batch_size=100)
-    return {k: float(v) for k, v in _trainer().validate(module, data, verbose=False)[0].items()} | _logged(module)
+    return {k: float(v) for k, v in quiet_trainer().validate(module, data, verbose=False)[0].items()} | _logged(module)
 
 
 def predict(module: BaseModule, suites: Mapping[str, ShardSource], limit: int = 12) -> list[dict[str, Any]]:
     """Prediction records of the first `limit` questions of every suite."""
     few = {name: ShardSource(source.shards, max_samples=limit) for name, source in suites.items()}
-    answers = _trainer().predict(module, ShardDataModule(val=few, eval_batch_size=limit)) or []
-    return [record for loader in answers for batch in loader for record in (batch if isinstance(batch, list) else [batch])]
+    answers = quiet_trainer().predict(module, ShardDataModule(val=few, eval_batch_size=limit)) or []
+    return [
+        record for loader in answers for batch in loader for record in (batch if isinstance(batch, list) else [batch])
+    ]
 
 
 def grounding_scores(scores: Mapping[str, float]) -> dict[str, Any]:
@@ -87,11 +90,6 @@ def training_speed(history: Path) -> float:
     """Median samples per second of the run's metrics.csv."""
     values = sorted(v for _, v in read_history(history)["train/samples_per_second"])
     return values[len(values) // 2]
-
-
-def _trainer() -> L.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return L.Trainer(accelerator="cpu", devices=1, use_distributed_sampler=False, **quiet)
 
 
 def _logged(module: BaseModule) -> dict[str, float]:

@@ -14,11 +14,10 @@ from torch import Tensor
 from ts_lightning.losses import num_loss_rows
 from ts_lightning.models.vlm import VLM
 from ts_lightning.training.callbacks import DataPosition, Throughput
-from ts_lightning.training.class_paths import plain
 from ts_lightning.training.optimizer import build_optimizer
-from ts_lightning.training.package_state import pack, unpack
+from ts_lightning.training.package_state import pack, stored_hparams, unpack
 from ts_lightning.training.schedule import WarmupCosine, planned_steps
-from ts_lightning.training.validation import SuiteMetrics, prediction_record
+from ts_lightning.training.validation import SuiteMetrics, prediction_records
 
 
 class BaseModule(L.LightningModule):
@@ -130,11 +129,7 @@ class BaseModule(L.LightningModule):
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """One plain dict per question (`training.validation.prediction_record`)."""
         texts = self.vlm.generate(batch, self.max_new_tokens)
-        suite, rows = (
-            self._suite(dataloader_idx),
-            zip(batch["samples"], texts, batch["row_valid"].tolist(), strict=True),
-        )
-        return [prediction_record(sample, text, self.vlm.codec, suite) for sample, text, is_valid in rows if is_valid]
+        return prediction_records(batch, texts, self.vlm.codec, self._suite(dataloader_idx))
 
     def _suite(self, dataloader_idx: int) -> str:
         kind = "test" if self.trainer.testing else "predict" if self.trainer.predicting else "val"
@@ -149,7 +144,4 @@ class BaseModule(L.LightningModule):
 
     def _set_hparams(self, hp: Any) -> None:
         """Called by save_hyperparameters: what is stored is plain and names the class, with the CLI and without it."""
-        stored = {key: value if key.startswith("_") else plain(value, key) for key, value in dict(hp).items()}
-        stored["_class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
-        stored["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
-        super()._set_hparams(stored)
+        super()._set_hparams(stored_hparams(self, hp))

@@ -1,9 +1,11 @@
 """What a checkpoint of ours holds: the trained weights, and the class and base that they belong to."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ts_lightning.models.package import PREFIX, check_base
 from ts_lightning.models.vlm import VLM
+from ts_lightning.training.class_paths import plain
 
 
 class TrainedModule(Protocol):
@@ -11,6 +13,12 @@ class TrainedModule(Protocol):
 
     vlm: VLM
     data_config: dict[str, Any] | None
+
+
+def stored_hparams(module: object, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Constructor arguments as plain values, with the class; ValueError names the one that can't be stored."""
+    stored = {key: value if key.startswith("_") else plain(value, key) for key, value in given.items()}
+    return {**stored, "_class_path": class_path(module), "_instantiator": "lightning.pytorch.cli.instantiate_module"}
 
 
 def pack(module: "TrainedModule", checkpoint: dict[str, Any]) -> None:

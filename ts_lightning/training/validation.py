@@ -98,6 +98,14 @@ _MAKERS: dict[str, type[Metric]] = {
 }
 
 
+def prediction_records(
+    batch: dict[str, Any], texts: Sequence[str], codec: ScoutCodec, suite: str
+) -> list[dict[str, Any]]:
+    """`prediction_record` of every row of a batch that is no padding."""
+    rows = zip(batch["samples"], texts, batch["row_valid"].tolist(), strict=True)
+    return [prediction_record(sample, text, codec, suite) for sample, text, is_valid in rows if is_valid]
+
+
 def prediction_record(sample: Sample, text: str, codec: ScoutCodec, suite: str) -> dict[str, Any]:
     """One question as a JSON-able dict: what was asked, said, parsed from it, and true.
 

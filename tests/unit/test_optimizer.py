@@ -1,0 +1,121 @@
+"""Learning-rate schedule and parameter groups."""
+
+import functools
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ts_lightning.training.optimizer import build_optimizer, group_of
+from ts_lightning.training.schedule import WarmupCosine, planned_steps
+
+
+def sgd() -> torch.optim.Optimizer:
+    return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+
+
+def rates(schedule: WarmupCosine, steps: int) -> list[float]:
+    seen = []
+    for _ in range(steps):
+        seen.append(schedule.optimizer.param_groups[0]["lr"])
+        schedule.optimizer.step()
+        schedule.step()
+    return seen
+
+
+def test_warm_up_then_cosine() -> None:
+    schedule = WarmupCosine(sgd(), warmup_steps=2, total_steps=6, min_factor=0.1)
+    cosine = [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)) for done in (0, 0.25, 0.5, 0.75, 1)]
+    expected = [0.5, 1.0, *cosine, 0.1]  # after the end it stays at the minimum
+    assert rates(schedule, 8) == pytest.approx([2.0 * factor for factor in expected])
+
+
+def test_without_total_steps_it_stays_up() -> None:
+    assert rates(WarmupCosine(sgd(), warmup_steps=2), 4) == [1.0, 2.0, 2.0, 2.0]
+
+
+def test_state_holds_the_position_only() -> None:
+    schedule = WarmupCosine(sgd(), warmup_steps=2, total_steps=6)
+    before = rates(schedule, 6)
+    again = WarmupCosine(sgd(), warmup_steps=2, total_steps=6)
+    rates(again, 3)
+    resumed = WarmupCosine(sgd(), warmup_steps=2, total_steps=6)
+    resumed.optimizer.load_state_dict(again.optimizer.state_dict())
+    resumed.load_state_dict(again.state_dict())
+    assert rates(resumed, 3) == before[3:]
+    assert "total_steps" not in again.state_dict()
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="warmup_steps"):
+        WarmupCosine(sgd(), warmup_steps=-1)
+
+
+def trainer(max_steps: int = -1, max_epochs: int | None = None, batches: int = 10, limit: Any = 1.0) -> Any:
+    datamodule = SimpleNamespace(train_dataloader=lambda: [None] * batches)
+    return SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs, limit_train_batches=limit, datamodule=datamodule)
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (trainer(max_steps=7), 7),
+        (trainer(max_epochs=3), 30),
+        (trainer(max_epochs=3, limit=4), 12),
+        (trainer(max_epochs=3, limit=0.5), 15),
+        (trainer(max_steps=25, max_epochs=3), 25),
+        (trainer(max_steps=50, max_epochs=3), 30),
+        (trainer(max_steps=5, max_epochs=-1), 5),
+    ],
+)
+def test_planned_steps(made: Any, expected: int) -> None:
+    assert planned_steps(made) == expected
+
+
+def test_endless_training_needs_a_length() -> None:
+    with pytest.raises(ValueError, match="max_steps -1, max_epochs -1"):
+        planned_steps(trainer(max_epochs=-1))
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        self.norm = nn.LayerNorm(3)
+        self.router = nn.Linear(3, 2, bias=False)
+        self.alpha = nn.ParameterDict({"value": nn.Parameter(torch.tensor(0.5))})
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+
+
+def test_groups() -> None:
+    optimizer = build_optimizer(
+        functools.partial(torch.optim.AdamW, lr=0.1, weight_decay=0.3), Model().named_parameters(), alpha_lr_factor=10
+    )
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    assert {name: (g["lr"], g["weight_decay"], len(g["params"])) for name, g in groups.items()} == {
+        "decay": (0.1, 0.3, 1),
+        "no_decay": (0.1, 0.0, 4),
+        "alpha": (1.0, 0.0, 1),
+    }
+
+
+def test_schedule_keeps_the_factor_of_alpha() -> None:
+    optimizer = build_optimizer(functools.partial(torch.optim.SGD, lr=0.1), Model().named_parameters(), 10)
+    WarmupCosine(optimizer, warmup_steps=2)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.05, 0.5])
+
+
+def test_group_names() -> None:
+    matrix, vector = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
+    assert group_of("layers.0.mlp.packages.grounding.alpha.value", nn.Parameter(torch.tensor(0.5))) == "alpha"
+    assert group_of("layers.0.mlp.packages.grounding.experts.router.weight", matrix) == "no_decay"
+    assert group_of("layers.0.mlp.packages.grounding.experts.experts.0.fc1.weight", matrix) == "decay"
+    assert group_of("layers.0.mlp.packages.grounding.experts.experts.0.fc1.bias", vector) == "no_decay"
+
+
+def test_nothing_to_train_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        build_optimizer(torch.optim.AdamW, Model().requires_grad_(False).named_parameters(), 1.0)
