@@ -79,7 +79,8 @@ def test_gradcheck(form: str, top_k: int) -> None:
 @pytest.mark.parametrize("rows", [1, 3, 1000])
 def test_tanh_gelu_in_pieces_equals_torch(dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activation, "CACHED_ELEMENTS", rows * F_SIZE)
-    z = (3 * torch.randn(7, F_SIZE, dtype=torch.float64)).to(dtype)
+    torch.manual_seed(0)
+    z = (2 * torch.randn(7, F_SIZE, dtype=torch.float64)).to(dtype)
     weight, upstream = torch.rand(7, 1, dtype=dtype), torch.randn(7, F_SIZE, dtype=dtype)
     exact = z.double().clone().requires_grad_()
     expected = F.gelu(exact, approximate="tanh")
