@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 from ts_lightning.models.backbones.tiny import SHIPPED, TinyBackbone
 from ts_lightning.models.backbones.tiny_lessons import lesson_batch, lesson_row
 from ts_lightning.models.backbones.tiny_tokenizer import train_tokenizer
-from ts_lightning.models.backbones.tiny_training import make_optimizer, restore, train_lessons
-from ts_lightning.models.backbones.tiny_vision import pretrain_vision
+from ts_lightning.models.backbones.tiny_training import make_optimizer, restore, save, train_lessons
+from ts_lightning.models.backbones.tiny_vision import PatchHeads, pretrain_vision
 from ts_lightning.models.encode import Encoder
 from ts_lightning.pipelines.toy_world.curriculum import lesson, tokenizer_lines
-from ts_lightning.pipelines.toy_world.patches import labelled_picture
+from ts_lightning.pipelines.toy_world.patches import CLASSES, labelled_picture
 
 
 class Lessons(Dataset):
@@ -41,31 +41,33 @@ class Lessons(Dataset):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/tiny_base"))
-    parser.add_argument("--steps", type=int, default=10000)
-    parser.add_argument("--decay", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=1.2e-3)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--decay", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vision-steps", type=int, default=1500)
-    parser.add_argument("--pictures", type=int, default=12000)
+    parser.add_argument("--vision-steps", type=int, default=2500)
+    parser.add_argument("--pictures", type=int, default=16000)
     args = parser.parse_args()
     if not (SHIPPED / "tokenizer.json").is_file():
         train_tokenizer(tokenizer_lines()).save_pretrained(SHIPPED)
     args.out.mkdir(parents=True, exist_ok=True)
     backbone = TinyBackbone(pretrained=None, seed=args.seed)
     backbone.requires_grad_(True).train()
-    optimizer = make_optimizer(backbone, args.lr)
-    first = restore(backbone, optimizer, args.out / "last.pt")
-    if first == 0:
+    heads = PatchHeads(backbone.embedding.embedding_dim, list(CLASSES))
+    optimizer = make_optimizer(backbone, heads, args.lr)
+    first = restore(backbone, heads, optimizer, args.out / "last.pt")
+    if first is None:
+        first = 0
         side = int(backbone.encoder.image_tokens**0.5)
         pictures, labels = zip(*(labelled_picture(i, side) for i in range(args.pictures)), strict=True)
-        pretrain_vision(backbone, backbone.encoder.pixels(list(pictures)), torch.tensor(labels), args.vision_steps)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = args.lr
+        pixels = backbone.encoder.pixels(list(pictures))
+        pretrain_vision(backbone, heads, pixels, torch.tensor(labels), args.vision_steps)
+        save(backbone, heads, None, 0, args.out)
     data = Lessons(backbone.encoder, args.seed + first * args.batch, (args.steps - first) * args.batch)
     pad = backbone.encoder.tokenizer.pad_token_id
     loader = DataLoader(data, args.batch, num_workers=1, prefetch_factor=6, collate_fn=lambda r: lesson_batch(r, pad))
-    train_lessons(backbone, optimizer, loader, args.out, first, args.steps, args.decay, save_every=250)
+    train_lessons(backbone, heads, optimizer, loader, args.out, first, args.steps, args.decay, args.lr)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,9 @@ def main() -> int:
     args, overrides = parser.parse_known_args()
     warnings.filterwarnings("ignore", ".*does not have many workers.*|.*litlogger.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    stamp = args.shards / "rendered.txt"
-    wanted = f"train {args.train} val {args.val}\n"
     try:
-        if not stamp.is_file() or stamp.read_text() != wanted:
-            print(f"rendering the toy world into {args.shards}", flush=True)
-            write_toy_shards(args.shards, args.train, args.val, per_shard=2000)
-            stamp.write_text(wanted)
+        if write_toy_shards(args.shards, args.train, args.val):
+            print(f"rendered the toy world into {args.shards}", flush=True)
         table = quickstart(ROOT / "configs" / "fit" / "toy_twist.yaml", args.shards, args.out, overrides)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

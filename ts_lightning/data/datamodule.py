@@ -1,7 +1,7 @@
 """The LightningDataModule over indexed shards."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -12,10 +12,15 @@ from ts_lightning.data.loader import BadRecords, EvalLoader, TrainLoader, log
 from ts_lightning.data.order import STATE_VERSION, MicroBatches, StreamState, TrainStream, eval_batches
 from ts_lightning.data.reader import ShardDataset
 
+TRAIN_SHARDS = "@train"
+
 
 @dataclass
 class ShardSource:
-    """Where records come from: paths or globs of tars, and how many of the first records to use (None: all)."""
+    """Where records come from: paths or globs of tars, and how many of the first records to use (None: all).
+
+    The word "@train" in a suite stands for the training source's shards (scores on them are memorization).
+    """
 
     shards: str | list[str]
     max_samples: int | None = None
@@ -76,8 +81,8 @@ class ShardDataModule(L.LightningDataModule):
             raise ValueError(f"data.suites: seen {unknown[0]!r}, expected some of {known}")
         chosen = known if suites is None else suites
         self._train = train
-        self._val = {name: source for name, source in (val or {}).items() if name in chosen}
-        self._test = {name: source for name, source in (test or val or {}).items() if name in chosen}
+        self._val = {name: self._named(source) for name, source in (val or {}).items() if name in chosen}
+        self._test = {name: self._named(source) for name, source in (test or val or {}).items() if name in chosen}
         self._predict = self._val if predict is None else {"predict": predict}
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
@@ -91,6 +96,13 @@ class ShardDataModule(L.LightningDataModule):
         self._state: StreamState | None = None
         self._stream: TrainStream | None = None
         self._loaders: list[TrainLoader | EvalLoader] = []
+
+    def _named(self, source: ShardSource) -> ShardSource:
+        if source.shards != TRAIN_SHARDS:
+            return source
+        if self._train is None:
+            raise ValueError(f"data.val: seen {TRAIN_SHARDS} without data.train, expected data.train.shards")
+        return replace(source, shards=self._train.shards)
 
     @property
     def val_suites(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ def quickstart(config: Path, shards: Path, out: Path, overrides: Sequence[str] =
     data = [f"--data.init_args.train.shards={shards}/train-*.tar"]
     data += [f"--data.init_args.val.{name}.shards={source.shards}" for name, source in suites.items()]
     fit = out / "fit"
+    shutil.rmtree(fit, ignore_errors=True)  # a new run, not the continuation of an old one
     if command(["fit", "-c", str(config), f"--trainer.default_root_dir={fit}", *data, *overrides]) != 0:
         raise SystemExit(2)  # the command has said why
     checkpoint = fit / "checkpoints" / "last.ckpt"
@@ -62,16 +64,16 @@ def quickstart(config: Path, shards: Path, out: Path, overrides: Sequence[str] =
 def validate(module: BaseModule, suites: Mapping[str, ShardSource]) -> dict[str, float]:
     """All `val/...` figures of a module on the suites."""
     data = ShardDataModule(val=dict(suites), eval_batch_size=100)
-    return {k: float(v) for k, v in quiet_trainer().validate(module, data, verbose=False)[0].items()} | _logged(module)
+    trainer = quiet_trainer()
+    trainer.validate(module, data, verbose=False)
+    return {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
 
 
 def predict(module: BaseModule, suites: Mapping[str, ShardSource], limit: int = 12) -> list[dict[str, Any]]:
     """Prediction records of the first `limit` questions of every suite."""
     few = {name: ShardSource(source.shards, max_samples=limit) for name, source in suites.items()}
-    answers = quiet_trainer().predict(module, ShardDataModule(val=few, eval_batch_size=limit)) or []
-    return [
-        record for loader in answers for batch in loader for record in (batch if isinstance(batch, list) else [batch])
-    ]
+    loaders = quiet_trainer().predict(module, ShardDataModule(val=few, eval_batch_size=limit)) or []
+    return [record for batches in loaders for batch in batches for record in batch]
 
 
 def grounding_scores(scores: Mapping[str, float]) -> dict[str, Any]:
@@ -91,6 +93,3 @@ def training_speed(history: Path) -> float:
     values = sorted(v for _, v in read_history(history)["train/samples_per_second"])
     return values[len(values) // 2]
 
-
-def _logged(module: BaseModule) -> dict[str, float]:
-    return {k: float(v) for k, v in module.trainer.callback_metrics.items() if k.startswith("val/")}

@@ -96,6 +96,8 @@ class Encoder:
             if match[1] is None:
                 return self.image_token * self.image_tokens
             region = sample.regions[int(match[1])]
+            if not (region.boxes or region.box):
+                raise ValueError(f"{sample.key}: seen {match[0]} without a box, expected a box or boxes for this codec")
             size = (sample.images[region.image].width, sample.images[region.image].height)
             return self.codec.format(region.boxes if region.boxes else [region.box], size)
 

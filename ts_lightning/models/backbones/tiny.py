@@ -44,6 +44,8 @@ class TinyBackbone(Backbone):
     ) -> None:
         super().__init__()
         folder = SHIPPED if pretrained in ("shipped", None) else Path(pretrained)
+        if pretrained is not None and not (folder / "model.safetensors").is_file():
+            raise ValueError(f"TinyBackbone.pretrained: no model.safetensors in {folder}, expected a folder made by save")
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         if pretrained is None:
             config = _config(
@@ -56,8 +58,6 @@ class TinyBackbone(Backbone):
                 install_moe(self.layers, config.moe)
                 break_ties(self.layers)
         else:
-            if not (folder / "config.json").is_file():
-                raise ValueError(f"TinyBackbone.pretrained: no config.json in {folder}, expected a folder made by save")
             config = LlavaConfig.from_dict(json.loads((folder / "config.json").read_text()))
             self.model = LlavaForConditionalGeneration(config)
             install_moe(self.layers, config.moe)

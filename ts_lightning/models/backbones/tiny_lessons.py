@@ -8,13 +8,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ts_lightning.models.backbones.base import Backbone
+from ts_lightning.models.backbones.tiny_vision import PatchHeads
 from ts_lightning.models.encode import Encoder
 from ts_lightning.models.packing import branch_mask, pack_row, pad_rows
-from ts_lightning.models.routing import routing
+from ts_lightning.models.routing import Routing, routing
 
 
-def lesson_row(encoder: Encoder, images: list[bytes], pairs: Sequence[tuple[str, str]], most: int) -> dict[str, Any]:
-    """One packed row of at most `most` tokens, as `pack_row` makes it, with `pixel_values`; late pairs are left out."""
+def lesson_row(
+    encoder: Encoder,
+    images: list[bytes],
+    pairs: Sequence[tuple[str, str]],
+    labels: Sequence[list[list[int]]],
+    most: int,
+) -> dict[str, Any]:
+    """One packed row of at most `most` tokens, as `pack_row` makes it, with `pixel_values`; late pairs are left out.
+
+    labels: the patch classes of every picture (`models.backbones.tiny_vision`).
+    """
     start = encoder.template.user if images else encoder.template.user.rstrip()
     prefix = start + "".join(encoder.image_token * encoder.image_tokens for _ in images)
     gap = "\n" if images else " "
@@ -27,19 +37,22 @@ def lesson_row(encoder: Encoder, images: list[bytes], pairs: Sequence[tuple[str,
         total += len(prompt) + len(answer_ids)
         if total <= most:
             branches.append((prompt, answer_ids))
-    return {**pack_row(ids[0], branches), "pixel_values": encoder.pixels(images)}
+    return {**pack_row(ids[0], branches), "pixel_values": encoder.pixels(images), "patch_labels": list(labels)}
 
 
 def lesson_batch(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Tensor]:
     """Padded rows and all their pictures in one tensor."""
     batch = pad_rows(rows, pad_id)
     batch["pixel_values"] = torch.cat([row["pixel_values"] for row in rows])
+    batch["patch_labels"] = torch.tensor([labels for row in rows for labels in row["patch_labels"]])
     return batch
 
 
-def lesson_logits(backbone: Backbone, batch: dict[str, Tensor], collect: bool = False) -> tuple[Tensor, Tensor, Any]:
-    """Logits [N, V] and targets [N] of all answer tokens, and the routing of the pass."""
-    ids_BT = batch["input_ids"]
+def lesson_logits(
+    backbone: Backbone, batch: dict[str, Tensor], collect: bool = False
+) -> tuple[Tensor, Tensor, Routing, Tensor | None]:
+    """Logits [N, V] and targets [N] of all answer tokens, the routing of the pass, and the image features."""
+    ids_BT, features = batch["input_ids"], None
     embeds_BTH = backbone.embedding(ids_BT)
     if len(batch["pixel_values"]):
         features = backbone.encode_images(batch["pixel_values"])
@@ -53,16 +66,22 @@ def lesson_logits(backbone: Backbone, batch: dict[str, Tensor], collect: bool = 
         ).last_hidden_state
     target_BT = batch["targets"].bool()
     logits_NV = backbone.head(hidden_BTH[:, :-1][target_BT[:, 1:]])
-    return logits_NV, ids_BT[target_BT], context
+    return logits_NV, ids_BT[target_BT], context, features
 
 
-def lesson_loss(backbone: Backbone, batch: dict[str, Tensor], balance_coeff: float) -> tuple[Tensor, Tensor]:
-    """Mean loss of the answer tokens plus the routers' balance loss; and the share of tokens that argmax gets right."""
-    logits_NV, targets_N, context = lesson_logits(backbone, batch, collect=True)
-    balance = torch.zeros(())
+def lesson_loss(
+    backbone: Backbone, heads: PatchHeads, batch: dict[str, Tensor], balance_coeff: float
+) -> tuple[Tensor, Tensor]:
+    """Mean loss of the answer tokens, plus the routers' balance loss and a tenth of the patch loss.
+
+    The second value is the share of answer tokens that argmax gets right.
+    """
+    logits_NV, targets_N, context, features = lesson_logits(backbone, batch, collect=True)
+    loss = F.cross_entropy(logits_NV.float(), targets_N)
     for routed in context.routed.values():
         experts = routed.probs_NE.shape[1]
         share = F.one_hot(routed.ids_NK, experts).float().mean((0, 1))
-        balance = balance + experts * (share * routed.probs_NE.mean(0)).sum()
-    correct = (logits_NV.argmax(-1) == targets_N).float().mean()
-    return F.cross_entropy(logits_NV.float(), targets_N) + balance_coeff * balance, correct
+        loss = loss + balance_coeff * experts * (share * routed.probs_NE.mean(0)).sum()
+    if features is not None:
+        loss = loss + 0.1 * heads(features, batch["patch_labels"])[0]
+    return loss, (logits_NV.argmax(-1) == targets_N).float().mean()

@@ -10,47 +10,70 @@ from torch import Tensor
 
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.backbones.tiny_lessons import lesson_loss
+from ts_lightning.models.backbones.tiny_vision import PatchHeads
 
 BALANCE = 0.01
 
 
-def make_optimizer(backbone: TinyBackbone, lr: float) -> torch.optim.Optimizer:
-    """AdamW without decay on vectors."""
-    matrices = [p for p in backbone.parameters() if p.ndim > 1]
-    vectors = [p for p in backbone.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": 0.03}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+VISION_FACTOR = 0.2  # the pre-trained vision tower moves more slowly than the rest
 
 
-def restore(backbone: TinyBackbone, optimizer: torch.optim.Optimizer, path: Path) -> int:
+def make_optimizer(backbone: TinyBackbone, heads: PatchHeads, lr: float) -> torch.optim.Optimizer:
+    """AdamW without decay on vectors; every group's `factor` multiplies the schedule's rate."""
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in backbone.named_parameters():
+        factor = VISION_FACTOR if "vision_tower" in name else 1.0
+        groups.setdefault((factor, 0.03 if parameter.ndim > 1 else 0.0), []).append(parameter)
+    groups[VISION_FACTOR, 0.01] = list(heads.parameters())
+    made = [{"params": p, "weight_decay": decay, "factor": factor} for (factor, decay), p in groups.items()]
+    return torch.optim.AdamW(made, lr=lr, betas=(0.9, 0.98))
+
+
+def restore(backbone: TinyBackbone, heads: PatchHeads, optimizer: torch.optim.Optimizer, path: Path) -> int | None:
     """Load a checkpoint where there is one; returns the steps done."""
     if not path.is_file():
-        return 0
+        return None
     state = torch.load(path, weights_only=True)
     backbone.model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    heads.load_state_dict(state["heads"])
+    if state["optimizer"] is not None:
+        optimizer.load_state_dict(state["optimizer"])
     return state["step"]
+
+
+def save(
+    backbone: TinyBackbone, heads: PatchHeads, optimizer: torch.optim.Optimizer | None, step: int, out: Path
+) -> None:
+    """Write `out/last.pt`, to go on from, and the base itself to `out/base`."""
+    state = {
+        "model": backbone.model.state_dict(),
+        "heads": heads.state_dict(),
+        "optimizer": None if optimizer is None else optimizer.state_dict(),
+        "step": step,
+    }
+    torch.save(state, out / "tmp.pt")
+    (out / "tmp.pt").replace(out / "last.pt")
+    backbone.save(out / "base")
 
 
 def train_lessons(
     backbone: TinyBackbone,
+    heads: PatchHeads,
     optimizer: torch.optim.Optimizer,
     batches: Iterable[dict[str, Tensor]],
     out: Path,
     first: int,
     steps: int,
     decay: int,
-    save_every: int,
+    lr: float,
+    save_every: int = 250,
 ) -> None:
-    """Train from step `first` to `steps`; the rate falls to zero over the last `decay` steps.
-
-    Every `save_every` steps writes `out/last.pt` (to go on from) and the base itself to `out/base`.
-    """
-    lr, began = optimizer.param_groups[0]["initial_lr"], time.monotonic()
+    """Train from step `first` to `steps`; the rate falls to zero over the last `decay` steps."""
+    began = time.monotonic()
     for step, batch in enumerate(batches, start=first + 1):
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, step / 200, (steps - step + 1) / decay)
-        loss, correct = lesson_loss(backbone, batch, BALANCE)
+            group["lr"] = lr * group["factor"] * min(1.0, step / 200, (steps - step + 1) / decay)
+        loss, correct = lesson_loss(backbone, heads, batch, BALANCE)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(backbone.parameters(), 1.0)
         optimizer.step()
@@ -60,7 +83,4 @@ def train_lessons(
             line = {"step": step, "loss": round(loss.item(), 4), "correct": round(correct.item(), 4), "seconds": seconds}
             print(json.dumps(line), flush=True)
         if step % save_every == 0 or step == steps:
-            state = {"model": backbone.model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-            torch.save(state, out / "tmp.pt")
-            (out / "tmp.pt").replace(out / "last.pt")
-            backbone.save(out / "base")
+            save(backbone, heads, optimizer, step, out)

@@ -1,4 +1,7 @@
-"""Pre-training of the tiny vision tower: say in classes what covers each patch. No coordinate is ever a target."""
+"""Training aid of the tiny vision tower: say in classes what covers each patch.
+
+The linear heads are thrown away with the training. Legend: N pictures, P patches of one, C classifications of a patch.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -7,33 +10,45 @@ from torch import Tensor, nn
 from ts_lightning.models.backbones.base import Backbone
 
 
-def pretrain_vision(
-    backbone: Backbone, pixels_N3SS: Tensor, labels_NPC: Tensor, steps: int, batch: int = 48, lr: float = 2e-3
-) -> float:
-    """Train `backbone.image_features` on patch labels (C classifications a patch); returns the last batches' accuracy.
+class PatchHeads(nn.Module):
+    """C linear classifiers over image features."""
 
-    pixels are uint8, labels class numbers; the linear heads are thrown away. Order and noise come from a fixed seed.
-    """
+    def __init__(self, hidden_size: int, classes: list[int]) -> None:
+        super().__init__()
+        self.classes = classes
+        self.linear = nn.Linear(hidden_size, sum(classes))
+
+    def forward(self, features_NPH: Tensor, labels_NPC: Tensor) -> tuple[Tensor, list[float]]:
+        """Sum over classifications of the mean cross-entropy; the share that is right on patches of objects."""
+        scores, wanted = self.linear(features_NPH).split(self.classes, -1), labels_NPC.unbind(-1)
+        pairs = list(zip(scores, wanted, strict=True))
+        losses = [F.cross_entropy(score.flatten(0, 1), label.flatten()) for score, label in pairs]
+        object_NP = wanted[0] > 0
+        right = [(score.argmax(-1) == label)[object_NP].float().mean().item() for score, label in pairs]
+        return torch.stack(losses).sum(), right
+
+
+def pretrain_vision(
+    backbone: Backbone,
+    heads: PatchHeads,
+    pixels_N3SS: Tensor,
+    labels_NPC: Tensor,
+    steps: int,
+    batch: int = 48,
+    lr: float = 2e-3,
+) -> None:
+    """Train `backbone.image_features` and the heads on uint8 pictures and their patch labels, in a fixed order."""
     generator = torch.Generator().manual_seed(0)
-    classes = [int(n) + 1 for n in labels_NPC.amax((0, 1))]
-    heads = nn.Linear(backbone.embedding.embedding_dim, sum(classes))
     parameters = [*backbone.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.02)
-    right = []
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 100, (steps - step) / (steps / 2))
         chosen = torch.randint(len(pixels_N3SS), (batch,), generator=generator)
-        scores = heads(backbone.encode_images(pixels_N3SS[chosen])).split(classes, -1)
-        wanted = labels_NPC[chosen].unbind(-1)
-        loss = sum(F.cross_entropy(s.flatten(0, 1), w.flatten()) for s, w in zip(scores, wanted, strict=True))
+        loss, right = heads(backbone.encode_images(pixels_N3SS[chosen]), labels_NPC[chosen])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        object_BP = wanted[0] > 0
-        hits = torch.stack([s.argmax(-1) == w for s, w in zip(scores, wanted, strict=True)]).all(0)
-        right = [*right[-19:], hits[object_BP].float().mean().item()]
         if step % 100 == 99:
-            print(f"vision step {step + 1}: object patches right {sum(right) / len(right):.3f}", flush=True)
-    return sum(right) / len(right)
+            print(f"vision step {step + 1}: right on object patches {[round(r, 3) for r in right]}", flush=True)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.grounding.prompts import templates
+from ts_lightning.pipelines.toy_world.patches import patch_labels
 from ts_lightning.pipelines.toy_world.render import jpeg, render
 from ts_lightning.pipelines.toy_world.scene import COLORS, SHAPES, SIZES, Scene, sample_scene
 from ts_lightning.pipelines.toy_world.text import MAKERS, text_question
@@ -18,29 +19,30 @@ from ts_lightning.pipelines.toy_world.understanding import (
 from ts_lightning.pipelines.toy_world.words import EVERYDAY
 
 CODEC = get_codec("scout")
-BLOCK = 8
+BLOCK = 16
 FIRST_TRAINING_SEED = 10_000_000  # below it: the scenes of shards, held-out ones included
 
 
 class Lesson(NamedTuple):
-    """Pictures (JPEG) and the (question, answer) pairs about them; no picture means pure text."""
+    """Pictures (JPEG), the (question, answer) pairs about them, and their patch labels; no picture means pure text."""
 
     images: list[bytes]
     pairs: list[tuple[str, str]]
+    labels: list[list[list[int]]]
 
 
-def lesson(seed: int) -> Lesson:
-    """The lesson of one seed: 85% one picture, 8% two to six pictures, 7% pure text.
+def lesson(seed: int, side: int = 6) -> Lesson:
+    """The lesson of one seed, for a grid of `side` x `side` patches: 85% one picture, 8% two to six pictures, 7% pure text.
 
     Lessons of several pictures are long; they come in blocks of `BLOCK` seeds, so that batches are of one length.
     """
     random = Random(seed)
     if Random(seed // BLOCK).random() < 0.08:
-        return _many_pictures(seed, random)
+        return _many_pictures(seed, random, side)
     if random.random() < 0.08:
-        return Lesson([], [text_question(random) for _ in range(8)])
+        return Lesson([], [text_question(random) for _ in range(8)], [])
     scene = sample_scene(FIRST_TRAINING_SEED + seed)
-    return Lesson([jpeg(render(scene))], picture_pairs(scene, random))
+    return Lesson([jpeg(render(scene))], picture_pairs(scene, random), [patch_labels(scene, side)])
 
 
 def picture_pairs(scene: Scene, random: Random) -> list[tuple[str, str]]:
@@ -69,7 +71,7 @@ def caption(scene: Scene) -> str:
     return " and ".join(f"a {t.size} {t.color} {t.shape}" for t in things) + "."
 
 
-def _many_pictures(seed: int, random: Random) -> Lesson:
+def _many_pictures(seed: int, random: Random, side: int) -> Lesson:
     total = random.randint(2, 6)
     scenes = [sample_scene(FIRST_TRAINING_SEED + seed * 8 + i, max_objects=4) for i in range(total)]
     pairs = [("How many images are there?", NUMBERS[total])]
@@ -83,7 +85,7 @@ def _many_pictures(seed: int, random: Random) -> Lesson:
             pairs.append((f"In which image is the {name}?", f"in the {ORDINALS[index]} image"))
         elif phrase:
             pairs.append((f"In the {ORDINALS[index]} image, what color is the {phrase}?", thing.color))
-    return Lesson([jpeg(render(scene)) for scene in scenes], pairs)
+    return Lesson([jpeg(render(s)) for s in scenes], pairs, [patch_labels(s, side) for s in scenes])
 
 
 def tokenizer_lines() -> list[str]:

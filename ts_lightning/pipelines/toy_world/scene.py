@@ -7,9 +7,10 @@ from ts_lightning.grounding.boxes import Box
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
-SIZES = {"small": (0.17, 0.23), "large": (0.32, 0.44)}  # side, as a share of the image's shorter side
+SIZES = {"small": (0.20, 0.27), "large": (0.38, 0.50)}  # side, as a share of the image's shorter side
 CANVASES = ((128, 128), (160, 120), (120, 160), (144, 112))
 RELATIONS = ("left of", "right of", "above", "below")
+OBJECTS = (28, 28, 20, 12, 7, 5)  # weights of 1 to 6 objects: most scenes have few
 MARGIN = 0.08  # two centres must differ by this much for a relation to be said
 
 
@@ -53,7 +54,8 @@ def sample_scene(seed: int, max_objects: int = 6) -> Scene:
     """A scene that depends on nothing but `seed`."""
     random = Random(seed * 2 + 1)
     width, height = random.choice(CANVASES)
-    wanted, things = random.randint(1, max_objects), []
+    wanted = random.choices(range(1, max_objects + 1), OBJECTS[:max_objects])[0]
+    things: list[Thing] = []
     # Every third scene repeats a colour or a shape, so that phrases need more than one attribute.
     shapes = random.sample(SHAPES, 2) if random.random() < 0.35 else SHAPES
     colors = random.sample(COLORS, 2) if random.random() < 0.35 else COLORS

@@ -62,12 +62,20 @@ def with_picture(sample: Sample, scene: Scene) -> Sample:
     return sample
 
 
-def write_toy_shards(folder: Path, train: int, val: int, per_shard: int = 1000) -> None:
-    """Write `train-*.tar`, `val_grounding-*.tar`, `val_steps-*.tar` and `val_understanding-*.tar` into `folder`."""
+def write_toy_shards(folder: Path, train: int, val: int, per_shard: int = 2000) -> bool:
+    """Write `train-*.tar`, `val_grounding-*.tar`, `val_steps-*.tar` and `val_understanding-*.tar` into `folder`.
+
+    Does nothing, and returns False, where `rendered.txt` says that these numbers have been rendered.
+    """
+    stamp, wanted = folder / "rendered.txt", f"train {train} val {val} per shard {per_shard}\n"
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return False
     write_shards(grounding_samples("train", train), folder, "train", per_shard)
     write_shards(grounding_samples("val", val, ("localization", "rec")), folder, "val_grounding", per_shard)
     write_shards(grounding_samples("val", val // 2, ("scout", "negative")), folder, "val_steps", per_shard)
     write_shards(understanding_samples("val", val), folder, "val_understanding", per_shard)
+    stamp.write_text(wanted)
+    return True
 
 
 def _hash(text: str, seed: int) -> bytes:
