@@ -26,7 +26,8 @@ def make_vlm(train_all: bool) -> TwinExpertVLM:
         pretrained=None, hidden_size=HIDDEN, intermediate_size=4 * HIDDEN, num_layers=LAYERS, num_heads=HEADS
     )
     torch.manual_seed(0)
-    backbone.model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
+    model: Any = backbone.model
+    model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
     vlm = TwinExpertVLM(backbone)
     vlm.train()
     if train_all:
