@@ -1,6 +1,7 @@
 """Every shipped configuration is parsed, and run with fast_dev_run where a CPU can."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,13 @@ def test_trainer_overlay(path: Path, overrides: list[str], tmp_path: Path, capsy
 def test_eval_overlay(path: Path, overrides: list[str], tmp_path: Path) -> None:
     args = ["-c", str(CONFIGS / "fit/toy_twist.yaml"), "-c", str(path), *overrides]
     assert main(["validate", *args, "--trainer.default_root_dir", str(tmp_path), "--trainer.fast_dev_run", "true"]) == 0
+
+
+def test_toy_configurations_name_shards_as_they_are_rendered() -> None:
+    for path in [*CONFIGS.glob("fit/toy_*.yaml"), *CONFIGS.glob("eval/toy*.yaml")]:
+        for pattern in re.findall(r"shards: (\S+?)}", path.read_text()):
+            small = pattern.replace("data_shards/toy_world/", "data_shards/toy/")  # the committed part
+            assert list(CONFIGS.parent.glob(small)), f"{path}: {pattern}"
 
 
 def test_every_configuration_says_how_to_run_it() -> None:

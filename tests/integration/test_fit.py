@@ -114,6 +114,13 @@ def test_validate_needs_only_the_checkpoint(fitted: Path, tmp_path: Path) -> Non
     } <= result.keys()
 
 
+def test_test_names_its_figures(fitted: Path, tmp_path: Path) -> None:
+    args = ["--trainer.default_root_dir", str(tmp_path), "--trainer.accelerator", "cpu"]
+    run("test", None, tmp_path, "--ckpt_path", str(fitted / "checkpoints/step=6.ckpt"), *args)
+    (result,) = rows(tmp_path / "test/metrics.csv")
+    assert {"test/toy/miou", "test/toy/accuracy"} <= result.keys()
+
+
 def test_dotted_overrides_go_over_the_checkpoint(fitted: Path, tmp_path: Path) -> None:
     args = ["--trainer.default_root_dir", str(tmp_path), "--data.init_args.eval_batch_size", "7"]
     run("validate", None, tmp_path, "--ckpt_path", str(fitted / "checkpoints/step=6.ckpt"), *args)
@@ -152,8 +159,10 @@ def test_init_from_takes_weights_alone(fitted: Path, shards: str, tmp_path: Path
     assert all(torch.equal(p, stored[f"vlm.{name}"]) for name, p in vlm.named_parameters() if p.requires_grad)
 
 
-def sgd_run(shards: str, root: Path, micro_batch_size: int) -> tuple[dict[str, torch.Tensor], StepwiseSFT]:
-    module = StepwiseSFT(tiny_vlm(), optimizer=functools.partial(torch.optim.SGD, lr=0.5))
+def sgd_run(
+    shards: str, root: Path, micro_batch_size: int, step_loss: str = "step_mean", **vlm: Any
+) -> tuple[dict[str, torch.Tensor], StepwiseSFT]:
+    module = StepwiseSFT(tiny_vlm(**vlm), optimizer=functools.partial(torch.optim.SGD, lr=0.5), step_loss=step_loss)
     trainer(root).fit(module, datamodule=data(shards, micro_batch_size=micro_batch_size))
     return module.vlm.trainable_state_dict(), module
 
@@ -166,6 +175,20 @@ def test_micro_batches_do_not_change_the_step(shards: str, tmp_path: Path) -> No
         for name, value in whole.items():
             torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-6, msg=name)
     assert any(not torch.equal(before[name], value) for name, value in whole.items())
+
+
+def test_activation_checkpointing_does_not_change_the_step(shards: str, tmp_path: Path) -> None:
+    kept, _ = sgd_run(shards, tmp_path, 2)
+    recomputed, _ = sgd_run(shards, tmp_path, 2, activation_checkpointing=True)
+    for name, value in kept.items():
+        torch.testing.assert_close(recomputed[name], value, rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_step_loss_modes_train_differently(shards: str, tmp_path: Path) -> None:
+    results = [sgd_run(shards, tmp_path, 2, mode)[0] for mode in ("sum", "step_mean", "isolated")]
+    assert all(torch.isfinite(value).all() for result in results for value in result.values())
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert any(not torch.equal(results[a][name], results[b][name]) for name in results[a])
 
 
 def test_gradients_reach_exactly_the_trainable_parameters(shards: str, tmp_path: Path) -> None:
