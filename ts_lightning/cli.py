@@ -23,7 +23,7 @@ from ts_lightning.training.load import stored_model
 
 DEBUG_VARIABLE = "TS_LIGHTNING_DEBUG"
 PICTURES = "ts_lightning.evaluation.pictures.PredictionPictures"
-USER_ERRORS = (ValueError, FileNotFoundError, ArgumentError, MisconfigurationException)
+USER_ERRORS = (ValueError, OSError, ArgumentError, MisconfigurationException)
 
 
 class TSLightningCLI(LightningCLI):
@@ -50,9 +50,8 @@ class TSLightningCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
-            parser.add_argument(
-                "--pictures", type=int, default=0, help="Draw so many answers into <default_root_dir>/pictures."
-            )
+            text = "Draw answers with their boxes into <default_root_dir>/pictures: so many of each suite, 16 if bare."
+            parser.add_argument("--pictures", nargs="?", type=int, const=16, default=0, help=text)
         return parser
 
     def _parse_ckpt_path(self) -> None:

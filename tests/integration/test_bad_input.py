@@ -162,5 +162,10 @@ def test_truncated_checkpoint(
     assert "truncated" in message
 
 
+def test_output_folder_that_is_a_file(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "taken").write_text("")
+    assert "taken" in fit_error(capsys, shards, tmp_path, "--trainer.default_root_dir", str(tmp_path / "taken"))
+
+
 def test_no_model_and_no_checkpoint(capsys: pytest.CaptureFixture) -> None:
     assert "validate.model" in error(capsys, "validate")

@@ -138,6 +138,12 @@ def test_predict_writes_one_line_per_question(fitted: Path, tmp_path: Path) -> N
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
 
 
+def test_bare_pictures_draws_some(fitted: Path, tmp_path: Path) -> None:
+    args = ["--trainer.default_root_dir", str(tmp_path), "--data.init_args.val.toy.max_samples", "3", "--pictures"]
+    run("predict", None, tmp_path, "--ckpt_path", str(fitted / "checkpoints/step=6.ckpt"), *args)
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 3
+
+
 def test_resume_equals_the_uninterrupted_run(fitted: Path, shards: str, tmp_path: Path) -> None:
     config = tiny.config(shards, tmp_path)
     config["trainer"]["max_steps"] = 6
