@@ -21,7 +21,7 @@ from ts_lightning.models.backbones.tiny_training import make_optimizer, restore,
 from ts_lightning.models.backbones.tiny_vision import PatchHeads, pretrain_vision
 from ts_lightning.models.encode import Encoder
 from ts_lightning.pipelines.toy_world.curriculum import lesson, tokenizer_lines
-from ts_lightning.pipelines.toy_world.patches import CLASSES, labelled_picture
+from ts_lightning.pipelines.toy_world.patches import LABELS, RANGE_CLASSES, labelled_picture
 
 
 class Lessons(Dataset):
@@ -41,10 +41,10 @@ class Lessons(Dataset):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/tiny_base"))
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--decay", type=int, default=1500)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--decay", type=int, default=2500)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vision-steps", type=int, default=2500)
     parser.add_argument("--pictures", type=int, default=16000)
@@ -54,7 +54,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     backbone = TinyBackbone(pretrained=None, seed=args.seed)
     backbone.requires_grad_(True).train()
-    heads = PatchHeads(backbone.embedding.embedding_dim, list(CLASSES))
+    words = [backbone.encoder.token_ids([f" {word}" for word in words]) for words in LABELS.values()]
+    heads = PatchHeads(backbone.embedding, words, RANGE_CLASSES)
     optimizer = make_optimizer(backbone, heads, args.lr)
     first = restore(backbone, heads, optimizer, args.out / "last.pt")
     if first is None:

@@ -12,9 +12,15 @@ from ts_lightning.models.backbones.tiny_lessons import lesson_batch, lesson_logi
 from ts_lightning.models.backbones.tiny_training import make_optimizer, restore, train_lessons
 from ts_lightning.models.backbones.tiny_vision import PatchHeads
 from ts_lightning.pipelines.toy_world.curriculum import lesson
-from ts_lightning.pipelines.toy_world.patches import CLASSES
+from ts_lightning.pipelines.toy_world.patches import LABELS, RANGE_CLASSES
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 4, "vision_layers": 1, "num_heads": 2}
+
+
+def heads_of(model: TinyBackbone) -> PatchHeads:
+    torch.manual_seed(0)
+    words = [model.encoder.token_ids([f" {word}" for word in words]) for words in LABELS.values()]
+    return PatchHeads(model.embedding, words, RANGE_CLASSES)
 
 
 def backbone(seed: int = 0) -> TinyBackbone:
@@ -61,8 +67,7 @@ def test_packed_questions_get_the_logits_of_questions_asked_alone() -> None:
 def test_going_on_from_a_checkpoint_equals_one_run(tmp_path: Path) -> None:
     def run(out: Path, until: int) -> dict[str, torch.Tensor]:
         model = backbone().requires_grad_(True).train()
-        torch.manual_seed(0)
-        heads = PatchHeads(32, list(CLASSES))
+        heads = heads_of(model)
         optimizer = make_optimizer(model, heads, 1e-3)
         first = restore(model, heads, optimizer, out / "last.pt") or 0
         rows = [lesson_row(model.encoder, *lesson(i), most=150) for i in range(first, until)]
@@ -78,7 +83,8 @@ def test_going_on_from_a_checkpoint_equals_one_run(tmp_path: Path) -> None:
 
 
 def test_lesson_loss_trains_everything() -> None:
-    model, heads = backbone().requires_grad_(True).train(), PatchHeads(32, list(CLASSES))
+    model = backbone().requires_grad_(True).train()
+    heads = heads_of(model)
     rows = [lesson_row(model.encoder, *lesson(i), most=200) for i in range(4)]
     loss, correct = lesson_loss(model, heads, lesson_batch(rows, 1), 0.01)
     loss.backward()

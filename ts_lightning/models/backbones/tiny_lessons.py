@@ -72,7 +72,7 @@ def lesson_logits(
 def lesson_loss(
     backbone: Backbone, heads: PatchHeads, batch: dict[str, Tensor], balance_coeff: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean loss of the answer tokens, plus the routers' balance loss and a tenth of the patch loss.
+    """Mean loss of the answer tokens, plus the routers' balance loss and a fifth of the patch loss.
 
     The second value is the share of answer tokens that argmax gets right.
     """
@@ -83,5 +83,5 @@ def lesson_loss(
         share = F.one_hot(routed.ids_NK, experts).float().mean((0, 1))
         loss = loss + balance_coeff * experts * (share * routed.probs_NE.mean(0)).sum()
     if features is not None:
-        loss = loss + 0.1 * heads(features, batch["patch_labels"])[0]
+        loss = loss + 0.2 * heads(features, batch["patch_labels"])[0]
     return loss, (logits_NV.argmax(-1) == targets_N).float().mean()

@@ -11,16 +11,29 @@ from ts_lightning.models.backbones.base import Backbone
 
 
 class PatchHeads(nn.Module):
-    """C linear classifiers over image features."""
+    """C classifiers over image features; class 0 is the background.
 
-    def __init__(self, hidden_size: int, classes: list[int]) -> None:
+    The first ones choose among words, by the language model's own embeddings: so pictures and words come to share
+    directions, as CLIP's do, and attention can match them. The others are linear.
+    """
+
+    def __init__(self, embedding: nn.Embedding, words: list[list[int]], classes: list[int]) -> None:
+        """words: token ids of classes 1, 2 ... of the first classifications; classes: sizes of the linear ones."""
         super().__init__()
-        self.classes = classes
-        self.linear = nn.Linear(hidden_size, sum(classes))
+        self.embedding = [embedding]  # not a part of this module
+        self.words, self.classes = words, classes
+        self.background = nn.Parameter(torch.zeros(len(words), embedding.embedding_dim))
+        self.linear = nn.Linear(embedding.embedding_dim, sum(classes))
 
     def forward(self, features_NPH: Tensor, labels_NPC: Tensor) -> tuple[Tensor, list[float]]:
         """Sum over classifications of the mean cross-entropy; the share that is right on patches of objects."""
-        scores, wanted = self.linear(features_NPH).split(self.classes, -1), labels_NPC.unbind(-1)
+        normal_NPH = F.layer_norm(features_NPH, features_NPH.shape[-1:])
+        weight_VH = self.embedding[0].weight
+        word_scores = [
+            normal_NPH @ torch.cat([background[None], weight_VH[ids]]).T
+            for background, ids in zip(self.background, self.words, strict=True)
+        ]
+        scores, wanted = (*word_scores, *self.linear(features_NPH).split(self.classes, -1)), labels_NPC.unbind(-1)
         pairs = list(zip(scores, wanted, strict=True))
         losses = [F.cross_entropy(score.flatten(0, 1), label.flatten()) for score, label in pairs]
         object_NP = wanted[0] > 0

@@ -19,7 +19,7 @@ from ts_lightning.pipelines.toy_world.understanding import (
 from ts_lightning.pipelines.toy_world.words import EVERYDAY
 
 CODEC = get_codec("scout")
-BLOCK = 16
+BLOCK = 8
 FIRST_TRAINING_SEED = 10_000_000  # below it: the scenes of shards, held-out ones included
 
 

@@ -8,7 +8,7 @@ from ts_lightning.pipelines.toy_world.scene import COLORS, SHAPES, SIZES, Scene,
 from ts_lightning.pipelines.toy_world.understanding import NUMBERS, twentieths
 
 LABELS = {"color": COLORS, "shape": SHAPES, "size": tuple(SIZES)}
-CLASSES = (*(len(words) + 1 for words in LABELS.values()), *[len(NUMBERS) + 1] * 4)
+RANGE_CLASSES = [len(NUMBERS) + 1] * 4
 FIRST_PATCH_SEED = 8_000_000
 BACKGROUND = 0
 
