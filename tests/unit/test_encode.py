@@ -20,7 +20,9 @@ def test_numbers_and_marks_are_one_token() -> None:
         ENCODER.token_ids(["nonsenseword"])
 
 
-@pytest.mark.parametrize("text", ["Step 1: Find the man [[10,9,79,100]].", "ünïcode ✓", "<|box_start|>(123,4),(5,6)<|box_end|>"])
+@pytest.mark.parametrize(
+    "text", ["Step 1: Find the man [[10,9,79,100]].", "ünïcode ✓", "<|box_start|>(123,4),(5,6)<|box_end|>"]
+)
 def test_text_survives(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER(text)["input_ids"]) == text
 

@@ -24,7 +24,12 @@ def test_iou_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("box", "word"),
-    [((0, 0, math.nan, 1), "NaN"), ((0.5, 0, 0.4, 1), "reversed"), ((0, 0, 1.2, 1), "outside"), ((0, 1, 1), "3 numbers")],
+    [
+        ((0, 0, math.nan, 1), "NaN"),
+        ((0.5, 0, 0.4, 1), "reversed"),
+        ((0, 0, 1.2, 1), "outside"),
+        ((0, 1, 1), "3 numbers"),
+    ],
 )
 def test_bad_boxes_are_named(box: tuple, word: str) -> None:
     with pytest.raises(ValueError, match=f"record-7: .*{word}"):
@@ -56,7 +61,20 @@ def test_scout_text() -> None:
     assert found[2].boxes[1] == (0.05, 0.06, 0.07, 0.08)
 
 
-@pytest.mark.parametrize("text", ["", "[[", "[[1,2,3]]", "[[9,9,1,1]]", "[[a,b,c,d]]", "[[1,2,3,4", "[[١,٢,٣,٤]]", "[[,,,]]", "[[...,.,.,1]]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[[",
+        "[[1,2,3]]",
+        "[[9,9,1,1]]",
+        "[[a,b,c,d]]",
+        "[[1,2,3,4",
+        "[[\u0661,\u0662,\u0663,\u0664]]",
+        "[[,,,]]",
+        "[[...,.,.,1]]",
+    ],
+)
 def test_malformed_answers_have_no_box(text: str) -> None:
     assert CODEC.parse(text) == []
     assert predicted_box(text, CODEC).status == "unparsed"
@@ -85,7 +103,12 @@ def test_steps() -> None:
 def test_which_box_counts() -> None:
     last = STEPS.replace("answer is orange", "answer is the hat [[1,2,30,40]]")
     assert predicted_box(last, CODEC) == ((0.01, 0.02, 0.3, 0.4), "ok")
-    assert predicted_box("<think>[[1,1,9,9]]</think><answer>[[2,2,8,8]]</answer>", CODEC).box == (0.02, 0.02, 0.08, 0.08)
+    assert predicted_box("<think>[[1,1,9,9]]</think><answer>[[2,2,8,8]]</answer>", CODEC).box == (
+        0.02,
+        0.02,
+        0.08,
+        0.08,
+    )
     assert predicted_box("[[1,1,9,9]] or [[2,2,8,8]]", CODEC) == ((0.01, 0.01, 0.09, 0.09), "several")
 
 

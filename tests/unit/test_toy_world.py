@@ -1,5 +1,6 @@
 """The toy world: exact boxes, deterministic records, right answers, prompts that say which task they are."""
 
+from itertools import pairwise
 from random import Random
 
 import numpy as np
@@ -81,9 +82,10 @@ def test_answers_by_hand() -> None:
 
 def test_patch_labels_by_hand() -> None:
     labels = patch_labels(SCENE, 4)  # patches of 25 pixels
-    assert labels[0] == [COLORS.index("red") + 1, SHAPES.index("square") + 1, 2]
-    assert labels[3] == [0, 0, 0]
-    assert labels[2 * 4 + 1] == [0, 0, 0]  # the star covers less than a quarter of it
+    ranges = [3, 11, 3, 11]  # two to ten twentieths across and down, and class 0 is the background
+    assert labels[0] == [COLORS.index("red") + 1, SHAPES.index("square") + 1, 2, *ranges]
+    assert labels[3] == [0] * 7
+    assert labels[2 * 4 + 1] == [0] * 7  # the star covers less than a quarter of it
 
 
 def test_no_prompt_stands_under_both_tasks() -> None:
@@ -109,4 +111,4 @@ def test_the_base_never_answers_with_a_box_of_a_picture() -> None:
 def test_held_out_scenes_are_not_trained_on() -> None:
     assert max(FIRST_SEED.values()) + 2_000_000 <= FIRST_TRAINING_SEED
     ranges = sorted(FIRST_SEED.values())
-    assert all(b - a >= 2_000_000 for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(b - a >= 2_000_000 for a, b in pairwise(ranges))

@@ -92,4 +92,3 @@ def training_speed(history: Path) -> float:
     """Median samples per second of the run's metrics.csv."""
     values = sorted(v for _, v in read_history(history)["train/samples_per_second"])
     return values[len(values) // 2]
-

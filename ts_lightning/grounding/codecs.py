@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ts_lightning.grounding.boxes import Box
@@ -21,7 +21,7 @@ class ParsedBoxes(NamedTuple):
 class ScoutCodec:
     """TWIST & SCOUT's notation: `[[x1,y1,x2,y2]]`, several boxes as `[[a;b]]` or as `[[a]], [[b]]`."""
 
-    space: CoordinateSpace = CoordinateSpace("100", "original")
+    space: CoordinateSpace = field(default_factory=lambda: CoordinateSpace("100", "original"))
 
     # Bounded repetitions keep the search linear in the text's length.
     _bracket = re.compile(r"\[\[([0-9.,; ]{7,4000})\]\]", re.ASCII)

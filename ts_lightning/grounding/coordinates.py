@@ -23,7 +23,9 @@ class CoordinateSpace:
 
     def __post_init__(self) -> None:
         if self.grid not in ("100", "1000", "pixels") and not self.grid.removeprefix("decimals:").isdigit():
-            raise ValueError(f"CoordinateSpace.grid: seen {self.grid!r}, expected '100', '1000', 'decimals:n' or 'pixels'")
+            raise ValueError(
+                f"CoordinateSpace.grid: seen {self.grid!r}, expected '100', '1000', 'decimals:n' or 'pixels'"
+            )
         if self.frame not in FRAMES:
             raise ValueError(f"CoordinateSpace.frame: seen {self.frame!r}, expected one of {', '.join(FRAMES)}")
 

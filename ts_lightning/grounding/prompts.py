@@ -8,7 +8,7 @@ _FOLDER = Path(__file__).parent / "templates"
 
 @cache
 def templates(name: str) -> list[str]:
-    """The templates of `templates/<name>.txt`, with `{phrase}` or `{question}` slots; ValueError for an unknown name."""
+    """The templates of `templates/<name>.txt`, with `{phrase}` or `{question}`; ValueError for an unknown name."""
     path = _FOLDER / f"{name}.txt"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in _FOLDER.glob("*.txt")))

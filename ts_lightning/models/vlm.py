@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from ts_lightning.grounding.codecs import ScoutCodec
 from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.generate import generate_texts
-from ts_lightning.models.packing import PAD_BRANCH, branch_mask
 from ts_lightning.models.package import load_weights
+from ts_lightning.models.packing import PAD_BRANCH, branch_mask
 from ts_lightning.models.recorded import Recorded
 from ts_lightning.models.routing import Routing, keep_routing, routing
 
@@ -153,7 +153,9 @@ class PlainVLM(VLM):
         names = [name for name, _ in backbone.model.named_parameters()]
         for pattern in train:
             if not any(fnmatch(name, pattern) for name in names):
-                raise ValueError(f"train: seen pattern {pattern!r} that fits no parameter, expected names such as {names[0]}")
+                raise ValueError(
+                    f"train: seen pattern {pattern!r} that fits no parameter, expected names such as {names[0]}"
+                )
         for name, parameter in backbone.model.named_parameters():
             parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in train))
         if init_from is not None:

@@ -30,7 +30,7 @@ class Backbone(Recorded, nn.Module):
 
     @property
     def decoder(self) -> nn.Module:
-        """Embeddings in, last hidden states out; takes `inputs_embeds, attention_mask, position_ids, past_key_values`."""
+        """Embeddings to last hidden states; takes `inputs_embeds, attention_mask, position_ids, past_key_values`."""
         raise NotImplementedError
 
     @property
@@ -55,7 +55,9 @@ class Backbone(Recorded, nn.Module):
     def encode_images(self, pixels_N3SS: Tensor) -> Tensor:
         """[N, P, H] features of uint8 pictures; normalisation happens here, on the device."""
         dtype = self.embedding.weight.dtype
-        mean, std = (torch.tensor(v, device=pixels_N3SS.device).view(1, 3, 1, 1) for v in (self.pixel_mean, self.pixel_std))
+        mean, std = (
+            torch.tensor(v, device=pixels_N3SS.device).view(1, 3, 1, 1) for v in (self.pixel_mean, self.pixel_std)
+        )
         return self.image_features(((pixels_N3SS / 255 - mean) / std).to(dtype))
 
     def identity(self) -> dict[str, Any]:

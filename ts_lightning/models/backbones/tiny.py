@@ -45,7 +45,9 @@ class TinyBackbone(Backbone):
         super().__init__()
         folder = SHIPPED if pretrained in ("shipped", None) else Path(pretrained)
         if pretrained is not None and not (folder / "model.safetensors").is_file():
-            raise ValueError(f"TinyBackbone.pretrained: no model.safetensors in {folder}, expected a folder made by save")
+            raise ValueError(
+                f"TinyBackbone.pretrained: no model.safetensors in {folder}, expected a folder made by save"
+            )
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         if pretrained is None:
             config = _config(

@@ -80,7 +80,12 @@ def train_lessons(
         optimizer.zero_grad()
         if step % 25 == 0:
             seconds = round(time.monotonic() - began)
-            line = {"step": step, "loss": round(loss.item(), 4), "correct": round(correct.item(), 4), "seconds": seconds}
+            line = {
+                "step": step,
+                "loss": round(loss.item(), 4),
+                "correct": round(correct.item(), 4),
+                "seconds": seconds,
+            }
             print(json.dumps(line), flush=True)
         if step % save_every == 0 or step == steps:
             save(backbone, heads, optimizer, step, out)

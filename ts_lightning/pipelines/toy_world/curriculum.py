@@ -32,7 +32,7 @@ class Lesson(NamedTuple):
 
 
 def lesson(seed: int, side: int = 6) -> Lesson:
-    """The lesson of one seed, for a grid of `side` x `side` patches: 85% one picture, 8% two to six pictures, 7% pure text.
+    """The lesson of one seed, with `side` x `side` patches: 85% one picture, 8% two to six pictures, 7% pure text.
 
     Lessons of several pictures are long; they come in blocks of `BLOCK` seeds, so that batches are of one length.
     """
@@ -46,7 +46,7 @@ def lesson(seed: int, side: int = 6) -> Lesson:
 
 
 def picture_pairs(scene: Scene, random: Random) -> list[tuple[str, str]]:
-    """Understanding questions about one scene, where two of its objects are in words, a description, at times a caption."""
+    """Questions about one scene, where two of its objects are in words, a description, at times a caption."""
     pairs = []
     for question in understanding_questions(scene, random)[:6]:
         text = question.text
@@ -79,7 +79,9 @@ def _many_pictures(seed: int, random: Random, side: int) -> Lesson:
         index = random.randrange(total)
         thing = random.choice(scenes[index].things)
         name = f"{thing.color} {thing.shape}"
-        where = [i for i, s in enumerate(scenes) if any((t.color, t.shape) == (thing.color, thing.shape) for t in s.things)]
+        where = [
+            i for i, s in enumerate(scenes) if any((t.color, t.shape) == (thing.color, thing.shape) for t in s.things)
+        ]
         phrase = refer(scenes[index], thing, random, without="color")
         if len(where) == 1 and random.random() < 0.6:
             pairs.append((f"In which image is the {name}?", f"in the {ORDINALS[index]} image"))
@@ -101,5 +103,3 @@ def tokenizer_lines() -> list[str]:
 
 def _flat(pairs: list[tuple[str, str]]) -> list[str]:
     return [text for pair in pairs for text in pair]
-
-

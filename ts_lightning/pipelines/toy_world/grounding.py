@@ -102,7 +102,10 @@ def record(
         subtask=subtask,
         tags=list(tags),
         images=[SampleImage(f"toy_{scene.seed}.jpg", scene.width, scene.height)],
-        turns=[Turn("user", f"<image>\n{prompt}"), Turn("assistant", text, step_spans(text) if "Step 1" in text else None)],
+        turns=[
+            Turn("user", f"<image>\n{prompt}"),
+            Turn("assistant", text, step_spans(text) if "Step 1" in text else None),
+        ],
         regions=[_region(scene, phrase, thing) for phrase, thing in named],
         answer=answer,
     )
@@ -119,8 +122,6 @@ def _one_box(scene: Scene, thing: Thing, subtask: str, phrase: str, random: Rand
     return record(scene, SKILL, subtask, prompt, "{region:0}", [(phrase, thing)], Answer(None, [0]))
 
 
-def _cot(
-    scene: Scene, named: list[tuple[str, Thing]], question: str, text: str, word: str, random: Random
-) -> Sample:
+def _cot(scene: Scene, named: list[tuple[str, Thing]], question: str, text: str, word: str, random: Random) -> Sample:
     prompt = random.choice(templates("scout")).format(question=question)
     return record(scene, SKILL, "scout", prompt, text, named, Answer(word), ("cot",))

@@ -40,7 +40,8 @@ def step_text(random: Random) -> str:
     anchor, target = random.choice(SHAPES), random.choice(SHAPES)
     first, second, color = box_text(random), box_text(random), random.choice(COLORS)
     if random.random() < 0.25:
-        return f"Step 1: Find the {anchor} {first}. Step 2: The {anchor} {first} is {color}. Step 3: So the answer is {color}."
+        found = f"Step 1: Find the {anchor} {first}. Step 2: The {anchor} {first} is {color}."
+        return f"{found} Step 3: So the answer is {color}."
     relation = random.choice(RELATIONS)
     return (
         f"Step 1: Find the {anchor} {first}. Step 2: Check the object {relation} it, got the {target} {second}. "
