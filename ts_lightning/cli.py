@@ -87,6 +87,18 @@ class TSLightningCLI(LightningCLI):
         number = self._get(self.config, "pictures")
         return [PredictionWriter(), *([_import(PICTURES)(number)] if number else [])]
 
+    def after_validate(self) -> None:
+        """State the rule behind the figures."""
+        if self.trainer.is_global_zero:
+            print("acc50: a box is right at IoU >= 0.5; a missing or unparsable one is wrong, and counts 0 in miou")
+
+    after_test = after_validate
+
+    def after_predict(self) -> None:
+        """Say where the answers are."""
+        if self.trainer.is_global_zero:
+            print(f"predictions: {self.config_init['predict']['trainer']['default_root_dir']}/predictions.jsonl")
+
     def after_instantiate_classes(self) -> None:
         self._dump_config()
         self.model.data_config = self.config_dump["data"]
