@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Activation = Callable[[Tensor], Tensor]
-CACHED_ELEMENTS = 2**19  # of one tensor, on a CPU; a GPU takes all rows at once
+CACHED_ELEMENTS = 2**18  # of one tensor, on a CPU; a GPU takes all rows at once
 _LINEAR = 2 * math.sqrt(2 / math.pi)
 _CUBIC = _LINEAR * 0.044715
 _TANH_GELU_NAMES = ("NewGELUActivation", "GELUTanh", "PytorchGELUTanh")  # one formula, three spellings
