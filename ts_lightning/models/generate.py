@@ -20,8 +20,11 @@ class Decodes(Protocol):
     """What decoding asks of a vlm."""
 
     backbone: Any
-    tokenizer: Any
-    pad_id: int
+
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def pad_id(self) -> int: ...
 
     def routing(self, batch: Mapping[str, Any], collect: bool = False) -> Any: ...
     def embed(self, batch: Mapping[str, Any], context: Any) -> Tensor: ...

@@ -85,7 +85,8 @@ class TwinExpertVLM(VLM):
 
     def alphas(self) -> list[Tensor]:
         """Alpha of every twin layer."""
-        return [twin.packages[self.package].alpha() for twin in self.twins]
+        packages: list[Any] = [twin.packages[self.package] for twin in self.twins]
+        return [package.alpha() for package in packages]
 
     def log_values(self) -> dict[str, float]:
         return {"alpha": torch.stack(self.alphas()).mean().item()}

@@ -16,7 +16,7 @@ class Backbone(Recorded, nn.Module):
     Shapes: B rows, T positions, H hidden size, N pictures, S picture side, P tokens of one picture.
     """
 
-    model: nn.Module
+    model: Any  # a transformers model: its attributes are not typed
     encoder: Encoder
     name: str
     mlp_name = "mlp"
@@ -76,4 +76,4 @@ def weights_sha256(model: nn.Module) -> str:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The raw bytes of a tensor, on the CPU."""
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

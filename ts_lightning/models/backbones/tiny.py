@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -69,13 +70,14 @@ class TinyBackbone(Backbone):
         self.model.tie_weights()
         self.model.eval()
         self.name = "tiny" if pretrained == "shipped" else f"tiny:{pretrained or f'random-{seed}'}"
-        vision = config.vision_config
+        vision: Any = config.vision_config
+        text: Any = config.text_config
         self.encoder = Encoder(
             tokenizer=tokenizer,
             image_token="<image>",
             image_tokens=(vision.image_size // vision.patch_size) ** 2,
             image_size=vision.image_size,
-            max_length=config.text_config.max_position_embeddings,
+            max_length=text.max_position_embeddings,
             codec=get_codec(codec),
         )
 
@@ -113,7 +115,7 @@ class TinyBackbone(Backbone):
         self.encoder.tokenizer.save_pretrained(folder)
 
 
-def break_ties(layers: nn.ModuleList) -> None:
+def break_ties(layers: Any) -> None:
     """Random experts start as copies of one MLP; a little noise lets them part."""
     for layer in layers:
         if hasattr(layer.mlp, "experts"):
@@ -148,7 +150,6 @@ def _config(
         num_hidden_layers=layers,
         num_attention_heads=heads,
         max_position_embeddings=2048,
-        partial_rotary_factor=0.5,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -157,7 +158,7 @@ def _config(
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.vocab["<image>"],
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
