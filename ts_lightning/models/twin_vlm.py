@@ -85,8 +85,8 @@ class TwinExpertVLM(VLM):
 
     def alphas(self) -> list[Tensor]:
         """Alpha of every twin layer."""
-        packages: list[Any] = [twin.packages[self.package] for twin in self.twins]
-        return [package.alpha() for package in packages]
+        packages = [twin.packages[self.package] for twin in self.twins]
+        return [package.get_submodule("alpha")() for package in packages]
 
     def log_values(self) -> dict[str, float]:
         return {"alpha": torch.stack(self.alphas()).mean().item()}
