@@ -41,13 +41,13 @@ class Lessons(Dataset):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/tiny_base"))
-    parser.add_argument("--steps", type=int, default=7000)
-    parser.add_argument("--decay", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--decay", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vision-steps", type=int, default=2500)
-    parser.add_argument("--pictures", type=int, default=16000)
+    parser.add_argument("--vision-steps", type=int, default=6500)
+    parser.add_argument("--pictures", type=int, default=56000)
     args = parser.parse_args()
     if not (SHIPPED / "tokenizer.json").is_file():
         train_tokenizer(tokenizer_lines()).save_pretrained(SHIPPED)
