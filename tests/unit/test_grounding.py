@@ -87,7 +87,7 @@ def test_parsing_is_linear() -> None:
 
 
 def test_unknown_codec_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="seen 'nope', expected one of scout"):
+    with pytest.raises(ValueError, match="seen 'nope', expected one of chatspot"):
         get_codec("nope")
 
 

@@ -13,7 +13,7 @@ from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample
 from ts_lightning.evaluation.drawing import Picture, contact_sheet, draw_picture
 from ts_lightning.grounding.boxes import iou
-from ts_lightning.grounding.codecs import ScoutCodec
+from ts_lightning.grounding.codecs import Codec
 from ts_lightning.grounding.steps import is_rejection
 from ts_lightning.metrics import parse_steps, target_steps
 from ts_lightning.training.callbacks import Callback
@@ -22,7 +22,7 @@ from ts_lightning.training.validation import region_boxes
 Record = Mapping[str, Any]
 
 
-def make_picture(record: Record, sample: Sample, codec: ScoutCodec) -> Picture:
+def make_picture(record: Record, sample: Sample, codec: Codec) -> Picture:
     """What to draw for one prediction record: its sample's first image, and every box of the true answer on it."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(sample.image_bytes[0])))
     truth, box = record["truth"], record.get("box")
@@ -36,7 +36,7 @@ def make_picture(record: Record, sample: Sample, codec: ScoutCodec) -> Picture:
     return Picture(image, record["question"], record["text"], steps, true, note, ", ".join(words))
 
 
-def write_pictures(records: Iterable[Record], folder: str | Path, codec: ScoutCodec, limit: int | None = None) -> int:
+def write_pictures(records: Iterable[Record], folder: str | Path, codec: Codec, limit: int | None = None) -> int:
     """One png per record, `<suite>-<key>.png`, the first `limit` of each suite; returns their number."""
     folder, count = Path(folder), 0
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def write_pictures(records: Iterable[Record], folder: str | Path, codec: ScoutCo
 
 
 def write_sheets(
-    records: Iterable[Record], folder: str | Path, codec: ScoutCodec, limit: int = 12, title: str = "{suite}"
+    records: Iterable[Record], folder: str | Path, codec: Codec, limit: int = 12, title: str = "{suite}"
 ) -> list[Path]:
     """One contact sheet per suite, `<suite>.png`, of its first `limit` records (the first, not the best)."""
     folder, paths = Path(folder), []

@@ -1,6 +1,7 @@
 """One owner for coordinates: the way from [0, 1] of the displayed image to the numbers in the text, and back."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 Point = tuple[float, float]
@@ -14,17 +15,18 @@ class CoordinateSpace:
 
     `grid`: "100" or "1000" (integers 0..N), "decimals:n" or "pixels". `frame`: the image that the numbers refer to:
     "original" (displayed, EXIF applied), "padded_square" (centred on a square canvas) or "resized" (what the image
-    processor makes; `resized` is its (width, height)). Points are (x, y), sizes (width, height).
+    processor makes; `resized` is its (width, height), or gives it for an image's size). Points are (x, y), sizes
+    (width, height).
     """
 
     grid: str = "100"
     frame: str = "original"
-    resized: Size | None = None
+    resized: Size | Callable[[Size], Size] | None = None
 
     def __post_init__(self) -> None:
-        if self.grid not in ("100", "1000", "pixels") and not self.grid.removeprefix("decimals:").isdigit():
+        if not re.fullmatch(r"100|1000|pixels|decimals:[1-9]", self.grid):
             raise ValueError(
-                f"CoordinateSpace.grid: seen {self.grid!r}, expected '100', '1000', 'decimals:n' or 'pixels'"
+                f"CoordinateSpace.grid: seen {self.grid!r}, expected '100', '1000', 'decimals:n' (n 1-9) or 'pixels'"
             )
         if self.frame not in FRAMES:
             raise ValueError(f"CoordinateSpace.frame: seen {self.frame!r}, expected one of {', '.join(FRAMES)}")
@@ -61,7 +63,10 @@ class CoordinateSpace:
             return 1.0, 1.0
         if self.grid != "pixels":
             return float(self.grid), float(self.grid)
-        width, height = self._need(self.resized if self.frame == "resized" else image_size, "pixels")
+        size = image_size
+        if self.frame == "resized":
+            size = self.resized(self._need(image_size, "resized")) if callable(self.resized) else self.resized
+        width, height = self._need(size, "pixels")
         side = max(width, height)
         return (side, side) if self.frame == "padded_square" else (width, height)
 

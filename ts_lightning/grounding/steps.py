@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 from ts_lightning.grounding.boxes import Box
-from ts_lightning.grounding.codecs import ScoutCodec
+from ts_lightning.grounding.codecs import Codec
 from ts_lightning.grounding.coordinates import Size
 
 _STEP = re.compile(r"(?<!\w)Step \d{1,3}[:;]")
@@ -42,7 +42,7 @@ def answer_part(text: str) -> str:
     return text[start:end]
 
 
-def final_answer(text: str, codec: ScoutCodec) -> str:
+def final_answer(text: str, codec: Codec) -> str:
     """The answer in words, lower case, without boxes, markers and the closing period."""
     part = _STEP.sub("", answer_part(text)).strip()
     for parsed in reversed(codec.parse(part)):
@@ -52,7 +52,7 @@ def final_answer(text: str, codec: ScoutCodec) -> str:
     return " ".join(part.lower().replace(".", " ").split())
 
 
-def predicted_box(text: str, codec: ScoutCodec, image_size: Size | None = None) -> Prediction:
+def predicted_box(text: str, codec: Codec, image_size: Size | None = None) -> Prediction:
     """The box of the last step, of <answer>, or of a plain answer.
 
     A last step may only name its answer ("So the answer is orange."): then the last box before it counts.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ts_lightning.grounding.boxes import Box
-from ts_lightning.grounding.codecs import ScoutCodec, get_codec
+from ts_lightning.grounding.codecs import Codec, get_codec
 from ts_lightning.grounding.coordinates import Size
 from ts_lightning.grounding.steps import final_answer, is_rejection, step_spans
 from ts_lightning.metrics.accuracy import normalise_answer
@@ -26,7 +26,7 @@ class StepAnswer(NamedTuple):
     rejected: bool
 
 
-def parse_steps(text: str, codec: ScoutCodec, image_size: Size | None = None) -> StepAnswer:
+def parse_steps(text: str, codec: Codec, image_size: Size | None = None) -> StepAnswer:
     """Take a generated text apart; never raises."""
     boxes = [
         [box for parsed in codec.parse(text[start:end], image_size) for box in parsed.boxes]

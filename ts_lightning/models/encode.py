@@ -2,18 +2,23 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from ts_lightning.grounding.codecs import ScoutCodec, get_codec
+from ts_lightning.grounding.codecs import Codec, get_codec
+from ts_lightning.grounding.regions import Region
 from ts_lightning.grounding.steps import step_spans
 from ts_lightning.models.pixels import load_pixels
 
 UNDERSTANDING = "understanding"
 _PLACEHOLDER = re.compile(r"<image>|\{region:(\d+)\}")
+# Marks that records may hold as plain text: reasoning answers are stored with them.
+STORED_MARKS = {"<think>", "</think>", "<answer>", "</answer>"}
+_ESCAPE = "\u200b"  # a zero-width space inside a mark: it reads the same and is no token
 
 
 @dataclass
@@ -40,7 +45,7 @@ class Encoder:
     image_size: int
     max_length: int
     pixel_mode: str = "stretch"
-    codec: ScoutCodec = field(default_factory=lambda: get_codec("scout"))
+    codec: Codec = field(default_factory=lambda: get_codec("scout"))
     template: ChatTemplate = field(default_factory=ChatTemplate)
 
     def __call__(self, sample: Any, for_generation: bool = False) -> dict[str, Any]:
@@ -72,36 +77,66 @@ class Encoder:
     def render(self, sample: Any, for_generation: bool = False) -> tuple[str, list[tuple[int, int]]]:
         """The chat text, and the character span of every step of every answer (its end mark included)."""
         text, spans = self.template.system, []
+        mentioned: set[int] = set()
         last = max((i for i, turn in enumerate(sample.turns) if turn.role == "assistant"), default=-1)
         for i, turn in enumerate(sample.turns):
             if turn.role == "user":
                 text += self.template.user + self.expand(turn.text, sample)
-                continue
+                continue  # regions of questions are given, not mentioned: every one is written in full
             text += self.template.assistant
             if for_generation and i == last:
                 return text, []
             starts = [a for a, _ in turn.steps or step_spans(turn.text)]
             pieces = [turn.text[a:b] for a, b in zip([0, *starts[1:]], [*starts[1:], None], strict=True)]
-            pieces = [self.expand(piece, sample) for piece in pieces]
+            pieces = [self.expand(piece, sample, mentioned) for piece in pieces]
             pieces[0], pieces[-1] = " " + pieces[0], pieces[-1] + self.template.end
             for piece in pieces:
                 spans.append((len(text), len(text) + len(piece)))
                 text += piece
         return text, spans
 
-    def expand(self, text: str, sample: Any) -> str:
-        """`text` with its placeholders replaced: image tokens, and regions in the codec's notation."""
+    def expand(self, text: str, sample: Any, mentioned: set[int] | None = None) -> str:
+        """`text` with its placeholders replaced: image tokens, and regions in the codec's notation.
 
-        def replace(match: re.Match[str]) -> str:
+        In answers, `mentioned` collects the regions that have been named before. A token of the tokenizer that stands
+        in the text itself is escaped: data can't write an end mark, a picture or a box.
+        """
+        pieces, end = [], 0
+        for match in _PLACEHOLDER.finditer(text):
+            pieces.append(self.escape(text[end : match.start()]))
             if match[1] is None:
-                return self.image_token * self.image_tokens
-            region = sample.regions[int(match[1])]
-            if not (region.boxes or region.box):
-                raise ValueError(f"{sample.key}: seen {match[0]} without a box, expected a box or boxes for this codec")
-            size = (sample.images[region.image].width, sample.images[region.image].height)
-            return self.codec.format(region.boxes if region.boxes else [region.box], size)
+                pieces.append(self.image_token * self.image_tokens)
+            else:
+                pieces.append(self._region(int(match[1]), sample, mentioned))
+            end = match.end()
+        return "".join(pieces) + self.escape(text[end:])
 
-        return _PLACEHOLDER.sub(replace, text)
+    def escape(self, text: str) -> str:
+        """`text` without tokens that only the encoder may write."""
+        return self._marks.sub(lambda mark: mark[0][0] + _ESCAPE + mark[0][1:], text)
+
+    @cached_property
+    def _marks(self) -> re.Pattern[str]:
+        added = {*self.tokenizer.get_added_vocab(), *self.codec.special_tokens, self.image_token} - STORED_MARKS
+        longest_first = sorted((mark for mark in added if len(mark) > 1), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)))
+
+    def _region(self, index: int, sample: Any, mentioned: set[int] | None) -> str:
+        region = sample.regions[index]
+        size = (sample.images[region.image].width, sample.images[region.image].height)
+        if region.boxes is not None or region.box is not None:
+            parts = [Region.from_box(box) for box in (region.boxes if region.box is None else [region.box])]
+        else:
+            parts = [Region(tuple(region.points or region.polygon))]
+        try:
+            if mentioned is None:
+                return self.codec.format(parts, size)
+            number = 1 + sum(earlier.image == region.image for earlier in sample.regions[:index])
+            first = index not in mentioned
+            mentioned.add(index)
+            return self.codec.reference(parts, size, region.image, number, region.phrase, first)
+        except ValueError as error:
+            raise ValueError(f"{sample.key}: {{region:{index}}}: {error}") from None
 
     def pixels(self, images: list[bytes], key: str = "image") -> Tensor:
         """uint8 [N, 3, S, S] of encoded pictures; ValueError with the key for a broken one."""

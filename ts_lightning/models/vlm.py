@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ts_lightning.grounding.codecs import ScoutCodec
+from ts_lightning.grounding.codecs import Codec
 from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.generate import generate_texts
 from ts_lightning.models.package import load_weights
@@ -48,7 +48,7 @@ class VLM(Recorded, nn.Module):
         return self.tokenizer.pad_token_id
 
     @property
-    def codec(self) -> ScoutCodec:
+    def codec(self) -> Codec:
         """How boxes are written for this backbone."""
         return self.backbone.encoder.codec
 

@@ -9,7 +9,7 @@ from torchmetrics import MeanMetric, Metric
 
 from ts_lightning.data.sample import IMAGE_MARK, Sample
 from ts_lightning.grounding.boxes import Box
-from ts_lightning.grounding.codecs import ScoutCodec
+from ts_lightning.grounding.codecs import Codec
 from ts_lightning.grounding.steps import Prediction, predicted_box
 from ts_lightning.metrics import (
     AnswerAccuracy,
@@ -33,7 +33,7 @@ class SuiteMetrics:
     with accepted answers in `accuracy`.
     """
 
-    def __init__(self, codec: ScoutCodec) -> None:
+    def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self.metrics: dict[tuple[str, str], Metric] = {}
 
@@ -98,15 +98,13 @@ _MAKERS: dict[str, type[Metric]] = {
 }
 
 
-def prediction_records(
-    batch: dict[str, Any], texts: Sequence[str], codec: ScoutCodec, suite: str
-) -> list[dict[str, Any]]:
+def prediction_records(batch: dict[str, Any], texts: Sequence[str], codec: Codec, suite: str) -> list[dict[str, Any]]:
     """`prediction_record` of every row of a batch that is no padding."""
     rows = zip(batch["samples"], texts, batch["row_valid"].tolist(), strict=True)
     return [prediction_record(sample, text, codec, suite) for sample, text, is_valid in rows if is_valid]
 
 
-def prediction_record(sample: Sample, text: str, codec: ScoutCodec, suite: str) -> dict[str, Any]:
+def prediction_record(sample: Sample, text: str, codec: Codec, suite: str) -> dict[str, Any]:
     """One question as a JSON-able dict: what was asked, said, parsed from it, and true.
 
     `regions` are all boxes of the text in order, [0, 1] and in pixels of the displayed original image; `box` is the

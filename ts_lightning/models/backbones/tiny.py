@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from ts_lightning.grounding.codecs import get_codec
+from ts_lightning.grounding.coordinates import CoordinateSpace
 from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.backbones.moe_layout import from_public, install_moe, moe_config, to_public
 from ts_lightning.models.encode import Encoder
@@ -26,7 +27,8 @@ SHIPPED = Path(__file__).parent / "tiny_base"
 class TinyBackbone(Backbone):
     """Loads the shipped tiny base, or one saved by `save`; `pretrained: null` gives random weights from `seed`.
 
-    The sizes count for random weights only; a saved base brings its own config. `codec` names the box notation.
+    The sizes count for random weights only; a saved base brings its own config. `codec` names the notation of regions,
+    `codec_grid` another grid than the notation's own.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class TinyBackbone(Backbone):
         image_size: int = 96,
         patch_size: int = 16,
         codec: str = "scout",
+        codec_grid: str | None = None,
     ) -> None:
         super().__init__()
         folder = SHIPPED if pretrained in ("shipped", None) else Path(pretrained)
@@ -78,7 +81,7 @@ class TinyBackbone(Backbone):
             image_tokens=(vision.image_size // vision.patch_size) ** 2,
             image_size=vision.image_size,
             max_length=text.max_position_embeddings,
-            codec=get_codec(codec),
+            codec=get_codec(codec, CoordinateSpace(codec_grid) if codec_grid else None),
         )
 
     @property

@@ -1,0 +1,105 @@
+"""The notations of Qwen2-VL (0-1000 of the image) and Qwen2.5-VL (JSON, pixels of the resized image)."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ts_lightning.grounding.codecs.base import NUMBER, Codec, Mention, read_numbers
+from ts_lightning.grounding.coordinates import CoordinateSpace, Size
+from ts_lightning.grounding.regions import Region
+
+POINT = rf"\(\s{{0,3}}({NUMBER})\s{{0,3}},\s{{0,3}}({NUMBER})\s{{0,3}}\)"
+BOX = rf"{POINT}\s{{0,3}},\s{{0,3}}{POINT}"
+# A decoder that drops special tokens leaves the bare numbers; they count too, but not as canonical.
+_QWEN2 = re.compile(rf"(?:<\|box_start\|>)?{BOX}(?:<\|box_end\|>)?", re.ASCII)
+_LABEL = r'(?:\s{0,8},\s{0,8}"label"\s{0,8}:\s{0,8}"((?:[^"\\]|\\.){0,200})")?'
+_QWEN25 = re.compile(
+    rf'\{{\s{{0,8}}"(bbox_2d|point_2d)"\s{{0,8}}:\s{{0,8}}\[([0-9.,\s-]{{3,200}})\]{_LABEL}\s{{0,8}}\}}', re.ASCII
+)
+
+
+def unchanged(size: Size) -> Size:
+    """The size that an image has where nothing resizes it; a backbone puts its own rule in this place."""
+    return size
+
+
+@dataclass(frozen=True)
+class Qwen2VLCodec(Codec):
+    """`<|box_start|>(x1,y1),(x2,y2)<|box_end|>`, one after the other for several boxes."""
+
+    name: ClassVar[str] = "qwen2_vl"
+    default_space: ClassVar[CoordinateSpace] = CoordinateSpace("1000", "original")
+    special_tokens: ClassVar[tuple[str, ...]] = ("<|box_start|>", "<|box_end|>")
+    space: CoordinateSpace = field(default_factory=lambda: Qwen2VLCodec.default_space)
+
+    def write(self, regions: Sequence[Region], image_size: Size | None) -> str:
+        return "".join(f"<|box_start|>{self.corners(region, image_size)}<|box_end|>" for region in regions)
+
+    def corners(self, region: Region, image_size: Size | None) -> str:
+        x1, y1, x2, y2 = (self.space.text(n) for n in self.space.encode(region.points, image_size))
+        return f"({x1},{y1}),({x2},{y2})"
+
+    def find(self, text: str, image_size: Size | None) -> list[Mention]:
+        found = []
+        for match in _QWEN2.finditer(text):
+            region = self.region([float(n) for n in match.groups()], image_size)
+            found.append(Mention([region] if region else [], match.start(), match.end()))
+        return found
+
+    def marks(self) -> list[str]:
+        return [*self.special_tokens, "(", ")", ","]
+
+
+@dataclass(frozen=True)
+class Qwen25VLCodec(Codec):
+    """`{"bbox_2d": [x1, y1, x2, y2]}`, points as `{"point_2d": [x, y]}`, several in a list; a label may follow."""
+
+    name: ClassVar[str] = "qwen2_5_vl"
+    default_space: ClassVar[CoordinateSpace] = CoordinateSpace("pixels", "resized", unchanged)
+    kinds: ClassVar[tuple[str, ...]] = ("click", "box")
+    space: CoordinateSpace = field(default_factory=lambda: Qwen25VLCodec.default_space)
+
+    def write(self, regions: Sequence[Region], image_size: Size | None) -> str:
+        return ", ".join(self._object(region, image_size) for region in regions)
+
+    def canonical(self, mention: Mention, image_size: Size | None = None) -> str:
+        return self._object(mention.regions[0], image_size, mention.phrase)
+
+    def reference(
+        self,
+        regions: Sequence[Region | tuple[float, float, float, float]],
+        image_size: Size | None,
+        image: int = 0,
+        number: int = 1,
+        phrase: str | None = None,
+        first: bool = True,
+    ) -> str:
+        known = [region if isinstance(region, Region) else Region.from_box(region) for region in regions]
+        return ", ".join(self._object(region, image_size, phrase) for region in known)
+
+    def _object(self, region: Region, image_size: Size | None, phrase: str | None = None) -> str:
+        key = "point_2d" if region.kind == "click" else "bbox_2d"
+        label = f', "label": {json.dumps(phrase, ensure_ascii=False)}' if phrase else ""
+        return f'{{"{key}": [{self.numbers(region, image_size, ", ")}]{label}}}'
+
+    def find(self, text: str, image_size: Size | None) -> list[Mention]:
+        found = []
+        for match in _QWEN25.finditer(text):
+            region = self.region(read_numbers(match[2]), image_size)
+            if region is not None and (region.kind == "click") != (match[1] == "point_2d"):
+                region = None
+            phrase = _unquoted(match[3]) if match[3] else None
+            found.append(Mention([region] if region else [], match.start(), match.end(), phrase=phrase))
+        return found
+
+    def marks(self) -> list[str]:
+        return ["[", "]", ","]
+
+
+def _unquoted(text: str) -> str:
+    try:
+        return json.loads(f'"{text}"')
+    except ValueError:
+        return text
