@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 Point = tuple[float, float]
 Size = tuple[int, int]
@@ -34,29 +35,30 @@ class CoordinateSpace:
     def encode(self, points: Iterable[Point], image_size: Size | None = None) -> list[float]:
         """Flat list x, y, x, y ... of grid numbers for points in [0, 1] of the displayed image."""
         scale_x, scale_y = self._scale(image_size)
+        framed = points if self.frame != "padded_square" else [self._to_frame(point, image_size) for point in points]
+        decimals = self._decimals
         numbers: list[float] = []
-        for x, y in (self._to_frame(point, image_size) for point in points):
-            numbers += [self._round(x * scale_x), self._round(y * scale_y)]
-        return numbers
+        for x, y in framed:
+            numbers += (x * scale_x, y * scale_y)
+        return [round(n, decimals) for n in numbers] if decimals else [int(n + 0.5) for n in numbers]
 
     def decode(self, numbers: Iterable[float], image_size: Size | None = None) -> list[Point]:
         """Points in [0, 1] of the displayed image for a flat list of grid numbers, clipped to the image."""
         flat = list(numbers)
         scale_x, scale_y = self._scale(image_size)
         pairs = zip(flat[::2], flat[1::2], strict=True)
-        framed = [self._from_frame((x / scale_x, y / scale_y), image_size) for x, y in pairs]
-        return [(min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)) for x, y in framed]
+        points = [(x / scale_x, y / scale_y) for x, y in pairs]
+        if self.frame == "padded_square":
+            points = [self._from_frame(point, image_size) for point in points]
+        return [(min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)) for x, y in points]
 
     def text(self, number: float) -> str:
         """One grid number as it is written in a prompt."""
         return f"{number:.{self._decimals}f}" if self._decimals else str(int(number))
 
-    @property
+    @cached_property
     def _decimals(self) -> int:
         return int(self.grid.removeprefix("decimals:")) if self.grid.startswith("decimals:") else 0
-
-    def _round(self, value: float) -> float:
-        return round(value, self._decimals) if self._decimals else int(value + 0.5)
 
     def _scale(self, image_size: Size | None) -> tuple[float, float]:
         if self.grid.startswith("decimals:"):
@@ -70,15 +72,12 @@ class CoordinateSpace:
         side = max(width, height)
         return (side, side) if self.frame == "padded_square" else (width, height)
 
+    # Only padding changes relative coordinates; a resize keeps them.
     def _to_frame(self, point: Point, image_size: Size | None) -> Point:
-        if self.frame != "padded_square":
-            return point  # a resize without padding keeps relative coordinates
         left, top, wide, high = self._padding(image_size)
         return left + point[0] * wide, top + point[1] * high
 
     def _from_frame(self, point: Point, image_size: Size | None) -> Point:
-        if self.frame != "padded_square":
-            return point
         left, top, wide, high = self._padding(image_size)
         return (point[0] - left) / wide, (point[1] - top) / high
 
