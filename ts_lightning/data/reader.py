@@ -35,6 +35,11 @@ class ShardReader:
         return self.read_record(shard, r)
 
     def read_record(self, shard: ShardIndex, r: int) -> Sample:
+        record, images = self.read_bytes(shard, r)
+        return Sample.from_json(record, shard.keys[r], shard.path, images)
+
+    def read_bytes(self, shard: ShardIndex, r: int) -> tuple[bytes, list[bytes]]:
+        """A record's JSON and its images as stored; ValueError for a wrong checksum."""
         key = shard.keys[r]
         data: dict[str, bytes] = {}
         fd = self._fd(shard)
@@ -46,8 +51,7 @@ class ShardReader:
                     f"expected {crc:08x} (the shard changed after it was indexed)"
                 )
         record = data.pop("json")
-        images = [data[name] for name in sorted(data, key=image_order)]
-        return Sample.from_json(record, key, shard.path, images)
+        return record, [data[name] for name in sorted(data, key=image_order)]
 
     def _fd(self, shard: ShardIndex) -> int:
         if self._pid != os.getpid():  # a forked worker: the parent's files are not ours to close

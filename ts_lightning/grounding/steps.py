@@ -34,17 +34,17 @@ def is_rejection(text: str) -> bool:
     return REJECTION.rstrip(".").lower() in text.lower()
 
 
-def answer_part(text: str) -> str:
-    """What counts as the answer: the inside of <answer>, or the last step, or the whole text."""
+def answer_span(text: str) -> tuple[int, int]:
+    """Characters [start, end) that count as the answer: the inside of <answer>, the last step, or the whole text."""
     if match := _ANSWER.search(text):
-        return match[1]
-    start, end = step_spans(text)[-1]
-    return text[start:end]
+        return match.span(1)
+    return step_spans(text)[-1]
 
 
 def final_answer(text: str, codec: Codec) -> str:
     """The answer in words, lower case, without boxes, markers and the closing period."""
-    part = _STEP.sub("", answer_part(text)).strip()
+    start, end = answer_span(text)
+    part = _STEP.sub("", text[start:end]).strip()
     for parsed in reversed(codec.parse(part)):
         part = part[: parsed.start] + part[parsed.end :]
     if match := _SENTENCE_ANSWER.match(part.strip()):
@@ -52,15 +52,17 @@ def final_answer(text: str, codec: Codec) -> str:
     return " ".join(part.lower().replace(".", " ").split())
 
 
-def predicted_box(text: str, codec: Codec, image_size: Size | None = None) -> Prediction:
-    """The box of the last step, of <answer>, or of a plain answer.
+def predicted_box(text: str, codec: Codec, image_size: Size | None = None, strict: bool = False) -> Prediction:
+    """The box of the last step, of <answer>, or of a plain answer; `strict` takes canonical text only.
 
     A last step may only name its answer ("So the answer is orange."): then the last box before it counts.
     """
-    boxes = [box for parsed in codec.parse(answer_part(text), image_size) for box in parsed.boxes]
-    if not boxes and len(step_spans(text)) > 1:
-        earlier = codec.parse(text, image_size)
-        boxes = earlier[-1].boxes if earlier else []
+    parse = codec.parse_strict if strict else codec.parse
+    mentions = parse(text, image_size)  # of the whole text: an answer may name objects by the ids of its reasoning
+    start, end = answer_span(text)
+    boxes = [box for mention in mentions if start <= mention.start < end for box in mention.boxes]
+    if not boxes and mentions and len(step_spans(text)) > 1:
+        boxes = mentions[-1].boxes
     if not boxes:
         return Prediction(None, "unparsed")
     return Prediction(boxes[0], "ok" if len(boxes) == 1 else "several")

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -145,6 +146,14 @@ class Encoder:
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from None
         return torch.stack(loaded) if loaded else torch.empty(0, 3, self.image_size, self.image_size, dtype=torch.uint8)
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) of what the image processor makes of an image."""
+        return self.image_size, self.image_size
+
+    def seen_picture(self, data: bytes) -> Image.Image:
+        """The picture as the model sees it, for people to look at."""
+        return Image.fromarray(self.pixels([data])[0].permute(1, 2, 0).numpy())
 
     def token_ids(self, texts: list[str]) -> list[int]:
         """Ids of texts that must each be one token; ValueError names the first that is not."""

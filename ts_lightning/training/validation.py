@@ -28,8 +28,8 @@ STEP_TAGS = {"cot", "negative"}
 class SuiteMetrics:
     """The metrics of every suite and, within it, of every subtask; made when their first question comes.
 
-    A question with one true box counts in `miou`, `miou_medium`, `miou_large`, `acc50`, `unparsed` and `several` (more
-    than one box: the first counts); a step-by-step or negative one in the rates of `StepMetrics`; an understanding one
+    A question with one true box counts in `miou`, `miou_medium`, `miou_large`, `acc50`, `unparsed`, `unparsed_strict`
+    (no canonical box; scores read leniently) and `several` (more than one box: the first counts); a step-by-step or negative one in the rates of `StepMetrics`; an understanding one
     with accepted answers in `accuracy`.
     """
 
@@ -66,6 +66,8 @@ class SuiteMetrics:
             self._metric(prefix, "acc").update(*boxes)
             for status in ("unparsed", "several"):
                 self._metric(prefix, status).update(float(prediction.status == status))
+            strict = predicted_box(text, self.codec, size, strict=True)
+            self._metric(prefix, "unparsed_strict").update(float(strict.status == "unparsed"))
 
     def _metric(self, prefix: str, kind: str) -> Metric:
         if (prefix, kind) not in self.metrics:
@@ -114,6 +116,7 @@ def prediction_record(sample: Sample, text: str, codec: Codec, suite: str) -> di
     boxes = [box for parsed in codec.parse(text, size) for box in parsed.boxes]
     asks_box = sample.task != UNDERSTANDING
     prediction = predicted_box(text, codec, size) if asks_box else Prediction(None, "not_asked")
+    strict = predicted_box(text, codec, size, strict=True) if asks_box else prediction
     truth = true_box(sample)
     return {
         "suite": suite,
@@ -125,7 +128,9 @@ def prediction_record(sample: Sample, text: str, codec: Codec, suite: str) -> di
         "question": sample.turns[-2].text.replace(IMAGE_MARK, "").strip(),
         "text": text,
         "regions": [{"box": list(box), "box_px": in_pixels(box, size)} for box in boxes],
+        "parser": "lenient",
         "parse_status": prediction.status,
+        "canonical": strict.box == prediction.box,
         "box": None if prediction.box is None else list(prediction.box),
         "box_px": None if prediction.box is None else in_pixels(prediction.box, size),
         "truth": {
