@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ts_lightning.pipelines.toy_world.shards import write_toy_shards
+from ts_lightning.pipelines.toy_world.shards import write_region_shards, write_toy_shards
 
 
 def main() -> int:
@@ -16,10 +16,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--train", type=int, default=16000, help="grounding records for training")
     parser.add_argument("--val", type=int, default=400, help="held-out records of each validation suite")
+    parser.add_argument("--regions", type=int, default=0, help="region conversations for training (ChatSpot)")
+    parser.add_argument("--region-val", type=int, default=900, help="held-out region questions")
     parser.add_argument("--per-shard", type=int, default=2000)
     args = parser.parse_args()
     try:
         write_toy_shards(args.out, args.train, args.val, args.per_shard)
+        if args.regions:
+            write_region_shards(args.out, args.regions, args.region_val, args.per_shard)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

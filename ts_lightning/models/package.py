@@ -1,7 +1,7 @@
 """Weights of what trained: taken from a checkpoint or a package, checked, and copied in place."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +34,28 @@ def check_base(seen: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
 
 
 def load_weights(
-    own: Mapping[str, Tensor], source: Mapping[str, Tensor] | str, base: Mapping[str, Any] | None = None
-) -> None:
+    own: Mapping[str, Tensor],
+    source: Mapping[str, Tensor] | str,
+    base: Mapping[str, Any] | None = None,
+    required: Collection[str] | None = None,
+) -> set[str]:
     """Copy weights into the tensors `own`, from a state dict or from a checkpoint's file over the same base.
 
-    ValueError, before anything is copied, names the first weight that is missing, unknown or of another shape.
+    `required` names those that must come (None: all of `own`). Returns the names that came. ValueError, before anything
+    is copied, names the first weight that is missing, unknown or of another shape.
     """
     if isinstance(source, str):
         checkpoint = read_checkpoint(source)
         check_base(checkpoint["base"], base or checkpoint["base"])
         source = {name.removeprefix(PREFIX): value for name, value in checkpoint["state_dict"].items()}
-    if different := sorted(own.keys() ^ source.keys()):
+    needed = set(own if required is None else required)
+    if different := sorted((needed - source.keys()) | (source.keys() - own.keys())):
         which = "no" if different[0] in own else "an unknown"
-        raise ValueError(f"checkpoint: seen {which} weight {different[0]}, expected the {len(own)} trained weights")
-    for name, tensor in own.items():
-        if source[name].shape != tensor.shape:
-            shapes = f"seen shape {list(source[name].shape)}, expected {list(tensor.shape)}"
+        raise ValueError(f"checkpoint: seen {which} weight {different[0]}, expected the {len(needed)} trained weights")
+    for name, value in source.items():
+        if value.shape != own[name].shape:
+            shapes = f"seen shape {list(value.shape)}, expected {list(own[name].shape)}"
             raise ValueError(f"checkpoint: weight {name}: {shapes}")
-    for name, tensor in own.items():
-        tensor.copy_(source[name])
+    for name, value in source.items():
+        own[name].copy_(value)
+    return set(source)

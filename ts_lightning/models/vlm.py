@@ -140,7 +140,11 @@ class VLM(Recorded, nn.Module):
 
 
 class PlainVLM(VLM):
-    """The backbone itself; `train` lists glob patterns of the backbone's parameters that train ("*" is all of them)."""
+    """The backbone itself; `train` lists glob patterns of the backbone's parameters that train ("*" is all of them).
+
+    `init_from` may be a checkpoint of an earlier stage in which other parameters trained: what differs from the base
+    stays part of the trained state, so that the checkpoints of this stage hold both.
+    """
 
     def __init__(
         self,
@@ -157,9 +161,20 @@ class PlainVLM(VLM):
                     f"train: seen pattern {pattern!r} that fits no parameter, expected names such as {names[0]}"
                 )
         for name, parameter in backbone.model.named_parameters():
-            parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in train))
+            named = any(fnmatch(name, pattern) for pattern in train)
+            parameter.requires_grad_(named and not any(fnmatch(name, pattern) for pattern in backbone.unused))
+        self.changed = {f"backbone.model.{name}" for name, p in backbone.model.named_parameters() if p.requires_grad}
         if init_from is not None:
-            load_weights(self.trainable_state_dict(), init_from, self.identity())
+            self.changed |= load_weights(self._parameters_by_name(), init_from, self.identity(), required=())
+
+    def _parameters_by_name(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.named_parameters()}
+
+    def trainable_state_dict(self) -> dict[str, Tensor]:
+        return {name: p for name, p in self._parameters_by_name().items() if name in self.changed}
+
+    def load_trainable_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.changed |= load_weights(self._parameters_by_name(), state, required=self.changed)
 
 
 class _Recomputed:

@@ -29,8 +29,8 @@ class SuiteMetrics:
     """The metrics of every suite and, within it, of every subtask; made when their first question comes.
 
     A question with one true box counts in `miou`, `miou_medium`, `miou_large`, `acc50`, `unparsed`, `unparsed_strict`
-    (no canonical box; scores read leniently) and `several` (more than one box: the first counts); a step-by-step or negative one in the rates of `StepMetrics`; an understanding one
-    with accepted answers in `accuracy`.
+    (no canonical box; scores read leniently) and `several` (more than one box: the first counts); a step-by-step or
+    negative one in the rates of `StepMetrics`; an understanding one with accepted answers in `accuracy`.
     """
 
     def __init__(self, codec: Codec) -> None:

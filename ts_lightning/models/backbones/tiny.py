@@ -31,6 +31,8 @@ class TinyBackbone(Backbone):
     `codec_grid` another grid than the notation's own.
     """
 
+    unused = ("*.post_layernorm.*",)  # the decoder reads the tower's last layer before it
+
     def __init__(
         self,
         pretrained: str | None = "shipped",

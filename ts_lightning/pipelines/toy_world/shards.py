@@ -7,7 +7,7 @@ from random import Random
 
 from ts_lightning.data.sample import Answer, Sample, SampleRegion
 from ts_lightning.data.write import write_shards
-from ts_lightning.pipelines.toy_world import grounding
+from ts_lightning.pipelines.toy_world import grounding, regions
 from ts_lightning.pipelines.toy_world.render import jpeg, render
 from ts_lightning.pipelines.toy_world.scene import Scene, sample_scene
 from ts_lightning.pipelines.toy_world.understanding import understanding_questions
@@ -74,6 +74,21 @@ def write_toy_shards(folder: Path, train: int, val: int, per_shard: int = 2000) 
     write_shards(grounding_samples("val", val, ("localization", "rec")), folder, "val_grounding", per_shard)
     write_shards(grounding_samples("val", val // 2, ("scout", "negative")), folder, "val_steps", per_shard)
     write_shards(understanding_samples("val", val), folder, "val_understanding", per_shard)
+    stamp.write_text(wanted)
+    return True
+
+
+def write_region_shards(folder: Path, train: int, val: int, per_shard: int = 2000) -> bool:
+    """Write `image_train-*.tar` (stage 1 of ChatSpot), `region_train-*.tar` (stage 2) and `val_region-*.tar`.
+
+    Does nothing, and returns False, where `regions.txt` says that these numbers have been rendered.
+    """
+    stamp, wanted = folder / "regions.txt", f"train {train} val {val} per shard {per_shard}\n"
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return False
+    write_shards(regions.image_conversations(max(1, train // 4)), folder, "image_train", per_shard)
+    write_shards(regions.region_conversations(train), folder, "region_train", per_shard)
+    write_shards(regions.region_questions(val), folder, "val_region", per_shard)
     stamp.write_text(wanted)
     return True
 

@@ -1,0 +1,225 @@
+"""The page in a real browser: headless Chromium against a real server, nothing fetched from outside."""
+
+import io
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ts_lightning.models import PlainVLM, TwinExpertVLM
+from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.pipelines.toy_world.render import render
+from ts_lightning.pipelines.toy_world.scene import sample_scene
+from ts_lightning.training import load
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)"),
+]
+SHOTS = os.environ.get("TS_LIGHTNING_SCREENSHOTS")  # a folder: the pictures of docs/demo.md are made by these tests
+
+
+def serve(vlm: PlainVLM | TwinExpertVLM) -> tuple[str, "uvicorn.Server"]:
+    from ts_lightning.demo.server import make_app
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = uvicorn.Config(make_app(vlm, "test model"), host="127.0.0.1", port=port, log_level="error")
+    server = uvicorn.Server(config)
+    threading.Thread(target=server.run, daemon=True).start()
+    while not server.started:
+        time.sleep(0.05)
+    return f"http://127.0.0.1:{port}", server
+
+
+def tuned(name: str) -> Path | None:
+    """A checkpoint that knows its toy world, for the screenshots: chatspot.ckpt or twist.ckpt in that folder."""
+    folder = os.environ.get("TS_LIGHTNING_SCREENSHOT_CKPTS")
+    return Path(folder) / f"{name}.ckpt" if folder else None
+
+
+@pytest.fixture(scope="module", params=["chatspot", "twist"])
+def url(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    vlm: PlainVLM | TwinExpertVLM
+    if checkpoint := tuned(request.param):
+        vlm = load(checkpoint).vlm
+    elif request.param == "chatspot":
+        vlm = PlainVLM(TinyBackbone(codec="chatspot", codec_grid="100"), train=[])
+    else:
+        vlm = TwinExpertVLM(TinyBackbone())
+    address, server = serve(vlm.eval())
+    yield request.param, address
+    server.should_exit = True
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["playwright.Browser"]:
+    with playwright.sync_playwright() as p:
+        started = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: "playwright.Browser", url: tuple[str, str]) -> Iterator["playwright.Page"]:
+    """The open page; a request to anywhere else is aborted and fails the test, and so does an error of a script."""
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    outside, errors = [], []
+
+    def guard(route: "playwright.Route") -> None:
+        if route.request.url.startswith((url[1], "blob:", "data:")):
+            route.continue_()
+        else:
+            outside.append(route.request.url)
+            route.abort()
+
+    page.route("**/*", guard)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(url[1])
+    yield page
+    page.close()
+    assert outside == []
+    assert errors == []
+
+
+def picture(seed: int = 11) -> dict:
+    buffer = io.BytesIO()
+    render(sample_scene(seed)).save(buffer, "PNG")
+    return {"name": f"scene{seed}.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
+
+
+def shoot(page: "playwright.Page", name: str) -> None:
+    if SHOTS:
+        image = Image.open(io.BytesIO(page.screenshot()))
+        image.convert("P", palette=Image.Palette.ADAPTIVE, colors=128).save(
+            Path(SHOTS) / f"demo_{name}.png", optimize=True
+        )
+
+
+def drag(page: "playwright.Page", x1: float, y1: float, x2: float, y2: float) -> None:
+    box = page.locator("#canvas").bounding_box()
+    assert box
+    page.mouse.move(box["x"] + x1 * box["width"], box["y"] + y1 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + x2 * box["width"], box["y"] + y2 * box["height"], steps=4)
+    page.mouse.up()
+
+
+def click(page: "playwright.Page", x: float, y: float, count: int = 1) -> None:
+    box = page.locator("#canvas").bounding_box()
+    assert box
+    page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"], click_count=count)
+
+
+def add(page: "playwright.Page", *files: dict) -> None:
+    page.locator("#file").set_input_files(list(files))
+    page.wait_for_selector("#canvas:visible")
+
+
+def ask(page: "playwright.Page", question: str, turns: int = 1) -> str:
+    page.fill("#question", question)
+    page.press("#question", "Enter")
+    page.wait_for_selector("#send:not([disabled])")
+    page.wait_for_function(f"document.querySelectorAll('#turns .badge').length === {turns}")
+    return page.locator("#turns li.model").last.inner_text()
+
+
+def test_point_drag_polygon_and_ask(page: "playwright.Page", url: tuple[str, str]) -> None:
+    if url[0] != "chatspot":
+        pytest.skip("this model can't be asked about clicks")
+    add(page, picture())
+    page.click("#tools button[data-kind=click]")
+    click(page, 0.5, 0.4)
+    page.click("#tools button[data-kind=box]")
+    drag(page, 0.1, 0.1, 0.5, 0.6)
+    page.click("#tools button[data-kind=polygon]")
+    for x, y in ((0.6, 0.6), (0.9, 0.6), (0.9, 0.9)):
+        click(page, x, y)
+    click(page, 0.65, 0.9, count=2)
+    chips = page.locator("#regions .chip")
+    assert [chip.split("\n")[0] for chip in chips.all_inner_texts()] == ["#1 click", "#2 box", "#3 polygon"]
+    page.fill("#question", "What color is in ")
+    chips.nth(1).locator("button").first.click()
+    assert page.input_value("#question") == "What color is in #2"
+    assert "understanding (automatic)" in ask(page, "What color is in #2? In short.")
+    shoot(page, "regions")
+    assert "understanding (automatic)" in ask(page, "And what is in #1 and #3?", turns=2)
+    page.keyboard.press("Escape")
+    assert chips.count() == 2
+    ask_refused = page.locator("#message")
+    page.fill("#question", "What is in #3?")
+    page.press("#question", "Enter")
+    page.wait_for_selector("#message:visible")
+    assert "seen #3, expected #1 to #2" in ask_refused.inner_text()
+    assert page.input_value("#question") == "What is in #3?"  # nothing typed is lost
+    page.click("#clear")
+    assert page.locator("#turns li.model").count() == 0
+    assert page.locator("#drop").is_visible()
+
+
+def test_boxes_are_drawn_and_the_badge_names_the_path(page: "playwright.Page", url: tuple[str, str]) -> None:
+    if url[0] != "twist":
+        pytest.skip("one model is enough")
+    add(page, picture(), picture(12))
+    assert page.locator("#thumbs button").count() == 2
+    page.click("#clear")
+    add(page, picture(int(os.environ.get("TS_LIGHTNING_SCREENSHOT_SCENE", "11"))))
+    before = page.locator("#canvas").screenshot()
+    scene = sample_scene(int(os.environ.get("TS_LIGHTNING_SCREENSHOT_SCENE", "11")))
+    phrase = f"{scene.things[0].color} {scene.things[0].shape}"
+    text = ask(page, f"Find the {phrase} and answer with its box.")
+    assert "grounding (automatic)" in text
+    if page.locator("#turns mark").count():  # an untrained model may say no box
+        assert page.locator("#canvas").screenshot() != before
+    else:
+        assert tuned("twist") is None
+    shoot(page, "box")
+    assert "understanding (automatic)" in ask(page, f"What color is the {scene.things[0].shape}?", turns=2)
+    page.select_option("#task", "grounding")
+    assert "grounding (forced)" in ask(
+        page, f"What color is the {scene.things[0].shape}? Answer step by step.", turns=3
+    )
+    shoot(page, "steps")
+
+
+def test_bad_files_and_empty_questions_get_a_message(page: "playwright.Page", url: tuple[str, str]) -> None:
+    page.press("#question", "Enter")
+    assert "Write a question first" in page.locator("#message").inner_text()
+    page.locator("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"})
+    page.wait_for_selector("#message:has-text('a.png: image: seen 10 bytes')")
+    bomb = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
+    page.locator("#file").set_input_files({"name": "bomb.png", "mimeType": "image/png", "buffer": bomb.getvalue()})
+    page.wait_for_selector("#message:has-text('bomb.png: image: seen')")
+    shoot(page, f"bad_file_{url[0]}")
+    add(page, picture())
+    page.evaluate("document.getElementById('question').value = 'long '.repeat(790)")
+    page.press("#question", "Enter")
+    page.wait_for_selector("#message:has-text('tokens, expected')", timeout=60_000)
+    assert "understanding" in ask(page, "How many objects are there?")  # the server lives on
+
+
+def test_text_of_data_and_model_is_only_text(page: "playwright.Page", url: tuple[str, str]) -> None:
+    add(page, picture())
+    ask(page, "<img src=x onerror='document.title=\"owned\"'> <image> {region:0} </s>")
+    assert page.title() == "ts_lightning"
+    assert page.locator("#turns img").count() == 0
+
+
+def test_a_narrow_window_keeps_everything_in_reach(page: "playwright.Page", url: tuple[str, str]) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    add(page, picture())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    drag(page, 0.2, 0.2, 0.7, 0.7)
+    assert page.locator("#regions .chip").count() == 1
+    shoot(page, f"narrow_{url[0]}")

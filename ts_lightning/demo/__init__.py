@@ -1,0 +1,1 @@
+"""The local page: click a point, drag a box, draw a polygon, and ask."""

@@ -1,0 +1,143 @@
+"""A conversation about pictures with numbered regions: the engine behind the page, without any web code."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ts_lightning.data.collate import collate
+from ts_lightning.data.sample import Sample, SampleImage, SampleRegion, Turn
+from ts_lightning.grounding.prompts import carries_grounding_instruction
+from ts_lightning.grounding.regions import Region
+from ts_lightning.grounding.steps import step_spans
+from ts_lightning.models.encode import UNDERSTANDING
+from ts_lightning.models.generate import decode, greedy, prefill
+from ts_lightning.models.pixels import image_size
+from ts_lightning.models.vlm import VLM
+
+GROUNDING = "grounding"
+TASKS = ("auto", UNDERSTANDING, GROUNDING)
+_NUMBER = re.compile(r"#(\d{1,3})\b", re.ASCII)
+_HIDDEN = "\u200b"  # keeps a typed "<image>" or "{region:0}" from being a placeholder
+
+
+def task_by_instruction(prompt: str) -> str:
+    """The task of a prompt by the templates alone, where no trained router decides."""
+    return GROUNDING if carries_grounding_instruction(prompt) else UNDERSTANDING
+
+
+@dataclass
+class Conversation:
+    """Pictures (encoded bytes), numbered regions as (picture, region), and the texts so far, user and model in turn.
+
+    Texts name regions as #1, #2 ...; ValueError for a number without a region.
+    """
+
+    images: Sequence[bytes]
+    regions: Sequence[tuple[int, Region]] = ()
+    texts: Sequence[str] = ()
+    sizes: list[tuple[int, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sizes = [image_size(data) for data in self.images]
+        for number, (image, _) in enumerate(self.regions, 1):
+            if not 0 <= image < len(self.images):
+                raise ValueError(f"region #{number}: seen image {image + 1}, expected 1 to {len(self.images)}")
+
+    def sample(self, vlm: VLM, task: str) -> Sample:
+        """The conversation as a record whose last answer is still open."""
+        regions = [_region(image, region.points) for image, region in self.regions]
+        given, turns = len(regions), []
+        for i, text in enumerate([*self.texts, ""]):
+            if i % 2:
+                turns.append(Turn("assistant", self._answer(vlm, text, regions)))
+            else:
+                marks = "<image>\n" * len(self.images) if i == 0 else ""
+                turns.append(Turn("user", marks + self._question(text, given)))
+        images = [SampleImage(f"image {i + 1}", *size) for i, size in enumerate(self.sizes)]
+        sample = Sample("page", task=task, images=images, turns=turns, regions=regions, key="page")
+        sample.image_bytes = list(self.images)
+        sample.validate()
+        return sample
+
+    def _question(self, text: str, given: int) -> str:
+        def place(match: re.Match[str]) -> str:
+            number = int(match[1])
+            if not 1 <= number <= given:
+                expected = f"#1 to #{given}" if given else "no region number: there is no region yet"
+                raise ValueError(f"question: seen {match[0]}, expected {expected}")
+            return f"{{region:{number - 1}}}"
+
+        return _NUMBER.sub(place, _hide(text))
+
+    def _answer(self, vlm: VLM, text: str, regions: list[SampleRegion]) -> str:
+        """An earlier answer with its regions as placeholders, so that they are encoded as they were said."""
+        pieces, end = [], 0
+        for mention in vlm.codec.parse(text, self.sizes[0] if self.sizes else None):
+            image = mention.image or 0
+            if len(mention.regions) == 1 and image < len(self.images):
+                pieces += [_hide(text[end : mention.start]), f"{{region:{len(regions)}}}"]
+                regions.append(_region(image, mention.regions[0].points, mention.phrase))
+                end = mention.end
+        return "".join(pieces) + _hide(text[end:])
+
+
+def answer(
+    vlm: VLM,
+    conversation: Conversation,
+    task: str = "auto",
+    task_of: Callable[[str], str] = task_by_instruction,
+    max_new_tokens: int = 160,
+) -> Iterator[dict[str, Any]]:
+    """The answer to the last text as it is written.
+
+    Yields {"task", "automatic"} first, then {"text"} (the whole text so far) with {"boxes"} where boxes were parsed:
+    [{"image", "step", "start", "end", "points"}]. The task is decided from the last user text alone, and the whole
+    conversation is encoded again on its path: nothing is kept between turns, so no cache crosses paths.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task: seen {task!r}, expected one of {', '.join(TASKS)}")
+    question = conversation.texts[-1] if conversation.texts else ""
+    if not question.strip():
+        raise ValueError("question: seen nothing, expected a question")
+    chosen = task_of(question) if task == "auto" else task
+    row = vlm.encode(conversation.sample(vlm, chosen), for_generation=True)
+    room = vlm.backbone.encoder.max_length - len(row["input_ids"])
+    if room < 1:
+        raise ValueError(f"conversation: seen {len(row['input_ids'])} tokens, expected room for an answer")
+    yield {"task": chosen, "automatic": task == "auto"}
+    stop, drop, ids = {vlm.tokenizer.eos_token_id}, {vlm.tokenizer.eos_token_id, vlm.pad_id}, []
+    batch = collate([row], vlm.pad_id, "left")
+    with torch.no_grad():
+        for token_B in decode(prefill(vlm, batch), greedy, stop, min(max_new_tokens, room)):
+            ids += [token for token in token_B.tolist() if token not in drop]
+            text = vlm.tokenizer.decode(ids, skip_special_tokens=False).strip()
+            yield {"text": text, "boxes": found_boxes(vlm, text, conversation)}
+
+
+def found_boxes(vlm: VLM, text: str, conversation: Conversation) -> list[dict[str, Any]]:
+    """Every region of a text with its picture, its step and its characters."""
+    starts = [start for start, _ in step_spans(text)]
+    boxes = []
+    for mention in vlm.codec.parse(text, conversation.sizes[0] if conversation.sizes else None):
+        step = sum(start <= mention.start for start in starts) - 1
+        image = mention.image or 0
+        if image < len(conversation.images):
+            for region in mention.regions:
+                place = {"image": image, "step": max(step, 0), "start": mention.start, "end": mention.end}
+                boxes.append({**place, "points": [list(point) for point in region.points]})
+    return boxes
+
+
+def _region(image: int, points: Sequence[tuple[float, float]], phrase: str | None = None) -> SampleRegion:
+    if len(points) == 2:
+        return SampleRegion(image=image, phrase=phrase, box=(*points[0], *points[1]))
+    if len(points) == 1:
+        return SampleRegion(image=image, phrase=phrase, points=list(points))
+    return SampleRegion(image=image, phrase=phrase, polygon=list(points))
+
+
+def _hide(text: str) -> str:
+    return text.replace("<image>", f"<{_HIDDEN}image>").replace("{region:", f"{{{_HIDDEN}region:")
