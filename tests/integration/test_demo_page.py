@@ -138,22 +138,26 @@ def test_point_drag_polygon_and_ask(page: "playwright.Page", url: tuple[str, str
     if url[0] != "chatspot":
         pytest.skip("this model can't be asked about clicks")
     add(page, picture())
+    scene = sample_scene(11)
+    star, triangle, orange = scene.things[:3]
     page.click("#tools button[data-kind=click]")
-    click(page, 0.5, 0.4)
+    click(page, *scene.center(star))
     page.click("#tools button[data-kind=box]")
-    drag(page, 0.1, 0.1, 0.5, 0.6)
+    drag(page, *scene.box(triangle))
     page.click("#tools button[data-kind=polygon]")
-    for x, y in ((0.6, 0.6), (0.9, 0.6), (0.9, 0.9)):
+    x1, y1, x2, y2 = scene.box(orange)
+    for x, y in ((x1, y1), (x2, y1 + 0.01), (x2 + 0.02, y2)):
         click(page, x, y)
-    click(page, 0.65, 0.9, count=2)
+    click(page, x1 - 0.03, y2 + 0.02, count=2)
     chips = page.locator("#regions .chip")
     assert [chip.split("\n")[0] for chip in chips.all_inner_texts()] == ["#1 click", "#2 box", "#3 polygon"]
     page.fill("#question", "What color is in ")
     chips.nth(1).locator("button").first.click()
     assert page.input_value("#question") == "What color is in #2"
     assert "understanding (automatic)" in ask(page, "What color is in #2? In short.")
+    assert "understanding (automatic)" in ask(page, "What shape is in #1? In short.", turns=2)
+    assert "understanding (automatic)" in ask(page, "What is in #3? In detail.", turns=3)
     shoot(page, "regions")
-    assert "understanding (automatic)" in ask(page, "And what is in #1 and #3?", turns=2)
     page.keyboard.press("Escape")
     assert chips.count() == 2
     ask_refused = page.locator("#message")

@@ -90,7 +90,8 @@ class Encoder:
             starts = [a for a, _ in turn.steps or step_spans(turn.text)]
             pieces = [turn.text[a:b] for a, b in zip([0, *starts[1:]], [*starts[1:], None], strict=True)]
             pieces = [self.expand(piece, sample, mentioned) for piece in pieces]
-            pieces[0], pieces[-1] = " " + pieces[0], pieces[-1] + self.template.end
+            pieces[0] = " " + pieces[0]
+            pieces[-1] += self.template.end
             for piece in pieces:
                 spans.append((len(text), len(text) + len(piece)))
                 text += piece
