@@ -9,6 +9,7 @@ import torch
 
 from ts_lightning.data.index import Manifest, index_shards
 from ts_lightning.data.loader import BadRecords, EvalLoader, TrainLoader, log
+from ts_lightning.data.noise import NoisyBoxes
 from ts_lightning.data.order import STATE_VERSION, MicroBatches, StreamState, TrainStream, eval_batches
 from ts_lightning.data.reader import ShardDataset
 
@@ -19,11 +20,13 @@ TRAIN_SHARDS = "@train"
 class ShardSource:
     """Where records come from: paths or globs of tars, and how many of the first records to use (None: all).
 
-    The word "@train" in a suite stands for the training source's shards (scores on them are memorization).
+    The word "@train" in a suite stands for the training source's shards (scores on them are memorization). `box_noise`
+    moves each edge of a question's boxes by up to this share of the side (`data.noise`).
     """
 
     shards: str | list[str]
     max_samples: int | None = None
+    box_noise: float = 0.0
 
 
 class ShardDataModule(L.LightningDataModule):
@@ -181,7 +184,7 @@ class ShardDataModule(L.LightningDataModule):
         rank, world_size = self._rank()
         batches = MicroBatches(self._stream, self.micro_batch_size, rank, world_size, endless=self.trainer is not None)
         manifest, bad_records = self._loaded["train"]
-        encode, pad_id = self._encoder()
+        encode, pad_id = self._encoder(self._train)
         loader = TrainLoader(ShardDataset(manifest, encode), batches, self.num_workers, pad_id, bad_records)
         self._loaders.append(loader)
         return loader
@@ -228,20 +231,22 @@ class ShardDataModule(L.LightningDataModule):
 
     def _eval_loader(self, name: str) -> EvalLoader:
         manifest, bad_records = self._loaded[name]
-        encode, pad_id = self._encoder()
+        encode, pad_id = self._encoder(self._sources(name.split(".")[0].replace("val", "validate"))[name])
         batches = eval_batches(manifest.num_samples, self.eval_batch_size, *self._rank())
         dataset = ShardDataset(manifest, encode, for_generation=True)
         loader = EvalLoader(dataset, batches, self.num_workers, pad_id, bad_records)
         self._loaders.append(loader)
         return loader
 
-    def _encoder(self) -> tuple[Callable[..., dict[str, Any]], int]:
+    def _encoder(self, source: ShardSource | None) -> tuple[Callable[..., dict[str, Any]], int]:
         vlm = None if self.trainer is None else getattr(self.trainer.lightning_module, "vlm", None)
         # Where workers are not forked the row maker is pickled: better the vlm's encoder alone than its whole model.
         encode = self._encode or getattr(vlm, "encoder", None) or getattr(vlm, "encode", None)
         pad_id = getattr(vlm, "pad_id", None) if self._pad_id is None else self._pad_id
         if encode is None or pad_id is None:
             raise ValueError("data.encode: seen no encode or pad_id, expected arguments or a trainer with a vlm")
+        if source is not None and source.box_noise:
+            encode = NoisyBoxes(encode, source.box_noise, self.seed)
         return encode, pad_id
 
     def _rank(self) -> tuple[int, int]:
