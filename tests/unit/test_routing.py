@@ -37,7 +37,7 @@ def trainable_gradients(decoder: PhiModel) -> dict[str, Tensor]:
 def test_counts_valid_tokens_and_those_of_the_skill() -> None:
     with routing(TASK, VALID) as active:
         assert active.valid_N.tolist() == [0, 1, 2, 4, 5]
-        assert active.skill_N.tolist() == [4, 5]
+        assert active.tokens["grounding"].tolist() == [4, 5]
 
 
 def test_contexts_nest_and_end() -> None:

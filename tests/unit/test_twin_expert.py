@@ -128,11 +128,34 @@ def test_the_named_package_answers() -> None:
     twin, h = make_twin(skills=("grounding", "counting")), hidden()
     with torch.no_grad(), routing(TASK, VALID, package="counting", alpha_override=0.0):
         torch.testing.assert_close(twin(h)[SKILL], twin.packages["counting"].experts(h)[SKILL])
-    with (
-        routing(TASK, VALID, package="reading"),
-        pytest.raises(ValueError, match=r"package: seen 'reading', expected one of \['counting', 'grounding'\]"),
-    ):
-        twin(h)
+    with torch.no_grad(), routing(TASK, VALID, package="reading"):  # this layer has no experts of it
+        assert torch.equal(twin(h), twin.understanding(h))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_each_row_names_its_package(grad: bool) -> None:
+    twin, h = make_twin(skills=("grounding", "counting")), hidden()
+    task = torch.tensor([2, 0, 1])
+    with torch.set_grad_enabled(grad), routing(task, VALID, ("grounding", "counting"), collect=True) as active:
+        out = twin(h)
+    iu = twin.understanding(h)
+    for row, name in ((0, "counting"), (2, "grounding")):
+        expected = 0.3 * iu[row] + 0.7 * twin.packages[name].experts(h[row])
+        torch.testing.assert_close(out[row][VALID[row]], expected[VALID[row]], atol=1e-6, rtol=1e-6)
+    assert torch.equal(out[1], iu[1])
+    assert torch.equal(out[~VALID], iu[~VALID])
+    rows = {name: active.routed[twin.packages[name].experts].rows_N.tolist() for name in twin.packages}
+    assert rows == {"grounding": [2, 2, 2], "counting": [0, 0, 0, 0]}
+    if grad:
+        out.sum().backward()
+        assert all(p.grad.any() for p in twin.packages.parameters() if p.ndim)
+
+
+def test_static_path_equals_the_sorted_one() -> None:
+    twin, h = make_twin(skills=("grounding", "counting")), hidden()
+    with torch.no_grad(), routing(torch.tensor([2, 0, 1]), VALID, ("grounding", "counting")) as active:
+        static = twin._static(twin.understanding(h), h, active)
+        torch.testing.assert_close(static, twin(h), atol=1e-6, rtol=1e-6)
 
 
 def test_routers_of_the_skill_are_collected_for_its_tokens() -> None:

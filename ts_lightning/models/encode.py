@@ -1,5 +1,6 @@
 """From a sample to token ids, step ids and pixels; one picklable object per backbone."""
 
+import copy
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from ts_lightning.grounding.codecs import Codec, get_codec
 from ts_lightning.grounding.regions import Region
@@ -37,7 +38,9 @@ class Encoder:
     """`encode(sample)` for one backbone.
 
     `image_tokens` is the number of placeholder tokens of one picture, `image_size` its side in pixels,
-    `pixel_mode` is "stretch" or "pad". `max_length` bounds a row; a longer one is a ValueError.
+    `pixel_mode` is "stretch" or "pad". `max_length` bounds a row; a longer one is a ValueError. `skills` names tasks 1,
+    2, ... (none: any skill is task 1). Where tokens were added, `base_tokenizer` is the one without them, for
+    understanding rows.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -48,6 +51,8 @@ class Encoder:
     pixel_mode: str = "stretch"
     codec: Codec = field(default_factory=lambda: get_codec("scout"))
     template: ChatTemplate = field(default_factory=ChatTemplate)
+    skills: tuple[str, ...] = ()
+    base_tokenizer: PreTrainedTokenizerFast | None = None
 
     def __call__(self, sample: Any, for_generation: bool = False) -> dict[str, Any]:
         """The row of one sample: `input_ids` [T], `step_ids` [T] (-1 = no loss), `pixel_values` uint8 [N, 3, S, S].
@@ -56,7 +61,9 @@ class Encoder:
         assistant's turns. Raises ValueError, with the sample's key, for a row that can't be encoded.
         """
         text, spans = self.render(sample, for_generation)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        task = self.task_index(sample.task, sample.key)
+        tokenizer = self.tokenizer if task or self.base_tokenizer is None else self.base_tokenizer
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = torch.tensor(encoded["input_ids"])
         if len(ids) > self.max_length:
             raise ValueError(f"{sample.key}: seen {len(ids)} tokens, expected at most {self.max_length}")
@@ -71,9 +78,17 @@ class Encoder:
             "input_ids": ids,
             "step_ids": step_ids,
             "pixel_values": self.pixels(sample.image_bytes, sample.key),
-            "task": int(sample.task != UNDERSTANDING),
+            "task": task,
             "sample": sample.without_bytes(),
         }
+
+    def task_index(self, task: str, key: str = "task") -> int:
+        """0 for understanding, k for the k-th skill; ValueError for a skill that has no package."""
+        if task == UNDERSTANDING:
+            return 0
+        if self.skills and task not in self.skills:
+            raise ValueError(f"{key}: seen task {task!r}, expected {', '.join((UNDERSTANDING, *self.skills))}")
+        return 1 + self.skills.index(task) if self.skills else 1
 
     def render(self, sample: Any, for_generation: bool = False) -> tuple[str, list[tuple[int, int]]]:
         """The chat text, and the character span of every step of every answer (its end mark included)."""
@@ -155,6 +170,14 @@ class Encoder:
     def seen_picture(self, data: bytes) -> Image.Image:
         """The picture as the model sees it, for people to look at."""
         return Image.fromarray(self.pixels([data])[0].permute(1, 2, 0).numpy())
+
+    def add_tokens(self, texts: list[str]) -> list[list[int]]:
+        """Make each text one token of rows of a skill; returns the base's ids of the pieces that spell each."""
+        base = self.base_tokenizer or self.tokenizer
+        pieces = [base(text, add_special_tokens=False)["input_ids"] for text in texts]
+        self.base_tokenizer, self.tokenizer = base, copy.deepcopy(self.tokenizer)
+        self.tokenizer.add_tokens([AddedToken(text, normalized=False, special=True) for text in texts])
+        return pieces
 
     def token_ids(self, texts: list[str]) -> list[int]:
         """Ids of texts that must each be one token; ValueError names the first that is not."""

@@ -29,7 +29,7 @@ class Decodes(Protocol):
     def routing(self, batch: Mapping[str, Any], collect: bool = False) -> Any: ...
     def embed(self, batch: Mapping[str, Any], context: Any) -> Tensor: ...
     def token_embeddings(self, ids_BT: Tensor, context: Any) -> Tensor: ...
-    def logits(self, hidden_NH: Tensor, skill_N: Tensor) -> Tensor: ...
+    def logits(self, hidden_NH: Tensor, task_N: Tensor) -> Tensor: ...
 
 
 @dataclass
@@ -63,7 +63,7 @@ class DecodeState:
                 use_cache=True,
             ).last_hidden_state
         self.position_B = self.position_B + 1
-        self.logits_BV = self.vlm.logits(hidden_B1H[:, -1], self.task_B != 0)
+        self.logits_BV = self.vlm.logits(hidden_B1H[:, -1], self.task_B)
 
 
 def prefill(vlm: Decodes, batch: Mapping[str, Any]) -> DecodeState:
@@ -80,7 +80,7 @@ def prefill(vlm: Decodes, batch: Mapping[str, Any]) -> DecodeState:
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-    logits_BV = vlm.logits(hidden_BTH[:, -1], batch["task"] != 0)
+    logits_BV = vlm.logits(hidden_BTH[:, -1], batch["task"])
     return DecodeState(vlm, cache, logits_BV, batch["valid"], batch["position_ids"][:, -1] + 1, batch["task"])
 
 

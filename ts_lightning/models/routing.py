@@ -4,13 +4,14 @@ An MLP slot sees hidden states only, so a forward runs inside `with routing(...)
 N counted tokens (T flattened with B), E experts, K experts per token.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 _active: ContextVar["Routing | None"] = ContextVar("routing", default=None)
@@ -30,10 +31,11 @@ class Routing:
 
     task_B: Tensor
     valid_BT: Tensor
-    package: str = "grounding"
+    packages: tuple[str, ...] = ("grounding",)
     alpha_override: float | None = None
     collect: bool = False
     routed: dict[nn.Module, Routed] = field(default_factory=dict)
+    seen_N: Tensor | None = None  # flat positions of what the running package was given, None: everything
 
     def __post_init__(self) -> None:
         if self.valid_BT.ndim != 2 or self.task_B.shape != self.valid_BT.shape[:1]:
@@ -41,29 +43,52 @@ class Routing:
             raise ValueError(f"routing: seen {seen}, expected [B] and [B, T]")
 
     @cached_property
-    def skill_BT(self) -> Tensor:
-        """True where a real token belongs to a row of a skill (task other than 0, understanding)."""
-        return self.valid_BT & (self.task_B != 0)[:, None]
-
-    @cached_property
     def valid_N(self) -> Tensor:
         """Flat positions of all real tokens."""
         return self.valid_BT.flatten().nonzero().squeeze(1)
 
+    def positions_of(self, package: str) -> Tensor:
+        """[B, T] True at the real tokens that `package` answers."""
+        return self.valid_BT & rows_of(package, self.packages, self.task_B)[:, None]
+
     @cached_property
-    def skill_N(self) -> Tensor:
-        """Flat positions of the skill's real tokens; one host synchronisation for all layers."""
-        return self.skill_BT.flatten().nonzero().squeeze(1)
+    def tokens(self) -> dict[str, Tensor]:
+        """Flat positions of each package's real tokens, packages without any left out.
+
+        One host synchronisation a package serves all layers.
+        """
+        found = {name: self.positions_of(name).flatten().nonzero().squeeze(1) for name in dict.fromkeys(self.packages)}
+        return {name: tokens_N for name, tokens_N in found.items() if len(tokens_N)}
+
+    @contextmanager
+    def giving(self, tokens_N: Tensor) -> Iterator[None]:
+        """While this is open, routers see `tokens_N` only."""
+        self.seen_N = tokens_N
+        try:
+            yield
+        finally:
+            self.seen_N = None
 
     def record(self, moe: nn.Module, probs_TE: Tensor, ids_TK: Tensor) -> None:
-        """Keep one router's output for the counted tokens: a skill's router saw only its own tokens, others saw all."""
-        tokens_N = self.skill_N
-        if probs_TE.shape[0] != tokens_N.shape[0]:
+        """Keep one router's output for the counted tokens: a package's router saw only its own tokens, others all."""
+        tokens_N = self.seen_N
+        if tokens_N is None:
             assert probs_TE.shape[0] == self.valid_BT.numel(), "hidden states and valid_BT differ in shape"
             tokens_N = self.valid_N
             probs_TE, ids_TK = probs_TE.index_select(0, tokens_N), ids_TK.index_select(0, tokens_N)
         rows_N = tokens_N.div(self.valid_BT.shape[1], rounding_mode="floor")
         self.routed[moe] = Routed(probs_TE, ids_TK, rows_N)
+
+
+def rows_of(package: str, packages: Sequence[str], task_X: Tensor) -> Tensor:
+    """True where a task (any shape) is answered by `package`: task k by the k-th of `packages`, any by an only one."""
+    if len(packages) == 1:
+        return task_X != 0 if package in packages else torch.zeros_like(task_X, dtype=torch.bool)
+    answered = torch.zeros_like(task_X, dtype=torch.bool)
+    for task, name in enumerate(packages, 1):
+        if name == package:
+            answered = answered | (task_X == task)
+    return answered
 
 
 def current_routing() -> Routing | None:
@@ -83,20 +108,21 @@ def _use(context: Any) -> Iterator[Any]:
 def routing(
     task_B: Tensor,
     valid_BT: Tensor,
-    package: str = "grounding",
+    package: str | Sequence[str] = "grounding",
     alpha_override: float | None = None,
     collect: bool = False,
 ) -> AbstractContextManager[Routing]:
     """Open the context of one forward pass and yield its `Routing`.
 
     Args:
-        task_B: 0 = understanding, otherwise the row is answered by `package`.
+        task_B: 0 = understanding, otherwise the row is answered by a package.
         valid_BT: True at real tokens, image tokens included; same [B, T] as the hidden states.
-        package: name of the skill's experts in every twin layer.
+        package: the package of every row of a skill, or the packages of tasks 1, 2, ... in turn.
         alpha_override: evaluate with this alpha in place of the learned one.
         collect: fill `Routing.routed` with the routers' probabilities and choices.
     """
-    return _use(Routing(task_B, valid_BT.bool(), package, alpha_override, collect))
+    packages = (package,) if isinstance(package, str) else tuple(package)
+    return _use(Routing(task_B, valid_BT.bool(), packages, alpha_override, collect))
 
 
 def keep_routing() -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -106,7 +132,7 @@ def keep_routing() -> tuple[AbstractContextManager, AbstractContextManager]:
     another one begun, when backward runs. What the recomputation collects is thrown away.
     """
     context = current_routing()
-    return nullcontext(), _use(None if context is None else replace(context, routed={}))
+    return nullcontext(), _use(None if context is None else replace(context, routed={}, seen_N=None))
 
 
 def record_routing(moe: nn.Module, probs_TE: Tensor, ids_TK: Tensor) -> None:

@@ -1,9 +1,10 @@
 """The twin layer: frozen understanding experts beside a skill's trainable ones, mixed by alpha.
 
-Legend: B rows, T positions, H hidden size, N real tokens of the rows that the skill answers.
+Legend: B rows, T positions, H hidden size, N real tokens of the rows that a package answers.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,10 +47,11 @@ class Package(nn.Module):
 class TwinExpert(nn.Module):
     """Equations 5-6 in an MLP slot: `alpha * IU(h) + (1 - alpha) * VG(h)` where the row's task is a skill, else IU(h).
 
-    The residual is outside. `routing(...)` says which rows and which of `packages` (name -> `Package`); outside of it
-    the layer is its understanding expert. IU always sees the whole batch, so that understanding rows of a batch of
-    their own are bitwise those of the untouched layer; VG sees the skill's real tokens only. Every trainable parameter
-    of every package gets a gradient, zeros where it had no part.
+    The residual is outside. `routing(...)` says which of `packages` (name -> `Package`) answers each row; outside of it
+    the layer is its understanding expert, and so it is for a package that this layer has no experts of. IU always sees
+    the whole batch, so that understanding rows of a batch of their own are bitwise those of the untouched layer; VG
+    sees the real tokens of its own rows only. Every trainable parameter of every package gets a gradient, zeros where
+    it had no part.
     """
 
     def __init__(self, understanding: nn.Module, packages: nn.ModuleDict) -> None:
@@ -63,25 +65,38 @@ class TwinExpert(nn.Module):
         iu_BTH = self.understanding(h_BTH)
         if context is None:
             return iu_BTH
-        if context.package not in self.packages:
-            raise ValueError(f"package: seen {context.package!r}, expected one of {sorted(self.packages)}")
         if context.valid_BT.shape != h_BTH.shape[:2]:
             seen = f"{tuple(context.valid_BT.shape)} for hidden states {tuple(h_BTH.shape)}"
             raise ValueError(f"valid_BT: seen {seen}, expected one entry per position")
-        package: Package = self.packages[context.package]  # type: ignore[assignment]
         if h_BTH.is_cuda and context.valid_BT.numel() <= STATIC_TOKENS and not torch.is_grad_enabled():
-            mixed_BTH = _mix(iu_BTH, package.experts(h_BTH), package.alpha, context)
-            return torch.where(context.skill_BT[..., None], mixed_BTH, iu_BTH)
-        if context.alpha_override == 1 or not len(context.skill_N):
+            return self._static(iu_BTH, h_BTH, context)
+        if context.alpha_override == 1:
             return _zero_gradients(iu_BTH, self.packages)
-        iu_TH, h_TH = iu_BTH.flatten(0, 1), h_BTH.flatten(0, 1)
-        if len(context.skill_N) == len(h_TH):
-            out_TH = _mix(iu_TH, package.experts(h_TH), package.alpha, context)
-        else:
-            iu_NH, h_NH = (x_TH.index_select(0, context.skill_N) for x_TH in (iu_TH, h_TH))
-            mixed_NH = _mix(iu_NH, package.experts(h_NH), package.alpha, context)
-            out_TH = iu_TH.index_copy(0, context.skill_N, mixed_NH)
-        return _zero_gradients(out_TH.view_as(iu_BTH), self.packages, used=package, context=context)
+        out_TH, iu_TH, h_TH = (x_BTH.flatten(0, 1) for x_BTH in (iu_BTH, iu_BTH, h_BTH))
+        used = []
+        for name, tokens_N in context.tokens.items():
+            if name not in self.packages:
+                continue
+            package: Package = self.packages[name]  # type: ignore[assignment]
+            used.append(package)
+            with context.giving(tokens_N):
+                if len(tokens_N) == len(h_TH):
+                    out_TH = _mix(iu_TH, package.experts(h_TH), package.alpha, context)
+                else:
+                    iu_NH, h_NH = (x_TH.index_select(0, tokens_N) for x_TH in (iu_TH, h_TH))
+                    mixed_NH = _mix(iu_NH, package.experts(h_NH), package.alpha, context)
+                    out_TH = out_TH.index_copy(0, tokens_N, mixed_NH)
+        return _zero_gradients(out_TH.view_as(iu_BTH), self.packages, used, context)
+
+    def _static(self, iu_BTH: Tensor, h_BTH: Tensor, context: Routing) -> Tensor:
+        """Every package on every token: no shape depends on the rows and the host never waits, for decoding."""
+        out_BTH = iu_BTH
+        for name in dict.fromkeys(context.packages):
+            if name in self.packages:
+                package: Package = self.packages[name]  # type: ignore[assignment]
+                mixed_BTH = _mix(iu_BTH, package.experts(h_BTH), package.alpha, context)
+                out_BTH = torch.where(context.positions_of(name)[..., None], mixed_BTH, out_BTH)
+        return out_BTH
 
 
 def _mix(iu: Tensor, vg: Tensor, alpha_of_package: Alpha, context: Routing) -> Tensor:
@@ -90,14 +105,14 @@ def _mix(iu: Tensor, vg: Tensor, alpha_of_package: Alpha, context: Routing) -> T
 
 
 def _zero_gradients(
-    output: Tensor, packages: nn.ModuleDict, used: Package | None = None, context: Routing | None = None
+    output: Tensor, packages: nn.ModuleDict, used: Sequence[nn.Module] = (), context: Routing | None = None
 ) -> Tensor:
     """Return `output`, bitwise, as a function of every trainable parameter that had no part in it."""
     if not torch.is_grad_enabled():
         return output
-    took_part: set[Tensor] = set()
-    if used is not None and context is not None:
-        took_part = set((used.experts if context.alpha_override is not None else used).parameters())
+    forced = context is not None and context.alpha_override is not None
+    parts = [package.get_submodule("experts") if forced else package for package in used]
+    took_part = {parameter for part in parts for parameter in part.parameters()}
     unused = [p for p in packages.parameters() if p.requires_grad and p not in took_part]
     return _ZeroGradients.apply(output, *unused) if unused else output
 

@@ -1,17 +1,22 @@
-"""TWIST: a backbone with grounding experts beside its understanding experts. Legend as in `models.vlm`."""
+"""TWIST: a backbone with packages of experts beside its understanding experts. Legend as in `models.vlm`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.moe import MoE
-from ts_lightning.models.package import load_weights
-from ts_lightning.models.routing import Routing
+from ts_lightning.models.package import check_base, load_weights
+from ts_lightning.models.routing import Routing, rows_of
+from ts_lightning.models.saved_package import is_package, read_package, write_package
 from ts_lightning.models.token_rows import TokenRows
 from ts_lightning.models.twin_expert import Alpha, Package, TwinExpert
 from ts_lightning.models.vlm import VLM
+
+ELSEWHERE = ("backbone", "package", "packages", "activation_checkpointing", "init_from")  # no options of a package
 
 
 class TwinExpertVLM(VLM):
@@ -30,6 +35,10 @@ class TwinExpertVLM(VLM):
         seed_experts: Which understanding experts seed the grounding experts (None: the first ones, in turn).
         train_token_rows: Tokens whose embedding and head rows get trainable deltas; ["codec"] names all that the
             codec writes coordinates with.
+        new_tokens: Texts that become one token each, with trainable rows beside the frozen matrices; ["codec"] names
+            the codec's marks that the tokenizer does not have.
+        package: The skill that trains: the `task` of its records.
+        packages: Folders of other packages by skill; they are installed beside it, frozen.
         activation_checkpointing: Recompute each decoder layer in backward.
         init_from: Checkpoint or package whose weights are loaded, and nothing else.
     """
@@ -47,36 +56,126 @@ class TwinExpertVLM(VLM):
         alpha_param: str = "raw",
         seed_experts: Sequence[int] | None = None,
         train_token_rows: Sequence[str] = (),
+        new_tokens: Sequence[str] = (),
+        package: str = "grounding",
+        packages: Mapping[str, str] | None = None,
         activation_checkpointing: bool = False,
         init_from: str | None = None,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in (*ELSEWHERE, "self", "__class__")}
         super().__init__(backbone, activation_checkpointing)
-        if alpha_scope not in ("global", "layer"):
-            raise ValueError(f"alpha_scope: seen {alpha_scope!r}, expected 'global' or 'layer'")
-        for name, value in (("num_experts", num_experts), ("every", every), ("top_k", top_k)):
-            if value < 1:
-                raise ValueError(f"{name}: seen {value}, expected at least 1")
         backbone.requires_grad_(False)
-        self.top_k, self.eval_top_k = min(top_k, num_experts), min(eval_top_k or top_k, num_experts)
-        shared = Alpha(alpha_init, alpha_param)
-        for layer in list(backbone.layers)[first_layer::every]:
-            understanding = getattr(layer, backbone.mlp_name)
-            alpha = shared if alpha_scope == "global" else Alpha(alpha_init, alpha_param)
-            experts = grounding_experts(understanding, num_experts, self.top_k, seed_experts)
-            packages = nn.ModuleDict({self.package: Package(experts, alpha)})
-            setattr(layer, backbone.mlp_name, TwinExpert(understanding, packages))
-        self.token_rows = self._make_token_rows(train_token_rows)
-        if init_from is not None:
+        self.package = package
+        self.options: dict[str, dict[str, Any]] = {}
+        self.token_rows = nn.ModuleDict()
+        self._add(package, given)
+        if init_from is not None and is_package(init_from):
+            self._copy_package(package, *read_package(init_from))
+        elif init_from is not None:
             load_weights(self.trainable_state_dict(), init_from, self.identity())
+        for name, folder in (packages or {}).items():
+            self.install(folder, name)
 
-    def _make_token_rows(self, texts: Sequence[str]) -> TokenRows | None:
-        if not texts:
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, backbone: Backbone) -> "TwinExpertVLM":
+        """The vlm of a folder made by `save_pretrained`, over its base; ValueError for another base."""
+        config, tensors = read_package(folder)
+        vlm = cls(backbone, package=config["package"], **config["options"])
+        vlm._copy_package(config["package"], config, tensors)
+        return vlm.eval()
+
+    def save_pretrained(
+        self, folder: str | Path, scores: Mapping[str, float] | None = None, name: str | None = None
+    ) -> None:
+        """Write one package (None: the one that trains); `scores` go into its card."""
+        name = name or self.package
+        space = self.codec.space
+        backbone = type(self.backbone)
+        config = {
+            "package": name,
+            "base": self.identity(),
+            "backbone": {
+                "class_path": f"{backbone.__module__}.{backbone.__qualname__}",
+                "init_args": self.backbone.init_args,
+            },
+            "codec": {"name": self.codec.name, "grid": space.grid, "frame": space.frame},
+            "options": self.options[name],
+        }
+        write_package(folder, self.package_tensors(name), config, scores or {})
+
+    def install(self, folder: str | Path, name: str | None = None) -> None:
+        """Add a saved package, frozen, as the skill `name` (None: its own name)."""
+        config, tensors = read_package(folder)
+        name = name or config["package"]
+        if name in self.options:
+            raise ValueError(f"package {folder}: seen a second package {name!r}, expected one of another name")
+        self._add(name, config["options"])
+        self._copy_package(name, config, tensors)
+        for tensor in self.package_tensors(name).values():
+            tensor.requires_grad_(False)
+        self.train(self.training)
+
+    def _add(self, name: str, options: Mapping[str, Any]) -> None:
+        """Give layers, tokens and encoder a new package."""
+        options = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+        for key in ("num_experts", "every", "top_k"):
+            if options[key] < 1:
+                raise ValueError(f"{key}: seen {options[key]}, expected at least 1")
+        if options["alpha_scope"] not in ("global", "layer"):
+            raise ValueError(f"alpha_scope: seen {options['alpha_scope']!r}, expected 'global' or 'layer'")
+        if not name.isidentifier() or name == "understanding":
+            raise ValueError(f"package: seen {name!r}, expected the name of a skill: letters, digits and _")
+        shared = Alpha(options["alpha_init"], options["alpha_param"])
+        top_k = min(options["top_k"], options["num_experts"])
+        for layer in list(self.backbone.layers)[options["first_layer"] :: options["every"]]:
+            slot = getattr(layer, self.backbone.mlp_name)
+            twin = slot if isinstance(slot, TwinExpert) else TwinExpert(slot, nn.ModuleDict())
+            experts = grounding_experts(twin.understanding, options["num_experts"], top_k, options["seed_experts"])
+            own = options["alpha_scope"] == "layer"
+            alpha = Alpha(options["alpha_init"], options["alpha_param"]) if own else shared
+            twin.packages[name] = Package(experts, alpha)
+            setattr(layer, self.backbone.mlp_name, twin)
+        if rows := self._make_token_rows(options["train_token_rows"], options["new_tokens"]):
+            self.token_rows[name] = rows
+        self.options[name] = options
+        self.backbone.encoder.skills = tuple(self.options)
+
+    def _make_token_rows(self, existing: Sequence[str], new: Sequence[str]) -> TokenRows | None:
+        encoder, weight = self.backbone.encoder, self.backbone.embedding.weight
+        known = encoder.tokenizer.get_vocab()
+        new = [t for text in new for t in (self.codec.special_tokens if text == "codec" else [text])]
+        new = [text for text in dict.fromkeys(new) if text not in known]
+        pieces = encoder.add_tokens(new) if new else []
+        named = [t for text in existing for t in (self.codec.coordinate_tokens() if text == "codec" else [text])]
+        ids = encoder.token_ids(list(dict.fromkeys([*named, *new])))
+        if not ids:
             return None
-        named = [t for text in texts for t in (self.codec.coordinate_tokens() if text == "codec" else [text])]
-        vocab_size, hidden_size = self.backbone.embedding.weight.shape
-        tied = self.backbone.head.weight is self.backbone.embedding.weight
-        ids = self.backbone.encoder.token_ids(list(dict.fromkeys(named)))
-        return TokenRows(ids, vocab_size, hidden_size, tied)
+        tied = self.backbone.head.weight is weight
+        rows = TokenRows(ids, *weight.shape, tied)
+        beyond = [p for text, p in zip(new, pieces, strict=True) if encoder.token_ids([text])[0] >= len(weight)]
+        rows.start_from(beyond, weight, self.backbone.head.weight)
+        return rows
+
+    def package_tensors(self, name: str) -> dict[str, Tensor]:
+        """The parameters of a package under names that depend neither on the package's nor on the backbone's."""
+        tensors: dict[str, Tensor] = {}
+        for index, layer in enumerate(self.backbone.layers):
+            slot = getattr(layer, self.backbone.mlp_name)
+            if not isinstance(slot, TwinExpert) or name not in slot.packages:
+                continue
+            package = slot.packages[name]
+            for key, parameter in package.get_submodule("experts").named_parameters():
+                tensors[f"layers.{index}.experts.{key}"] = parameter
+            scope = "" if self.options[name]["alpha_scope"] == "global" else f"layers.{index}."
+            tensors[f"{scope}alpha"] = package.get_parameter("alpha.value")
+        if name in self.token_rows:
+            tensors |= {f"token_rows.{key}": p for key, p in self.token_rows[name].named_parameters()}
+        return tensors
+
+    @torch.no_grad()
+    def _copy_package(self, name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        check_base(config["base"], self.identity())
+        load_weights({key: p.detach() for key, p in self.package_tensors(name).items()}, tensors)
 
     @property
     def twins(self) -> list[TwinExpert]:
@@ -84,31 +183,54 @@ class TwinExpertVLM(VLM):
         return [module for module in self.backbone.model.modules() if isinstance(module, TwinExpert)]
 
     def alphas(self) -> list[Tensor]:
-        """Alpha of every twin layer."""
-        packages = [twin.packages[self.package] for twin in self.twins]
+        """Alpha of every layer of the package that trains."""
+        packages = [twin.packages[self.package] for twin in self.twins if self.package in twin.packages]
         return [package.get_submodule("alpha")() for package in packages]
 
     def log_values(self) -> dict[str, float]:
         return {"alpha": torch.stack(self.alphas()).mean().item()}
 
-    def token_embeddings(self, ids_BT: Tensor, context: Routing) -> Tensor:
-        embeds_BTH = super().token_embeddings(ids_BT, context)
-        if self.token_rows is None or self.alpha_override == 1:
-            return embeds_BTH
-        return self.token_rows.add_embeddings(embeds_BTH, ids_BT, context.skill_BT)
+    def routing(self, batch: Mapping[str, Any], collect: bool = False) -> Any:
+        for name in self.answering:
+            if not any(name in twin.packages for twin in self.twins):
+                raise ValueError(f"package: seen {name!r}, expected one of {', '.join(self.options)}")
+        return super().routing(batch, collect)
 
-    def logits(self, hidden_NH: Tensor, skill_N: Tensor) -> Tensor:
-        logits_NV = super().logits(hidden_NH, skill_N)
-        if self.token_rows is None or self.alpha_override == 1:
-            return logits_NV
-        return self.token_rows.add_logits(logits_NV, hidden_NH, skill_N)
+    def token_embeddings(self, ids_BT: Tensor, context: Routing) -> Tensor:
+        in_base_BT = ids_BT < len(self.backbone.embedding.weight)
+        embeds_BTH = super().token_embeddings(torch.where(in_base_BT, ids_BT, 0) if self._added else ids_BT, context)
+        if self._added:
+            embeds_BTH = torch.where(in_base_BT[..., None], embeds_BTH, 0)
+        for name, rows in self._active_rows():
+            embeds_BTH = rows.add_embeddings(embeds_BTH, ids_BT, context.positions_of(name))
+        return embeds_BTH
+
+    def logits(self, hidden_NH: Tensor, task_N: Tensor) -> Tensor:
+        logits_NV = super().logits(hidden_NH, task_N)
+        if self._added:
+            logits_NV = torch.cat([logits_NV, logits_NV.new_full((len(logits_NV), self._added), -torch.inf)], 1)
+        for name, rows in self._active_rows():
+            logits_NV = rows.add_logits(logits_NV, hidden_NH, rows_of(name, self.answering, task_N))
+        return logits_NV
+
+    @property
+    def _added(self) -> int:
+        """Columns of the logits beyond the base's vocabulary."""
+        return max((rows.added for rows in self.token_rows.values()), default=0)  # type: ignore[arg-type, type-var]
+
+    def _active_rows(self) -> list[tuple[str, TokenRows]]:
+        named: Any = self.token_rows.items()
+        return [] if self.alpha_override == 1 else [pair for pair in named if pair[0] in self.answering]
 
     def train(self, mode: bool = True) -> "TwinExpertVLM":
-        """Switch modes; the grounding experts use `top_k` in training and `eval_top_k` in evaluation."""
+        """Switch modes; experts use `top_k` in training and `eval_top_k` in evaluation, installed ones the latter."""
         super().train(mode)
         for twin in self.twins:
-            if isinstance(moe := twin.packages[self.package].experts, MoE):
-                moe.top_k = self.top_k if mode else self.eval_top_k
+            for name, options in self.options.items():
+                if name in twin.packages and isinstance(moe := twin.packages[name].get_submodule("experts"), MoE):
+                    trains = mode and moe.router.weight.requires_grad
+                    top_k = options["top_k"] if trains else options["eval_top_k"] or options["top_k"]
+                    moe.top_k = min(top_k, options["num_experts"])
         return self
 
 

@@ -24,16 +24,16 @@ class VLM(Recorded, nn.Module):
     """A backbone with its encoder, a forward that gives logits at loss positions, and generation.
 
     activation_checkpointing: recompute each decoder layer in backward. init_from: checkpoint or package whose weights,
-    and nothing else, are loaded.
+    and nothing else, are loaded. `alpha_override` and `package_override` answer every row of a skill with another
+    alpha, with another package; packages are parts of the twin layers, so nothing is swapped.
     """
-
-    package = "grounding"
 
     def __init__(self, backbone: Backbone, activation_checkpointing: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         self.base_identity = backbone.identity()
         self.alpha_override: float | None = None
+        self.package_override: str | None = None
         if activation_checkpointing:
             for layer in backbone.layers:
                 layer.forward = _Recomputed(layer.forward)
@@ -75,7 +75,7 @@ class VLM(Recorded, nn.Module):
                 use_cache=False,
             ).last_hidden_state
         predictor_N = predictors(step_ids_BT, isolated)[row_N, column_N]
-        logits_NV = self.logits(hidden_BTH[row_N, predictor_N], batch["task"][row_N] != 0)
+        logits_NV = self.logits(hidden_BTH[row_N, predictor_N], batch["task"][row_N])
         routed = [r for moe, r in context.routed.items() if moe.router.weight.requires_grad]
         return {
             "logits": logits_NV,
@@ -88,7 +88,17 @@ class VLM(Recorded, nn.Module):
 
     def routing(self, batch: Mapping[str, Any], collect: bool = False) -> Any:
         """The context that one forward runs in."""
-        return routing(batch["task"], batch["valid"], self.package, self.alpha_override, collect)
+        return routing(batch["task"], batch["valid"], self.answering, self.alpha_override, collect)
+
+    @property
+    def skills(self) -> tuple[str, ...]:
+        """The names of tasks 1, 2, ..."""
+        return self.backbone.encoder.skills or ("grounding",)
+
+    @property
+    def answering(self) -> tuple[str, ...]:
+        """The packages that answer tasks 1, 2, ...; an only one answers them all."""
+        return self.skills if self.package_override is None else (self.package_override,)
 
     def embed(self, batch: Mapping[str, Any], context: Routing) -> Tensor:
         """[B, T, H] embeddings of tokens and pictures."""
@@ -105,8 +115,8 @@ class VLM(Recorded, nn.Module):
         """[B, T, H] embeddings of tokens."""
         return self.backbone.embedding(ids_BT)
 
-    def logits(self, hidden_NH: Tensor, skill_N: Tensor) -> Tensor:
-        """[N, V] logits; `skill_N` is True in rows of a skill."""
+    def logits(self, hidden_NH: Tensor, task_N: Tensor) -> Tensor:
+        """[N, V] logits; `task_N` is the task of each one's row."""
         return self.backbone.head(hidden_NH)
 
     def generate(self, batch: Mapping[str, Any], max_new_tokens: int = 64) -> list[str]:

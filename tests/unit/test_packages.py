@@ -1,0 +1,228 @@
+"""Packages: saved and loaded, several on one base, per row; skills in plain text; tokens that the base lacks."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from ts_lightning.data.collate import collate
+from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
+from ts_lightning.losses import token_nll
+from ts_lightning.models import PlainVLM, TwinExpertVLM
+from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.models.saved_package import read_package
+from ts_lightning.models.vlm import VLM
+from ts_lightning.pipelines.toy_world.shards import grounding_samples, understanding_samples
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 4, "vision_layers": 1, "num_heads": 2}
+GROUNDING = list(grounding_samples("train", 4, ("localization", "rec")))
+UNDERSTANDING = list(understanding_samples("train", 4))
+NEW = ["<loc>", "</loc>"]
+
+
+def backbone(seed: int = 0) -> TinyBackbone:
+    return TinyBackbone(pretrained=None, seed=seed, **SIZES)
+
+
+def shaken(vlm: TwinExpertVLM, seed: int = 1) -> TwinExpertVLM:
+    """The vlm with everything that trains moved away from its start."""
+    torch.manual_seed(seed)
+    for parameter in vlm.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    return vlm.eval()
+
+
+def reading(text: str = "left", answer: str = "right") -> Sample:
+    """A record of a skill that answers in plain text."""
+    turns = [Turn("user", f"<image>\nRead: {text}"), Turn("assistant", answer)]
+    picture = GROUNDING[0]
+    images = [SampleImage("x.jpg", picture.images[0].width, picture.images[0].height)]
+    sample = Sample("r", task="reading", images=images, turns=turns, answer=Answer(answer), key="r")
+    sample.image_bytes = picture.image_bytes
+    return sample
+
+
+def batch(vlm: VLM, samples: list, for_generation: bool = False) -> dict:
+    rows = [vlm.encode(sample, for_generation) for sample in samples]
+    return collate(rows, vlm.pad_id, "left" if for_generation else "right")
+
+
+@pytest.mark.parametrize("options", [{}, {"alpha_scope": "layer", "every": 1, "num_experts": 1}])
+@torch.no_grad()
+def test_save_and_load_give_the_same_bits(options: dict, tmp_path: Path) -> None:
+    vlm = shaken(TwinExpertVLM(backbone(), train_token_rows=["codec"], **options))
+    vlm.save_pretrained(tmp_path, {"val/grounding/miou": 0.5})
+    again = TwinExpertVLM.from_pretrained(tmp_path, backbone())
+    rows = batch(vlm, GROUNDING + UNDERSTANDING)
+    assert torch.equal(vlm(rows)["logits"], again(rows)["logits"])
+    assert {path.name for path in tmp_path.iterdir()} == {"package.safetensors", "twin_config.json", "README.md"}
+    config, tensors = read_package(tmp_path)
+    assert config["base"] == vlm.identity()
+    assert config["options"]["every"] == options.get("every", 2)
+    assert config["codec"] == {"name": "scout", "grid": "100", "frame": "original"}
+    assert sum(t.numel() for t in tensors.values()) == sum(p.numel() for p in vlm.parameters() if p.requires_grad)
+    card = (tmp_path / "README.md").read_text()
+    assert "val/grounding/miou: 0.5000" in card
+    assert vlm.identity()["sha256"] in card
+    started = TwinExpertVLM(backbone(), train_token_rows=["codec"], **options, init_from=str(tmp_path)).eval()
+    assert torch.equal(vlm(rows)["logits"], started(rows)["logits"])
+
+
+@torch.no_grad()
+def test_two_packages_on_one_base_row_by_row(tmp_path: Path) -> None:
+    boxes = shaken(TwinExpertVLM(backbone(), train_token_rows=["codec"]))
+    texts = shaken(TwinExpertVLM(backbone(), package="reading", every=1, top_k=2), 2)
+    boxes.save_pretrained(tmp_path / "boxes")
+    texts.save_pretrained(tmp_path / "texts")
+    both = TwinExpertVLM.from_pretrained(tmp_path / "boxes", backbone())
+    both.install(tmp_path / "texts")
+    assert both.skills == ("grounding", "reading")
+    samples = [GROUNDING[0], reading(), UNDERSTANDING[0], GROUNDING[1], reading("top", "bottom")]
+    rows = batch(both, samples)
+    assert rows["task"].tolist() == [1, 2, 0, 1, 2]
+    mixed, row_N = both(rows)["logits"], both(rows)["positions"][0]
+    for vlm, members in ((boxes, [0, 3]), (texts, [1, 4]), (PlainVLM(backbone(), train=()).eval(), [2])):
+        alone = vlm({**batch(both, samples), "task": torch.ones(5, dtype=torch.long)})["logits"]
+        mine = torch.isin(row_N, torch.tensor(members))
+        torch.testing.assert_close(mixed[mine], alone[mine], rtol=1e-5, atol=1e-5)
+    one_skill = batch(both, samples[:1])
+    assert torch.equal(both(one_skill)["logits"], boxes(one_skill)["logits"])
+    both.package_override = "reading"
+    assert not torch.allclose(both(one_skill)["logits"], boxes(one_skill)["logits"], atol=1e-3)
+    both.package_override = "counting"
+    with pytest.raises(ValueError, match="package: seen 'counting', expected one of grounding, reading"):
+        both(one_skill)
+    prompts = batch(both, samples, for_generation=True)
+    both.package_override = None
+    words = both.generate(prompts, 6)
+    for vlm, members in ((boxes, [0, 3]), (texts, [1, 4]), (PlainVLM(backbone(), train=()).eval(), [2])):
+        alone = vlm.generate({**prompts, "task": torch.ones(5, dtype=torch.long)}, 6)
+        assert [words[i] for i in members] == [alone[i] for i in members]
+
+
+def test_a_text_skill_trains_beside_grounding_and_neither_changes_the_other(tmp_path: Path) -> None:
+    boxes = shaken(TwinExpertVLM(backbone(), train_token_rows=["codec"]))
+    boxes.save_pretrained(tmp_path / "boxes")
+    both = TwinExpertVLM(backbone(), package="reading", packages={"grounding": str(tmp_path / "boxes")}).train()
+    names = {name for name, p in both.named_parameters() if p.requires_grad}
+    assert names
+    assert all(".packages.reading." in name for name in names)
+    optimizer = torch.optim.AdamW([p for p in both.parameters() if p.requires_grad], lr=0.03)
+    rows = batch(both, [reading(), *GROUNDING, *UNDERSTANDING])
+    losses = []
+    for _ in range(15):
+        output = both(rows)
+        nll = token_nll(output["logits"], output["targets"])[output["positions"][0] == 0]
+        losses.append(nll.mean())
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.5  # the frozen random head allows about 0.8
+    both.eval()
+    with torch.no_grad():
+        grounding = batch(both, GROUNDING)
+        assert grounding["task"].tolist() == [2] * 4
+        theirs = boxes({**grounding, "task": grounding["task"].clamp(max=1)})["logits"]
+        assert torch.equal(both(grounding)["logits"], theirs)
+        understanding = batch(both, UNDERSTANDING)
+        base = PlainVLM(backbone(), train=()).eval()
+        assert torch.equal(both(understanding)["logits"], base(understanding)["logits"])
+    with pytest.raises(ValueError, match="seen task 'counting', expected understanding, reading, grounding"):
+        both.encode(Sample("c", task="counting", turns=reading().turns, key="c"))
+
+
+def test_new_tokens_train_and_are_absent_from_understanding(tmp_path: Path) -> None:
+    vlm = shaken(TwinExpertVLM(backbone(), new_tokens=NEW, train_token_rows=["<box>"]))
+    base = PlainVLM(backbone(), train=()).eval()
+    size = len(base.backbone.embedding.weight)
+    ids = vlm.backbone.encoder.token_ids(NEW)
+    assert ids == [size, size + 1]
+    assert vlm.backbone.embedding.weight.shape[0] == size
+    prompt = reading("<image>")  # any record; its text gets the new tokens
+    prompt.task, prompt.turns = "grounding", [Turn("user", "<image>\nx"), Turn("assistant", "y")]
+    rows = batch(vlm, [prompt, *UNDERSTANDING])
+    answer = (rows["step_ids"][0] >= 0).nonzero()[0]
+    rows["input_ids"][0, answer] = ids[0]
+    output = vlm.train()(rows)
+    row_N = output["positions"][0]
+    assert output["logits"].shape[1] == size + 2
+    assert output["logits"][row_N == 0].isfinite().all()
+    assert (output["logits"][row_N > 0][:, size:] == -torch.inf).all()
+    token_nll(output["logits"], output["targets"]).mean().backward()
+    embed = vlm.token_rows["grounding"].embed
+    assert embed.grad.isfinite().all()
+    assert embed.grad[1:].any(1).all()
+    vlm.eval()
+    with torch.no_grad():
+        understanding = batch(vlm, UNDERSTANDING)
+        ours, theirs = vlm(understanding)["logits"], base(understanding)["logits"]
+        assert torch.equal(ours[:, :size], theirs)
+        prompts = batch(vlm, UNDERSTANDING, for_generation=True)
+        assert vlm.generate(prompts, 8) == base.generate(prompts, 8)
+        vlm.save_pretrained(tmp_path)
+        again = TwinExpertVLM.from_pretrained(tmp_path, backbone())
+        assert torch.equal(again(rows)["logits"], vlm(rows)["logits"])
+        assert again.tokenizer.decode(ids) == "<loc></loc>"
+
+
+def test_a_new_token_starts_at_the_mean_of_its_pieces() -> None:
+    bare = backbone()
+    weight = bare.embedding.weight.clone()
+    pieces = bare.encoder.tokenizer("<loc>", add_special_tokens=False)["input_ids"]
+    vlm = TwinExpertVLM(bare, new_tokens=["<loc>"])
+    torch.testing.assert_close(vlm.token_rows["grounding"].embed[0], weight[pieces].mean(0))
+
+
+def test_an_understanding_row_with_a_region_has_the_base_tokens() -> None:
+    vlm, base = TwinExpertVLM(backbone(), new_tokens=["[["]), PlainVLM(backbone(), train=())
+    sample = UNDERSTANDING[0]
+    sample.regions = [SampleRegion(box=(0.1, 0.1, 0.5, 0.5))]
+    sample.turns = [Turn("user", "<image>\nWhat is in {region:0}?"), Turn("assistant", "x")]
+    assert torch.equal(vlm.encode(sample)["input_ids"], base.encode(sample)["input_ids"])
+
+
+def test_refusals_are_one_line(tmp_path: Path) -> None:
+    vlm = TwinExpertVLM(backbone())
+    vlm.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="trained on a base of sha256"):
+        TwinExpertVLM.from_pretrained(tmp_path, backbone(seed=7))
+    with pytest.raises(ValueError, match="seen a second package 'grounding'"):
+        vlm.install(tmp_path)
+    with pytest.raises(ValueError, match=r"package: no twin_config\.json in"):
+        vlm.install(tmp_path / "absent")
+    (tmp_path / "package.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match=r"package.safetensors changed since it was saved"):
+        TwinExpertVLM.from_pretrained(tmp_path, backbone())
+    (tmp_path / "twin_config.json").write_text('{"format": 1}')
+    with pytest.raises(ValueError, match=r"seen \['format'\], expected format 1 with backbone, base"):
+        TwinExpertVLM.from_pretrained(tmp_path, backbone())
+    for name in ("understanding", "a.b"):
+        with pytest.raises(ValueError, match="expected the name of a skill"):
+            TwinExpertVLM(backbone(), package=name)
+
+
+class Bomb:
+    """A pickle that leaves a trace when it is loaded."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.trace,)
+
+
+def test_a_hostile_folder_executes_nothing(tmp_path: Path) -> None:
+    import hashlib
+
+    folder, trace = tmp_path / "package", tmp_path / "executed"
+    TwinExpertVLM(backbone()).save_pretrained(folder)
+    (folder / "package.safetensors").write_bytes(pickle.dumps(Bomb(trace)))
+    config = json.loads((folder / "twin_config.json").read_text())
+    config["sha256"] = hashlib.sha256((folder / "package.safetensors").read_bytes()).hexdigest()
+    (folder / "twin_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"package.safetensors can't be read .*expected safetensors"):
+        TwinExpertVLM.from_pretrained(folder, backbone())
+    assert not trace.exists()

@@ -1,0 +1,99 @@
+"""The folder in which a package travels: its weights as safetensors, what they belong to, and a card for people."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+WEIGHTS = "package.safetensors"
+CONFIG = "twin_config.json"
+FORMAT = 1
+_KEYS = {"format", "package", "base", "backbone", "codec", "options", "sha256"}
+
+
+def is_package(path: str | Path) -> bool:
+    """Whether `path` is a folder written by `write_package`."""
+    return (Path(path) / CONFIG).is_file()
+
+
+def write_package(
+    folder: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], scores: Mapping[str, float]
+) -> None:
+    """Write weights, `twin_config.json` and the card `README.md` into `folder`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    config = {"format": FORMAT, **config, "sha256": digest}
+    (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    parameters = sum(tensor.numel() for tensor in state.values())
+    (folder / "README.md").write_text(_card(config, scores, parameters))
+
+
+def read_package(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(`twin_config.json`, weights) of a folder; ValueError in one line for what is missing, changed or not ours."""
+    config = read_config(folder)
+    weights = Path(folder) / WEIGHTS
+    if not weights.is_file():
+        raise ValueError(f"package {folder}: seen no {WEIGHTS}, expected one beside {CONFIG}")
+    seen = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if seen != config["sha256"]:
+        raise ValueError(
+            f"package {folder}: {WEIGHTS} changed since it was saved: seen sha256 {seen[:12]}, "
+            f"expected {str(config['sha256'])[:12]}"
+        )
+    try:
+        return config, load_file(weights)
+    except SafetensorError as error:
+        raise ValueError(f"package {folder}: {WEIGHTS} can't be read ({error}), expected safetensors") from None
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The `twin_config.json` of a folder, checked."""
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise ValueError(f"package: no {CONFIG} in {folder}, expected a folder made by save_pretrained")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"package {path}: seen no JSON ({error}), expected a file made by save_pretrained") from None
+    if not isinstance(config, dict) or set(config) != _KEYS or config["format"] != FORMAT:
+        seen = sorted(config) if isinstance(config, dict) else type(config).__name__
+        raise ValueError(f"package {path}: seen {seen}, expected format {FORMAT} with {', '.join(sorted(_KEYS))}")
+    return config
+
+
+def _card(config: Mapping[str, Any], scores: Mapping[str, float], parameters: int) -> str:
+    base, codec, name = config["base"], config["codec"], config["package"]
+    lines = [
+        f"# Package `{name}`",
+        "",
+        "Twin experts of ts_lightning. The base is not in this folder, and the package changes none of its weights:",
+        "understanding questions are answered by the untouched base.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| base | {base['class']} `{base['name']}` |",
+        f"| sha256 of the base's weights | `{base['sha256']}` |",
+        f"| codec, grid, frame | {codec['name']}, {codec['grid']}, {codec['frame']} |",
+        f"| parameters | {parameters:,} |",
+        *(f"| {key} | {value} |" for key, value in sorted(config["options"].items())),
+        "",
+        "## Scores",
+        "",
+        *([f"- {key}: {value:.4f}" for key, value in sorted(scores.items())] or ["None were given when it was saved."]),
+        "",
+        "## Use",
+        "",
+        "```bash",
+        "ts-lightning validate --ckpt_path FOLDER -c SUITES.yaml",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
