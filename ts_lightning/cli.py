@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ts_lightning.training import BaseModule, CheckpointIO, PredictionWriter
 from ts_lightning.training.class_paths import ALLOWED, EXTRA_VARIABLE, restrict_class_paths
-from ts_lightning.training.load import stored_model
+from ts_lightning.training.load import folder_model, stored_model
 
 DEBUG_VARIABLE = "TS_LIGHTNING_DEBUG"
 PICTURES = "ts_lightning.evaluation.pictures.PredictionPictures"
@@ -118,11 +118,23 @@ def with_stored_config(args: Sequence[str]) -> list[str]:
         or path in ("best", "last", "hpc", "null")
     ):
         return args
+    if Path(path).is_dir():
+        return _with_folder(args, path)
     checkpoint = CheckpointIO().load_checkpoint(path)
     stored = {"model": stored_model(checkpoint, path)}
     if checkpoint.get("data_config"):
         stored["data"] = checkpoint["data_config"]
     return [args[0], "--config", json.dumps(stored), *args[1:]]
+
+
+def _with_folder(args: list[str], folder: str) -> list[str]:
+    """A package, an adapter or a standalone model in place of a checkpoint: Lightning is given the model alone."""
+    if args[0] == "fit":
+        expected = "expected a checkpoint (the vlm's init_from starts from a folder)"
+        raise ValueError(f"--ckpt_path: seen the folder {folder}, {expected}")
+    at = next(i for i, arg in enumerate(args) if arg.startswith("--ckpt_path"))
+    rest = args[1:at] + args[at + (1 if "=" in args[at] else 2) :]
+    return [args[0], "--config", json.dumps({"model": folder_model(folder)}), *rest]
 
 
 def keep_old(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ts_lightning.metrics import AnswerAccuracy
 from ts_lightning.training.validation import accepted_answers
 
 Batch = Mapping[str, Any]
-TWIN_SLOT = ".understanding"
+MOVED = (".understanding", ".base_layer")  # where a twin layer and an adapter keep the module they replace
 
 
 def tensor_sha256(tensor: Tensor) -> str:
@@ -29,10 +30,10 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 def compare_frozen(tuned: nn.Module, untouched: nn.Module) -> dict[str, Any]:
     """Compare every tensor of the untouched base with its namesake in the tuned model, by sha256.
 
-    A twin layer moves a frozen MLP from `...mlp.` to `...mlp.understanding.`; its tensors keep their values. A tensor
+    A twin layer moves a frozen MLP to `.understanding`, an adapter a matrix to `.base_layer`. A tensor
     that the tuned model lacks, or that could still train, counts as differing.
     """
-    ours = {name.replace(TWIN_SLOT, ""): tensor for name, tensor in named_tensors(tuned).items()}
+    ours = {reduce(lambda n, part: n.replace(part, ""), MOVED, k): v for k, v in named_tensors(tuned).items()}
     digests, differing = {}, []
     for name, tensor in sorted(named_tensors(untouched).items()):
         digests[name] = tensor_sha256(tensor)

@@ -13,7 +13,7 @@ from torch import Tensor
 WEIGHTS = "package.safetensors"
 CONFIG = "twin_config.json"
 FORMAT = 1
-_KEYS = {"format", "package", "base", "backbone", "codec", "options", "sha256"}
+_KEYS = {"format", "package", "base", "backbone", "codec", "options", "max_new_tokens", "sha256"}
 
 
 def is_package(path: str | Path) -> bool:

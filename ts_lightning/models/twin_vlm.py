@@ -85,9 +85,16 @@ class TwinExpertVLM(VLM):
         return vlm.eval()
 
     def save_pretrained(
-        self, folder: str | Path, scores: Mapping[str, float] | None = None, name: str | None = None
+        self,
+        folder: str | Path,
+        scores: Mapping[str, float] | None = None,
+        name: str | None = None,
+        max_new_tokens: int = 64,
     ) -> None:
-        """Write one package (None: the one that trains); `scores` go into its card."""
+        """Write one package (None: the one that trains); `scores` go into its card.
+
+        `max_new_tokens` is what its answers need, for those who evaluate it.
+        """
         name = name or self.package
         space = self.codec.space
         backbone = type(self.backbone)
@@ -100,6 +107,7 @@ class TwinExpertVLM(VLM):
             },
             "codec": {"name": self.codec.name, "grid": space.grid, "frame": space.frame},
             "options": self.options[name],
+            "max_new_tokens": max_new_tokens,
         }
         write_package(folder, self.package_tensors(name), config, scores or {})
 
@@ -114,6 +122,12 @@ class TwinExpertVLM(VLM):
         for tensor in self.package_tensors(name).values():
             tensor.requires_grad_(False)
         self.train(self.training)
+
+    def remove_packages(self) -> None:
+        """Put the understanding experts back into their slots: the backbone is its base again."""
+        for layer in self.backbone.layers:
+            if isinstance(slot := getattr(layer, self.backbone.mlp_name), TwinExpert):
+                setattr(layer, self.backbone.mlp_name, slot.understanding)
 
     def _add(self, name: str, options: Mapping[str, Any]) -> None:
         """Give layers, tokens and encoder a new package."""

@@ -1,6 +1,7 @@
 """What the package asks of a backbone: where its parts are. Nothing else knows which model it is."""
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,6 +61,10 @@ class Backbone(Recorded, nn.Module):
             torch.tensor(v, device=pixels_N3SS.device).view(1, 3, 1, 1) for v in (self.pixel_mean, self.pixel_std)
         )
         return self.image_features(((pixels_N3SS / 255 - mean) / std).to(dtype))
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model so that `pretrained=folder` reads it back; weights as they are, or cast to `dtype`."""
+        raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
         """Plain values that name this backbone: class, name, and the sha256 of its weights."""

@@ -110,10 +110,10 @@ class TinyBackbone(Backbone):
         hidden = self.model.model.vision_tower(pixels_N3SS).last_hidden_state
         return self.model.model.multi_modal_projector(hidden[:, 1:])
 
-    def save(self, folder: Path) -> None:
-        """Write config, tokenizer and bf16 weights in MoE-LLaVA's key layout."""
+    def save(self, folder: Path, dtype: torch.dtype | None = torch.bfloat16) -> None:
+        """Write config, tokenizer and weights (None: as they are) in MoE-LLaVA's key layout."""
         folder.mkdir(parents=True, exist_ok=True)
-        state = {k: v.to(torch.bfloat16).contiguous() for k, v in to_public(self.model.state_dict()).items()}
+        state = {k: v.to(dtype or v.dtype).contiguous() for k, v in to_public(self.model.state_dict()).items()}
         state.pop("lm_head.weight")  # tied
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(self.model.config.to_dict(), indent=1, sort_keys=True) + "\n")

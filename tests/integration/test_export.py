@@ -1,0 +1,95 @@
+"""What was trained leaves as a folder and comes back: the same answers, through the command and the tool."""
+
+import json
+import sys
+from pathlib import Path
+
+import export_checkpoint
+import pytest
+import tiny
+import torch
+
+from ts_lightning.cli import main
+from ts_lightning.data.collate import collate
+from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
+from ts_lightning.training import BaseModule, load
+
+LORA = {
+    "class_path": "ts_lightning.models.LoRAVLM",
+    "init_args": {"backbone": tiny.BACKBONE, "rank": 2, "train_token_rows": ["codec"]},
+}
+VLMS = {"twin": tiny.TWIN, "lora": LORA, "plain": tiny.PLAIN}
+
+
+@pytest.fixture(scope="module", params=list(VLMS))
+def fitted(request: pytest.FixtureRequest, shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp(request.param)
+    config = tiny.config(shards, root, VLMS[request.param])
+    if request.param == "lora":
+        config["model"]["class_path"] = "ts_lightning.training.LoRASFT"
+    saver = {"save_last": True, "every_n_train_steps": 2}
+    callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver}
+    config["trainer"] |= {"max_steps": 2, "callbacks": [callback]}
+    assert main(["fit", "-c", tiny.save(config, root / "fit.json")]) == 0
+    (path,) = root.rglob("last.ckpt")
+    return path
+
+
+def export(monkeypatch: pytest.MonkeyPatch, source: Path, kind: str, target: Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["export", "--ckpt", str(source), "--to", kind, "--out", str(target)])
+    return export_checkpoint.main()
+
+
+@torch.no_grad()
+def logits(module: BaseModule) -> torch.Tensor:
+    samples = [tiny.sample(i, kind) for i, kind in enumerate(("rec", "colour", "scout"))]
+    return module.vlm(collate([module.vlm.encode(s) for s in samples], module.vlm.pad_id))["logits"]
+
+
+def test_there_and_back(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load(fitted)
+    expected = logits(module)
+    own = {TwinExpertVLM: "package", LoRAVLM: "adapter", PlainVLM: "standalone"}[type(module.vlm)]
+    assert export(monkeypatch, fitted, own, tmp_path / "folder") == 0
+    again = load(tmp_path / "folder")
+    assert torch.equal(logits(again), expected)
+    assert again.max_new_tokens == module.max_new_tokens == 4
+    if own != "standalone":
+        assert export(monkeypatch, tmp_path / "folder", "checkpoint", tmp_path / "again.ckpt") == 0
+        assert torch.equal(logits(load(tmp_path / "again.ckpt")), expected)
+    assert export(monkeypatch, fitted, "standalone", tmp_path / "whole") == 0
+    exact = 0 if own != "adapter" else 1e-5  # merging rounds
+    torch.testing.assert_close(logits(load(tmp_path / "whole")), expected, atol=exact, rtol=exact)
+    files = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert not {name for name in files if name.endswith((".bin", ".pt", ".pkl"))}
+
+
+def test_validate_reloads_it(fitted: Path, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = "standalone" if type(load(fitted).vlm) is PlainVLM else ""
+    kind = kind or ("adapter" if isinstance(load(fitted).vlm, LoRAVLM) else "package")
+    assert export(monkeypatch, fitted, kind, tmp_path / "folder") == 0
+    suites = tmp_path / "suites.json"
+    val = {"class_path": "ts_lightning.data.ShardDataModule", "init_args": {"val": {"toy": {"shards": shards}}}}
+    suites.write_text(json.dumps({"data": val}))
+    found = []
+    for path in (fitted, tmp_path / "folder"):
+        root = tmp_path / f"{path.name}-out"
+        quiet = ["--trainer.default_root_dir", str(root), "--trainer.enable_progress_bar", "false"]
+        assert main(["validate", "--ckpt_path", str(path), "-c", str(suites), *quiet]) == 0
+        (csv,) = root.rglob("metrics.csv")
+        found.append(csv.read_text())
+    assert found[0] == found[1]
+    assert "val/toy/miou" in found[0]
+
+
+def test_what_does_not_fit_is_one_line(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = "adapter" if isinstance(load(fitted).vlm, TwinExpertVLM) else "package"
+    assert export(monkeypatch, fitted, wrong, tmp_path / "folder") == 2
+    assert capsys.readouterr().err.startswith("error: export: seen a ")
+    tmp_path.joinpath("empty").mkdir()
+    assert export(monkeypatch, tmp_path / "empty", "checkpoint", tmp_path / "x") == 2
+    assert "expected a package, an adapter or a standalone model" in capsys.readouterr().err
+    assert main(["fit", "--ckpt_path", str(tmp_path / "empty")]) == 2
+    assert "seen the folder" in capsys.readouterr().err

@@ -1,0 +1,151 @@
+"""The baseline of the paper's tables: low-rank adapters (peft) on a frozen backbone."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ts_lightning.models.backbones.base import Backbone
+from ts_lightning.models.package import check_base, load_weights
+from ts_lightning.models.vlm import VLM
+
+CONFIG = "adapter_config.json"  # these two names are peft's
+WEIGHTS = "adapter_model.safetensors"
+BASE = "base.json"  # ours: which base, and how to build it
+_KEYS = {"base", "backbone", "options", "max_new_tokens"}
+
+
+class LoRAVLM(VLM):
+    """Adapters on linear layers of the decoder; the backbone's own weights are frozen, every task goes through them.
+
+    Args:
+        backbone: The pre-trained vlm.
+        rank: Rank r of the update B A of each matrix.
+        lora_alpha: The update is scaled by lora_alpha / rank.
+        dropout: Of the adapters' input.
+        targets: Names of the linear layers inside decoder layers that get adapters.
+        train_token_rows: Tokens whose embedding and head rows train as well ("codec": those of the codec), as in
+            `TwinExpertVLM`, but for every task: plain peft has no tasks.
+        activation_checkpointing: Recompute each decoder layer in backward.
+        init_from: Checkpoint or adapter folder whose weights are loaded, and nothing else.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        rank: int = 128,
+        lora_alpha: float = 256,
+        dropout: float = 0.05,
+        targets: Sequence[str] = ("fc1", "fc2"),
+        train_token_rows: Sequence[str] = (),
+        activation_checkpointing: bool = False,
+        init_from: str | None = None,
+    ) -> None:
+        super().__init__(backbone, activation_checkpointing)
+        if rank < 1:
+            raise ValueError(f"rank: seen {rank}, expected at least 1")
+        linears = [n.rsplit(".", 1)[-1] for n, m in backbone.layers.named_modules() if isinstance(m, torch.nn.Linear)]
+        if missing := [name for name in targets if name not in linears]:
+            expected = ", ".join(sorted(set(linears)))
+            raise ValueError(f"targets: seen {missing[0]!r}, expected linear layers of the decoder: {expected}")
+        modules = dict(backbone.model.named_modules())
+        layers = next(name for name, module in modules.items() if module is backbone.layers)
+        named = [
+            t for text in train_token_rows for t in (self.codec.coordinate_tokens() if text == "codec" else [text])
+        ]
+        embedding = next(name for name, module in modules.items() if module is backbone.embedding)
+        rows = {embedding.rsplit(".", 1)[-1]: backbone.encoder.token_ids(list(dict.fromkeys(named)))} if named else None
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=lora_alpha,  # type: ignore[arg-type]
+            lora_dropout=dropout,
+            target_modules=rf"{re.escape(layers)}\.\d+\..*?({'|'.join(map(re.escape, targets))})",
+            trainable_token_indices=rows,
+        )
+        self.__dict__["adapter"] = get_peft_model(backbone.model, config)  # not a child: it holds backbone.model
+        config.base_model_name_or_path = backbone.name
+        if init_from is not None and (Path(init_from) / CONFIG).is_file():
+            self._load(init_from)
+        elif init_from is not None:
+            load_weights(self.trainable_state_dict(), init_from, self.identity())
+
+    adapter: PeftModel
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, backbone: Backbone) -> "LoRAVLM":
+        """The vlm of a folder made by `save_pretrained`, over its base; ValueError for another base."""
+        return cls(backbone, **read_adapter(folder)["options"], init_from=str(folder)).eval()
+
+    def save_pretrained(
+        self, folder: str | Path, scores: Mapping[str, float] | None = None, max_new_tokens: int = 64
+    ) -> None:
+        """Write the adapters as peft does, and `base.json`; `scores` go into the card."""
+        folder = Path(folder)
+        self.adapter.save_pretrained(folder, save_embedding_layers=False)
+        backbone = type(self.backbone)
+        path = f"{backbone.__module__}.{backbone.__qualname__}"
+        options = {k: v for k, v in self.init_args.items() if k not in ("backbone", "init_from")}
+        stored = {
+            "base": self.identity(),
+            "backbone": {"class_path": path, "init_args": self.backbone.init_args},
+            "options": options,
+            "max_new_tokens": max_new_tokens,
+        }
+        (folder / BASE).write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
+        (folder / "README.md").write_text(_card(stored, scores or {}))
+
+    def _load(self, folder: str | Path) -> None:
+        check_base(read_adapter(folder)["base"], self.identity())
+        try:
+            state = load_file(Path(folder) / WEIGHTS)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"adapter {folder}: {WEIGHTS} can't be read ({error}), expected safetensors") from None
+        with torch.no_grad():
+            load_weights(self.adapter_tensors(), state)
+
+    def adapter_tensors(self) -> dict[str, Tensor]:
+        """The trained tensors under the names of peft's files."""
+        state = get_peft_model_state_dict(self.adapter, save_embedding_layers=False)
+        return {name: tensor.detach() for name, tensor in state.items()}
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """While this is open, the vlm is its base."""
+        return self.adapter.disable_adapter()
+
+    def merge(self) -> Any:
+        """The transformers model with the adapters added into its matrices; this vlm has none afterwards."""
+        return self.adapter.merge_and_unload()
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether `path` is a folder written by `LoRAVLM.save_pretrained`."""
+    return (Path(path) / CONFIG).is_file() and (Path(path) / BASE).is_file()
+
+
+def read_adapter(folder: str | Path) -> dict[str, Any]:
+    """`base.json` of an adapter folder, checked; ValueError in one line for anything else."""
+    path = Path(folder) / BASE
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"adapter {path}: seen {error}, expected a file made by save_pretrained") from None
+    if not isinstance(stored, dict) or set(stored) != _KEYS:
+        raise ValueError(f"adapter {path}: seen other keys, expected {', '.join(sorted(_KEYS))}")
+    return stored
+
+
+def _card(stored: Mapping[str, Any], scores: Mapping[str, float]) -> str:
+    base = stored["base"]
+    listed = "\n".join(f"- {key}: {value:.4f}" for key, value in sorted(scores.items())) or "None were given."
+    return (
+        f"# LoRA adapter\n\nBase: {base['class']} `{base['name']}`, sha256 of its weights `{base['sha256']}`.\n\n"
+        f"Options: `{json.dumps(stored['options'])}`\n\n## Scores\n\n{listed}\n"
+    )
