@@ -35,7 +35,7 @@ def main() -> int:
         return 2
     print(f"http://{args.host}:{args.port}", flush=True)
     title = str(args.ckpt) if args.ckpt else "tiny base"
-    uvicorn.run(make_app(vlm, title), host=args.host, port=args.port, log_level="warning")
+    uvicorn.run(make_app(vlm, title, vlm.router), host=args.host, port=args.port, log_level="warning")
     return 0
 
 

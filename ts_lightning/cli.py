@@ -49,6 +49,9 @@ class TSLightningCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "fit":
+            text = "Whose task answers: given (the record's), auto (the task router's), or one for every question."
+            parser.add_argument("--task", type=str, default="given", help=text)
         if subcommand == "predict":
             text = "Draw answers with their boxes into <default_root_dir>/pictures: so many of each suite, 16 if bare."
             parser.add_argument("--pictures", nargs="?", type=int, const=16, default=0, help=text)
@@ -101,6 +104,8 @@ class TSLightningCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         self._dump_config()
+        if self.subcommand != "fit":
+            self.model.vlm.answer_as(self._get(self.config, "task"))
         self.model.data_config = self.config_dump["data"]
 
 

@@ -1,5 +1,6 @@
 """What was trained leaves as a folder and comes back: the same answers, through the command and the tool."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from ts_lightning.cli import main
 from ts_lightning.data.collate import collate
+from ts_lightning.evaluation.certificate import certify_checkpoint
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
 from ts_lightning.training import BaseModule, load
 
@@ -80,6 +82,33 @@ def test_validate_reloads_it(fitted: Path, shards: str, tmp_path: Path, monkeypa
         found.append(csv.read_text())
     assert found[0] == found[1]
     assert "val/toy/miou" in found[0]
+
+
+def test_the_certificate_takes_a_folder(
+    fitted: Path, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not isinstance(load(fitted).vlm, TwinExpertVLM):
+        return
+    assert export(monkeypatch, fitted, "package", tmp_path / "package") == 0
+    result = certify_checkpoint(tmp_path / "package", shards, max_samples=4, batch_size=2, max_new_tokens=4)
+    assert result["passed"]
+    weights = (tmp_path / "package/package.safetensors").read_bytes()
+    assert result["checkpoint"]["sha256"] == hashlib.sha256(weights).hexdigest()
+
+
+@pytest.mark.parametrize("task", ["auto", "understanding", "grounding"])
+def test_the_task_is_chosen_on_the_command_line(fitted: Path, shards: str, tmp_path: Path, task: str) -> None:
+    root = ["--trainer.default_root_dir", str(tmp_path), "--trainer.enable_progress_bar", "false"]
+    assert main(["predict", "--ckpt_path", str(fitted), "--task", task, *root]) == 0
+    assert (tmp_path / "predictions.jsonl").read_text().count("\n") == 10
+
+
+def test_an_unknown_task_is_one_line(fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not isinstance(load(fitted).vlm, TwinExpertVLM):
+        return
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    assert main(["validate", "--ckpt_path", str(fitted), "--task", "reading", *root]) == 2
+    assert "task: seen task 'reading', expected understanding, grounding" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_one_line(

@@ -24,7 +24,7 @@ def certify_checkpoint(
     batch_size: int = 32,
     max_new_tokens: int = 32,
 ) -> dict[str, Any]:
-    """`certify` for a checkpoint of ours on the first `max_samples` understanding records of the shards.
+    """`certify` for a checkpoint or a folder of ours on the first `max_samples` understanding records of the shards.
 
     The result also names what was compared: checkpoint and shards by sha256, base, threads and torch version.
     ValueError for a checkpoint or shards that can't be used, or without understanding records.
@@ -32,13 +32,22 @@ def certify_checkpoint(
     samples, manifest_sha = understanding_samples(shards, max_samples)
     tuned = load(ckpt).vlm
     result = certify_on(tuned, samples, batch_size, max_new_tokens)
-    with open(ckpt, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = weights_sha256(Path(ckpt))
     return {
         **result,
         "checkpoint": {"path": str(ckpt), "sha256": digest},
         "shards": {"manifest_sha256": manifest_sha, "samples": len(samples)},
     }
+
+
+def weights_sha256(path: Path) -> str:
+    """The sha256 of a checkpoint file; for a folder, that of its weight files one after the other."""
+    digest = hashlib.sha256()
+    for part in [path] if path.is_file() else sorted(path.rglob("*.safetensors")):
+        with part.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def certify_on(tuned: VLM, samples: Sequence[Sample], batch_size: int = 32, max_new_tokens: int = 32) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Metrics: functions plus thin torchmetrics classes whose states are sums and counts: any split over ranks agrees."""
 
-from ts_lightning.metrics.accuracy import AnswerAccuracy, BoxAccuracy, normalise_answer
+from ts_lightning.metrics.accuracy import AnswerAccuracy, BoxAccuracy, ContainsAccuracy, normalise_answer
 from ts_lightning.metrics.mean_iou import MeanIoU, box_iou, box_tensor
 from ts_lightning.metrics.steps import StepAnswer, StepMetrics, match_boxes, parse_steps, target_steps
 
 __all__ = [
     "AnswerAccuracy",
     "BoxAccuracy",
+    "ContainsAccuracy",
     "MeanIoU",
     "StepAnswer",
     "StepMetrics",

@@ -81,3 +81,16 @@ class AnswerAccuracy(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         return {"accuracy": self.correct.double() / self.count, "count": self.count}
+
+
+class ContainsAccuracy(AnswerAccuracy):
+    """Share of questions whose answer contains one of the accepted answers as whole words, both normalised."""
+
+    def update(self, texts: Sequence[str], accepted: Sequence[Sequence[str]]) -> None:
+        for text, answers in zip(texts, accepted, strict=True):
+            said = f" {normalise_answer(text)} "
+            self.correct += int(any(f" {normalise_answer(answer)} " in said for answer in answers))
+            self.count += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        return {"contains": self.correct.double() / self.count, "count": self.count}

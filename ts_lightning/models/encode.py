@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -40,7 +41,7 @@ class Encoder:
     `image_tokens` is the number of placeholder tokens of one picture, `image_size` its side in pixels,
     `pixel_mode` is "stretch" or "pad". `max_length` bounds a row; a longer one is a ValueError. `skills` names tasks 1,
     2, ... (none: any skill is task 1). Where tokens were added, `base_tokenizer` is the one without them, for
-    understanding rows.
+    understanding rows. `task_of` names the task of a prompt for generation (None: the record's own).
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -53,6 +54,7 @@ class Encoder:
     template: ChatTemplate = field(default_factory=ChatTemplate)
     skills: tuple[str, ...] = ()
     base_tokenizer: PreTrainedTokenizerFast | None = None
+    task_of: Callable[[str], str] | None = None
 
     def __call__(self, sample: Any, for_generation: bool = False) -> dict[str, Any]:
         """The row of one sample: `input_ids` [T], `step_ids` [T] (-1 = no loss), `pixel_values` uint8 [N, 3, S, S].
@@ -61,7 +63,7 @@ class Encoder:
         assistant's turns. Raises ValueError, with the sample's key, for a row that can't be encoded.
         """
         text, spans = self.render(sample, for_generation)
-        task = self.task_index(sample.task, sample.key)
+        task = self.task_index(self._task(sample, for_generation), sample.key)
         tokenizer = self.tokenizer if task or self.base_tokenizer is None else self.base_tokenizer
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = torch.tensor(encoded["input_ids"])
@@ -81,6 +83,11 @@ class Encoder:
             "task": task,
             "sample": sample.without_bytes(),
         }
+
+    def _task(self, sample: Any, for_generation: bool) -> str:
+        if self.task_of is None or not for_generation:
+            return sample.task
+        return self.task_of(next(turn.text for turn in reversed(sample.turns) if turn.role == "user"))
 
     def task_index(self, task: str, key: str = "task") -> int:
         """0 for understanding, k for the k-th skill; ValueError for a skill that has no package."""

@@ -89,7 +89,7 @@ class LoRAVLM(VLM):
     ) -> None:
         """Write the adapters as peft does, and `base.json`; `scores` go into the card."""
         folder = Path(folder)
-        self.adapter.save_pretrained(folder, save_embedding_layers=False)
+        self.adapter.save_pretrained(str(folder), save_embedding_layers=False)
         backbone = type(self.backbone)
         path = f"{backbone.__module__}.{backbone.__qualname__}"
         options = {k: v for k, v in self.init_args.items() if k not in ("backbone", "init_from")}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 WEIGHTS = "package.safetensors"
 CONFIG = "twin_config.json"
+ROUTER = "task_router"
 FORMAT = 1
 _KEYS = {"format", "package", "base", "backbone", "codec", "options", "max_new_tokens", "sha256"}
 

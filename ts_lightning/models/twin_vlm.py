@@ -11,7 +11,8 @@ from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.moe import MoE
 from ts_lightning.models.package import check_base, load_weights
 from ts_lightning.models.routing import Routing, rows_of
-from ts_lightning.models.saved_package import is_package, read_package, write_package
+from ts_lightning.models.saved_package import ROUTER, is_package, read_config, read_package, write_package
+from ts_lightning.models.task_router import TaskRouter
 from ts_lightning.models.token_rows import TokenRows
 from ts_lightning.models.twin_expert import Alpha, Package, TwinExpert
 from ts_lightning.models.vlm import VLM
@@ -70,7 +71,7 @@ class TwinExpertVLM(VLM):
         self.token_rows = nn.ModuleDict()
         self._add(package, given)
         if init_from is not None and is_package(init_from):
-            self._copy_package(package, *read_package(init_from))
+            self._read(init_from, package)
         elif init_from is not None:
             load_weights(self.trainable_state_dict(), init_from, self.identity())
         for name, folder in (packages or {}).items():
@@ -79,10 +80,8 @@ class TwinExpertVLM(VLM):
     @classmethod
     def from_pretrained(cls, folder: str | Path, backbone: Backbone) -> "TwinExpertVLM":
         """The vlm of a folder made by `save_pretrained`, over its base; ValueError for another base."""
-        config, tensors = read_package(folder)
-        vlm = cls(backbone, package=config["package"], **config["options"])
-        vlm._copy_package(config["package"], config, tensors)
-        return vlm.eval()
+        config = read_config(folder)
+        return cls(backbone, package=config["package"], **config["options"], init_from=str(folder)).eval()
 
     def save_pretrained(
         self,
@@ -110,15 +109,17 @@ class TwinExpertVLM(VLM):
             "max_new_tokens": max_new_tokens,
         }
         write_package(folder, self.package_tensors(name), config, scores or {})
+        if self.task_router is not None:
+            self.task_router.save(Path(folder) / ROUTER)
 
     def install(self, folder: str | Path, name: str | None = None) -> None:
         """Add a saved package, frozen, as the skill `name` (None: its own name)."""
-        config, tensors = read_package(folder)
+        config = read_config(folder)
         name = name or config["package"]
         if name in self.options:
             raise ValueError(f"package {folder}: seen a second package {name!r}, expected one of another name")
         self._add(name, config["options"])
-        self._copy_package(name, config, tensors)
+        self._read(folder, name)
         for tensor in self.package_tensors(name).values():
             tensor.requires_grad_(False)
         self.train(self.training)
@@ -165,7 +166,7 @@ class TwinExpertVLM(VLM):
         if not ids:
             return None
         tied = self.backbone.head.weight is weight
-        rows = TokenRows(ids, *weight.shape, tied)
+        rows = TokenRows(ids, len(weight), weight.shape[1], tied)
         beyond = [p for text, p in zip(new, pieces, strict=True) if encoder.token_ids([text])[0] >= len(weight)]
         rows.start_from(beyond, weight, self.backbone.head.weight)
         return rows
@@ -186,10 +187,13 @@ class TwinExpertVLM(VLM):
             tensors |= {f"token_rows.{key}": p for key, p in self.token_rows[name].named_parameters()}
         return tensors
 
-    @torch.no_grad()
-    def _copy_package(self, name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def _read(self, folder: str | Path, name: str) -> None:
+        """Copy a folder's weights into the package `name`, and take its task router."""
+        config, tensors = read_package(folder)
         check_base(config["base"], self.identity())
         load_weights({key: p.detach() for key, p in self.package_tensors(name).items()}, tensors)
+        if (Path(folder) / ROUTER).is_dir():
+            self.task_router = TaskRouter.load(Path(folder) / ROUTER)
 
     @property
     def twins(self) -> list[TwinExpert]:
@@ -230,7 +234,7 @@ class TwinExpertVLM(VLM):
     @property
     def _added(self) -> int:
         """Columns of the logits beyond the base's vocabulary."""
-        return max((rows.added for rows in self.token_rows.values()), default=0)  # type: ignore[arg-type, type-var]
+        return max((int(rows.added) for rows in self.token_rows.values()), default=0)  # type: ignore[arg-type]
 
     def _active_rows(self) -> list[tuple[str, TokenRows]]:
         named: Any = self.token_rows.items()

@@ -5,6 +5,7 @@ Legend: B rows, T positions, N loss positions, H hidden size, V vocabulary.
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ts_lightning.models.package import load_weights
 from ts_lightning.models.packing import PAD_BRANCH, branch_mask
 from ts_lightning.models.recorded import Recorded
 from ts_lightning.models.routing import Routing, keep_routing, routing
+from ts_lightning.models.task_router import TaskRouter
 
 
 class VLM(Recorded, nn.Module):
@@ -34,6 +36,7 @@ class VLM(Recorded, nn.Module):
         self.base_identity = backbone.identity()
         self.alpha_override: float | None = None
         self.package_override: str | None = None
+        self.task_router: TaskRouter | None = None
         if activation_checkpointing:
             for layer in backbone.layers:
                 layer.forward = _Recomputed(layer.forward)
@@ -119,6 +122,26 @@ class VLM(Recorded, nn.Module):
         """[N, V] logits; `task_N` is the task of each one's row."""
         return self.backbone.head(hidden_NH)
 
+    def answer_as(self, task: str) -> None:
+        """Whose task generation takes: "given" (the record's), "auto" (the task router's), or this one for every row.
+
+        ValueError for a task without a package. Training and `encode` without `for_generation` keep the record's.
+        """
+        encoder, router = self.backbone.encoder, self.router if task == "auto" else None
+        if task not in ("given", "auto"):
+            encoder.task_index(task)
+        if router is not None:
+            for name in router.tasks:
+                encoder.task_index(name, "task router")
+        encoder.task_of = None if task == "given" else router or partial(_always, task)
+
+    @property
+    def router(self) -> TaskRouter:
+        """The task router of the packages, or the one that ts_lightning comes with."""
+        if self.task_router is None:
+            self.task_router = TaskRouter.load()
+        return self.task_router
+
     def generate(self, batch: Mapping[str, Any], max_new_tokens: int = 64) -> list[str]:
         """Greedy answers of a batch of prompts, special tokens of the codecs kept."""
         return generate_texts(self, batch, max_new_tokens)
@@ -185,6 +208,10 @@ class PlainVLM(VLM):
 
     def load_trainable_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.changed |= load_weights(self._parameters_by_name(), state, required=self.changed)
+
+
+def _always(task: str, prompt: str) -> str:
+    return task
 
 
 class _Recomputed:

@@ -30,7 +30,7 @@ def export(module: BaseModule, kind: str, target: Path, scores: Mapping[str, flo
         write_checkpoint(module, target)
     elif kind == "standalone":
         write_standalone(module, target, scores)
-    else:
+    elif isinstance(vlm, TwinExpertVLM | LoRAVLM):
         vlm.save_pretrained(target, scores, max_new_tokens=module.max_new_tokens)
 
 

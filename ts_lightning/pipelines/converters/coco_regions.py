@@ -1,0 +1,94 @@
+"""COCO boxes, annotated or detected, as region classification questions (ChatSpot 4.2: COCO-1000)."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+from zlib import crc32
+
+from ts_lightning.data.images import inspect_image
+from ts_lightning.data.sample import IMAGE_MARK, Answer, Sample, SampleImage, SampleRegion, Turn
+from ts_lightning.grounding.prompts import templates
+from ts_lightning.pipelines.converters.coco import _box, _by_image, _load, _with
+
+
+def subset(annotations: str | Path, number: int, seed: int = 0) -> list[int]:
+    """Ids of `number` images of an annotation file (all, where it has fewer), drawn by `seed`, ascending."""
+    ids = sorted(photo["id"] for photo in _with(annotations, _load(annotations), "images", ("id",)))
+    return sorted(Random(seed).sample(ids, min(number, len(ids))))
+
+
+def read(
+    images: str | Path,
+    annotations: str | Path,
+    detections: str | Path | None = None,
+    image_ids: list[int] | None = None,
+    dropped: Counter[str] | None = None,
+) -> Iterator[Sample]:
+    """One question for each box of the photos `image_ids` (None: all), crowds left out.
+
+    Without `detections` the boxes are the annotated ones, the category is the true answer and the score is 1. With a
+    COCO results file the boxes and scores are a detector's, and nothing is known to be true. `meta` holds what COCO's
+    evaluation needs: {image_id, bbox, score, category_id (None for a detection)}.
+    """
+    dropped = Counter() if dropped is None else dropped
+    instances = _load(annotations)
+    names = {one["id"]: one["name"] for one in _with(annotations, instances, "categories", ("id", "name"))}
+    boxes = _with(annotations, instances, "annotations", ("image_id", "category_id", "bbox"))
+    if detections is not None:
+        boxes = _results(detections)
+    grouped, chosen = _by_image(boxes), None if image_ids is None else set(image_ids)
+    for photo in sorted(_with(annotations, instances, "images", ("id", "file_name")), key=lambda photo: photo["id"]):
+        if chosen is not None and photo["id"] not in chosen:
+            continue
+        path = Path(images) / photo["file_name"]
+        if not path.is_file():
+            dropped["photos that are not in the folder"] += 1
+            continue
+        data = path.read_bytes()
+        image = SampleImage(path.name, *inspect_image(data)[1:])
+        for number, one in enumerate(grouped.get(photo["id"], [])):
+            box = None if one.get("iscrowd") else _box(one["bbox"], image)
+            if box is None:
+                dropped["crowds and boxes that are no box inside the photo"] += 1
+                continue
+            name = names[one["category_id"]] if detections is None else None
+            yield _question(photo["id"], number, image, data, box, one, name)
+
+
+def _question(
+    photo: int, number: int, image: SampleImage, data: bytes, box: Any, one: dict[str, Any], name: str | None
+) -> Sample:
+    key = f"{photo:012d}-{number:04d}"
+    prompts = templates("coco_region")
+    prompt = prompts[crc32(key.encode()) % len(prompts)].replace("{region}", "{region:0}")
+    return Sample(
+        id=f"coco_regions/{key}",
+        key=key,
+        source="coco",
+        subtask="region_class",
+        tags=["region", "box"],
+        images=[image],
+        turns=[Turn("user", f"{IMAGE_MARK}\n{prompt}"), Turn("assistant", name or "unknown")],
+        regions=[SampleRegion(category=name, box=box)],
+        answer=Answer(name) if name else None,
+        meta={
+            "image_id": photo,
+            "bbox": one["bbox"],
+            "score": float(one.get("score", 1.0)),
+            "category_id": one["category_id"] if name else None,
+        },
+        image_bytes=[data],
+    )
+
+
+def _results(path: str | Path) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: seen no JSON ({error}), expected a COCO results file") from None
+    if not isinstance(found, list) or any({"image_id", "bbox", "score"} - set(one) for one in found):
+        raise ValueError(f"{path}: seen no list of image_id, bbox and score, expected a COCO results file")
+    return found
