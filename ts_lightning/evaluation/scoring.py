@@ -10,10 +10,10 @@ import torch
 
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.grounding.steps import final_answer
-from ts_lightning.metrics import AnswerAccuracy, BoxAccuracy, MeanIoU, box_tensor
+from ts_lightning.metrics import AnswerAccuracy, BoxAccuracy, ContainsAccuracy, MeanIoU, box_tensor
 
 Record = Mapping[str, Any]
-COLUMNS = ("count", "miou", "miou_medium", "miou_large", "acc50", "unparsed", "several", "accuracy")
+COLUMNS = ("count", "miou", "miou_medium", "miou_large", "acc50", "unparsed", "several", "accuracy", "contains")
 
 
 def read_predictions(path: str | Path) -> list[Record]:
@@ -35,8 +35,8 @@ def score(records: Iterable[Record]) -> dict[str, dict[str, float]]:
     """Scores by suite and by `suite/subtask`: the keys of `COLUMNS` that apply, shares in [0, 1].
 
     A question with a true box counts in the box scores (its `box` may be None: 0), every other one with accepted
-    answers in `accuracy` (of a step-by-step answer the final words count). The size of an object is its `area_px` where
-    the record has it, else that of its box.
+    answers in `accuracy` or, tagged so, in `contains` (of a step-by-step answer the final words count). The size of an
+    object is its `area_px` where the record has it, else that of its box.
     """
     groups: dict[str, list[Record]] = {}
     for record in records:
@@ -76,12 +76,16 @@ def _words(group: list[Record]) -> dict[str, float]:
     asked = [record for record in group if record["truth"].get("box") is None and record["truth"].get("answers")]
     if not asked:
         return {}
-    accuracy = AnswerAccuracy()
     texts = [
         r["text"] if r.get("task") == "understanding" else final_answer(r["text"], get_codec("scout")) for r in asked
     ]
-    accuracy.update(texts, [r["truth"]["answers"] for r in asked])
-    return {"accuracy": accuracy.compute()["accuracy"].item()}
+    scores = {}
+    for name, metric, contains in (("accuracy", AnswerAccuracy(), False), ("contains", ContainsAccuracy(), True)):
+        chosen = [i for i, r in enumerate(asked) if ("contains" in r.get("tags", ())) == contains]
+        if chosen:
+            metric.update([texts[i] for i in chosen], [asked[i]["truth"]["answers"] for i in chosen])
+            scores[name] = metric.compute()[name].item()
+    return scores
 
 
 def _area(truth: Record) -> float:

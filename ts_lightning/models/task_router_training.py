@@ -31,9 +31,9 @@ def train_router(
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
         weights_C = torch.tensor([len(pairs) / max(1, counts[task]) for task in tasks])
         router.bert.train()
-        order = torch.randperm(len(pairs)).tolist()
+        batches = _batches(pairs, batch_size)
         for step in range(steps):
-            chosen = [pairs[order[i % len(pairs)]] for i in range(step * batch_size, (step + 1) * batch_size)]
+            chosen = [pairs[i] for i in batches[step % len(batches)]]
             target_B = torch.tensor([tasks.index(task) for _, task in chosen])
             loss = F.cross_entropy(router.logits([prompt for prompt, _ in chosen]), target_B, weights_C)
             optimizer.zero_grad()
@@ -44,6 +44,15 @@ def train_router(
             if step % 100 == 0 or step + 1 == steps:
                 report(step, loss.item())
     return router.quantized()
+
+
+def _batches(pairs: Sequence[Pair], batch_size: int) -> list[list[int]]:
+    """Every pair once, in random order; prompts of like length share a batch, so that little is padded."""
+    order, batches = torch.randperm(len(pairs)).tolist(), []
+    for start in range(0, len(order), 32 * batch_size):
+        chunk = sorted(order[start : start + 32 * batch_size], key=lambda i: len(pairs[i][0]))
+        batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches)).tolist()]
 
 
 def confusion(router: TaskRouter, pairs: Sequence[Pair], batch_size: int = 256) -> tuple[Counter[Pair], list[Pair]]:

@@ -129,6 +129,7 @@ def prediction_record(sample: Sample, text: str, codec: Codec, suite: str) -> di
         "task": sample.task,
         "meta": sample.meta,
         "subtask": sample.subtask,
+        "tags": sample.tags,
         "question": sample.turns[-2].text.replace(IMAGE_MARK, "").strip(),
         "text": text,
         "regions": [{"box": list(box), "box_px": in_pixels(box, size)} for box in boxes],
