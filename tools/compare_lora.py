@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """TWIST against LoRA with as many trainable parameters, on the same records of the toy world; one table.
 
-    python tools/compare_lora.py [--steps 1300] [--out outputs/compare_lora]
+    python tools/compare_lora.py [--steps 800] [--out outputs/compare_lora]
 
 It can be stopped at any time and started again with the same arguments.
 """
@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--shards", type=Path, default=ROOT / "data_shards" / "toy_world")
     parser.add_argument("--train", type=int, default=16000, help="records to render for training")
     parser.add_argument("--val", type=int, default=400, help="held-out records of each suite")
-    parser.add_argument("--steps", type=int, default=1300)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--configs", nargs="+", default=CONFIGS, help="names of configs/fit/NAME.yaml")
     args, overrides = parser.parse_known_args()
     warnings.filterwarnings("ignore", ".*does not have many workers.*|.*litlogger.*")

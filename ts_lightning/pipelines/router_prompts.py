@@ -66,7 +66,6 @@ ASK: tuple[str, ...] = (
     "Give the {y} of {a}",
     "What is the {y} of {a}?",
     "What are the {y} of {a}?",
-    "Which {y} holds {a}?",
 )
 ASK += (
     "Draw the {y} around {a}",
@@ -82,10 +81,31 @@ PLACES = ("box", "bounding box", "bbox", "coordinates", "box coordinates", "boun
 
 STYLES = (
     *("In short", "In detail", "Answer in one word", "Answer with a word", "Answer with a number", "Be brief"),
-    *("Give a short answer", "Give a reason", "Reply with yes or no", "Answer in a full sentence", "Think in steps"),
+    *("Give a short answer", "Reply with yes or no", "Answer in a full sentence", "Think in steps", "Take your time"),
     *("Answer step by step", "Think step by step", "Explain your answer", "Answer with a letter", "Return one word"),
-    *("Provide a short phrase", "Answer with the color only", "Output a number", "Reply in one sentence"),
-    *("Reason step by step and give the answer", "Show your reasoning", "Include every detail", "Write two sentences"),
+    *("Reason step by step and give the answer", "Show your reasoning", "Answer like a pirate", "Use simple words"),
+    *(
+        f"{verb} {what}"
+        for verb in _words("Include Add Give Write Show Mention Return Output Provide Report")
+        for what in (
+            *("every detail", "a reason", "one example", "the date", "your sources", "a short summary", "all colors"),
+            *("a number", "the name only", "two sentences", "a title", "a short phrase", "one word", "an opinion"),
+        )
+    ),
+)
+# Boxes and coordinates that are things in the picture: asking about them asks for no grounding.
+BOX_THINGS = (
+    *("the box", "a box", "this box", "that old box", "the boxes", "all boxes", "these boxes", "the two boxes"),
+    *("the coordinates on the sign", "the coordinates", "these coordinates", "the map coordinates"),
+    *("the text box", "the mail box", "the box in {r}", "the box next to {a}", "the tool boxes"),
+)
+ABOUT = (
+    *("What color is {x}?", "Compare {x}.", "Describe {x}.", "What is in {x}?", "Is there {x} under {a}?"),
+    *("Is {x} open?", "What do you think of {x}?", "Who made {x}?", "Where does {x} stand?", "Explain {x}."),
+    *("Read {x}.", "What does {x} contain?", "Tell me about {x}.", "Why is {x} there?", "Can you open {x}?"),
+    *("Is {a} in {x}?", "Count {x}.", "What is the meaning of {x}?", "Who needs {x}?", "Write a joke about {x}."),
+    *("Are you sure about {x}?", "Is {x} larger than {a}?", "Which of {x} is closer to {a}?", "What do {x} hold?"),
+    *("How heavy is {x}?", "Is the object in {x} {a}?", "What is written on {x}?", "Which color has {x}?"),
 )
 
 
@@ -163,7 +183,8 @@ def _word(pool: Sequence[str], random: Random) -> str:
 
 
 def _lines() -> dict[str, tuple[str, ...]]:
-    questions = tuple(templates("router/questions"))
+    about = (form.replace("{x}", x) for form, x in product(ABOUT, BOX_THINGS))
+    questions = (*templates("router/questions"), *about)
     return {"questions": questions, "instructions": instructions(), "requests": requests(), "styles": styles()}
 
 

@@ -8,7 +8,7 @@ from torch import distributed
 from torchmetrics import MeanMetric, Metric
 
 from ts_lightning.data.sample import IMAGE_MARK, Sample
-from ts_lightning.grounding.boxes import Box
+from ts_lightning.grounding.boxes import Box, iou
 from ts_lightning.grounding.codecs import Codec
 from ts_lightning.grounding.steps import Prediction, predicted_box
 from ts_lightning.metrics import (
@@ -130,6 +130,8 @@ def prediction_record(sample: Sample, text: str, codec: Codec, suite: str) -> di
         "meta": sample.meta,
         "subtask": sample.subtask,
         "tags": sample.tags,
+        "image_size": list(size),
+        "choices": sample.choices,
         "question": sample.turns[-2].text.replace(IMAGE_MARK, "").strip(),
         "text": text,
         "regions": [{"box": list(box), "box_px": in_pixels(box, size)} for box in boxes],
@@ -142,10 +144,24 @@ def prediction_record(sample: Sample, text: str, codec: Codec, suite: str) -> di
             "text": sample.turns[-1].text,
             "answers": accepted_answers(sample),
             "box": None if truth is None else list(truth),
+            "boxes": [
+                list(b) for i in (sample.answer.regions if sample.answer else ()) for b in region_boxes(sample, i)
+            ],
             "box_px": None if truth is None else in_pixels(truth, size),
+            "ceiling": None if truth is None else ceiling(truth, codec, size),
             "area_px": None if truth is None else true_area(sample),
         },
     }
+
+
+def _answer_regions(sample: Sample) -> list[int]:
+    return [] if sample.answer is None else sample.answer.regions
+
+
+def ceiling(box: Box, codec: Codec, size: tuple[int, int]) -> float:
+    """IoU of a box with itself after writing and reading it: the best that an answer on this grid can reach."""
+    back = predicted_box(codec.format([box], size), codec, size).box
+    return 0.0 if back is None else round(iou(box, back), 6)
 
 
 def accepted_answers(sample: Sample) -> list[str]:

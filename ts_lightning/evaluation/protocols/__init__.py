@@ -1,0 +1,110 @@
+"""One protocol for each kind of suite: what counts, which figure is the first, and what is declared with it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ts_lightning.evaluation.protocols import words
+from ts_lightning.evaluation.protocols.boxes import (
+    iou_values,
+    score_boxes,
+    score_localization,
+    score_mig,
+    score_phrases,
+)
+from ts_lightning.evaluation.protocols.readings import Record
+from ts_lightning.metrics.vqa import exact_score, vqa_score
+
+Score = Callable[[Sequence[Record]], dict[str, Any]]
+Values = Callable[[Sequence[Record]], list[float]]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """`score` gives the figures of a suite, `values` one number a question whose mean is the figure `main`.
+
+    `convention` is printed with every score.
+    """
+
+    score: Score
+    values: Values
+    main: str
+    convention: dict[str, str] = field(default_factory=dict)
+
+
+def _hits(records: Sequence[Record]) -> list[float]:
+    return [float(value >= 0.5) for value in iou_values(records)]
+
+
+def _by_answer(rule: Callable[[str, Sequence[str]], float]) -> Values:
+    return lambda records: [rule(r["text"], r["truth"]["answers"]) for r in records]
+
+
+_BOX = {"parser": "lenient, the first box of the last step", "threshold": "IoU >= 0.5", "unparsed": "counts as wrong"}
+_WORDS = {"parser": "the whole answer", "unparsed": "counts as wrong"}
+
+PROTOCOLS: dict[str, Protocol] = {
+    "localization": Protocol(
+        score_localization,
+        iou_values,
+        "miou",
+        _BOX | {"sizes": "medium 32^2-96^2, large above 96^2 original pixels; small objects count in the total"},
+    ),
+    "rec": Protocol(score_boxes, _hits, "acc50", _BOX),
+    "phrases": Protocol(
+        score_phrases,
+        lambda records: [score_phrases([r])["recall1_merged"] for r in records],
+        "recall1_merged",
+        _BOX | {"truth": "the box around all boxes of the phrase; any of them in recall1_any"},
+    ),
+    "mig": Protocol(score_mig, _hits, "acc50", _BOX | {"mean": "unweighted over the tasks"}),
+    "vqa": Protocol(
+        words.per_vqa,
+        _by_answer(vqa_score),
+        "accuracy",
+        _WORDS | {"rule": "VQAv2's soft accuracy and normalisation (TextVQA too)"},
+    ),
+    "gqa": Protocol(words.per_gqa, _by_answer(exact_score), "accuracy", _WORDS | {"rule": "exact match"}),
+    "answers": Protocol(
+        words.per_answer(words.normalised_exact),
+        _by_answer(words.normalised_exact),
+        "accuracy",
+        _WORDS | {"rule": "exact match after normalisation"},
+    ),
+    "contains": Protocol(
+        words.per_answer(words.contains),
+        _by_answer(words.contains),
+        "accuracy",
+        _WORDS | {"rule": "the answer has an accepted one as whole words"},
+    ),
+    "choices": Protocol(
+        words.score_choices,
+        lambda records: [words.choice_right(r) for r in records],
+        "accuracy",
+        _WORDS | {"rule": "the option's letter, or the text of one option alone"},
+    ),
+    "pope": Protocol(
+        words.score_pope,
+        lambda records: [words.score_pope([r])["accuracy"] for r in records],
+        "accuracy",
+        _WORDS | {"rule": "no, where the first sentence has No, no or not; yes otherwise"},
+    ),
+    "mme": Protocol(
+        words.score_mme,
+        lambda records: [],
+        "total",
+        _WORDS | {"rule": "100 x (accuracy + share of images with both right), summed over categories"},
+    ),
+}
+
+
+def protocol_of(records: Sequence[Record]) -> str:
+    """The protocol that fits records without a declared one: by their truth. ValueError where nothing is scored."""
+    first = next((r for r in records if r["truth"].get("box") is not None or r["truth"].get("answers")), None)
+    if first is None:
+        raise ValueError(f"suite {records[0]['suite']}: seen no truth in its records, expected a box or answers")
+    if first["truth"].get("box") is not None:
+        return "mig" if (first.get("source") or "").startswith("mig") else "rec"
+    if "contains" in first.get("tags", ()):
+        return "contains"
+    return "choices" if first.get("choices") else "answers"

@@ -1,0 +1,93 @@
+"""Protocols whose answer is in words: VQA, GQA, multiple choice, yes or no, step-by-step answers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ts_lightning.evaluation.protocols.readings import Record
+from ts_lightning.metrics import AnswerAccuracy, ContainsAccuracy
+from ts_lightning.metrics.vqa import (
+    binary_figures,
+    exact_score,
+    pope_read,
+    read_choice,
+    read_yes_no,
+    vqa_score,
+)
+
+Figures = dict[str, Any]
+
+
+def per_answer(rule: Callable[[str, Sequence[str]], float]) -> Callable[[Sequence[Record]], Figures]:
+    """A protocol: the mean of `rule(text, accepted answers)`."""
+
+    def score(records: Sequence[Record]) -> Figures:
+        return {"accuracy": _mean([rule(r["text"], r["truth"]["answers"]) for r in records])}
+
+    return score
+
+
+def normalised_exact(text: str, answers: Sequence[str]) -> float:
+    """1 where the answer equals an accepted one, as `AnswerAccuracy` compares."""
+    metric = AnswerAccuracy()
+    metric.update([text], [answers])
+    return float(metric.compute()["accuracy"])
+
+
+def contains(text: str, answers: Sequence[str]) -> float:
+    """1 where the answer contains an accepted one, as `ContainsAccuracy` compares."""
+    metric = ContainsAccuracy()
+    metric.update([text], [answers])
+    return float(metric.compute()["contains"])
+
+
+def choice_right(record: Record) -> float:
+    """1 where the option that the answer takes is the true one (named by its text or its letter)."""
+    choices, true = record["choices"], record["truth"]["answers"][0]
+    wanted = choices.index(true) if true in choices else ord(true.strip()[:1].upper()) - 65
+    return float(read_choice(record["text"], choices) == wanted)
+
+
+def score_choices(records: Sequence[Record]) -> Figures:
+    """Multiple choice (ScienceQA, MMBench): `accuracy`, `unread`, and `circular`.
+
+    MMBench asks a question once for each rotation of its options: in `circular` it is right when all are. Rotations
+    share `meta.question_id`; without it every question stands alone.
+    """
+    right: dict[str, list[float]] = {}
+    for record in records:
+        group = str((record.get("meta") or {}).get("question_id", record["key"]))
+        right.setdefault(group, []).append(choice_right(record))
+    unread = [read_choice(r["text"], r["choices"]) is None for r in records]
+    every = [value for values in right.values() for value in values]
+    return {"accuracy": _mean(every), "circular": _mean([min(v) for v in right.values()]), "unread": _mean(unread)}
+
+
+def score_pope(records: Sequence[Record]) -> Figures:
+    """POPE: accuracy, precision, recall, F1 and the share of yes, by POPE's own reading of an answer."""
+    true = [r["truth"]["answers"][0].strip().lower() == "yes" for r in records]
+    return binary_figures([pope_read(r["text"]) for r in records], true)
+
+
+def score_mme(records: Sequence[Record]) -> Figures:
+    """MME: for each category 100 x (accuracy + share of images with both questions right), and their sum.
+
+    `meta` has `category` and `image_id`; an answer that says neither yes nor no is wrong.
+    """
+    categories: dict[str, dict[str, list[bool]]] = {}
+    for record in records:
+        meta = record["meta"]
+        said = read_yes_no(record["text"])
+        right = said is not None and said == (record["truth"]["answers"][0].strip().lower() == "yes")
+        categories.setdefault(meta["category"], {}).setdefault(str(meta["image_id"]), []).append(right)
+    scores = {
+        name: 100 * (_mean([r for pair in images.values() for r in pair]) + _mean([all(p) for p in images.values()]))
+        for name, images in categories.items()
+    }
+    return {"total": sum(scores.values()), "by_category": scores}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(map(float, values)) / len(values) if values else float("nan")
+
+
+per_vqa, per_gqa = per_answer(vqa_score), per_answer(exact_score)
