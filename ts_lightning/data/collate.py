@@ -9,21 +9,28 @@ from torch import Tensor
 def collate(rows: list[dict[str, Any]], pad_id: int, side: str = "right") -> dict[str, Any]:
     """Pad encoded rows on `side` ("right" for training, "left" for generation).
 
-    Returns `input_ids` [B, T], `valid` bool [B, T], `position_ids` [B, T] (0 at pads, else counting valid tokens),
-    `step_ids` [B, T] (-1 at pads), `pixel_values` uint8 [sum N, 3, S, S], `images_per_row` [B], `task` [B]
-    (0 understanding, 1 grounding), `row_valid` bool [B] (False: a padding or unreadable row, not counted), `samples`.
+    Returns `input_ids` [B, T], `valid` bool [B, T], `position_ids` [B, T] (0 at pads, else counting valid tokens;
+    [A, B, T] where rows bring positions of A axes), `step_ids` [B, T] (-1 at pads), `pixel_values` uint8 [sum N, 3, S,
+    S] (or the rows' patches and `image_grid` [sum N, 3]), `images_per_row` [B], `task` [B] (0 understanding, k the k-th
+    skill), `row_valid` bool [B] (False: a padding or unreadable row, not counted), `samples`.
     """
     if side not in ("right", "left"):
         raise ValueError(f"side: seen {side!r}, expected 'right' or 'left'")
     length = max(len(row["input_ids"]) for row in rows)
     valid = torch.stack([_pad(torch.ones(len(row["input_ids"]), dtype=torch.bool), length, 0, side) for row in rows])
+    pictures = "image_grid" if "image_grid" in rows[0] else "pixel_values"
+    grids = {"image_grid": torch.cat([row["image_grid"] for row in rows])} if pictures == "image_grid" else {}
+    positions = (valid.cumsum(1) - 1).clamp(min=0) * valid
+    if "position_ids" in rows[0]:
+        positions = torch.stack([_pad(row["position_ids"], length, 0, side) for row in rows], 1)
     return {
         "input_ids": torch.stack([_pad(row["input_ids"], length, pad_id, side) for row in rows]),
         "valid": valid,
-        "position_ids": (valid.cumsum(1) - 1).clamp(min=0) * valid,
+        "position_ids": positions,
         "step_ids": torch.stack([_pad(row["step_ids"], length, -1, side) for row in rows]),
         "pixel_values": torch.cat([row["pixel_values"] for row in rows]),
-        "images_per_row": torch.tensor([len(row["pixel_values"]) for row in rows]),
+        **grids,
+        "images_per_row": torch.tensor([len(row[pictures]) for row in rows]),
         "task": torch.tensor([row["task"] for row in rows]),
         "row_valid": torch.tensor([row.get("row_valid", True) for row in rows]),
         "samples": [row["sample"] for row in rows],
@@ -31,5 +38,5 @@ def collate(rows: list[dict[str, Any]], pad_id: int, side: str = "right") -> dic
 
 
 def _pad(values: Tensor, length: int, fill: int, side: str) -> Tensor:
-    pad = values.new_full((length - len(values),), fill)
-    return torch.cat([values, pad] if side == "right" else [pad, values])
+    pad = values.new_full((*values.shape[:-1], length - values.shape[-1]), fill)
+    return torch.cat([values, pad] if side == "right" else [pad, values], -1)

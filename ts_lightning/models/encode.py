@@ -18,7 +18,7 @@ from ts_lightning.grounding.steps import step_spans
 from ts_lightning.models.pixels import load_pixels
 
 UNDERSTANDING = "understanding"
-_PLACEHOLDER = re.compile(r"<image>|\{region:(\d+)\}")
+_PLACEHOLDER = re.compile(r"<image>(\n?)|\{region:(\d+)\}")
 # Marks that records may hold as plain text: reasoning answers are stored with them.
 STORED_MARKS = {"<think>", "</think>", "<answer>", "</answer>"}
 _ESCAPE = "\u200b"  # a zero-width space inside a mark: it reads the same and is no token
@@ -26,12 +26,17 @@ _ESCAPE = "\u200b"  # a zero-width space inside a mark: it reads the same and is
 
 @dataclass
 class ChatTemplate:
-    """What stands around the turns: prefixes with their trailing spaces, and the end of an answer."""
+    """What stands around the turns: prefixes with their trailing spaces, and the end of an answer.
+
+    `blank` begins every answer; `after_picture` stands where a record has a new line behind a picture mark.
+    """
 
     system: str = ""
     user: str = "USER: "
     assistant: str = " ASSISTANT:"
     end: str = "</s>"
+    blank: str = " "
+    after_picture: str = "\n"
 
 
 @dataclass
@@ -79,7 +84,7 @@ class Encoder:
         return {
             "input_ids": ids,
             "step_ids": step_ids,
-            "pixel_values": self.pixels(sample.image_bytes, sample.key),
+            **self.picture_tensors(sample, ids),
             "task": task,
             "sample": sample.without_bytes(),
         }
@@ -112,7 +117,7 @@ class Encoder:
             starts = [a for a, _ in turn.steps or step_spans(turn.text)]
             pieces = [turn.text[a:b] for a, b in zip([0, *starts[1:]], [*starts[1:], None], strict=True)]
             pieces = [self.expand(piece, sample, mentioned) for piece in pieces]
-            pieces[0] = " " + pieces[0]
+            pieces[0] = self.template.blank + pieces[0]
             pieces[-1] += self.template.end
             for piece in pieces:
                 spans.append((len(text), len(text) + len(piece)))
@@ -125,13 +130,14 @@ class Encoder:
         In answers, `mentioned` collects the regions that have been named before. A token of the tokenizer that stands
         in the text itself is escaped: data can't write an end mark, a picture or a box.
         """
-        pieces, end = [], 0
+        pieces, end, picture = [], 0, 0
         for match in _PLACEHOLDER.finditer(text):
             pieces.append(self.escape(text[end : match.start()]))
-            if match[1] is None:
-                pieces.append(self.image_token * self.image_tokens)
+            if match[2] is None:
+                pieces.append(self.picture_text(picture, sample) + (self.template.after_picture if match[1] else ""))
+                picture += 1
             else:
-                pieces.append(self._region(int(match[1]), sample, mentioned))
+                pieces.append(self._region(int(match[2]), sample, mentioned))
             end = match.end()
         return "".join(pieces) + self.escape(text[end:])
 
@@ -161,6 +167,14 @@ class Encoder:
             return self.codec.reference(parts, size, region.image, number, region.phrase, first)
         except ValueError as error:
             raise ValueError(f"{sample.key}: {{region:{index}}}: {error}") from None
+
+    def picture_text(self, index: int, sample: Any) -> str:
+        """What stands for the sample's picture `index` in the text."""
+        return self.image_token * self.image_tokens
+
+    def picture_tensors(self, sample: Any, ids_T: Tensor) -> dict[str, Tensor]:
+        """What a row holds of its pictures; a backbone with other positions than 0, 1, 2 ... adds `position_ids`."""
+        return {"pixel_values": self.pixels(sample.image_bytes, sample.key)}
 
     def pixels(self, images: list[bytes], key: str = "image") -> Tensor:
         """uint8 [N, 3, S, S] of encoded pictures; ValueError with the key for a broken one."""

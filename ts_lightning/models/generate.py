@@ -81,7 +81,9 @@ def prefill(vlm: Decodes, batch: Mapping[str, Any]) -> DecodeState:
             use_cache=True,
         ).last_hidden_state
     logits_BV = vlm.logits(hidden_BTH[:, -1], batch["task"])
-    return DecodeState(vlm, cache, logits_BV, batch["valid"], batch["position_ids"][:, -1] + 1, batch["task"])
+    last_B = batch["position_ids"].amax(-1)  # with pictures of several axes the largest of them counts
+    position_B = (last_B if last_B.ndim == 1 else last_B.amax(0)) + 1
+    return DecodeState(vlm, cache, logits_BV, batch["valid"], position_B, batch["task"])
 
 
 def greedy(logits_BV: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class VLM(Recorded, nn.Module):
             return embeds_BTH
         trains = any(p.requires_grad for p in self.backbone.parameters())
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            features = self.backbone.encode_images(batch["pixel_values"]).to(embeds_BTH.dtype)
+            features = self.backbone.features(batch).to(embeds_BTH.dtype)
         image_BT = batch["input_ids"] == self.backbone.image_token_id
         return embeds_BTH.masked_scatter(image_BT[..., None], features)
 

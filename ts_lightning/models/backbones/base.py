@@ -1,6 +1,7 @@
 """What the package asks of a backbone: where its parts are. Nothing else knows which model it is."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,17 @@ class Backbone(Recorded, nn.Module):
 
     def encode_images(self, pixels_N3SS: Tensor) -> Tensor:
         """[N, P, H] features of uint8 pictures; normalisation happens here, on the device."""
-        dtype = self.embedding.weight.dtype
-        mean, std = (
-            torch.tensor(v, device=pixels_N3SS.device).view(1, 3, 1, 1) for v in (self.pixel_mean, self.pixel_std)
-        )
-        return self.image_features(((pixels_N3SS / 255 - mean) / std).to(dtype))
+        return self.image_features(self.normalise(pixels_N3SS))
+
+    def normalise(self, pixels_NC: Tensor) -> Tensor:
+        """uint8 pixels [N, 3, ...] as the vision tower takes them."""
+        shape = (1, 3, *[1] * (pixels_NC.ndim - 2))
+        mean, std = (torch.tensor(v, device=pixels_NC.device).view(shape) for v in (self.pixel_mean, self.pixel_std))
+        return ((pixels_NC / 255 - mean) / std).to(self.embedding.weight.dtype)
+
+    def features(self, batch: Mapping[str, Any]) -> Tensor:
+        """[M, H] features of all pictures of a batch, in the order of their placeholders."""
+        return self.encode_images(batch["pixel_values"])
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write the model so that `pretrained=folder` reads it back; weights as they are, or cast to `dtype`."""
@@ -72,7 +79,12 @@ class Backbone(Recorded, nn.Module):
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """One sha256 over names, shapes, dtypes and bytes of all weights, in the order of their names."""
+    """One sha256 over names, shapes, dtypes and bytes of all weights, in the order of their names.
+
+    "meta" for a model without weights.
+    """
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        return "meta"
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -1,0 +1,191 @@
+"""Every backbone on small random weights: the guarantees of the twin, loading and saving, decoding."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from data_samples import picture
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from ts_lightning.data.collate import collate
+from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
+from ts_lightning.models import PlainVLM, TwinExpertVLM
+from ts_lightning.models.backbones.base import Backbone
+from ts_lightning.models.backbones.llava import LlavaBackbone
+from ts_lightning.models.generate import decode, greedy, prefill
+
+WORDS = 2048
+
+
+def llava_config(**more: Any) -> dict[str, Any]:
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=56, patch_size=14
+    )
+    text = LlamaConfig(
+        vocab_size=WORDS, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512,
+    )  # fmt: skip
+    return LlavaConfig(vision_config=vision, text_config=text, **more).to_dict()
+
+
+def sample(task: str, size: tuple[int, int] = (80, 60), seed: int = 0) -> Sample:
+    box = (0.25, 0.25, 0.75, 0.5)
+    return Sample(
+        id=f"{task}{seed}",
+        key=f"{task}{seed}",
+        task=task,
+        images=[SampleImage("a.jpg", *size)],
+        turns=[
+            Turn("user", "<image>\nWhere is the star?" + (" Answer with a box." if task == "grounding" else "")),
+            Turn("assistant", "{region:0}" if task == "grounding" else "left"),
+        ],
+        regions=[SampleRegion(box=box)],
+        answer=Answer(regions=[0]) if task == "grounding" else Answer("left"),
+        image_bytes=[picture(seed, size)],
+    )
+
+
+SAMPLES = [sample("grounding"), sample("understanding", (50, 90), 1), sample("grounding", (40, 40), 2)]
+MAKERS = {
+    "llava": lambda: LlavaBackbone(config=llava_config()),
+    "llava_linear": lambda: LlavaBackbone(config=llava_config(), projector="linear", codec="chatspot"),
+}
+
+
+@pytest.fixture(params=MAKERS)
+def make(request: pytest.FixtureRequest) -> Any:
+    return MAKERS[request.param]
+
+
+def batch_of(vlm: Any, samples: list[Sample], for_generation: bool = False, side: str = "right") -> dict[str, Any]:
+    return collate([vlm.encode(s, for_generation) for s in samples], vlm.pad_id, side)
+
+
+def understanding_logits(vlm: Any, samples: list[Sample]) -> torch.Tensor:
+    with torch.no_grad():
+        return vlm.eval()(batch_of(vlm, samples))["logits"]
+
+
+def train_steps(vlm: Any, steps: int = 20) -> None:
+    vlm.train()
+    optimizer = torch.optim.AdamW([p for p in vlm.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(steps):
+        out = vlm(batch_of(vlm, SAMPLES))
+        torch.nn.functional.cross_entropy(out["logits"], out["targets"]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_retention_is_bitwise_and_only_the_package_trains(make: Any) -> None:
+    base, vlm = PlainVLM(make(), train=["*"]), TwinExpertVLM(make())
+    asked = [SAMPLES[1], sample("understanding", (64, 64), 5)]
+    before = understanding_logits(base, asked)
+    assert torch.equal(before, understanding_logits(vlm, asked))
+    frozen = {k: v.clone() for k, v in vlm.state_dict().items() if "packages" not in k}
+    vlm.train()
+    out = vlm(batch_of(vlm, SAMPLES))
+    torch.nn.functional.cross_entropy(out["logits"], out["targets"]).backward()
+    for name, parameter in vlm.named_parameters():
+        assert parameter.requires_grad == ("packages" in name), name
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    train_steps(vlm)
+    assert torch.equal(before, understanding_logits(vlm, asked))
+    state = vlm.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in frozen.items())
+    mixed = batch_of(vlm, [SAMPLES[0], *asked])
+    with torch.no_grad():
+        logits, rows = (vlm.eval()(mixed)[k] for k in ("logits", "positions"))
+    torch.testing.assert_close(logits[rows[0] > 0], before, atol=1e-5, rtol=1e-5)
+
+
+def test_generation_with_the_cache_equals_without(make: Any) -> None:
+    vlm = TwinExpertVLM(make()).eval()
+    train_steps(vlm, 3)
+    vlm.eval()
+    rows = [vlm.encode(s, True) for s in SAMPLES]
+    with torch.no_grad():
+        together = torch.stack(list(decode(prefill(vlm, collate(rows, vlm.pad_id, "left")), greedy, {-1}, 6)), 1)
+        for row, said in zip(rows, together, strict=True):  # alone, and without a cache: one prefill a token
+            for count in range(6):
+                batch = collate([extended(vlm, row, said[:count])], vlm.pad_id, "left")
+                logits_V = prefill(vlm, batch).logits_BV[0]
+                logits_V[[vlm.pad_id, vlm.backbone.image_token_id]] = -torch.inf
+                assert logits_V.argmax() == said[count]
+
+
+def extended(vlm: Any, row: dict[str, Any], more: torch.Tensor) -> dict[str, Any]:
+    """A row with tokens behind it; positions of several axes go on from the largest."""
+    row = dict(row)
+    row["input_ids"] = torch.cat([row["input_ids"], more])
+    row["step_ids"] = torch.cat([row["step_ids"], torch.full_like(more, -1)])
+    if "position_ids" in row and len(more):
+        new = row["position_ids"].max() + 1 + torch.arange(len(more))
+        row["position_ids"] = torch.cat([row["position_ids"], new.expand(3, -1)], 1)
+    return row
+
+
+def test_left_and_right_padding_agree(make: Any) -> None:
+    vlm = TwinExpertVLM(make()).eval()
+    right, left = (batch_of(vlm, SAMPLES, side=side) for side in ("right", "left"))
+    with torch.no_grad():
+        a, b = vlm(right), vlm(left)
+    torch.testing.assert_close(a["logits"], b["logits"], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="padded on the right"):
+        vlm.generate(batch_of(vlm, SAMPLES, True, "right"))
+
+
+def test_save_load_same_logits(make: Any, tmp_path: Path) -> None:
+    backbone = make()
+    vlm = TwinExpertVLM(backbone)
+    train_steps(vlm, 2)
+    batch = batch_of(vlm, SAMPLES)
+    with torch.no_grad():
+        expected = vlm.eval()(batch)["logits"]
+    vlm.save_pretrained(tmp_path / "package")
+    vlm.remove_packages()
+    backbone.save(tmp_path / "base")
+    again = reloaded(backbone, tmp_path / "base")
+    assert again.identity()["sha256"] == backbone.identity()["sha256"]
+    loaded = TwinExpertVLM.from_pretrained(tmp_path / "package", again) if same_name(backbone, again) else None
+    if loaded is not None:
+        with torch.no_grad():
+            assert torch.equal(expected, loaded(batch)["logits"])
+
+
+def reloaded(backbone: Backbone, folder: Path) -> Backbone:
+    keep = {k: v for k, v in backbone.init_args.items() if k not in ("config", "pretrained", "seed")}
+    return type(backbone)(pretrained=str(folder), **keep)
+
+
+def same_name(a: Backbone, b: Backbone) -> bool:
+    b.name = a.name  # the folder is another one; the weights are what counts here
+    return a.identity() == b.identity()
+
+
+def test_llava_equals_transformers(tmp_path: Path) -> None:
+    backbone = LlavaBackbone(config=llava_config())
+    backbone.save(tmp_path)
+    theirs = LlavaForConditionalGeneration.from_pretrained(tmp_path).eval()
+    vlm = PlainVLM(LlavaBackbone(str(tmp_path)), train=["*"]).eval()
+    batch = batch_of(vlm, [SAMPLES[0]])
+    pixels = vlm.backbone.normalise(batch["pixel_values"])
+    with torch.no_grad():
+        expected = theirs(input_ids=batch["input_ids"], pixel_values=pixels).logits
+        ours = vlm(batch)
+    rows, columns = ours["positions"]
+    torch.testing.assert_close(ours["logits"], expected[rows, columns - 1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_linear_projector_is_kept(tmp_path: Path) -> None:
+    first = LlavaBackbone(config=llava_config(), projector="linear")
+    assert first.model.model.multi_modal_projector.linear.weight.shape == (32, 32)
+    first.save(tmp_path)
+    again = LlavaBackbone(str(tmp_path))
+    assert again.identity()["sha256"] == first.identity()["sha256"]
+    mlp = tmp_path / "mlp"
+    LlavaBackbone(config=llava_config()).save(mlp)
+    fresh = LlavaBackbone(str(mlp), projector="linear")  # ChatSpot starts from LLaMA and CLIP
+    assert fresh.model.model.multi_modal_projector.linear.weight.shape == (32, 32)
+    with pytest.raises(ValueError, match="seen no config"):
+        LlavaBackbone(str(tmp_path / "absent"))

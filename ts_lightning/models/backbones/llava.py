@@ -1,0 +1,175 @@
+"""LLaVA-1.5: a CLIP tower, a projector, a LLaMA decoder; and ChatSpot's form of it with a linear projector."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+
+from ts_lightning.grounding.codecs import get_codec
+from ts_lightning.grounding.coordinates import CoordinateSpace
+from ts_lightning.models.backbones.base import Backbone
+from ts_lightning.models.backbones.tiny import SHIPPED
+from ts_lightning.models.encode import ChatTemplate, Encoder
+
+VICUNA = ChatTemplate(
+    system="<s>A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
+
+
+class LinearProjector(nn.Module):
+    """One linear layer between vision and language (ChatSpot 4.1)."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear(features)
+
+
+class LinearLlava(LlavaForConditionalGeneration):
+    """LLaVA whose projector is a `LinearProjector`; its config.json says `projector: linear`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model.multi_modal_projector = LinearProjector(config)
+        self.post_init()
+
+
+# A class of ours is custom code to transformers; its files shall have the same key names as LLaVA's all the same.
+register_checkpoint_conversion_mapping("LinearLlava", get_checkpoint_conversion_mapping("llava"), overwrite=True)
+
+
+class LlavaBackbone(Backbone):
+    """Loads a folder that transformers saved; with `config` it has random weights from `seed` and no folder is needed.
+
+    Args:
+        pretrained: Folder with config, safetensors and tokenizer.
+        config: A `LlavaConfig` as a dict, in place of `pretrained`; its tokenizer is the tiny base's.
+        seed: Of the random weights.
+        projector: "mlp" (LLaVA-1.5) or "linear" (ChatSpot); None takes what the config says. A linear one in place of
+            the config's is fresh: it has to be trained.
+        dtype: Of the weights: "float32", "bfloat16", ...
+        codec: Notation of regions.
+        codec_grid: Another grid than the notation's own.
+        max_length: Longest row in tokens.
+        pixel_mode: "pad" keeps the whole picture in shape; "stretch" fills the square with it.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        projector: str | None = None,
+        dtype: str = "float32",
+        codec: str = "scout",
+        codec_grid: str | None = None,
+        max_length: int = 2048,
+        pixel_mode: str = "pad",
+    ) -> None:
+        super().__init__()
+        if (pretrained is None) == (config is None):
+            raise ValueError("LlavaBackbone: seen pretrained and config both or neither, expected one of them")
+        if projector not in (None, "mlp", "linear"):
+            raise ValueError(f"LlavaBackbone.projector: seen {projector!r}, expected 'mlp' or 'linear'")
+        settings = LlavaConfig.from_dict(dict(config)) if config is not None else read_config(Path(str(pretrained)))
+        fresh = projector is not None and projector != getattr(settings, "projector", "mlp")
+        settings.projector = projector or getattr(settings, "projector", "mlp")
+        kind = LinearLlava if settings.projector == "linear" else LlavaForConditionalGeneration
+        if config is not None:
+            self.tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+            settings.image_token_index = self.tokenizer.convert_tokens_to_ids("<image>")
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.model = kind._from_config(settings, dtype=getattr(torch, dtype))
+        else:
+            self.tokenizer = AutoTokenizer.from_pretrained(str(pretrained))
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.model = load(
+                    kind, Path(str(pretrained)), settings, dtype, ("multi_modal_projector",) if fresh else ()
+                )
+        self.model.eval()
+        self.name = f"llava:{pretrained or f'random-{seed}'}"
+        vision: Any = settings.vision_config
+        depth = vision.num_hidden_layers
+        read = settings.vision_feature_layer % (depth + 1)  # hidden_states[0] is the embedding
+        self.unused = ("*.post_layernorm.*", *(f"*vision_tower*.layers.{i}.*" for i in range(read, depth)))
+        self.encoder = Encoder(
+            tokenizer=self.tokenizer,
+            image_token="<image>",
+            image_tokens=(vision.image_size // vision.patch_size) ** 2,
+            image_size=vision.image_size,
+            max_length=max_length,
+            pixel_mode=pixel_mode,
+            codec=get_codec(codec, CoordinateSpace(codec_grid) if codec_grid else None),
+            template=VICUNA,
+        )
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.decoder.get_submodule("layers")  # type: ignore[return-value]
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self.model.model.language_model
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        return self.model.get_input_embeddings()
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.model.lm_head
+
+    @property
+    def image_token_id(self) -> int:
+        return self.model.config.image_token_id
+
+    def image_features(self, pixels_N3SS: Tensor) -> Tensor:
+        hidden = self.model.model.vision_tower(pixels_N3SS, output_hidden_states=True).hidden_states
+        features = hidden[self.model.config.vision_feature_layer]
+        return self.model.model.multi_modal_projector(features[:, 1:])  # without the class token
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write what transformers (and `pretrained`) reads: config, safetensors, tokenizer."""
+        model = self.model if dtype is None else self.model.to(dtype)
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def read_config(folder: Path) -> Any:
+    """The config of a saved LLaVA; ValueError in one line where there is none."""
+    try:
+        values = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"pretrained: seen no config.json of a model in {folder} ({error})") from None
+    if values.get("model_type") != "llava":
+        raise ValueError(f"pretrained: seen model_type {values.get('model_type')!r} in {folder}, expected 'llava'")
+    return LlavaConfig.from_dict(values)
+
+
+def load(kind: Any, folder: Path, config: Any, dtype: str, fresh: tuple[str, ...] = ()) -> Any:
+    """`kind` with the safetensors of a folder; ValueError for missing weights outside of the modules `fresh`."""
+    model, info = kind.from_pretrained(
+        folder,
+        config=config,
+        dtype=getattr(torch, dtype),
+        output_loading_info=True,
+        ignore_mismatched_sizes=False,
+        use_safetensors=True,
+        local_files_only=True,
+    )
+    missing = sorted(k for k in info["missing_keys"] if not any(name in k for name in fresh))
+    if missing:
+        raise ValueError(
+            f"pretrained: seen no {missing[0]} in {folder}, expected the whole model ({len(missing)} missing)"
+        )
+    return model
