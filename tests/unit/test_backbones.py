@@ -1,18 +1,31 @@
 """Every backbone on small random weights: the guarantees of the twin, loading and saving, decoding."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from data_samples import picture
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from PIL import Image
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2VLConfig,
+)
 
 from ts_lightning.data.collate import collate
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.models import PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.backbones.llava import LlavaBackbone
+from ts_lightning.models.backbones.moe_layout import moe_config
+from ts_lightning.models.backbones.moe_llava import MoELlavaBackbone
+from ts_lightning.models.backbones.qwen_vl import QwenVLBackbone
 from ts_lightning.models.generate import decode, greedy, prefill
 
 WORDS = 2048
@@ -27,6 +40,28 @@ def llava_config(**more: Any) -> dict[str, Any]:
         num_key_value_heads=2, max_position_embeddings=512,
     )  # fmt: skip
     return LlavaConfig(vision_config=vision, text_config=text, **more).to_dict()
+
+
+def qwen_config(kind: Any = Qwen2VLConfig) -> dict[str, Any]:
+    text = {
+        "vocab_size": WORDS, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+    }  # fmt: skip
+    if kind is Qwen2VLConfig:
+        vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
+    else:
+        vision = {"depth": 2, "hidden_size": 32, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 48,
+                  "fullatt_block_indexes": [1]}  # fmt: skip
+    return kind(text_config=text, vision_config=vision).to_dict()
+
+
+def moe_public() -> dict[str, Any]:
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
+              "image_size": 56, "patch_size": 14}  # fmt: skip
+    sizes = {"vocab_size": WORDS, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
+    more = {"model_type": "moe_llava_phi", "num_attention_heads": 4, "vision_config": vision}
+    return sizes | more | {"moe": moe_config([0, 2], 4, top_k=2)}
 
 
 def sample(task: str, size: tuple[int, int] = (80, 60), seed: int = 0) -> Sample:
@@ -50,6 +85,9 @@ SAMPLES = [sample("grounding"), sample("understanding", (50, 90), 1), sample("gr
 MAKERS = {
     "llava": lambda: LlavaBackbone(config=llava_config()),
     "llava_linear": lambda: LlavaBackbone(config=llava_config(), projector="linear", codec="chatspot"),
+    "qwen2_vl": lambda: QwenVLBackbone(config=qwen_config()),
+    "moe_llava": lambda: MoELlavaBackbone(config=moe_public()),
+    "qwen2_5_vl": lambda: QwenVLBackbone(config=qwen_config(Qwen2_5_VLConfig)),
 }
 
 
@@ -189,3 +227,47 @@ def test_a_linear_projector_is_kept(tmp_path: Path) -> None:
     assert fresh.model.model.multi_modal_projector.linear.weight.shape == (32, 32)
     with pytest.raises(ValueError, match="seen no config"):
         LlavaBackbone(str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("kind", [Qwen2VLConfig, Qwen2_5_VLConfig])
+def test_qwen_equals_transformers_with_several_pictures(kind: Any, tmp_path: Path) -> None:
+    backbone = QwenVLBackbone(config=qwen_config(kind))
+    backbone.save(tmp_path)
+    theirs = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    one = sample("grounding", (80, 60))
+    one.images.append(SampleImage("b.jpg", 40, 100))
+    one.image_bytes.append(picture(7, (40, 100)))
+    one.turns[0].text = "<image>\n" + one.turns[0].text
+    vlm = PlainVLM(backbone, train=["*"]).eval()
+    batch = batch_of(vlm, [one])
+    kinds = (batch["input_ids"] == backbone.image_token_id).int()
+    rope, _ = theirs.model.get_rope_index(batch["input_ids"], kinds, image_grid_thw=batch["image_grid"])
+    assert torch.equal(rope, batch["position_ids"])
+    pixels = backbone.normalise(batch["pixel_values"].reshape(len(batch["pixel_values"]), 3, -1)).flatten(1)
+    with torch.no_grad():
+        expected = theirs(
+            input_ids=batch["input_ids"],
+            pixel_values=pixels,
+            image_grid_thw=batch["image_grid"],
+            mm_token_type_ids=kinds,
+        ).logits
+        ours = vlm(batch)
+    rows, columns = ours["positions"]
+    torch.testing.assert_close(ours["logits"], expected[rows, columns - 1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(300, 200), (90, 400), (30, 20), (1500, 1100)])
+def test_qwen_patches_are_the_processors(size: tuple[int, int]) -> None:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    encoder = QwenVLBackbone(config=qwen_config()).encoder
+    data = picture(3, size)
+    one = sample("grounding", size)
+    one.image_bytes = [data]
+    row = encoder(one)
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    theirs = Qwen2VLImageProcessorPil(do_rescale=False, do_normalize=False)(image, return_tensors="pt")
+    assert torch.equal(row["image_grid"], theirs["image_grid_thw"])
+    assert (row["pixel_values"].float() - theirs["pixel_values"].float()).abs().max() <= 1
+    with pytest.raises(ValueError, match="sides at most 1 : 200"):
+        encoder.resized((2000, 9))

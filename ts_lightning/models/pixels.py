@@ -19,8 +19,10 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 _SIDEWAYS = (5, 6, 7, 8)
 
 
-def load_pixels(data: bytes, size: int, mode: str = "stretch", fill: tuple[int, int, int] = CLIP_MEAN) -> Tensor:
-    """Decode, turn upright (EXIF), and resize a picture to uint8 RGB [3, size, size].
+def load_pixels(
+    data: bytes, size: int | tuple[int, int], mode: str = "stretch", fill: tuple[int, int, int] = CLIP_MEAN
+) -> Tensor:
+    """Decode, turn upright (EXIF), and resize a picture to uint8 RGB [3, size, size], or [3, *size] (height, width).
 
     `stretch` resizes both sides; `pad` first centres the picture on a square of the colour `fill` (0-255). Transparent
     pixels show `fill`. Raises a one-line ValueError for bytes that are no whole jpg, png or webp picture.
@@ -30,7 +32,7 @@ def load_pixels(data: bytes, size: int, mode: str = "stretch", fill: tuple[int, 
     rgb_HW3 = torch.from_numpy(_decode(data, fill))
     if mode == "pad" and rgb_HW3.shape[0] != rgb_HW3.shape[1]:
         rgb_HW3 = _square(rgb_HW3, fill)
-    return _resize(rgb_HW3, size)
+    return _resize(rgb_HW3, (size, size) if isinstance(size, int) else size)
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -71,12 +73,13 @@ def _rgb(image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
     return image.convert("RGB")
 
 
-def _resize(rgb_HW3: Tensor, size: int) -> Tensor:
-    if min(rgb_HW3.shape[:2]) < size:  # torch's uint8 kernel is several levels off where it enlarges
-        enlarged = Image.fromarray(rgb_HW3.numpy()).resize((size, size), Image.Resampling.BICUBIC)
+def _resize(rgb_HW3: Tensor, size: tuple[int, int]) -> Tensor:
+    height, width = size
+    if rgb_HW3.shape[0] < height or rgb_HW3.shape[1] < width:  # torch's uint8 kernel is levels off where it enlarges
+        enlarged = Image.fromarray(rgb_HW3.numpy()).resize((width, height), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(enlarged)).permute(2, 0, 1).contiguous()
     # a permuted view of HWC is channels_last, the layout with the fast kernel
-    resized = F.interpolate(rgb_HW3.permute(2, 0, 1)[None], (size, size), mode="bicubic", antialias=True)
+    resized = F.interpolate(rgb_HW3.permute(2, 0, 1)[None], size, mode="bicubic", antialias=True)
     return resized[0].contiguous()
 
 

@@ -1,6 +1,5 @@
 """LLaVA-1.5: a CLIP tower, a projector, a LLaMA decoder; and ChatSpot's form of it with a linear projector."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.grounding.coordinates import CoordinateSpace
 from ts_lightning.models.backbones.base import Backbone
-from ts_lightning.models.backbones.tiny import SHIPPED
+from ts_lightning.models.backbones.loading import check_source, load_weights_of, small_tokenizer, with_seed
 from ts_lightning.models.encode import ChatTemplate, Encoder
 
 VICUNA = ChatTemplate(
@@ -75,27 +74,21 @@ class LlavaBackbone(Backbone):
         pixel_mode: str = "pad",
     ) -> None:
         super().__init__()
-        if (pretrained is None) == (config is None):
-            raise ValueError("LlavaBackbone: seen pretrained and config both or neither, expected one of them")
         if projector not in (None, "mlp", "linear"):
             raise ValueError(f"LlavaBackbone.projector: seen {projector!r}, expected 'mlp' or 'linear'")
-        settings = LlavaConfig.from_dict(dict(config)) if config is not None else read_config(Path(str(pretrained)))
-        fresh = projector is not None and projector != getattr(settings, "projector", "mlp")
-        settings.projector = projector or getattr(settings, "projector", "mlp")
+        settings = check_source(type(self).__name__, pretrained, config, {"llava": None}, LlavaConfig)
+        stored = getattr(settings, "projector", "mlp")
+        settings.projector = projector or stored
         kind = LinearLlava if settings.projector == "linear" else LlavaForConditionalGeneration
-        if config is not None:
-            self.tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
-            settings.image_token_index = self.tokenizer.convert_tokens_to_ids("<image>")
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+        with with_seed(seed):
+            if config is not None:
+                tokenizer = small_tokenizer()
+                settings.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
                 self.model = kind._from_config(settings, dtype=getattr(torch, dtype))
-        else:
-            self.tokenizer = AutoTokenizer.from_pretrained(str(pretrained))
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                self.model = load(
-                    kind, Path(str(pretrained)), settings, dtype, ("multi_modal_projector",) if fresh else ()
-                )
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(str(pretrained))
+                fresh = () if settings.projector == stored else ("multi_modal_projector",)
+                self.model = load_weights_of(kind, Path(str(pretrained)), settings, dtype, fresh)
         self.model.eval()
         self.name = f"llava:{pretrained or f'random-{seed}'}"
         vision: Any = settings.vision_config
@@ -103,7 +96,7 @@ class LlavaBackbone(Backbone):
         read = settings.vision_feature_layer % (depth + 1)  # hidden_states[0] is the embedding
         self.unused = ("*.post_layernorm.*", *(f"*vision_tower*.layers.{i}.*" for i in range(read, depth)))
         self.encoder = Encoder(
-            tokenizer=self.tokenizer,
+            tokenizer=tokenizer,
             image_token="<image>",
             image_tokens=(vision.image_size // vision.patch_size) ** 2,
             image_size=vision.image_size,
@@ -142,34 +135,4 @@ class LlavaBackbone(Backbone):
         """Write what transformers (and `pretrained`) reads: config, safetensors, tokenizer."""
         model = self.model if dtype is None else self.model.to(dtype)
         model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-
-
-def read_config(folder: Path) -> Any:
-    """The config of a saved LLaVA; ValueError in one line where there is none."""
-    try:
-        values = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"pretrained: seen no config.json of a model in {folder} ({error})") from None
-    if values.get("model_type") != "llava":
-        raise ValueError(f"pretrained: seen model_type {values.get('model_type')!r} in {folder}, expected 'llava'")
-    return LlavaConfig.from_dict(values)
-
-
-def load(kind: Any, folder: Path, config: Any, dtype: str, fresh: tuple[str, ...] = ()) -> Any:
-    """`kind` with the safetensors of a folder; ValueError for missing weights outside of the modules `fresh`."""
-    model, info = kind.from_pretrained(
-        folder,
-        config=config,
-        dtype=getattr(torch, dtype),
-        output_loading_info=True,
-        ignore_mismatched_sizes=False,
-        use_safetensors=True,
-        local_files_only=True,
-    )
-    missing = sorted(k for k in info["missing_keys"] if not any(name in k for name in fresh))
-    if missing:
-        raise ValueError(
-            f"pretrained: seen no {missing[0]} in {folder}, expected the whole model ({len(missing)} missing)"
-        )
-    return model
+        self.encoder.tokenizer.save_pretrained(folder)

@@ -1,0 +1,215 @@
+"""Qwen2-VL and Qwen2.5-VL: pictures of any size as patches, positions of three axes (M-RoPE).
+
+Legend: T tokens, P patches of all pictures, N pictures, H hidden size.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLForConditionalGeneration,
+)
+
+from ts_lightning.grounding.codecs import get_codec
+from ts_lightning.grounding.coordinates import CoordinateSpace
+from ts_lightning.models.backbones.base import Backbone
+from ts_lightning.models.backbones.loading import check_source, load_weights_of, small_tokenizer, with_seed
+from ts_lightning.models.encode import ChatTemplate, Encoder
+from ts_lightning.models.pixels import image_size, load_pixels
+
+KINDS = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
+CHATML = ChatTemplate(
+    system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>",
+    user="\n<|im_start|>user\n",
+    assistant="<|im_end|>\n<|im_start|>assistant\n",
+    end="<|im_end|>",
+    blank="",
+    after_picture="",
+)
+MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+WIDEST = 200  # the processor refuses pictures that are longer against their width
+
+
+def smart_size(size: tuple[int, int], factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """(width, height) that the image processor makes of a picture: multiples of `factor`, area within bounds."""
+    width, height = size
+    if max(size) > WIDEST * min(size):
+        raise ValueError(f"image: seen {width} x {height} pixels, expected sides at most 1 : {WIDEST}")
+    wide, high = round(width / factor) * factor, round(height / factor) * factor
+    if wide * high > max_pixels:
+        scale = math.sqrt(width * height / max_pixels)
+        wide, high = (max(factor, math.floor(side / scale / factor) * factor) for side in size)
+    elif wide * high < min_pixels:
+        scale = math.sqrt(min_pixels / (width * height))
+        wide, high = (math.ceil(side * scale / factor) * factor for side in size)
+    return wide, high
+
+
+@dataclass
+class PatchEncoder(Encoder):
+    """`Encoder` for pictures as patches: rows hold uint8 patches [P, C * temporal * patch * patch] and `image_grid`.
+
+    `merge` x `merge` patches become one token. A still picture is `temporal` equal frames.
+    """
+
+    patch: int = 14
+    merge: int = 2
+    temporal: int = 2
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 1280
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        return smart_size(size, self.patch * self.merge, self.min_pixels, self.max_pixels)
+
+    def picture_text(self, index: int, sample: Any) -> str:
+        width, height = self.resized(image_size(sample.image_bytes[index]))
+        tokens = (width // self.patch // self.merge) * (height // self.patch // self.merge)
+        return f"<|vision_start|>{self.image_token * tokens}<|vision_end|>"
+
+    def picture_tensors(self, sample: Any, ids_T: Tensor) -> dict[str, Tensor]:
+        patches, grids = [], []
+        try:
+            for data in sample.image_bytes:
+                width, height = self.resized(image_size(data))
+                patches.append(self.patches(load_pixels(data, (height, width))))
+                grids.append([1, height // self.patch, width // self.patch])
+        except ValueError as error:
+            raise ValueError(f"{sample.key}: {error}") from None
+        grid_N3 = torch.tensor(grids, dtype=torch.int64).reshape(-1, 3)
+        dim = 3 * self.temporal * self.patch**2
+        image_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
+        return {
+            "pixel_values": torch.cat(patches) if patches else torch.empty(0, dim, dtype=torch.uint8),
+            "image_grid": grid_N3,
+            "position_ids": rope_positions(ids_T == image_id, grid_N3, self.merge),
+        }
+
+    def patches(self, pixels_3HW: Tensor) -> Tensor:
+        """[P, C * temporal * patch * patch], the patches of a merged token side by side."""
+        rows, columns = (side // self.patch // self.merge for side in pixels_3HW.shape[1:])
+        split = pixels_3HW.reshape(3, rows, self.merge, self.patch, columns, self.merge, self.patch)
+        grouped = split.permute(1, 4, 2, 5, 0, 3, 6).flatten(0, 3)  # [P, 3, patch, patch]
+        return grouped[:, :, None].expand(-1, -1, self.temporal, -1, -1).reshape(len(grouped), -1)
+
+    def seen_picture(self, data: bytes) -> Image.Image:
+        width, height = self.resized(image_size(data))
+        return Image.fromarray(load_pixels(data, (height, width)).permute(1, 2, 0).numpy())
+
+
+def rope_positions(image_T: Tensor, grid_N3: Tensor, merge: int) -> Tensor:
+    """[3, T] time, row and column of every token: text counts on, a picture's tokens have their place in its grid."""
+    parts: list[Tensor] = []
+    start, begin = 0, 0  # the next position, the next token
+    for _, rows, columns in (grid_N3 // torch.tensor([1, merge, merge])).tolist():
+        picture = begin + int(image_T[begin:].int().argmax())
+        text = picture - begin
+        parts.append(torch.arange(start, start + text).expand(3, -1))
+        start += text
+        place_2M = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")).flatten(1)
+        parts.append(torch.cat([torch.zeros_like(place_2M[:1]), place_2M]) + start)
+        start += max(rows, columns)
+        begin = picture + rows * columns
+    parts.append(torch.arange(start, start + len(image_T) - begin).expand(3, -1))
+    return torch.cat(parts, 1)
+
+
+class QwenVLBackbone(Backbone):
+    """Loads a folder that transformers saved; with `config` it has random weights from `seed` and no folder is needed.
+
+    Args:
+        pretrained: Folder with config, safetensors and tokenizer.
+        config: A Qwen2-VL or Qwen2.5-VL config as a dict, in place of `pretrained`.
+        seed: Of the random weights.
+        dtype: Of the weights: "float32", "bfloat16", ...
+        codec: Notation of regions; None is the model's own (qwen2_vl on 0-1000, qwen2_5_vl in resized pixels).
+        codec_grid: Another grid than the notation's own.
+        max_length: Longest row in tokens.
+        min_pixels: Smaller pictures are enlarged to this area.
+        max_pixels: Larger ones are reduced to it.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        dtype: str = "float32",
+        codec: str | None = None,
+        codec_grid: str | None = None,
+        max_length: int = 8192,
+        min_pixels: int = 56 * 56,
+        max_pixels: int = 28 * 28 * 1280,
+    ) -> None:
+        super().__init__()
+        settings = check_source(type(self).__name__, pretrained, config, KINDS, AutoConfig)
+        kind: Any = KINDS[settings.model_type]
+        if config is not None:
+            tokenizer = small_tokenizer(MARKS, end="<|im_end|>")
+            settings.image_token_id = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+            with with_seed(seed):
+                self.model = kind._from_config(settings, dtype=getattr(torch, dtype))
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(str(pretrained))
+            self.model = load_weights_of(kind, Path(str(pretrained)), settings, dtype)
+        self.model.eval()
+        self.name = f"{settings.model_type}:{pretrained or f'random-{seed}'}"
+        vision: Any = settings.vision_config
+        factor = vision.patch_size * vision.spatial_merge_size
+        space = CoordinateSpace(codec_grid) if codec_grid else None
+        if space is None and (codec or settings.model_type) == "qwen2_5_vl":
+            resize = partial(smart_size, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
+            space = CoordinateSpace("pixels", "resized", resize)
+        self.encoder = PatchEncoder(
+            tokenizer=tokenizer,
+            image_token="<|image_pad|>",
+            image_tokens=0,
+            image_size=0,
+            max_length=max_length,
+            codec=get_codec(codec or settings.model_type, space),
+            template=CHATML,
+            patch=vision.patch_size,
+            merge=vision.spatial_merge_size,
+            temporal=vision.temporal_patch_size,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+        )
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.model.model.language_model.layers
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self.model.model.language_model
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        return self.model.get_input_embeddings()
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.model.lm_head
+
+    @property
+    def image_token_id(self) -> int:
+        return self.model.config.image_token_id
+
+    def features(self, batch: Mapping[str, Any]) -> Tensor:
+        patches = batch["pixel_values"]
+        pixels_PCX = self.normalise(patches.reshape(len(patches), 3, -1))
+        return self.model.model.visual(pixels_PCX.flatten(1), grid_thw=batch["image_grid"]).pooler_output
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write what transformers (and `pretrained`) reads: config, safetensors, tokenizer."""
+        (self.model if dtype is None else self.model.to(dtype)).save_pretrained(folder)
+        self.encoder.tokenizer.save_pretrained(folder)
