@@ -11,7 +11,8 @@ from ts_lightning.cli import main
 from ts_lightning.models.backbones.tiny import SHIPPED
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FIT = sorted(CONFIGS.glob("fit/*.yaml"))
+EVERY_FIT = sorted(CONFIGS.glob("fit/*.yaml"))
+FIT = [path for path in EVERY_FIT if "accelerator: cpu" in path.read_text()]
 OVERLAYS = sorted(CONFIGS.glob("trainer/*.yaml"))
 MORE_THAN_ONE_PROCESS = {"ddp.yaml"}  # run by test_ddp
 
@@ -31,6 +32,7 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def test_there_are_configurations() -> None:
     assert {"toy_twist", "toy_full", "coco_localization"} <= {path.stem for path in FIT}
+    assert {"twist_moe_llava_phi2", "full_ft_joint", "chatspot_stage2"} <= {path.stem for path in EVERY_FIT}
     assert {"cpu", "ddp", "wandb", "bf16"} <= {path.stem for path in OVERLAYS}
 
 
@@ -38,6 +40,14 @@ def test_there_are_configurations() -> None:
 def test_fit(path: Path, overrides: list[str], tmp_path: Path) -> None:
     root = ["--trainer.default_root_dir", str(tmp_path)]
     assert main(["fit", "-c", str(path), *overrides, *root, "--trainer.fast_dev_run", "true"]) == 0
+
+
+@pytest.mark.parametrize("path", [path for path in EVERY_FIT if path not in FIT], ids=lambda path: path.stem)
+def test_what_needs_a_gpu_is_parsed(path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "-c", str(path), "--print_config"])
+    assert stop.value.code == 0
+    assert "class_path: ts_lightning.models.backbones" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
