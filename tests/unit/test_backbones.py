@@ -11,9 +11,9 @@ from PIL import Image
 from transformers import (
     AutoModelForImageTextToText,
     CLIPVisionConfig,
+    InternVLConfig,
     LlamaConfig,
     LlavaConfig,
-    LlavaForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
 )
@@ -22,6 +22,7 @@ from ts_lightning.data.collate import collate
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.models import PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.base import Backbone
+from ts_lightning.models.backbones.internvl import InternVLBackbone
 from ts_lightning.models.backbones.llava import LlavaBackbone
 from ts_lightning.models.backbones.moe_layout import moe_config
 from ts_lightning.models.backbones.moe_llava import MoELlavaBackbone
@@ -56,6 +57,14 @@ def qwen_config(kind: Any = Qwen2VLConfig) -> dict[str, Any]:
     return kind(text_config=text, vision_config=vision).to_dict()
 
 
+def internvl_config() -> dict[str, Any]:
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "image_size": [56, 56], "patch_size": [14, 14]}  # fmt: skip
+    text = {"model_type": "qwen2", "vocab_size": WORDS, "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    return InternVLConfig(vision_config=vision, text_config=text).to_dict()
+
+
 def moe_public() -> dict[str, Any]:
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
               "image_size": 56, "patch_size": 14}  # fmt: skip
@@ -86,6 +95,7 @@ MAKERS = {
     "llava": lambda: LlavaBackbone(config=llava_config()),
     "llava_linear": lambda: LlavaBackbone(config=llava_config(), projector="linear", codec="chatspot"),
     "qwen2_vl": lambda: QwenVLBackbone(config=qwen_config()),
+    "internvl": lambda: InternVLBackbone(config=internvl_config()),
     "moe_llava": lambda: MoELlavaBackbone(config=moe_public()),
     "qwen2_5_vl": lambda: QwenVLBackbone(config=qwen_config(Qwen2_5_VLConfig)),
 }
@@ -201,14 +211,15 @@ def same_name(a: Backbone, b: Backbone) -> bool:
     return a.identity() == b.identity()
 
 
-def test_llava_equals_transformers(tmp_path: Path) -> None:
-    backbone = LlavaBackbone(config=llava_config())
+@pytest.mark.parametrize("name", ["llava", "internvl"])
+def test_square_pictures_equal_transformers(name: str, tmp_path: Path) -> None:
+    backbone: Any = MAKERS[name]()
     backbone.save(tmp_path)
-    theirs = LlavaForConditionalGeneration.from_pretrained(tmp_path).eval()
-    vlm = PlainVLM(LlavaBackbone(str(tmp_path)), train=["*"]).eval()
+    theirs = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    vlm = PlainVLM(backbone, train=["*"]).eval()
     batch = batch_of(vlm, [SAMPLES[0]])
-    pixels = vlm.backbone.normalise(batch["pixel_values"])
     with torch.no_grad():
+        pixels = backbone.normalise(batch["pixel_values"])
         expected = theirs(input_ids=batch["input_ids"], pixel_values=pixels).logits
         ours = vlm(batch)
     rows, columns = ours["positions"]

@@ -11,8 +11,13 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.grounding.coordinates import CoordinateSpace
-from ts_lightning.models.backbones.base import Backbone
-from ts_lightning.models.backbones.loading import check_source, load_weights_of, small_tokenizer, with_seed
+from ts_lightning.models.backbones.hub_layout import (
+    HubBackbone,
+    check_source,
+    load_weights_of,
+    small_tokenizer,
+    with_seed,
+)
 from ts_lightning.models.encode import ChatTemplate, Encoder
 
 VICUNA = ChatTemplate(
@@ -45,7 +50,7 @@ class LinearLlava(LlavaForConditionalGeneration):
 register_checkpoint_conversion_mapping("LinearLlava", get_checkpoint_conversion_mapping("llava"), overwrite=True)
 
 
-class LlavaBackbone(Backbone):
+class LlavaBackbone(HubBackbone):
     """Loads a folder that transformers saved; with `config` it has random weights from `seed` and no folder is needed.
 
     Args:
@@ -106,33 +111,7 @@ class LlavaBackbone(Backbone):
             template=VICUNA,
         )
 
-    @property
-    def layers(self) -> nn.ModuleList:
-        return self.decoder.get_submodule("layers")  # type: ignore[return-value]
-
-    @property
-    def decoder(self) -> nn.Module:
-        return self.model.model.language_model
-
-    @property
-    def embedding(self) -> nn.Embedding:
-        return self.model.get_input_embeddings()
-
-    @property
-    def head(self) -> nn.Linear:
-        return self.model.lm_head
-
-    @property
-    def image_token_id(self) -> int:
-        return self.model.config.image_token_id
-
     def image_features(self, pixels_N3SS: Tensor) -> Tensor:
         hidden = self.model.model.vision_tower(pixels_N3SS, output_hidden_states=True).hidden_states
         features = hidden[self.model.config.vision_feature_layer]
         return self.model.model.multi_modal_projector(features[:, 1:])  # without the class token
-
-    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write what transformers (and `pretrained`) reads: config, safetensors, tokenizer."""
-        model = self.model if dtype is None else self.model.to(dtype)
-        model.save_pretrained(folder)
-        self.encoder.tokenizer.save_pretrained(folder)

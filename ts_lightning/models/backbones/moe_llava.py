@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, CLIPVisionConfig, LlavaConfig, LlavaForC
 
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.grounding.coordinates import CoordinateSpace
+from ts_lightning.models.backbones.hub_layout import read_config, small_tokenizer, with_seed
 from ts_lightning.models.backbones.llava import LlavaBackbone
-from ts_lightning.models.backbones.loading import read_config, small_tokenizer, with_seed
 from ts_lightning.models.backbones.moe_layout import from_public, install_moe, moe_config, to_public
 from ts_lightning.models.encode import ChatTemplate, Encoder
 
@@ -117,10 +117,6 @@ class MoELlavaBackbone(LlavaBackbone):
         if config is None:
             fill(self.model, read_public(folder), image_tower)
         return self.model
-
-    @property
-    def image_token_id(self) -> int:
-        return self.model.config.image_token_id
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write the public layout: config.json, model.safetensors with the original's key names, tokenizer."""

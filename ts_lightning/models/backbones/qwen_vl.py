@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -22,8 +22,13 @@ from transformers import (
 
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.grounding.coordinates import CoordinateSpace
-from ts_lightning.models.backbones.base import Backbone
-from ts_lightning.models.backbones.loading import check_source, load_weights_of, small_tokenizer, with_seed
+from ts_lightning.models.backbones.hub_layout import (
+    HubBackbone,
+    check_source,
+    load_weights_of,
+    small_tokenizer,
+    with_seed,
+)
 from ts_lightning.models.encode import ChatTemplate, Encoder
 from ts_lightning.models.pixels import image_size, load_pixels
 
@@ -123,7 +128,7 @@ def rope_positions(image_T: Tensor, grid_N3: Tensor, merge: int) -> Tensor:
     return torch.cat(parts, 1)
 
 
-class QwenVLBackbone(Backbone):
+class QwenVLBackbone(HubBackbone):
     """Loads a folder that transformers saved; with `config` it has random weights from `seed` and no folder is needed.
 
     Args:
@@ -184,32 +189,7 @@ class QwenVLBackbone(Backbone):
             max_pixels=max_pixels,
         )
 
-    @property
-    def layers(self) -> nn.ModuleList:
-        return self.model.model.language_model.layers
-
-    @property
-    def decoder(self) -> nn.Module:
-        return self.model.model.language_model
-
-    @property
-    def embedding(self) -> nn.Embedding:
-        return self.model.get_input_embeddings()
-
-    @property
-    def head(self) -> nn.Linear:
-        return self.model.lm_head
-
-    @property
-    def image_token_id(self) -> int:
-        return self.model.config.image_token_id
-
     def features(self, batch: Mapping[str, Any]) -> Tensor:
         patches = batch["pixel_values"]
         pixels_PCX = self.normalise(patches.reshape(len(patches), 3, -1))
         return self.model.model.visual(pixels_PCX.flatten(1), grid_thw=batch["image_grid"]).pooler_output
-
-    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write what transformers (and `pretrained`) reads: config, safetensors, tokenizer."""
-        (self.model if dtype is None else self.model.to(dtype)).save_pretrained(folder)
-        self.encoder.tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What the backbones over transformers share: where weights come from, and one-line errors."""
+"""What the backbones over transformers' own folders share: their parts, where weights come from, one-line errors."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,9 +7,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AddedToken, AutoTokenizer
 
+from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.backbones.tiny import SHIPPED
+
+
+class HubBackbone(Backbone):
+    """A vlm of transformers: vision and `language_model` under `model.model`, saved as transformers saves."""
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.model.model.language_model.layers
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self.model.model.language_model
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        return self.model.get_input_embeddings()
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.model.lm_head
+
+    @property
+    def image_token_id(self) -> int:
+        return self.model.config.image_token_id
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write what transformers (and `pretrained`) reads: config, safetensors, tokenizer."""
+        (self.model if dtype is None else self.model.to(dtype)).save_pretrained(folder)
+        self.encoder.tokenizer.save_pretrained(folder)
 
 
 def check_source(
