@@ -39,7 +39,8 @@ def join(
     """
     manifest = index_shards(shards)
     reader = ShardReader(manifest)
-    left, records, missing = dict(answers), [], []
+    left, missing = dict(answers), []
+    records: list[Record] = []
     for i in range(manifest.num_samples):
         sample = reader.read(i)
         name = next((name for name in _names(sample) if name in left), None)

@@ -93,7 +93,7 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> dict[str, dict[str, Any
             "main": PROTOCOLS[name].main,
             "a": means[0],
             "b": means[1],
-            **paired(*values)._asdict(),
+            **paired(values[0], values[1])._asdict(),
             **flips,
         }
     return result

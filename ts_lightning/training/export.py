@@ -58,5 +58,6 @@ def write_standalone(module: BaseModule, folder: Path, scores: Mapping[str, floa
         vlm.merge()
     backbone.save(folder, None)
     spec = plain(backbone, "backbone")
+    spec["init_args"] = {k: v for k, v in spec["init_args"].items() if k not in backbone.made_by}
     stored = {"backbone": spec, "max_new_tokens": module.max_new_tokens}
     (folder / STANDALONE).write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")

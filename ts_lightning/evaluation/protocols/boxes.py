@@ -74,7 +74,7 @@ def score_mig(records: Sequence[Record]) -> Figures:
     """
     tasks: dict[str, list[Record]] = {}
     for record in records:
-        tasks.setdefault(TASK_NAMES.get(record["subtask"], record["subtask"]), []).append(record)
+        tasks.setdefault(TASK_NAMES.get(record["subtask"]) or str(record["subtask"]), []).append(record)
     by_task = {}
     for task, group in tasks.items():
         iou = torch.tensor(iou_values(group))

@@ -22,6 +22,7 @@ class Backbone(Recorded, nn.Module):
     encoder: Encoder
     name: str
     mlp_name = "mlp"
+    made_by: tuple[str, ...] = ("config", "seed")  # arguments that a saved folder makes needless
     unused: tuple[str, ...] = ()  # patterns of parameters that no gradient reaches; they never train
     pixel_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     pixel_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)

@@ -57,6 +57,8 @@ class MoELlavaBackbone(LlavaBackbone):
         codec_grid: Another grid than the notation's own.
     """
 
+    made_by = ("config", "seed", "image_tower", "num_experts")
+
     def __init__(
         self,
         pretrained: str | None = None,
@@ -218,5 +220,10 @@ def _tower_config(public: Mapping[str, Any], image_tower: str | None) -> Any:
         return CLIPVisionConfig.from_dict(values.get("vision_config", values))
     if "vision_config" in public:
         return CLIPVisionConfig.from_dict(dict(public["vision_config"]))
-    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    sizes: dict[str, Any] = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    }
     return CLIPVisionConfig(**sizes, image_size=336, patch_size=14, projection_dim=768)

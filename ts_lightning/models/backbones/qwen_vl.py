@@ -92,7 +92,7 @@ class PatchEncoder(Encoder):
             raise ValueError(f"{sample.key}: {error}") from None
         grid_N3 = torch.tensor(grids, dtype=torch.int64).reshape(-1, 3)
         dim = 3 * self.temporal * self.patch**2
-        image_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
+        image_id: Any = self.tokenizer.convert_tokens_to_ids(self.image_token)
         return {
             "pixel_values": torch.cat(patches) if patches else torch.empty(0, dim, dtype=torch.uint8),
             "image_grid": grid_N3,
