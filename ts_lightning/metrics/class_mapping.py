@@ -1,5 +1,6 @@
 """From an answer in free words to one of a data set's classes, by the similarity of sentence embeddings."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -28,6 +29,12 @@ class ClassMapper:
         self.names, self.embed, self.threshold = list(names), embed, threshold
         self.class_W = torch.tensor([i for _, i in known])
         self.known_WD = F.normalize(embed([word for word, _ in known]).float(), dim=-1)
+
+    def at(self, threshold: float) -> "ClassMapper":
+        """The same mapper with another threshold; nothing is embedded again."""
+        other = copy.copy(self)
+        other.threshold = threshold
+        return other
 
     def __call__(self, texts: Sequence[str]) -> list[tuple[int | None, float]]:
         """(class index or None, similarity) of each text."""
