@@ -1,11 +1,17 @@
 """Losses: pure functions of plain tensors."""
 
+from ts_lightning.losses.grpo import LOSS_TYPES, RATIOS, group_advantages, grpo_loss, grpo_terms
 from ts_lightning.losses.load_balance import load_balance_loss
 from ts_lightning.losses.stepwise import STEP_LOSS_MODES, num_loss_rows, stepwise_loss, token_mean_loss
 from ts_lightning.losses.token import scatter_to_rows, token_nll
 
 __all__ = [
+    "LOSS_TYPES",
+    "RATIOS",
     "STEP_LOSS_MODES",
+    "group_advantages",
+    "grpo_loss",
+    "grpo_terms",
     "load_balance_loss",
     "num_loss_rows",
     "scatter_to_rows",

@@ -3,7 +3,7 @@
 Legend: B rows, T prompt positions (padded left), V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -91,23 +91,44 @@ def greedy(logits_BV: Tensor) -> Tensor:
     return logits_BV.argmax(-1)
 
 
-def decode(state: DecodeState, sampler: Sampler, stop_ids: set[int], max_new_tokens: int) -> Iterator[Tensor]:
+def banned_tokens(vlm: Decodes) -> list[int]:
+    """What can never be generated: the picture placeholder and the padding token."""
+    return [vlm.backbone.image_token_id, vlm.pad_id]
+
+
+def decode(
+    state: DecodeState,
+    sampler: Sampler,
+    stop_ids: set[int],
+    max_new_tokens: int,
+    stop_sequence: Sequence[int] = (),
+    all_done: Callable[[Tensor], bool] = lambda done_B: bool(done_B.all()),
+) -> Iterator[Tensor]:
     """Token ids [B], step by step, until every row has stopped; a stopped row gives the padding token.
 
-    The picture placeholder and the padding token can't be generated.
+    The sampler gets logits [B, V] without `banned_tokens`. A row stops at any of `stop_ids` and behind
+    `stop_sequence`. `all_done` decides from bool [B] whether to end: ranks whose forwards wait for each other have to
+    agree.
     """
-    banned = [state.vlm.backbone.image_token_id, state.vlm.pad_id]
-    stop_S = torch.tensor(sorted(stop_ids), device=state.logits_BV.device)
-    done_B = torch.zeros_like(state.position_B, dtype=torch.bool)
+    device = state.logits_BV.device
+    banned, stop_S = (
+        torch.tensor(banned_tokens(state.vlm), device=device),
+        torch.tensor(sorted(stop_ids), device=device),
+    )
+    sequence_K = torch.tensor(list(stop_sequence), device=device)
+    done_B = torch.zeros_like(state.task_B, dtype=torch.bool)
+    last_BK = torch.full((len(done_B), len(sequence_K)), -1, device=device)
     for count in range(max_new_tokens):
-        token_B = sampler(state.logits_BV.index_fill(1, torch.tensor(banned, device=stop_S.device), -torch.inf))
+        token_B = sampler(state.logits_BV.index_fill(1, banned, -torch.inf))
         token_B = torch.where(done_B, state.vlm.pad_id, token_B)
         yield token_B
         done_B = done_B | torch.isin(token_B, stop_S)
-        if count + 1 < max_new_tokens and not bool(done_B.all()):
-            state.step(token_B)
-        else:
+        if len(sequence_K):
+            last_BK = torch.cat([last_BK[:, 1:], token_B[:, None]], 1)
+            done_B = done_B | (last_BK == sequence_K).all(1)
+        if count + 1 == max_new_tokens or all_done(done_B):
             return
+        state.step(token_B)
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
 Legend: B rows, T positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,3 +55,66 @@ def branch_mask(query_BQ: Tensor, key_BK: Tensor | None = None) -> Tensor:
     causal_QK = torch.ones(queries, keys, dtype=torch.bool, device=key_BK.device).tril(keys - queries)
     query, key = query_BQ[:, :, None], key_BK[:, None, :]
     return (causal_QK & ((key == query) | ((key == 0) & (query != PAD_BRANCH))))[:, None]
+
+
+def pad_left(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The same rows with their padding on the left, as generation wants them."""
+    valid_BT = batch["valid"]
+    # stable: pads (False) first, real tokens behind them in their order
+    order_BT = valid_BT.to(torch.int8).argsort(dim=1, stable=True)
+    moved = {name: batch[name].gather(1, order_BT) for name in ("input_ids", "valid", "step_ids")}
+    positions = batch["position_ids"]
+    moved["position_ids"] = positions.gather(-1, order_BT.expand_as(positions))
+    return {**batch, **moved}
+
+
+def pack_groups(
+    batch: Mapping[str, Any], completions: Sequence[Sequence[Sequence[int]]], pad_id: int
+) -> dict[str, Any]:
+    """A batch of prompts, padded on any side, with the G completions of each as branches behind it.
+
+    The prompt and its pictures stand in the row once. Beside the tensors of the rows there are, one entry for every
+    token of a completion: `rows` and `predictors` (where its prediction comes from), `targets` (the token), and
+    `places` (completion, step), where the completions of prompt b are b * G, b * G + 1 ...
+    """
+    rows: dict[str, list[Tensor]] = {"input_ids": [], "branch": [], "position_ids": []}
+    index: dict[str, list[int]] = {"rows": [], "predictors": [], "targets": [], "completion": [], "step": []}
+    number = 0
+    for b, group in enumerate(completions):
+        kept = batch["valid"][b].nonzero().squeeze(1).cpu()
+        ids, positions = batch["input_ids"][b].cpu()[kept].tolist(), batch["position_ids"][..., b, :].cpu()[..., kept]
+        start = int(positions.max()) + 1
+        prompt, branch, behind = len(ids), [0] * len(ids), []
+        for g, completion in enumerate(group, start=1):
+            before = [prompt - 1, *range(len(ids), len(ids) + len(completion) - 1)]
+            index["rows"] += [b] * len(completion)
+            index["predictors"] += before[: len(completion)]
+            index["targets"] += completion
+            index["completion"] += [number] * len(completion)
+            index["step"] += range(len(completion))
+            ids, branch = [*ids, *completion], branch + [g] * len(completion)
+            behind += range(start, start + len(completion))
+            number += 1
+        rows["input_ids"].append(torch.tensor(ids))
+        rows["branch"].append(torch.tensor(branch))
+        tail = torch.tensor(behind, dtype=positions.dtype).expand(*positions.shape[:-1], -1)
+        rows["position_ids"].append(torch.cat([positions, tail], -1))
+    device, length = batch["input_ids"].device, max(map(len, rows["input_ids"]))
+    fill = {"input_ids": pad_id, "branch": PAD_BRANCH, "position_ids": 0}
+    padded = {
+        name: torch.stack(
+            [torch.nn.functional.pad(row, (0, length - row.shape[-1]), value=fill[name]) for row in parts], -2
+        ).to(device)
+        for name, parts in rows.items()
+    }
+    tokens = {name: torch.tensor(values, dtype=torch.long, device=device) for name, values in index.items()}
+    return {
+        **{name: value for name, value in batch.items() if name not in ("step_ids", "samples")},
+        **padded,
+        "valid": padded["branch"] != PAD_BRANCH,
+        "rows": tokens["rows"],
+        "predictors": tokens["predictors"],
+        "targets": tokens["targets"],
+        "places": (tokens["completion"], tokens["step"]),
+        "num_completions": number,
+    }

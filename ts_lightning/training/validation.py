@@ -128,6 +128,7 @@ def prediction_record(sample: Sample, text: str, codec: Codec, suite: str) -> di
         "shard": sample.shard,
         "task": sample.task,
         "meta": sample.meta,
+        "source": sample.source,
         "subtask": sample.subtask,
         "tags": sample.tags,
         "image_size": list(size),
@@ -143,15 +144,22 @@ def prediction_record(sample: Sample, text: str, codec: Codec, suite: str) -> di
         "truth": {
             "text": sample.turns[-1].text,
             "answers": accepted_answers(sample),
+            "image": _true_image(sample),
             "box": None if truth is None else list(truth),
-            "boxes": [
-                list(b) for i in (sample.answer.regions if sample.answer else ()) for b in region_boxes(sample, i)
-            ],
+            "boxes": [list(b) for i in _answer_regions(sample) for b in region_boxes(sample, i)],
             "box_px": None if truth is None else in_pixels(truth, size),
             "ceiling": None if truth is None else ceiling(truth, codec, size),
             "area_px": None if truth is None else true_area(sample),
         },
     }
+
+
+def _true_image(sample: Sample) -> int | None:
+    """Which picture the answer lies in, where there are several and it is known (`meta.image` may say null)."""
+    meta = sample.meta or {}
+    if len(sample.images) < 2 or not _answer_regions(sample):
+        return None
+    return meta["image"] if "image" in meta else sample.regions[_answer_regions(sample)[0]].image
 
 
 def _answer_regions(sample: Sample) -> list[int]:
