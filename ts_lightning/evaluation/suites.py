@@ -53,6 +53,8 @@ def score_suites(records: Sequence[Record], protocols: Mapping[str, str] | None 
 def _has_truth(record: Record, protocol: str) -> bool:
     boxed = protocol in ("localization", "rec", "phrases", "mig")
     truth = record["truth"]
+    if protocol == "steps":
+        return truth.get("steps") is not None
     return truth.get("box") is not None or bool(truth.get("boxes")) if boxed else bool(truth.get("answers"))
 
 

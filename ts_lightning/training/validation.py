@@ -16,6 +16,7 @@ from ts_lightning.metrics import (
     BoxAccuracy,
     ContainsAccuracy,
     MeanIoU,
+    StepAnswer,
     StepMetrics,
     box_tensor,
     parse_steps,
@@ -57,8 +58,7 @@ class SuiteMetrics:
             return
         size = image_size(sample)
         if STEP_TAGS & set(sample.tags):
-            target = target_steps(sample.turns[-1].text, [region_boxes(sample, i) for i in range(len(sample.regions))])
-            self._metric(prefix, "steps").update([parse_steps(text, self.codec, size)], [target])
+            self._metric(prefix, "steps").update([parse_steps(text, self.codec, size)], [_true_steps(sample)])
         if (box := true_box(sample)) is not None:
             prediction = predicted_box(text, self.codec, size)
             boxes = box_tensor([prediction.box]), box_tensor([box])
@@ -136,14 +136,18 @@ def prediction_record(sample: Sample, text: str, codec: Codec, suite: str) -> di
         "question": sample.turns[-2].text.replace(IMAGE_MARK, "").strip(),
         "text": text,
         "regions": [{"box": list(box), "box_px": in_pixels(box, size)} for box in boxes],
+        "codec": codec.name,
+        "frame": f"{codec.space.grid} of the {codec.space.frame.replace('_', ' ')} image",
         "parser": "lenient",
         "parse_status": prediction.status,
         "canonical": strict.box == prediction.box,
+        "steps": parse_steps(text, codec, size)._asdict() if STEP_TAGS & set(sample.tags) else None,
         "box": None if prediction.box is None else list(prediction.box),
         "box_px": None if prediction.box is None else in_pixels(prediction.box, size),
         "truth": {
             "text": sample.turns[-1].text,
             "answers": accepted_answers(sample),
+            "steps": _true_steps(sample)._asdict() if STEP_TAGS & set(sample.tags) else None,
             "image": _true_image(sample),
             "box": None if truth is None else list(truth),
             "boxes": [list(b) for i in _answer_regions(sample) for b in region_boxes(sample, i)],
@@ -152,6 +156,10 @@ def prediction_record(sample: Sample, text: str, codec: Codec, suite: str) -> di
             "area_px": None if truth is None else true_area(sample),
         },
     }
+
+
+def _true_steps(sample: Sample) -> StepAnswer:
+    return target_steps(sample.turns[-1].text, [region_boxes(sample, i) for i in range(len(sample.regions))])
 
 
 def _true_image(sample: Sample) -> int | None:

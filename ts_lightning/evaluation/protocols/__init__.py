@@ -83,6 +83,12 @@ PROTOCOLS: dict[str, Protocol] = {
         "accuracy",
         _WORDS | {"rule": "the option's letter, or the text of one option alone"},
     ),
+    "steps": Protocol(
+        lambda records: words.score_steps(records) | {"right": sum(map(words.step_right, records)) / len(records)},
+        lambda records: [words.step_right(r) for r in records],
+        "right",
+        _BOX | {"rule": "right: the final words of a valid question, or calling an invalid one so"},
+    ),
     "pope": Protocol(
         words.score_pope,
         lambda records: [words.score_pope([r])["accuracy"] for r in records],
@@ -100,6 +106,8 @@ PROTOCOLS: dict[str, Protocol] = {
 
 def protocol_of(records: Sequence[Record]) -> str:
     """The protocol that fits records without a declared one: by their truth. ValueError where nothing is scored."""
+    if any(r["truth"].get("steps") for r in records):
+        return "steps"
     first = next((r for r in records if r["truth"].get("box") is not None or r["truth"].get("answers")), None)
     if first is None:
         raise ValueError(f"suite {records[0]['suite']}: seen no truth in its records, expected a box or answers")

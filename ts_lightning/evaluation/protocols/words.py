@@ -1,10 +1,11 @@
 """Protocols whose answer is in words: VQA, GQA, multiple choice, yes or no, step-by-step answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ts_lightning.evaluation.protocols.readings import Record
-from ts_lightning.metrics import AnswerAccuracy, ContainsAccuracy
+from ts_lightning.metrics import AnswerAccuracy, ContainsAccuracy, StepAnswer, StepMetrics
+from ts_lightning.metrics.accuracy import normalise_answer
 from ts_lightning.metrics.vqa import (
     binary_figures,
     exact_score,
@@ -84,6 +85,26 @@ def score_mme(records: Sequence[Record]) -> Figures:
         for name, images in categories.items()
     }
     return {"total": sum(scores.values()), "by_category": scores}
+
+
+def score_steps(records: Sequence[Record]) -> Figures:
+    """Step-by-step answers and negatives: the rates of `StepMetrics`."""
+    metric = StepMetrics()
+    metric.update(*([_step_answer(r["steps"]) for r in some] for some in (records, [r["truth"] for r in records])))
+    return {name: float(value) for name, value in metric.compute().items() if name != "count"}
+
+
+def step_right(record: Record) -> float:
+    """1 where the final words are right, or an invalid question is called so."""
+    said, true = _step_answer(record["steps"]), _step_answer(record["truth"]["steps"])
+    if true.rejected:
+        return float(said.rejected)
+    return float(normalise_answer(said.answer) == normalise_answer(true.answer))
+
+
+def _step_answer(parts: Mapping[str, Any]) -> StepAnswer:
+    boxes = [[(b[0], b[1], b[2], b[3]) for b in step] for step in parts["step_boxes"]]
+    return StepAnswer(parts["answer"], boxes, parts["rejected"])
 
 
 def _mean(values: Sequence[float]) -> float:
