@@ -79,7 +79,7 @@ def test_unknown_names_are_refused(arguments: dict[str, Any], message: str) -> N
 
 def trl_loss(logp: torch.Tensor, inputs: dict[str, Any], loss_type: str, level: str, beta: float) -> torch.Tensor:
     """TRL's own `_compute_loss`, unbound, over given log-probabilities."""
-    trl = pytest.importorskip("trl", reason="trl is the reference of this test alone")
+    trainers = pytest.importorskip("trl.trainer.grpo_trainer", reason="needs trl", exc_type=ImportError)
     same = SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x)
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *a, **k: (logp, torch.zeros_like(logp), None),
@@ -100,7 +100,7 @@ def trl_loss(logp: torch.Tensor, inputs: dict[str, Any], loss_type: str, level: 
         _entropy_bonus_enabled=False,
         _metrics={"train": defaultdict(list)},
     )
-    return trl.GRPOTrainer._compute_loss(trainer, None, inputs)
+    return trainers.GRPOTrainer._compute_loss(trainer, None, inputs)
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])

@@ -1,4 +1,4 @@
-"""GRPO: advantages within a group, and the policy's loss. Shapes: N completions, G completions of one prompt, T tokens."""
+"""GRPO: advantages within a group, and the loss of the policy. Shapes: N completions, G of one prompt, T tokens."""
 
 from typing import NamedTuple
 
@@ -25,7 +25,9 @@ def group_advantages(rewards_NG: Tensor, eps: float = 0.0) -> Tensor:
     """
     centred_NG = rewards_NG - rewards_NG.mean(1, keepdim=True)
     equal_N1 = (rewards_NG == rewards_NG[:, :1]).all(1, keepdim=True)
-    std_N1 = torch.where(equal_N1, 1.0, rewards_NG.std(1, keepdim=True))
+    std_N1 = torch.where(
+        equal_N1, 1.0, (centred_NG.square().sum(1, keepdim=True) / max(rewards_NG.shape[1] - 1, 1)).sqrt()
+    )
     return torch.where(equal_N1, 0.0, centred_NG / (std_N1 + eps))
 
 
