@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ts_lightning.grounding.boxes import Box
+from ts_lightning.grounding.boxes import Box, iou
 from ts_lightning.metrics import box_iou, box_tensor
 
 Record = Mapping[str, Any]
@@ -55,22 +55,19 @@ def read_as(reading: str, quad: Sequence[float], size: Sequence[float]) -> Box |
 
 def oracle_iou(record: Record) -> float:
     """The best IoU of any box of the answer under any reading: what inflated scorers report. 0 without a box."""
-    boxes = [read_as(name, quad, record["image_size"]) for quad in quads(record["text"]) for name in READINGS]
-    boxes += [record["box"]] if record.get("box") is not None else []
-    true = box_tensor([record["truth"]["box"]])
-    return float(box_iou(box_tensor(boxes), true).max()) if boxes else 0.0
+    true, size = record["truth"]["box"], record["image_size"]
+    boxes = [read_as(name, quad, size) for quad in quads(record["text"]) for name in READINGS] + [record.get("box")]
+    return max((iou(box, true) for box in boxes if box is not None), default=0.0)
 
 
 def reading_scores(records: Sequence[Record]) -> dict[str, float]:
     """Acc@0.5 of each answer's first four numbers under each of `READINGS`."""
     scores = {}
+    true = box_tensor([record["truth"]["box"] for record in records])
+    firsts = [(quads(record["text"])[:1], record["image_size"]) for record in records]
     for name in READINGS:
-        firsts = [quads(record["text"])[:1] for record in records]
-        boxes = [
-            read_as(name, quad[0], r["image_size"]) if quad else None for quad, r in zip(firsts, records, strict=True)
-        ]
-        iou = box_iou(box_tensor(boxes), box_tensor([record["truth"]["box"] for record in records]))
-        scores[name] = (iou >= 0.5).double().mean().item() if records else float("nan")
+        pred = box_tensor([read_as(name, quad[0], size) if quad else None for quad, size in firsts])
+        scores[name] = (box_iou(pred, true) >= 0.5).double().mean().item() if records else float("nan")
     return scores
 
 
