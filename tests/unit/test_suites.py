@@ -167,3 +167,15 @@ def test_many_answers_take_little_time_and_memory(shards: str) -> None:
     some = [{**records(shards, [RIGHT])[0], "key": f"k{i}"} for i in range(3000)]
     assert score_suites(some)["refcoco_val"]["score"] == 1.0
     assert torch.is_grad_enabled()
+
+
+def test_cider_of_captions() -> None:
+    pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed")
+    texts = ["A dog runs on grass.", "Two cats sleep"]
+    said = [texts[0], "a plane in the sky"]
+    some = [
+        {"suite": "captions", "key": str(i), "text": s, "truth": {"box": None, "answers": [t, t.lower()]}}
+        for i, (s, t) in enumerate(zip(said, texts, strict=True))
+    ]
+    figures = score_suites(some, {"captions": "captions"})["captions"]["figures"]
+    assert figures["cider"] == pytest.approx(5.0)  # 10 for the same words, 0 for other ones

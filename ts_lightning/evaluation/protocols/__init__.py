@@ -77,6 +77,12 @@ PROTOCOLS: dict[str, Protocol] = {
         "accuracy",
         _WORDS | {"rule": "the answer has an accepted one as whole words"},
     ),
+    "captions": Protocol(
+        lambda records: {"cider": (values := words.cider_values(records)) and sum(values) / len(values)},
+        words.cider_values,
+        "cider",
+        _WORDS | {"rule": "CIDEr over lower-case words without punctuation"},
+    ),
     "choices": Protocol(
         words.score_choices,
         lambda records: [words.choice_right(r) for r in records],

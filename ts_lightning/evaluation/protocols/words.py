@@ -1,5 +1,6 @@
 """Protocols whose answer is in words: VQA, GQA, multiple choice, yes or no, step-by-step answers."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -85,6 +86,24 @@ def score_mme(records: Sequence[Record]) -> Figures:
         for name, images in categories.items()
     }
     return {"total": sum(scores.values()), "by_category": scores}
+
+
+def cider_values(records: Sequence[Record]) -> list[float]:
+    """CIDEr of each caption, by pycocoevalcap over lower-case words without punctuation (its tokenizer needs Java).
+
+    ModuleNotFoundError in one line where the package is not installed.
+    """
+    try:
+        from pycocoevalcap.cider.cider import Cider
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("CIDEr needs pycocoevalcap: pip install 'ts-lightning[gic]'") from None
+    said = {i: [_plain_words(r["text"])] for i, r in enumerate(records)}
+    true = {i: [_plain_words(text) for text in r["truth"]["answers"]] for i, r in enumerate(records)}
+    return [float(value) for value in Cider().compute_score(true, said)[1]]
+
+
+def _plain_words(text: str) -> str:
+    return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
 
 
 def score_steps(records: Sequence[Record]) -> Figures:
