@@ -148,7 +148,8 @@ class Encoder:
     @cached_property
     def _marks(self) -> re.Pattern[str]:
         added = {*self.tokenizer.get_added_vocab(), *self.codec.special_tokens, self.image_token} - STORED_MARKS
-        longest_first = sorted((mark for mark in added if len(mark) > 1), key=len, reverse=True)
+        # some tokenizers (Phi's) have added tokens for runs of blanks: those are text, no marks
+        longest_first = sorted((mark for mark in added if len(mark) > 1 and mark.strip()), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)))
 
     def _region(self, index: int, sample: Any, mentioned: set[int] | None) -> str:

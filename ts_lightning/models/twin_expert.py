@@ -5,14 +5,13 @@ Legend: B rows, T positions, H hidden size, N real tokens of the rows that a pac
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ts_lightning.models.moe import STATIC_TOKENS
 from ts_lightning.models.routing import Routing, current_routing
+from ts_lightning.models.zero_gradients import with_zero_gradients
 
 
 class Alpha(nn.Module):
@@ -113,17 +112,4 @@ def _zero_gradients(
     forced = context is not None and context.alpha_override is not None
     parts = [package.get_submodule("experts") if forced else package for package in used]
     took_part = {parameter for part in parts for parameter in part.parameters()}
-    unused = [p for p in packages.parameters() if p.requires_grad and p not in took_part]
-    return _ZeroGradients.apply(output, *unused) if unused else output
-
-
-class _ZeroGradients(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(*parameters)
-        return output.view_as(output)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        return gradient, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
+    return with_zero_gradients(output, (p for p in packages.parameters() if p not in took_part))

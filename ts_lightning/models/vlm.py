@@ -20,6 +20,7 @@ from ts_lightning.models.packing import PAD_BRANCH, branch_mask
 from ts_lightning.models.recorded import Recorded
 from ts_lightning.models.routing import Routing, keep_routing, routing
 from ts_lightning.models.task_router import TaskRouter
+from ts_lightning.models.zero_gradients import with_zero_gradients
 
 
 class VLM(Recorded, nn.Module):
@@ -107,12 +108,17 @@ class VLM(Recorded, nn.Module):
         """[B, T, H] embeddings of tokens and pictures."""
         embeds_BTH = self.token_embeddings(batch["input_ids"], context)
         if len(batch["pixel_values"]) == 0:
-            return embeds_BTH
+            return with_zero_gradients(embeds_BTH, self._of_pictures())
         trains = any(p.requires_grad for p in self.backbone.parameters())
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             features = self.backbone.features(batch).to(embeds_BTH.dtype)
         image_BT = batch["input_ids"] == self.backbone.image_token_id
         return embeds_BTH.masked_scatter(image_BT[..., None], features)
+
+    def _of_pictures(self) -> list[nn.Parameter]:
+        """The parameters that only pictures reach."""
+        read = {*self.backbone.decoder.parameters(), *self.backbone.head.parameters()}
+        return [p for p in self.backbone.model.parameters() if p not in read]
 
     def token_embeddings(self, ids_BT: Tensor, context: Routing) -> Tensor:
         """[B, T, H] embeddings of tokens."""

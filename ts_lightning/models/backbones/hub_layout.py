@@ -92,6 +92,39 @@ def load_weights_of(kind: Any, folder: Path, config: Any, dtype: str, fresh: Seq
     return model
 
 
+def load_tokenizer(folder: Path | str, image_token: str, end: str) -> Any:
+    """The fast tokenizer of a folder; `end`, the mark behind an answer, is its end-of-sequence token.
+
+    `image_token` is added where it is missing, and so is a padding token where there is none but `end`: padding is
+    never generated, an end must be.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"pretrained: seen no tokenizer in {folder} ({str(error).splitlines()[0][:200]})") from None
+    if not tokenizer.is_fast:
+        raise ValueError(f"pretrained: seen a slow tokenizer in {folder}, expected tokenizer.json (offsets are needed)")
+    if end not in tokenizer.get_vocab():
+        raise ValueError(f"pretrained: seen no token {end!r} in the tokenizer of {folder}, expected the template's end")
+    tokenizer.eos_token = end
+    if image_token not in tokenizer.get_vocab():
+        tokenizer.add_tokens([AddedToken(image_token, normalized=False, special=True)])
+    if tokenizer.pad_token in (None, end):
+        other = tokenizer.unk_token not in (None, end)
+        tokenizer.add_special_tokens({"pad_token": tokenizer.unk_token if other else "<pad>"})
+    return tokenizer
+
+
+def check_tokens(backbone: Backbone, tokenizer: Any, image_token: str) -> None:
+    """ValueError where a token has no row in the embedding, or model and tokenizer differ in the image token."""
+    token, index = max(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+    rows = len(backbone.embedding.weight)
+    if index >= rows:
+        raise ValueError(f"tokenizer: seen {token!r} with id {index}, expected ids below {rows}, the embedding's rows")
+    if (image_id := tokenizer.convert_tokens_to_ids(image_token)) != backbone.image_token_id:
+        raise ValueError(f"tokenizer: seen {image_token!r} with id {image_id}, expected {backbone.image_token_id}")
+
+
 def small_tokenizer(marks: Sequence[str] = (), end: str | None = None) -> Any:
     """The tiny base's tokenizer with further marks, for models of random weights; `end` ends an answer."""
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED)

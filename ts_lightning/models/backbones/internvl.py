@@ -6,20 +6,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, InternVLConfig, InternVLForConditionalGeneration
+from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.grounding.coordinates import CoordinateSpace
 from ts_lightning.models.backbones.hub_layout import (
     HubBackbone,
     check_source,
+    check_tokens,
+    load_tokenizer,
     load_weights_of,
     small_tokenizer,
     with_seed,
 )
-from ts_lightning.models.backbones.qwen_vl import CHATML
-from ts_lightning.models.encode import Encoder
+from ts_lightning.models.encode import ChatTemplate, Encoder
 
+# the chat template of the folders in transformers' form: no system turn, a new line behind every mark of a picture
+INTERNVL = ChatTemplate(
+    user="<|im_start|>user\n",
+    assistant="<|im_end|>\n<|im_start|>assistant\n",
+    end="<|im_end|>\n",
+    blank="",
+    after_picture="\n",
+)
 MARKS = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
 
 
@@ -66,8 +75,9 @@ class InternVLBackbone(HubBackbone):
             with with_seed(seed):
                 self.model = InternVLForConditionalGeneration._from_config(settings, dtype=getattr(torch, dtype))
         else:
-            tokenizer = AutoTokenizer.from_pretrained(str(pretrained))
+            tokenizer = load_tokenizer(str(pretrained), "<IMG_CONTEXT>", "<|im_end|>")
             self.model = load_weights_of(InternVLForConditionalGeneration, Path(str(pretrained)), settings, dtype)
+        check_tokens(self, tokenizer, "<IMG_CONTEXT>")
         self.model.eval()
         self.name = f"internvl:{pretrained or f'random-{seed}'}"
         vision: Any = settings.vision_config
@@ -80,7 +90,7 @@ class InternVLBackbone(HubBackbone):
             max_length=max_length,
             pixel_mode=pixel_mode,
             codec=get_codec(codec, CoordinateSpace(codec_grid)),
-            template=CHATML,
+            template=INTERNVL,
         )
 
     def image_features(self, pixels_N3SS: Tensor) -> Tensor:

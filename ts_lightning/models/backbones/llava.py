@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 from ts_lightning.grounding.codecs import get_codec
@@ -14,6 +14,8 @@ from ts_lightning.grounding.coordinates import CoordinateSpace
 from ts_lightning.models.backbones.hub_layout import (
     HubBackbone,
     check_source,
+    check_tokens,
+    load_tokenizer,
     load_weights_of,
     small_tokenizer,
     with_seed,
@@ -82,6 +84,7 @@ class LlavaBackbone(HubBackbone):
         if projector not in (None, "mlp", "linear"):
             raise ValueError(f"LlavaBackbone.projector: seen {projector!r}, expected 'mlp' or 'linear'")
         settings = check_source(type(self).__name__, pretrained, config, {"llava": None}, LlavaConfig)
+        check_tower(settings.vision_config, settings, pretrained or "config")
         stored = getattr(settings, "projector", "mlp")
         settings.projector = projector or stored
         kind = LinearLlava if settings.projector == "linear" else LlavaForConditionalGeneration
@@ -91,9 +94,10 @@ class LlavaBackbone(HubBackbone):
                 settings.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
                 self.model = kind._from_config(settings, dtype=getattr(torch, dtype))
             else:
-                tokenizer = AutoTokenizer.from_pretrained(str(pretrained))
+                tokenizer = load_tokenizer(str(pretrained), "<image>", VICUNA.end)
                 fresh = () if settings.projector == stored else ("multi_modal_projector",)
                 self.model = load_weights_of(kind, Path(str(pretrained)), settings, dtype, fresh)
+        check_tokens(self, tokenizer, "<image>")
         self.model.eval()
         self.name = f"llava:{pretrained or f'random-{seed}'}"
         vision: Any = settings.vision_config
@@ -115,3 +119,12 @@ class LlavaBackbone(HubBackbone):
         hidden = self.model.model.vision_tower(pixels_N3SS, output_hidden_states=True).hidden_states
         features = hidden[self.model.config.vision_feature_layer]
         return self.model.model.multi_modal_projector(features[:, 1:])  # without the class token
+
+
+def check_tower(vision: Any, settings: Any, where: str) -> None:
+    """ValueError for a vision tower that is not CLIP's, or is read otherwise than as LLaVA-1.5 reads it."""
+    if vision.model_type != "clip_vision_model":
+        raise ValueError(f"{where}: seen vision tower {vision.model_type!r}, expected 'clip_vision_model'")
+    read = (settings.vision_feature_layer, settings.vision_feature_select_strategy)
+    if not isinstance(read[0], int) or read[1] != "default":
+        raise ValueError(f"{where}: seen vision features {read}, expected one layer and 'default' (no class token)")

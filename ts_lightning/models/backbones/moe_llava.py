@@ -13,11 +13,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, PhiConfig
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, PhiConfig
 
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.grounding.coordinates import CoordinateSpace
-from ts_lightning.models.backbones.hub_layout import read_config, small_tokenizer, with_seed
+from ts_lightning.models.backbones.hub_layout import (
+    check_tokens,
+    load_tokenizer,
+    read_config,
+    small_tokenizer,
+    with_seed,
+)
 from ts_lightning.models.backbones.llava import LlavaBackbone
 from ts_lightning.models.backbones.moe_layout import from_public, install_moe, moe_config, to_public
 from ts_lightning.models.encode import ChatTemplate, Encoder
@@ -81,11 +87,10 @@ class MoELlavaBackbone(LlavaBackbone):
         if config is not None:
             tokenizer = small_tokenizer(("<|endoftext|>",), end="<|endoftext|>")
         else:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            if "<image>" not in tokenizer.get_vocab():  # the original splices features at id -200; ours is a token
-                tokenizer.add_tokens(["<image>"], special_tokens=True)
-        image_id = tokenizer.convert_tokens_to_ids("<image>")
-        settings = llava_config(self.public, _tower_config(self.public, image_tower), image_id)
+            # the original splices features at id -200 and pads with its end mark; ours are tokens of their own
+            tokenizer = load_tokenizer(folder, "<image>", PHI.end)
+        check_public(self.public, pretrained or "config")
+        settings = llava_config(self.public, _tower_config(self.public, image_tower), tokenizer)
         with with_seed(seed):
             self.model = LlavaForConditionalGeneration._from_config(settings, dtype=getattr(torch, dtype))
             moe = self.public.get("moe")
@@ -98,6 +103,7 @@ class MoELlavaBackbone(LlavaBackbone):
                 if moe:
                     install_moe(self.layers, moe)
                 self.model = self._filled(folder, image_tower, config)
+        check_tokens(self, tokenizer, "<image>")
         self.model.to(getattr(torch, dtype)).eval()
         self.name = f"moe_llava:{pretrained or f'random-{seed}'}"
         vision: Any = settings.vision_config
@@ -187,10 +193,27 @@ def fill(model: Any, state: dict[str, Tensor], image_tower: str | None) -> None:
             place.copy_(tensor)
 
 
-def llava_config(public: Mapping[str, Any], vision: Any, image_id: int) -> Any:
-    """The transformers config of a public MoE-LLaVA config; the vocabulary has room for the image placeholder."""
+def check_public(public: Mapping[str, Any], where: str) -> None:
+    """ValueError for a public config that says what our modules don't do."""
+    expected: dict[str, tuple[Any, ...]] = {
+        "image_projector_type": ("mlp2x_gelu",),
+        "mm_vision_select_feature": ("patch",),
+    }
+    seen = {name: public.get(name) for name in expected}
+    if moe := public.get("moe"):
+        expected |= {"moe.use_residual": (False,), "moe.top_k_experts": (1, 2)}
+        seen |= {"moe.use_residual": moe.get("use_residual"), "moe.top_k_experts": moe["top_k_experts"]}
+    for name, values in expected.items():
+        if seen[name] is not None and seen[name] not in values:
+            raise ValueError(f"{where}: {name}: seen {seen[name]!r}, expected {' or '.join(map(repr, values))}")
+
+
+def llava_config(public: Mapping[str, Any], vision: Any, tokenizer: Any) -> Any:
+    """The transformers config of a public MoE-LLaVA config; the vocabulary has room for tokens that were added."""
+    image_id = tokenizer.convert_tokens_to_ids("<image>")
+    added = max(tokenizer.get_added_vocab().values())
     text = PhiConfig(
-        vocab_size=max(public["vocab_size"], image_id + 1),
+        vocab_size=max(public["vocab_size"], added + 1),
         **{name: public[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")},
         num_attention_heads=public["num_attention_heads"],
         num_key_value_heads=public.get("num_key_value_heads"),
@@ -217,6 +240,8 @@ def _tower_config(public: Mapping[str, Any], image_tower: str | None) -> Any:
     """The CLIP tower's config: of its folder, of `vision_config` in the public file, else CLIP ViT-L/14-336."""
     if image_tower is not None:
         values = read_config(Path(image_tower))
+        if values.get("model_type", "clip") not in ("clip", "clip_vision_model"):
+            raise ValueError(f"image_tower: seen {values['model_type']!r} in {image_tower}, expected a CLIP tower")
         return CLIPVisionConfig.from_dict(values.get("vision_config", values))
     if "vision_config" in public:
         return CLIPVisionConfig.from_dict(dict(public["vision_config"]))

@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
 )
@@ -25,6 +24,8 @@ from ts_lightning.grounding.coordinates import CoordinateSpace
 from ts_lightning.models.backbones.hub_layout import (
     HubBackbone,
     check_source,
+    check_tokens,
+    load_tokenizer,
     load_weights_of,
     small_tokenizer,
     with_seed,
@@ -164,8 +165,9 @@ class QwenVLBackbone(HubBackbone):
             with with_seed(seed):
                 self.model = kind._from_config(settings, dtype=getattr(torch, dtype))
         else:
-            tokenizer = AutoTokenizer.from_pretrained(str(pretrained))
+            tokenizer = load_tokenizer(str(pretrained), "<|image_pad|>", CHATML.end)
             self.model = load_weights_of(kind, Path(str(pretrained)), settings, dtype)
+        check_tokens(self, tokenizer, "<|image_pad|>")
         self.model.eval()
         self.name = f"{settings.model_type}:{pretrained or f'random-{seed}'}"
         vision: Any = settings.vision_config
