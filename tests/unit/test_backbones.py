@@ -1,6 +1,5 @@
 """Every backbone on small random weights: the guarantees of the twin, loading and saving, decoding."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import pytest
 import torch
 from data_samples import picture
 from peft import PeftModel
-from PIL import Image
 from transformers import (
     AutoModelForImageTextToText,
     CLIPVisionConfig,
@@ -30,6 +28,7 @@ from ts_lightning.models.backbones.moe_layout import moe_config
 from ts_lightning.models.backbones.moe_llava import MoELlavaBackbone
 from ts_lightning.models.backbones.qwen_vl import QwenVLBackbone
 from ts_lightning.models.generate import decode, greedy, prefill
+from ts_lightning.models.packing import branch_mask, pack_groups
 from ts_lightning.training import SFT, load
 from ts_lightning.training.export import write_standalone
 
@@ -233,21 +232,6 @@ def reloaded(backbone: Backbone, folder: Path) -> Backbone:
     return type(backbone)(pretrained=str(folder), **keep)
 
 
-@pytest.mark.parametrize("name", ["llava", "internvl"])
-def test_square_pictures_equal_transformers(name: str, tmp_path: Path) -> None:
-    backbone: Any = MAKERS[name]()
-    backbone.save(tmp_path)
-    theirs = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
-    vlm = PlainVLM(backbone, train=["*"]).eval()
-    batch = batch_of(vlm, [SAMPLES[0]])
-    with torch.no_grad():
-        pixels = backbone.normalise(batch["pixel_values"])
-        expected = theirs(input_ids=batch["input_ids"], pixel_values=pixels).logits
-        ours = vlm(batch)
-    rows, columns = ours["positions"]
-    torch.testing.assert_close(ours["logits"], expected[rows, columns - 1], atol=1e-5, rtol=1e-5)
-
-
 def test_a_linear_projector_is_kept(tmp_path: Path) -> None:
     first = LlavaBackbone(config=llava_config(), projector="linear")
     assert first.model.model.multi_modal_projector.linear.weight.shape == (32, 32)
@@ -262,45 +246,40 @@ def test_a_linear_projector_is_kept(tmp_path: Path) -> None:
         LlavaBackbone(str(tmp_path / "absent"))
 
 
-@pytest.mark.parametrize("kind", [Qwen2VLConfig, Qwen2_5_VLConfig])
-def test_qwen_equals_transformers_with_several_pictures(kind: Any, tmp_path: Path) -> None:
-    backbone = QwenVLBackbone(config=qwen_config(kind))
-    backbone.save(tmp_path)
-    theirs = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
-    one = sample("grounding", (80, 60))
-    one.images.append(SampleImage("b.jpg", 40, 100))
-    one.image_bytes.append(picture(7, (40, 100)))
-    one.turns[0].text = "<image>\n" + one.turns[0].text
-    vlm = PlainVLM(backbone, train=["*"]).eval()
-    batch = batch_of(vlm, [one])
-    kinds = (batch["input_ids"] == backbone.image_token_id).int()
-    rope, _ = theirs.model.get_rope_index(batch["input_ids"], kinds, image_grid_thw=batch["image_grid"])
-    assert torch.equal(rope, batch["position_ids"])
-    pixels = backbone.normalise(batch["pixel_values"].reshape(len(batch["pixel_values"]), 3, -1)).flatten(1)
+def test_completions_behind_one_prompt_are_rows_of_their_own(make: Any) -> None:
+    vlm = TwinExpertVLM(make()).eval()
+    prompts = [vlm.encode(s, True) for s in (SAMPLES[0], SAMPLES[2])]
+    groups = [[[5, 6, 7], [8, 9]], [[10], [11, 12, 13]]]
+    packed = pack_groups(collate(prompts, vlm.pad_id), groups, vlm.pad_id)
+    with torch.no_grad(), vlm.routing(packed) as context:
+        hidden_BTH = vlm.backbone.decoder(
+            inputs_embeds=vlm.embed(packed, context),
+            attention_mask=branch_mask(packed["branch"]),
+            position_ids=packed["position_ids"],
+            use_cache=False,
+        ).last_hidden_state
+        rows_K = packed["rows"]
+        together = vlm.logits(hidden_BTH[rows_K, packed["predictors"]], packed["task"][rows_K])
+        alone = []
+        for prompt, group in zip(prompts, groups, strict=True):
+            for completion in group:
+                row = extended(vlm, prompt, torch.tensor(completion))
+                row["step_ids"][-len(completion) :] = 0
+                alone.append(vlm(collate([row], vlm.pad_id))["logits"])
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+def test_isolated_steps_do_not_see_each_other(make: Any) -> None:
+    vlm = TwinExpertVLM(make()).eval()
+    one = sample("grounding")
+    one.turns[1].text = "Step 1: a star. Step 2: it is at {region:0}"
+    row = vlm.encode(one)
+    changed = {**row, "input_ids": row["input_ids"].clone()}
+    first = (row["step_ids"] == 0).nonzero().squeeze(1)
+    changed["input_ids"][first[1]] = 5
     with torch.no_grad():
-        expected = theirs(
-            input_ids=batch["input_ids"],
-            pixel_values=pixels,
-            image_grid_thw=batch["image_grid"],
-            mm_token_type_ids=kinds,
-        ).logits
-        ours = vlm(batch)
-    rows, columns = ours["positions"]
-    torch.testing.assert_close(ours["logits"], expected[rows, columns - 1], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("size", [(300, 200), (90, 400), (30, 20), (1500, 1100)])
-def test_qwen_patches_are_the_processors(size: tuple[int, int]) -> None:
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    encoder = QwenVLBackbone(config=qwen_config()).encoder
-    data = picture(3, size)
-    one = sample("grounding", size)
-    one.image_bytes = [data]
-    row = encoder(one)
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    theirs = Qwen2VLImageProcessorPil(do_rescale=False, do_normalize=False)(image, return_tensors="pt")
-    assert torch.equal(row["image_grid"], theirs["image_grid_thw"])
-    assert (row["pixel_values"].float() - theirs["pixel_values"].float()).abs().max() <= 1
-    with pytest.raises(ValueError, match="sides at most 1 : 200"):
-        encoder.resized((2000, 9))
+        for isolated in (True, False):
+            a, b = (vlm(collate([r], vlm.pad_id), isolated=isolated) for r in (row, changed))
+            second = row["step_ids"][a["positions"][1]] == 1
+            assert second.any()
+            assert torch.equal(a["logits"][second], b["logits"][second]) == isolated

@@ -1,6 +1,7 @@
 """MoE-LLaVA's public layout and its gate, against an oracle written out in float64."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -24,26 +25,37 @@ PUBLIC: dict[str, Any] = {
 }  # fmt: skip
 
 
-def gate_oracle(x_TH: Tensor, weight_EH: Tensor, experts: Any) -> Tensor:
-    """The original's layer for one token after the other, noise off, capacity factor 2.0: nothing is dropped."""
+def gate_oracle(x_TH: Tensor, weight_EH: Tensor, experts: Any, capacity_factor: float) -> tuple[Tensor, int]:
+    """The original's layer, one token after the other, noise off; and how many choices it dropped.
+
+    An expert takes ceil(T / E * 2 * factor) choices: all first choices in the order of the tokens, then the second
+    ones. Weights are the clean softmax over what was kept.
+    """
+    num_tokens, num_experts = len(x_TH), len(weight_EH)
+    capacity = math.ceil(num_tokens / num_experts * 2 * capacity_factor)
+    gates = [torch.softmax((weight_EH.float() @ x_H.float()), 0, dtype=torch.float32).double() for x_H in x_TH]
+    ranked = [sorted(range(num_experts), key=lambda e, g=g: -float(g[e])) for g in gates]
+    taken, kept = [0] * num_experts, [[] for _ in gates]
+    for choice in (0, 1):
+        for t in range(num_tokens):
+            expert = ranked[t][choice]
+            if taken[expert] < capacity:
+                kept[t].append(expert)
+            taken[expert] += 1
     out = torch.zeros_like(x_TH, dtype=torch.float64)
     for t, x_H in enumerate(x_TH):
-        gates = torch.softmax((weight_EH.float() @ x_H.float()), 0, dtype=torch.float32).double()
-        first = int(gates.argmax())
-        others = gates.clone()
-        others[first] = -1
-        second = int(others.argmax())
-        total = gates[first] + gates[second]
-        for e in (first, second):
+        total = sum(gates[t][e] for e in kept[t])
+        for e in kept[t]:
             mlp = experts[e]
             hidden = torch.nn.functional.gelu(
                 x_H.double() @ mlp.fc1.weight.double().T + mlp.fc1.bias.double(), approximate="tanh"
             )
-            out[t] += gates[e] / total * (hidden @ mlp.fc2.weight.double().T + mlp.fc2.bias.double())
-    return out
+            out[t] += gates[t][e] / total * (hidden @ mlp.fc2.weight.double().T + mlp.fc2.bias.double())
+    return out, 2 * num_tokens - sum(map(len, kept))
 
 
-def test_the_layer_is_the_originals_without_noise() -> None:
+@pytest.mark.parametrize("crowded", [False, True])
+def test_the_layer_is_the_originals_without_noise(crowded: bool) -> None:
     backbone = MoELlavaBackbone(config=PUBLIC, seed=1)
     layer = backbone.layers[2].mlp
     torch.manual_seed(0)
@@ -51,9 +63,16 @@ def test_the_layer_is_the_originals_without_noise() -> None:
         for p in expert.parameters():
             p.data.add_(0.1 * torch.randn_like(p))
     x_TH = torch.randn(50, 32)
+    if crowded:  # every token's first choice is expert 2
+        layer.router.weight.data[2] = 2 * torch.ones(32)
+        x_TH = x_TH.abs()
     with torch.no_grad():
-        expected = gate_oracle(x_TH, layer.router.weight, layer.experts)
-        torch.testing.assert_close(layer(x_TH[None])[0].double(), expected, atol=1e-6, rtol=1e-5)
+        seen = layer(x_TH[None])[0].double()
+        expected, dropped = gate_oracle(x_TH, layer.router.weight, layer.experts, capacity_factor=2.0)
+        _, dropped_in_training = gate_oracle(x_TH, layer.router.weight, layer.experts, capacity_factor=1.5)
+    torch.testing.assert_close(seen, expected, atol=1e-6, rtol=1e-5)
+    assert dropped == 0
+    assert (dropped_in_training > 0) == crowded  # in training the original loses tokens here, ours does not
 
 
 def test_keys_are_the_public_ones(tmp_path: Path) -> None:
