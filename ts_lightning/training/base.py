@@ -24,8 +24,7 @@ class BaseModule(L.LightningModule):
     """Wires a vlm, an optimizer and a schedule; subclasses say what a row's loss is (`row_losses`).
 
     One Lightning batch is one optimizer step: its micro-batches run inside `training_step`, only the last one
-    synchronises gradients. The loss is the sum over rows divided by the number of rows with a loss token in the global
-    batch (all ranks, all micro-batches).
+    synchronises gradients. The loss is the sum over rows divided by the global batch's `loss_weight`.
     Hyperparameters are stored as plain values, so `ts_lightning.training.load(path)` rebuilds the module; an argument
     that can't be stored is refused here with a ValueError.
     """
@@ -52,9 +51,13 @@ class BaseModule(L.LightningModule):
         """Loss of each row, [B] with gradient under "loss"; other [B] entries are parts of it, for the logs."""
         raise NotImplementedError
 
+    def loss_weight(self, batch: dict[str, Any]) -> Tensor:
+        """What a micro-batch adds to the loss's divisor: its rows with a loss token."""
+        return num_loss_rows(batch["step_ids"])
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         micro_batches = batch["micro_batches"]
-        counts = torch.stack([num_loss_rows(micro["step_ids"]) for micro in micro_batches])
+        counts = torch.stack([self.loss_weight(micro) for micro in micro_batches])
         divisor = self._sum_over_ranks(counts.sum()).clamp(min=1)
         self.zero_grad()
         totals: dict[str, Tensor] = {}
