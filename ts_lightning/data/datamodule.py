@@ -185,7 +185,9 @@ class ShardDataModule(L.LightningDataModule):
         batches = MicroBatches(self._stream, self.micro_batch_size, rank, world_size, endless=self.trainer is not None)
         manifest, bad_records = self._loaded["train"]
         encode, pad_id = self._encoder(self._train)
-        loader = TrainLoader(ShardDataset(manifest, encode), batches, self.num_workers, pad_id, bad_records)
+        prompts = bool(getattr(getattr(self.trainer, "lightning_module", None), "trains_on_prompts", False))
+        dataset = ShardDataset(manifest, encode, for_generation=prompts)
+        loader = TrainLoader(dataset, batches, self.num_workers, pad_id, bad_records)
         self._loaders.append(loader)
         return loader
 

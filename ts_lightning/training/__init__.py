@@ -3,10 +3,21 @@
 from ts_lightning.training.base import BaseModule
 from ts_lightning.training.callbacks import PredictionWriter
 from ts_lightning.training.checkpoint_io import CheckpointIO
+from ts_lightning.training.grpo import GRPO
 from ts_lightning.training.load import load
 from ts_lightning.training.lora_sft import LoRASFT
 from ts_lightning.training.schedule import WarmupCosine
 from ts_lightning.training.sft import SFT
 from ts_lightning.training.stepwise_sft import StepwiseSFT
 
-__all__ = ["SFT", "BaseModule", "CheckpointIO", "LoRASFT", "PredictionWriter", "StepwiseSFT", "WarmupCosine", "load"]
+__all__ = [
+    "GRPO",
+    "SFT",
+    "BaseModule",
+    "CheckpointIO",
+    "LoRASFT",
+    "PredictionWriter",
+    "StepwiseSFT",
+    "WarmupCosine",
+    "load",
+]

@@ -8,6 +8,7 @@ from random import Random
 from ts_lightning.data.sample import Answer, Sample, SampleRegion
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines.toy_world import grounding, regions
+from ts_lightning.pipelines.toy_world.multi_image import multi_image_samples
 from ts_lightning.pipelines.toy_world.render import jpeg, render
 from ts_lightning.pipelines.toy_world.scene import Scene, sample_scene
 from ts_lightning.pipelines.toy_world.understanding import understanding_questions
@@ -89,6 +90,22 @@ def write_region_shards(folder: Path, train: int, val: int, per_shard: int = 200
     write_shards(regions.image_conversations(max(1, train // 4)), folder, "image_train", per_shard)
     write_shards(regions.region_conversations(train), folder, "region_train", per_shard)
     write_shards(regions.region_questions(val), folder, "val_region", per_shard)
+    stamp.write_text(wanted)
+    return True
+
+
+def write_multi_image_shards(
+    folder: Path, train: int, rl: int, val: int, style: str = "grounded", per_shard: int = 2000
+) -> bool:
+    """Write `mirg_train-*.tar` (trajectories of this style), `mirg_rl-*.tar` (prompts for GRPO) and `val_mirg-*.tar`.
+
+    Does nothing, and returns False, where `mirg.txt` says that these numbers have been rendered.
+    """
+    stamp, wanted = folder / "mirg.txt", f"train {train} rl {rl} val {val} style {style} per shard {per_shard}\n"
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return False
+    for prefix, split, total in (("mirg_train", "sft", train), ("mirg_rl", "rl", rl), ("val_mirg", "val", val)):
+        write_shards(multi_image_samples(split, total, style), folder, prefix, per_shard)
     stamp.write_text(wanted)
     return True
 

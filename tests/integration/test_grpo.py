@@ -1,0 +1,202 @@
+"""GRPO through the command line: what is logged, the reference, resume, two processes, wrong configurations."""
+
+import copy
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from ts_lightning.cli import main
+from ts_lightning.data.write import write_shards
+from ts_lightning.pipelines.toy_world.multi_image import multi_image_samples
+from ts_lightning.rl.completion import Completion
+from ts_lightning.training import GRPO, load
+
+DDP = Path(__file__).parents[2] / "configs/trainer/ddp.yaml"
+BACKBONE = copy.deepcopy(tiny.BACKBONE)
+BACKBONE["init_args"] |= {"codec": "mirg", "codec_grid": "100"}
+VLMS = {
+    "twin": ("TwinExpertVLM", {"every": 1, "train_token_rows": ["codec"]}),
+    "lora": ("LoRAVLM", {"rank": 4, "dropout": 0.1}),
+    "plain": ("PlainVLM", {"train": ["*language_model*"]}),
+}
+
+
+def length(completion: Completion, sample: Any) -> float:
+    """A reward with variance for a policy that knows nothing: shorter texts."""
+    return -len(completion.text) / 50
+
+
+def nan(completion: Completion, sample: Any) -> float:
+    return float("nan")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("mirg")
+    write_shards(multi_image_samples("rl", 12), folder, "rl")
+    return str(folder / "rl-*.tar")
+
+
+@pytest.fixture(autouse=True)
+def own_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TS_LIGHTNING_CLASS_PREFIXES", "test_grpo")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+def config(shards: str, root: Path, kind: str = "twin", reward: str = "length", **model: Any) -> dict[str, Any]:
+    name, args = VLMS[kind]
+    vlm = {"class_path": f"ts_lightning.models.{name}", "init_args": {"backbone": BACKBONE, **args}}
+    made = tiny.config(shards, root, vlm, **model)
+    made["model"]["class_path"] = "ts_lightning.training.GRPO"
+    rollout = {"num_generations": 3, "max_new_tokens": 6, "rewards": {"own": f"test_grpo.{reward}"}}
+    rollout["rewards"]["object"] = "ts_lightning.rl.object_reward"
+    callbacks: list[dict[str, Any]] = [{"class_path": "ts_lightning.rl.RolloutCallback", "init_args": rollout}]
+    saver = {"every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}"}
+    callbacks.append({"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver})
+    made["trainer"]["callbacks"] = callbacks
+    return made
+
+
+def run(given: dict[str, Any], root: Path, *args: str) -> int:
+    root.mkdir(parents=True, exist_ok=True)
+    return main(["fit", "-c", tiny.save(given, root / "given.yaml"), *args])
+
+
+def rows(root: Path) -> list[dict[str, str]]:
+    with (root / "metrics.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row.get("train/loss")]
+
+
+@pytest.fixture(scope="module")
+def fitted(shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Four steps of each kind of policy, checkpoints after two and four."""
+    roots = {kind: tmp_path_factory.mktemp(kind) for kind in VLMS}
+    os.environ["TS_LIGHTNING_CLASS_PREFIXES"] = "test_grpo"
+    for kind, root in roots.items():
+        given = config(shards, root, kind)
+        given["trainer"]["callbacks"][0]["init_args"]["table_every"] = 2
+        assert run(given, root) == 0
+    return roots
+
+
+@pytest.mark.parametrize("kind", VLMS)
+def test_kl_is_exactly_zero_at_the_first_step_and_not_later(kind: str, fitted: dict[str, Path]) -> None:
+    kl = [float(row["train/kl"]) for row in rows(fitted[kind])]
+    assert kl[0] == 0.0
+    assert all(value > 0 for value in kl[1:])
+
+
+def test_what_is_logged(fitted: dict[str, Path]) -> None:
+    first = rows(fitted["twin"])[0]
+    names = {"loss", "kl", "entropy", "clipped", "reward/own", "reward/object", "reward/total", "zero_variance"}
+    names |= {"completion_length", "cut_off", "reward_by_task/reasoning", "alpha"}
+    assert {f"train/{name}" for name in names} <= first.keys()
+    assert 0 < float(first["train/completion_length"]) <= 6
+    assert float(first["train/loss"]) == pytest.approx(0, abs=1e-5)  # ratios of one, advantages of mean zero
+
+
+def test_the_policy_learns_its_reward(shards: str, tmp_path: Path) -> None:
+    given = config(shards, tmp_path, "plain", kl_coeff=0.0)
+    given["trainer"]["callbacks"][0]["init_args"]["num_generations"] = 8
+    given["trainer"] |= {"max_steps": 30, "callbacks": given["trainer"]["callbacks"][:1]}
+    assert run(given, tmp_path) == 0
+    rewards = [float(row["train/reward/own"]) for row in rows(tmp_path)]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.05
+
+
+def test_tables_of_prompts(fitted: dict[str, Path]) -> None:
+    record = json.loads((fitted["twin"] / "rollouts/step-000002-0.json").read_text())
+    assert len(record["completions"]) == 3
+    assert {"text", "advantage", "own", "object"} <= record["completions"][0].keys()
+    assert (fitted["twin"] / "rollouts/step-000000-1.png").is_file()
+
+
+def test_checkpoint_holds_the_reference_and_loads_without_it(fitted: dict[str, Path]) -> None:
+    path = fitted["twin"] / "checkpoints/step=4.ckpt"
+    stored = torch.load(path, weights_only=True)
+    assert not any("reference" in name for name in stored["state_dict"])
+    assert any(name.startswith("layers.0.experts") for name in stored["reference"]["tensors"])
+    module = load(path)
+    assert isinstance(module, GRPO)
+    assert module.reference is None
+    plain = torch.load(fitted["plain"] / "checkpoints/step=4.ckpt", weights_only=True)
+    assert len(plain["reference"]["sha256"]) == 64
+
+
+@pytest.mark.parametrize("kind", VLMS)
+def test_resume_gives_the_same_rewards_losses_and_weights(
+    kind: str, fitted: dict[str, Path], shards: str, tmp_path: Path
+) -> None:
+    middle = fitted[kind] / "checkpoints/step=2.ckpt"
+    assert run(config(shards, tmp_path, kind), tmp_path, "--ckpt_path", str(middle)) == 0
+    whole, rest = rows(fitted[kind])[2:], rows(tmp_path)
+    assert len(rest) == 2
+    for a, b in zip(whole, rest, strict=True):
+        names = [name for name, value in b.items() if value and "per_second" not in name]
+        assert {"train/loss", "train/kl", "train/reward/own"} <= set(names)
+        assert {name: a[name] for name in names} == {name: b[name] for name in names}
+    ends = [load(root / "checkpoints/step=4.ckpt").vlm.trainable_state_dict() for root in (fitted[kind], tmp_path)]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_no_reference_without_kl(shards: str, tmp_path: Path) -> None:
+    assert run(config(shards, tmp_path, "plain", kl_coeff=0.0), tmp_path) == 0
+    assert "reference" not in torch.load(tmp_path / "checkpoints/step=4.ckpt", weights_only=True)
+    assert all(float(row["train/kl"]) == 0 for row in rows(tmp_path))
+
+
+def test_two_processes_give_what_one_gives(shards: str, tmp_path: Path) -> None:
+    made = []
+    for name in ("one", "two"):
+        root = tmp_path / name
+        given = config(shards, root)
+        given["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}
+        given["trainer"]["max_steps"] = 2
+        if name == "one":
+            assert run(given, root) == 0
+        else:
+            root.mkdir()
+            line = [sys.executable, "-m", "ts_lightning.cli", "fit", "-c", tiny.save(given, root / "given.yaml")]
+            env = {**os.environ, "OMP_NUM_THREADS": "1"}
+            more = ["-c", str(DDP), "--trainer.accelerator", "cpu"]
+            done = subprocess.run([*line, *more], env=env, capture_output=True, text=True, timeout=240)
+            assert done.returncode == 0, done.stderr[-2000:]
+        made.append(root)
+    one, two = (rows(root) for root in made)
+    names = [name for name in one[0] if name.startswith("train/") and "per_second" not in name]
+    for a, b in zip(one, two, strict=True):
+        assert [float(b[n]) for n in names if a[n]] == pytest.approx([float(a[n]) for n in names if a[n]], abs=1e-5)
+    ends = [load(root / "checkpoints/step=2.ckpt").vlm.trainable_state_dict() for root in made]
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_missing_callback_is_one_line(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    given = config(shards, tmp_path)
+    del given["trainer"]["callbacks"][0]
+    assert run(given, tmp_path) == 2
+    assert "trainer.callbacks: seen no rollouts, expected a ts_lightning.rl.RolloutCallback" in capsys.readouterr().err
+
+
+def test_a_reward_that_is_no_number_names_itself_and_the_sample(
+    shards: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(config(shards, tmp_path, reward="nan"), tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "reward own: seen nan, expected a finite number" in error
+    assert "rl-000000.tar:mig" in error or "rl-00000" in error
+
+
+def test_a_prompt_without_room_is_one_line(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    given = config(shards, tmp_path)
+    given["trainer"]["callbacks"][0]["init_args"]["max_new_tokens"] = 2047
+    assert run(given, tmp_path) == 2
+    assert "tokens and max_new_tokens 2047, expected at most 2048 together" in capsys.readouterr().err

@@ -1,0 +1,115 @@
+"""The policy that GRPO started from, without a second model."""
+
+import copy
+import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ts_lightning.models.backbones.base import tensor_bytes
+from ts_lightning.models.lora import LoRAVLM
+from ts_lightning.models.twin_vlm import TwinExpertVLM
+from ts_lightning.models.vlm import VLM
+
+REFERENCE = "reference"
+
+
+class ReferencePolicy:
+    """Freezes a vlm as it is now; `with reference.active():` its forwards are those of that moment.
+
+    TWIST gets a frozen package `reference` beside the one that trains, LoRA without an earlier stage goes with its
+    adapter off, any other vlm keeps one frozen copy of what trains, on the device or, with `offload`, on the CPU. The
+    extra memory is the trainable part, none for a fresh LoRA.
+    """
+
+    def __init__(self, vlm: VLM, offload: bool = False) -> None:
+        self.vlm = vlm
+        self.held: dict[str, Tensor] = {}
+        if isinstance(vlm, TwinExpertVLM):
+            _add_frozen_package(vlm)
+        elif not (isinstance(vlm, LoRAVLM) and vlm.init_args.get("init_from") is None):
+            for name, parameter in vlm.named_parameters():
+                if parameter.requires_grad:
+                    value = parameter.detach()
+                    self.held[name] = value.cpu().clone() if offload else value.clone()
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """While this is open, the vlm answers as the reference; no gradients."""
+        with torch.no_grad(), self._switched():
+            yield
+
+    def _switched(self) -> AbstractContextManager[None]:
+        if isinstance(self.vlm, TwinExpertVLM):
+            return _package(self.vlm)
+        if self.held:
+            return self._with_held()
+        assert isinstance(self.vlm, LoRAVLM)
+        return self.vlm.without_adapter()
+
+    @contextmanager
+    def _with_held(self) -> Iterator[None]:
+        """Parameters point to the copy for the time of a forward without gradients; nothing is copied on the device."""
+        own = {name: parameter.data for name, parameter in self.vlm.named_parameters() if name in self.held}
+        parameters = dict(self.vlm.named_parameters())
+        try:
+            for name, value in self.held.items():
+                parameters[name].data = value.to(own[name].device)
+            yield
+        finally:
+            for name, value in own.items():
+                parameters[name].data = value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors of TWIST's frozen package; otherwise the copy's sha256: it is made from `init_from` again."""
+        if isinstance(self.vlm, TwinExpertVLM):
+            return {"tensors": {k: v.detach() for k, v in self.vlm.package_tensors(REFERENCE).items()}}
+        return {"sha256": self.sha256()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Become the reference of a checkpoint; ValueError where `init_from` gives another one now."""
+        if "tensors" in state and isinstance(self.vlm, TwinExpertVLM):
+            with torch.no_grad():
+                for name, tensor in self.vlm.package_tensors(REFERENCE).items():
+                    tensor.copy_(state["tensors"][name])
+        elif state.get("sha256") != self.sha256():
+            raise ValueError(
+                f"reference policy: seen weights {self.sha256()[:12]}, expected {str(state.get('sha256'))[:12]} as in "
+                "the checkpoint (init_from has changed since the run began)"
+            )
+
+    def sha256(self) -> str:
+        """Of the names and bytes of the copy."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.held.items()):
+            digest.update(name.encode())
+            digest.update(tensor_bytes(value))
+        return digest.hexdigest()
+
+
+def _add_frozen_package(vlm: TwinExpertVLM) -> None:
+    if REFERENCE in vlm.options:
+        raise ValueError(
+            f"package: seen one named {REFERENCE!r}, expected another name: GRPO keeps its reference there"
+        )
+    skills, memo = vlm.backbone.encoder.skills, {}  # one memo: layers that share alpha share its copy
+    for twin in vlm.twins:
+        if vlm.package in twin.packages:
+            twin.packages[REFERENCE] = copy.deepcopy(twin.packages[vlm.package], memo).requires_grad_(False)
+    if vlm.package in vlm.token_rows:
+        vlm.token_rows[REFERENCE] = copy.deepcopy(vlm.token_rows[vlm.package]).requires_grad_(False)
+    vlm.options[REFERENCE] = vlm.options[vlm.package]
+    vlm.backbone.encoder.skills = skills  # no record asks for it
+    vlm.train(vlm.training)
+
+
+@contextmanager
+def _package(vlm: TwinExpertVLM) -> Iterator[None]:
+    before, vlm.package_override = vlm.package_override, REFERENCE
+    try:
+        yield
+    finally:
+        vlm.package_override = before

@@ -1,0 +1,171 @@
+"""The callback that answers a training batch's prompts and scores the answers. Shapes: N completions, S steps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, distributed
+
+from ts_lightning.data.sample import Sample
+from ts_lightning.losses import group_advantages
+from ts_lightning.models.vlm import VLM
+from ts_lightning.rl.completion import Completion, answer_objects
+from ts_lightning.rl.diagnostics import Watch, rollout_figures, sum_over_ranks
+from ts_lightning.rl.rewards import load_rewards, score
+from ts_lightning.rl.sampling import Sampled, sample_groups
+from ts_lightning.rl.table import write_table
+
+REWARDS = {name: f"ts_lightning.rl.{name}_reward" for name in ("format", "image", "object")}
+
+
+@dataclass
+class Rollout:
+    """Completions of one micro-batch: `completions[b][g]`, and for each of them (b * G + g) what the loss needs.
+
+    `old_logp_NS` and `mask_NS` [N, S]; `rewards` by name and `advantages` [N]; `total` [N] is the rewards' sum.
+    Log-probabilities are taken at `temperature`; `max_tokens` was the limit.
+    """
+
+    completions: list[list[Completion]]
+    old_logp_NS: Tensor
+    mask_NS: Tensor
+    rewards: dict[str, Tensor]
+    total: Tensor
+    advantages: Tensor
+    temperature: float
+    max_tokens: int
+
+    @property
+    def token_ids(self) -> list[list[list[int]]]:
+        """The tokens of `completions`."""
+        return [[completion.token_ids for completion in group] for group in self.completions]
+
+
+class RolloutCallback(Callback):
+    """Fill `batch["rollout"]` with one `Rollout` for each micro-batch, before the training step.
+
+    Every completion's total is the sum of its rewards (eq. 3); advantages are those of its group (eq. 4). The vlm
+    samples in eval mode: no dropout, experts as in evaluation.
+
+    Args:
+        num_generations: Completions of each prompt; `global_batch_size` counts prompts.
+        temperature: Of sampling, and of every log-probability.
+        top_p: Draw from the likeliest tokens up to this mass.
+        max_new_tokens: Longest completion.
+        stop_after: A completion ends behind this text (None: at the end mark alone).
+        rewards: Dotted paths of functions, by the name they are logged under.
+        reward_options: Keyword arguments of a reward, by its name.
+        advantage_eps: Added to a group's standard deviation (TRL: 1e-4).
+        difficulty: Advantages are multiplied by exp(difficulty * (0.5 - the group's mean object reward)); 0 is off.
+        seed: With step, sample id and completion number it names the noise.
+        table_every: Write a table of prompts with pictures and completions every so many steps (0: never).
+        table_prompts: Prompts of one table.
+    """
+
+    def __init__(
+        self,
+        num_generations: int = 8,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 256,
+        stop_after: str | None = "</answer>",
+        rewards: dict[str, str] | None = None,
+        reward_options: dict[str, dict[str, Any]] | None = None,
+        advantage_eps: float = 0.0,
+        difficulty: float = 0.0,
+        seed: int = 0,
+        table_every: int = 0,
+        table_prompts: int = 2,
+    ) -> None:
+        checks = {"num_generations": (num_generations, 2), "max_new_tokens": (max_new_tokens, 1)}
+        for name, (value, least) in checks.items():
+            if value < least:
+                raise ValueError(f"{name}: seen {value}, expected at least {least}")
+        if temperature <= 0 or not 0 < top_p <= 1:
+            seen = f"{temperature} and {top_p}"
+            raise ValueError(f"temperature, top_p: seen {seen}, expected above 0, and above 0 to 1")
+        self.num_generations, self.max_new_tokens = num_generations, max_new_tokens
+        self.temperature, self.top_p, self.stop_after, self.seed = temperature, top_p, stop_after, seed
+        self.rewards = load_rewards(rewards or REWARDS, reward_options or {})
+        self.advantage_eps, self.difficulty = advantage_eps, difficulty
+        if difficulty and "object" not in self.rewards:
+            raise ValueError("difficulty: seen no reward named object, expected it: it says how hard a prompt is")
+        self.table_every, self.table_prompts = table_every, table_prompts
+        self.watch = Watch()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        batch["rollout"] = [self.roll_out(pl_module.vlm, micro, step) for micro in batch["micro_batches"]]
+        figures = sum_over_ranks(rollout_figures(batch, batch["rollout"]))
+        pl_module.log_dict({f"train/{name}": value for name, value in figures.items()}, batch_size=1)
+        self.watch.add(step, figures)
+        if self.table_every and step % self.table_every == 0 and trainer.is_global_zero:
+            vlm: VLM = pl_module.vlm
+            write_table(trainer, vlm, batch["micro_batches"][0], batch["rollout"][0], step, self.table_prompts)
+
+    def roll_out(self, vlm: VLM, batch: Mapping[str, Any], step: int = 0) -> Rollout:
+        """Answer and score the prompts of one micro-batch."""
+        trains = vlm.training
+        vlm.eval()
+        try:
+            sampled = sample_groups(
+                vlm,
+                batch,
+                self.num_generations,
+                self.max_new_tokens,
+                self.temperature,
+                self.top_p,
+                self.stop_after,
+                self.seed,
+                step,
+                all_ranks_done,
+            )
+        finally:
+            vlm.train(trains)
+        return self.scored(vlm, batch["samples"], sampled)
+
+    def scored(self, vlm: VLM, samples: list[Sample], sampled: Sampled) -> Rollout:
+        """Completions with their rewards and advantages."""
+        completions, values = [], []
+        for sample, group, stopped in zip(samples, sampled.tokens, sampled.stopped, strict=True):
+            completions.append([_completion(vlm, sample, ids, end) for ids, end in zip(group, stopped, strict=True)])
+            values += [score(self.rewards, completion, sample) for completion in completions[-1]]
+        device = sampled.logp_NS.device
+        rewards = {name: torch.tensor([v[name] for v in values], device=device) for name in self.rewards}
+        total_N = torch.stack(list(rewards.values())).sum(0)
+        advantages_BG = group_advantages(total_N.view(len(samples), -1), self.advantage_eps)
+        if self.difficulty:
+            mean_B1 = rewards["object"].view(len(samples), -1).mean(1, keepdim=True)
+            advantages_BG = advantages_BG * (self.difficulty * (0.5 - mean_B1)).exp()
+        lengths = torch.tensor([len(ids) for group in sampled.tokens for ids in group], device=device)
+        mask_NS = torch.arange(sampled.logp_NS.shape[1], device=device) < lengths[:, None]
+        advantages_N = advantages_BG.flatten()
+        return Rollout(
+            completions,
+            sampled.logp_NS,
+            mask_NS,
+            rewards,
+            total_N,
+            advantages_N,
+            self.temperature,
+            self.max_new_tokens,
+        )
+
+
+def _completion(vlm: VLM, sample: Sample, ids: list[int], stopped: bool) -> Completion:
+    spoken = ids[:-1] if ids and ids[-1] == vlm.tokenizer.eos_token_id else ids
+    text = vlm.tokenizer.decode(spoken, skip_special_tokens=False)
+    return Completion(text, ids, stopped, answer_objects(text, vlm.codec, sample))
+
+
+def all_ranks_done(done_N: Tensor) -> bool:
+    """Whether every completion of every rank has ended: forwards of sharded weights wait for each other."""
+    done = done_N.all()
+    if distributed.is_available() and distributed.is_initialized():
+        flag = done.to(torch.int32)
+        distributed.all_reduce(flag, distributed.ReduceOp.MIN)
+        done = flag.bool()
+    return bool(done)

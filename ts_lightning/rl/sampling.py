@@ -1,0 +1,118 @@
+"""Groups of completions: prompts are read once, every completion draws from a generator of its own.
+
+Shapes: N completions (G of each prompt, one after the other), S steps, V vocabulary.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ts_lightning.models.generate import decode, prefill
+from ts_lightning.models.packing import pad_left
+from ts_lightning.models.vlm import VLM
+from ts_lightning.rl.log_probs import tempered
+
+
+@dataclass
+class Sampled:
+    """`tokens` of each group's completions, the stop token included; their log-probabilities [N, S], 0 behind the end.
+
+    `stopped`: whether a completion ended by itself.
+    """
+
+    tokens: list[list[list[int]]]
+    logp_NS: Tensor
+    stopped: list[list[bool]]
+
+
+def sample_groups(
+    vlm: VLM,
+    batch: Mapping[str, Any],
+    group: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    stop_after: str | None = "</answer>",
+    seed: int = 0,
+    step: int = 0,
+    all_done: Callable[[Tensor], bool] = lambda done_B: bool(done_B.all()),
+) -> Sampled:
+    """Draw `group` completions of every prompt in `batch` (padded on any side).
+
+    A completion's noise depends on (`seed`, `step`, sample id, its number) alone: not on the batch, the rank or the
+    device. Log-probabilities are those at `temperature` without the banned tokens, before `top_p`.
+    ValueError for a prompt that has no room for `max_new_tokens`.
+    """
+    check_room(vlm, batch, max_new_tokens)
+    eos = {int(vlm.tokenizer.eos_token_id)}
+    ends = vlm.tokenizer(stop_after, add_special_tokens=False)["input_ids"] if stop_after else []
+    names = [sample.id for sample in batch["samples"]]
+    noise_NS = torch.stack([_noise(seed, step, name, g, max_new_tokens) for name in names for g in range(group)])
+    noise_NS = noise_NS.to(batch["input_ids"].device)
+    logps: list[Tensor] = []
+
+    def draw(logits_NV: Tensor) -> Tensor:
+        logp_NV = tempered(logits_NV, temperature, ())  # decoding has banned what is banned
+        token_N = pick(logp_NV, noise_NS[:, len(logps)], top_p)
+        logps.append(logp_NV.gather(1, token_N[:, None]).squeeze(1))
+        return token_N
+
+    with torch.no_grad():
+        state = prefill(vlm, pad_left(batch)).expand(group)
+        token_NS = torch.stack(list(decode(state, draw, eos, max_new_tokens, ends, all_done)), 1)
+    lengths = [_length(row, eos, ends, vlm.pad_id) for row in token_NS.tolist()]
+    kept = [row[:length] for row, (length, _) in zip(token_NS.tolist(), lengths, strict=True)]
+    mask_NS = torch.arange(token_NS.shape[1]) < torch.tensor([length for length, _ in lengths])[:, None]
+    longest = max(length for length, _ in lengths)
+    return Sampled(
+        [kept[i : i + group] for i in range(0, len(kept), group)],
+        torch.where(mask_NS.to(token_NS.device), torch.stack(logps, 1), 0.0)[:, :longest],
+        [[stopped for _, stopped in lengths[i : i + group]] for i in range(0, len(kept), group)],
+    )
+
+
+def pick(logp_NV: Tensor, noise_N: Tensor, top_p: float = 1.0) -> Tensor:
+    """One token of each row by inverting the cumulative distribution at `noise_N` in [0, 1).
+
+    top_p: only the likeliest tokens, up to the one that reaches this mass, are drawn from, in proportion.
+    """
+    probs_NV = logp_NV.double().exp()
+    if top_p >= 1:
+        total_NV = probs_NV.cumsum(1)
+        wanted_N1 = noise_N[:, None].double() * total_NV[:, -1:]
+        return (total_NV <= wanted_N1).sum(1).clamp(max=probs_NV.shape[1] - 1)
+    probs_NV, order_NV = probs_NV.sort(dim=1, descending=True, stable=True)
+    total_NV = probs_NV.cumsum(1)
+    kept_N1 = (total_NV - probs_NV < top_p).sum(1, keepdim=True)
+    mass_N1 = total_NV.gather(1, kept_N1 - 1)
+    place_N1 = (total_NV <= noise_N[:, None].double() * mass_N1).sum(1, keepdim=True).minimum(kept_N1 - 1)
+    return order_NV.gather(1, place_N1).squeeze(1)
+
+
+def check_room(vlm: VLM, batch: Mapping[str, Any], max_new_tokens: int) -> None:
+    """ValueError for the first prompt that leaves less than `max_new_tokens` of the backbone's longest row."""
+    limit = vlm.backbone.encoder.max_length
+    for sample, length in zip(batch["samples"], batch["valid"].sum(1).tolist(), strict=True):
+        if length + max_new_tokens > limit:
+            raise ValueError(
+                f"{sample.where}: seen a prompt of {length} tokens and max_new_tokens {max_new_tokens}, "
+                f"expected at most {limit} together"
+            )
+
+
+def _noise(seed: int, step: int, name: str, number: int, count: int) -> Tensor:
+    digest = hashlib.sha256(f"{seed} {step} {name} {number}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+def _length(row: list[int], eos: set[int], ends: Sequence[int], pad_id: int) -> tuple[int, bool]:
+    """(tokens that count, whether it ended by itself)."""
+    for i, token in enumerate(row):
+        if token in eos or (ends and row[max(0, i + 1 - len(ends)) : i + 1] == list(ends)):
+            return i + 1, True
+    return len(row), False
