@@ -1,66 +1,100 @@
 """Turn a dataset's own files into shards.
 
-python tools/convert_dataset.py coco --images DIR --annotations FILE [--captions FILE] --out DIR [--max-objects N]
+python tools/convert_dataset.py NAME PATH --out DIR [--images DIR] [--exclude-images FILE] [--strict] [its options]
+python tools/convert_dataset.py NAME --help     # what PATH is, and the options of that dataset
 python tools/convert_dataset.py coco-regions --images DIR --annotations FILE [--detections FILE] --out DIR
 """
 
-import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from importlib import import_module
+from inspect import getdoc
 from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
 
 from ts_lightning.data.index import index_shards
+from ts_lightning.data.sample import Sample
 from ts_lightning.data.write import write_shards
-from ts_lightning.pipelines.converters import coco, coco_regions
+from ts_lightning.pipelines import converters
+from ts_lightning.pipelines.converters.source import Dropped, Pictures, excluded_names
+
+PAPER_SUBSETS = {"coco": 3582, "voc": 2062, "lvis": 6016}  # photos with at most 3 objects, TWIST & SCOUT 5.1
+
+
+def arguments(name: str, read: Any, argv: list[str]) -> Namespace:
+    about = f"{getdoc(sys.modules[read.__module__])}\n\n{getdoc(read)}"
+    parser = ArgumentParser(prog=f"convert_dataset.py {name}", description=about)
+    parser.add_argument("path", nargs="?", help="the dataset's folder or file")
+    parser.add_argument("--out", required=True, help="folder for the shards")
+    parser.add_argument("--prefix", default=name.replace("-", "_"), help="shards are named PREFIX-000000.tar")
+    parser.add_argument("--maxcount", type=int, default=10_000, help="records of one shard at most")
+    parser.add_argument("--images", help="folder of the pictures, where they are not below PATH")
+    parser.add_argument("--exclude-images", help="text file of pictures to leave out: file names or COCO ids")
+    parser.add_argument("--strict", action="store_true", help="stop at the first thing that would be left out")
+    skip = {"path", "pictures", "images", "dropped", "image_ids"}
+    parser.add_function_arguments(read, skip=skip, sub_configs=False)
+    if name == "coco-regions":
+        parser.add_argument(
+            "--subset", type=int, default=1000, help="images, drawn by --seed; ids: OUT/PREFIX.ids.json"
+        )
+        parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def samples(name: str, read: Any, args: Namespace, pictures: Pictures) -> Iterator[Sample]:
+    own = {"path", "out", "prefix", "maxcount", "images", "exclude_images", "strict", "subset", "seed"}
+    options = {key: value for key, value in vars(args).items() if key not in own}
+    if name != "coco-regions":
+        if args.path is None and options.get("annotations") is None:
+            raise ValueError(f"{name}: seen no PATH, expected the dataset's folder or file")
+        return read(args.path, pictures, **options)
+    ids = import_module(read.__module__).subset(args.annotations, args.subset, args.seed)
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    known = json.dumps({"seed": args.seed, "image_ids": ids})
+    Path(args.out, f"{args.prefix}.ids.json").write_text(known + "\n")
+    return read(args.images, image_ids=ids, dropped=pictures.dropped, **options)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Turn a dataset's own files into shards.")
-    formats = parser.add_subparsers(dest="format", required=True)
-    sub = formats.add_parser("coco", help="COCO instances (and captions)")
-    sub.add_argument("--images", required=True, help="folder of photos")
-    sub.add_argument("--annotations", required=True, help="instances_*.json")
-    sub.add_argument("--captions", help="captions_*.json; adds understanding records")
-    sub.add_argument("--max-objects", type=int, help="only photos with at most so many objects (the papers: 3)")
-    sub.add_argument("--out", required=True, help="folder for the shards")
-    sub.add_argument("--prefix", default="coco", help="shards are named PREFIX-000000.tar")
-    sub.add_argument("--maxcount", type=int, default=10_000, help="records of one shard at most")
-    regions = formats.add_parser("coco-regions", help="COCO boxes as region classification questions")
-    regions.add_argument("--images", required=True, help="folder of photos")
-    regions.add_argument("--annotations", required=True, help="instances_*.json")
-    regions.add_argument("--detections", help="a detector's COCO results: its boxes in place of the annotated ones")
-    regions.add_argument(
-        "--subset", type=int, default=1000, help="images, drawn by --seed; ids go to OUT/PREFIX.ids.json"
-    )
-    regions.add_argument("--seed", type=int, default=0)
-    regions.add_argument("--out", required=True, help="folder for the shards")
-    regions.add_argument("--prefix", default="coco_regions")
-    regions.add_argument("--maxcount", type=int, default=10_000)
-    args = parser.parse_args()
-    dropped: Counter[str] = Counter()
+    if len(sys.argv) < 2 or sys.argv[1] not in converters.NAMES:
+        seen = sys.argv[1] if len(sys.argv) > 1 else ""
+        print(f"error: dataset: seen {seen!r}, expected one of {', '.join(converters.NAMES)}", file=sys.stderr)
+        return 0 if seen in ("-h", "--help") else 2
+    name = sys.argv[1]
+    read = import_module(f"{converters.__name__}.{name.replace('-', '_')}").read
+    args = arguments(name, read, sys.argv[2:])
+    dropped = Dropped(args.strict)
+    tasks: Counter[str] = Counter()
+    photos: set[str] = set()
+
+    def counted() -> Iterator[Sample]:
+        for sample in samples(name, read, args, pictures):
+            if len(sample.image_bytes) != len(sample.images):
+                dropped.note("records without their pictures (--images DIR)", sample.images[0].name)
+                continue
+            tasks[sample.subtask or sample.task] += 1
+            photos.update(image.name for image in sample.images)
+            yield sample
+
     try:
-        if args.format == "coco":
-            samples = coco.read(args.images, args.annotations, args.captions, args.max_objects, dropped)
-        else:
-            ids = coco_regions.subset(args.annotations, args.subset, args.seed)
-            samples = coco_regions.read(args.images, args.annotations, args.detections, ids, dropped)
-            Path(args.out).mkdir(parents=True, exist_ok=True)
-            Path(args.out, f"{args.prefix}.ids.json").write_text(
-                json.dumps({"seed": args.seed, "image_ids": ids}) + "\n"
-            )
-        manifest = index_shards(write_shards(samples, args.out, args.prefix, args.maxcount))
+        excluded = excluded_names(args.exclude_images) if args.exclude_images else frozenset()
+        pictures = Pictures(Path(args.images) if args.images else None, excluded, dropped)
+        manifest = index_shards(write_shards(counted(), args.out, args.prefix, args.maxcount))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for shard in manifest.shards:
         print(f"{shard.path}  {len(shard.keys)} records  {shard.size} bytes")
-    kind = "localization" if args.format == "coco" else "region classification"
-    tasks = Counter("caption" if key.endswith("-caption") else kind for s in manifest.shards for key in s.keys)
     print(f"{manifest.num_samples} records: " + ", ".join(f"{n} {task}" for task, n in sorted(tasks.items())))
-    for reason, number in dropped.items():
-        if number:
-            print(f"left out: {number} {reason}")
+    if getattr(args, "max_objects", None) is not None:
+        print(
+            f"{len(photos)} photos with at most {args.max_objects} objects; the paper's subset: {PAPER_SUBSETS[name]}"
+        )
+    print("\n".join(dropped.lines()))
     return 0
 
 

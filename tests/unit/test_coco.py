@@ -1,7 +1,6 @@
 """The COCO converter: boxes worked out by hand, and the real photos where they are."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import convert_dataset as tool
@@ -13,13 +12,14 @@ from ts_lightning.data.images import inspect_image
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.grounding.prompts import templates
 from ts_lightning.pipelines.converters import coco
+from ts_lightning.pipelines.converters.source import Dropped, Pictures
 
 REAL = Path(__file__).parents[3] / "shared/real/coco_mini"
 needs_photos = pytest.mark.skipif(not REAL.is_dir(), reason="the COCO photos are not on this machine")
 
 
 def note(image: int, category: int, box: list[float], crowd: int = 0, **more: object) -> dict:
-    return {"id": 1, "image_id": image, "category_id": category, "bbox": box, "iscrowd": crowd} | more
+    return {"image_id": image, "category_id": category, "bbox": box, "iscrowd": crowd} | more
 
 
 @pytest.fixture
@@ -56,8 +56,9 @@ def small(tmp_path):
 
 
 def test_questions_boxes_and_what_was_left_out(small):
-    dropped: Counter[str] = Counter()
-    one, two = coco.read(*small[:2], dropped=dropped)
+    dropped = Dropped()
+    photos = Pictures(small[0], dropped=dropped)
+    one, two = coco.read(pictures=photos, annotations=small[1], tasks=("localization",))
     assert (one.key, one.task, one.subtask) == ("000000000001-02", "grounding", "localization")
     assert one.regions[0].box == (0.25, 0.25, 0.75, 0.75)
     assert (one.regions[0].category, one.regions[0].area_px) == ("dog", 700.5)
@@ -73,25 +74,28 @@ def test_questions_boxes_and_what_was_left_out(small):
     assert two.regions[0].box == (0.0, 0.5, 0.5, 1.0)
     assert two.regions[0].area_px == 36 * 80
     assert +dropped == {
-        "categories that occur more than once in a photo": 1,
-        "categories with a crowd in a photo": 1,
-        "boxes that are no box inside the photo": 2,
-        "photos that can't be decoded": 1,
-        "photos that are not in the folder": 1,
-        "photos of another displayed size than annotated": 1,
+        "categories that occur more than once in a photo (no localization question)": 1,
+        "categories with a crowd in a photo (no localization question)": 1,
+        "boxes that leave the picture and were clipped (kept)": 1,
+        "boxes that are no box inside the picture": 2,
+        "pictures that can't be decoded": 1,
+        "pictures that are not in the folder": 1,
+        "pictures of another displayed size than annotated": 1,
     }
 
 
 def test_captions_and_the_papers_subset(small):
-    dropped: Counter[str] = Counter()
-    (caption,) = (s for s in coco.read(*small, dropped=dropped) if s.subtask == "caption")
+    dropped = Dropped()
+    photos = Pictures(small[0], dropped=dropped)
+    (caption,) = coco.read(None, photos, *small[1:], tasks=("caption",))
     assert (caption.task, caption.answer.text, caption.answers) == (
         *("understanding", "A dog and cats."),
         ["A dog and cats.", "Two cats."],
     )
     assert caption.turns[0].text.removeprefix("<image>\n") in templates("caption")
     assert dropped["captions that are empty or hold a placeholder"] == 2
-    assert [s.key for s in coco.read(*small[:2], max_objects=3)] == ["000000000002-02"]
+    subset = list(coco.read(pictures=photos, annotations=small[1], max_objects=3))
+    assert [s.key for s in subset] == ["000000000002-02"]
 
 
 def test_bad_files_are_one_line(small, tmp_path, monkeypatch, capsys):
@@ -107,13 +111,14 @@ def test_bad_files_are_one_line(small, tmp_path, monkeypatch, capsys):
 
     (tmp_path / "empty").mkdir()
     assert "seen none of the photos" in run(images=str(tmp_path / "empty"))
-    assert "No such file" in run(annotations=str(tmp_path / "no.json"))
+    assert "seen no such file" in run(annotations=str(tmp_path / "no.json"))
     (tmp_path / "x.json").write_text("{")
     assert "seen no JSON" in run(annotations=str(tmp_path / "x.json"))
     (tmp_path / "x.json").write_text('{"images": [], "categories": []}')
     assert "seen no list 'annotations'" in run(annotations=str(tmp_path / "x.json"))
     (tmp_path / "x.json").write_text('{"images": [], "categories": [{"id": 1}], "annotations": []}')
-    assert "categories[0]: seen no 'name', expected id, name" in run(annotations=str(tmp_path / "x.json"))
+    message = run(annotations=str(tmp_path / "x.json"))
+    assert "categories: item 0: seen no 'name', expected a COCO file with id, name" in message
     assert not list((tmp_path / "out").glob("*"))
 
 
@@ -132,6 +137,7 @@ def test_displayed_sizes_and_formats():
 def test_real_photos(tmp_path, monkeypatch, capsys):
     notes = REAL / "annotations"
     arguments = ["--images", REAL / "train2017", "--annotations", notes / "instances_train2017.json", "--out", tmp_path]
+    arguments += ["--tasks", '["localization"]']
     monkeypatch.setattr("sys.argv", ["tool", "coco", *map(str, arguments)])
     assert tool.main() == 0
     assert "171 records: 171 localization" in capsys.readouterr().out
@@ -152,5 +158,5 @@ def test_real_photos(tmp_path, monkeypatch, capsys):
         assert one.image_bytes == [(REAL / "train2017" / one.images[0].name).read_bytes()]
         seen.add((photo["id"], expected["category_id"]))
     assert len(seen) == 171
-    subset = coco.read(REAL / "train2017", notes / "instances_train2017.json", max_objects=3)
+    subset = coco.read(REAL, split="train2017", max_objects=3)
     assert len({one.meta["image_id"] for one in subset}) <= 21

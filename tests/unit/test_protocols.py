@@ -14,7 +14,7 @@ from ts_lightning.evaluation.protocols.readings import reading_scores
 from ts_lightning.evaluation.protocols.words import score_choices, score_mme, score_pope
 from ts_lightning.grounding import CoordinateSpace, get_codec
 from ts_lightning.metrics.vqa import normalise_vqa, read_choice, vqa_score
-from ts_lightning.pipelines.converters import multi_image, refcoco
+from ts_lightning.pipelines.converters import mig_bench, refcoco
 from ts_lightning.training.validation import prediction_record
 
 REAL = Path(__file__).parents[3] / "shared/real"
@@ -72,7 +72,7 @@ def test_rec_is_the_official_rule_on_refcoco() -> None:
 @needs_real
 def test_mig_bench_is_the_official_rule() -> None:
     random, records, by_task = Random(1), [], {}
-    for sample in multi_image.read_mig_bench(REAL / "mig_bench"):
+    for sample in mig_bench.read(REAL / "mig_bench"):
         truth = sample.regions[sample.answer.regions[0]].box if sample.answer else None
         assert truth is not None
         shown = random.choice([f"It's in image-{random.randint(1, 2)}. ", "In the second image. ", ""])

@@ -17,7 +17,7 @@ def templates(name: str) -> list[str]:
     return [line for line in path.read_text().splitlines() if line.strip()]
 
 
-GROUNDING_TEMPLATES = ("localization", "rec", "scout", "caption_grounded")
+GROUNDING_TEMPLATES = ("localization", "rec", "scout", "caption_grounded", "detection")
 
 
 @cache

@@ -1,1 +1,10 @@
-"""One file for each foreign format: `read(...)` yields samples."""
+"""One file for each foreign format: `read(path, pictures)` yields samples."""
+
+from pathlib import Path
+
+_SHARED = ("files", "region_text", "source", "vqa")
+NAMES = sorted(
+    file.stem.replace("_", "-")
+    for file in Path(__file__).parent.glob("*.py")
+    if file.stem not in (*_SHARED, "__init__")
+)

@@ -1,183 +1,289 @@
-"""COCO detection and caption files to samples: one record for each localization question or captioned photo."""
+"""COCO detection and caption files to samples: localization questions, captions, and all objects of a photo."""
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
-from ts_lightning.data.images import inspect_image
-from ts_lightning.data.sample import IMAGE_MARK, REGION_MARK, Answer, Sample, SampleImage, SampleRegion, Turn
+from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.grounding.boxes import Box
-from ts_lightning.grounding.prompts import templates
+from ts_lightning.pipelines.converters.files import listed, load_json, mapped
+from ts_lightning.pipelines.converters.source import (
+    NO_ANNOTATION,
+    NO_BOX,
+    Dropped,
+    Picture,
+    Pictures,
+    clean,
+    from_xywh,
+    make,
+    need,
+    pick,
+    to_box,
+)
+
+TASKS = ("localization", "caption", "detection")
+WHAT = "a COCO file"
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """PIN's choice of photos: at most `max_objects`, counted by "instances" or "categories".
+
+    `crowd`: "exclude" drops photos with a crowd, "ignore" does not count crowds, "count" counts one as an object.
+    """
+
+    max_objects: int
+    count_by: str = "instances"
+    crowd: str = "exclude"
+
+    def __post_init__(self) -> None:
+        if self.count_by not in ("instances", "categories"):
+            raise ValueError(f"count_by: seen {self.count_by!r}, expected instances or categories")
+        if self.crowd not in ("exclude", "ignore", "count"):
+            raise ValueError(f"crowd: seen {self.crowd!r}, expected exclude, ignore or count")
+
+    def holds(self, categories: Sequence[Any], crowds: Sequence[bool]) -> bool:
+        """Whether a photo with objects of these categories, these of them crowds, is in the subset."""
+        if self.crowd == "exclude" and any(crowds):
+            return False
+        kept = [c for c, crowd in zip(categories, crowds, strict=True) if self.crowd == "count" or not crowd]
+        return 0 < len(kept if self.count_by == "instances" else set(kept)) <= self.max_objects
 
 
 def read(
-    images: str | Path,
-    annotations: str | Path,
+    path: str | Path | None = None,
+    pictures: Pictures | None = None,
+    annotations: str | Path | None = None,
     captions: str | Path | None = None,
+    split: str | None = None,
+    tasks: tuple[str, ...] | None = None,
     max_objects: int | None = None,
-    dropped: Counter[str] | None = None,
+    count_by: str = "instances",
+    crowd: str = "exclude",
 ) -> Iterator[Sample]:
-    """Samples of the photos in the folder `images`, by photo and category id.
+    """Samples of COCO's photos, by photo and category id.
 
-    A category that occurs once in a photo (no crowd of it either) makes a localization question. With `captions` every
-    captioned photo makes an understanding question too: its first caption is the answer, all are `answers`.
-    `max_objects` keeps photos with at most that many annotated objects and no crowd (the papers' subset has 3).
-    `dropped` counts what was left out, by reason. Raises ValueError for files that are not COCO's, or no photo at all.
+    `path` is the folder with `annotations/` and the photos, all its splits or `split` (train2017); or `annotations`
+    (and `captions`) are files and `pictures` their folder. `tasks`: "localization" asks for each category that occurs
+    once in a photo (no crowd of it either), "caption" for the first caption (all are `answers`), "detection" for all
+    objects of a photo, crowds kept as regions; None makes all three, or localization alone with `max_objects` (see
+    `Subset`). Raises ValueError for files that are not COCO's, or no photo at all.
     """
-    dropped = Counter() if dropped is None else dropped
-    instances = _load(annotations)
+    pictures = pictures or Pictures()
+    subset = None if max_objects is None else Subset(max_objects, count_by, crowd)
+    wanted = tasks or (TASKS if subset is None else TASKS[:1])
+    if unknown := set(wanted) - set(TASKS):
+        raise ValueError(f"tasks: seen {sorted(unknown)[0]!r}, expected {', '.join(TASKS)}")
+    if annotations is not None:
+        yield from photos(pictures, Path(annotations), captions, wanted, subset, "coco")
+        return
+    folder = Path(path or ".")
+    need(folder, f"annotations/instances_{split or '*'}.json")
+    for file in sorted(folder.glob(f"annotations/instances_{split or '*'}.json")):
+        name = file.stem.removeprefix("instances_")
+        texts = file.with_name(f"captions_{name}.json")
+        here = pictures.under(folder, name, f"images/{name}")
+        yield from photos(here, file, texts if texts.is_file() else None, wanted, subset, "coco")
+
+
+def photos(
+    pictures: Pictures,
+    annotations: Path,
+    captions: str | Path | None,
+    tasks: Sequence[str],
+    subset: Subset | None,
+    source: str,
+) -> Iterator[Sample]:
+    """Samples of one annotation file in COCO's layout (LVIS and Objects365 share it)."""
+    dropped = pictures.dropped
+    instances = mapped(load_json(annotations, WHAT), annotations, WHAT)
     names = {one["id"]: one["name"] for one in _with(annotations, instances, "categories", ("id", "name"))}
     objects = _by_image(_with(annotations, instances, "annotations", ("image_id", "category_id", "bbox")))
-    texts: dict[int, list[dict[str, Any]]] = {}
+    texts: dict[int, list[Item]] = {}
     if captions is not None:
         texts = _by_image(_with(captions, _load(captions), "annotations", ("image_id", "caption")))
-    folder, found = Path(images), 0
-    for photo in sorted(_with(annotations, instances, "images", ("id", "file_name")), key=lambda photo: photo["id"]):
-        here = objects.get(photo["id"], [])
-        crowd = any(one.get("iscrowd") for one in here)
-        if max_objects is not None and (len(here) > max_objects or crowd):
-            dropped[f"photos with more than {max_objects} objects or a crowd"] += 1
+    found, seen = 0, set()
+    listing = sorted(_with(annotations, instances, "images", ("id",)), key=lambda photo: photo["id"])
+    for photo in listing:
+        if photo["id"] in seen:
+            dropped.note("photos whose id comes twice", photo["id"])
             continue
-        path = folder / photo["file_name"]
-        if not path.is_file():
-            dropped["photos that are not in the folder"] += 1
+        seen.add(photo["id"])
+        here = _unique(objects.get(photo["id"], []), dropped)
+        if not here and not texts.get(photo["id"]):
+            dropped.note(NO_ANNOTATION, photo["id"])
             continue
-        found += 1
-        data = path.read_bytes()
-        try:
-            _, width, height = inspect_image(data)
-        except ValueError:
-            dropped["photos that can't be decoded"] += 1
+        crowds = [bool(one.get("iscrowd")) for one in here]
+        if subset is not None and not subset.holds([one["category_id"] for one in here], crowds):
+            dropped[f"photos with no or more than {subset.max_objects} {subset.count_by}, or a crowd"] += 1
             continue
-        if (photo.get("width", width), photo.get("height", height)) != (width, height):
-            dropped["photos of another displayed size than annotated"] += 1
+        size = (photo["width"], photo["height"]) if "width" in photo else None
+        known = pictures.get(file_name(photo, annotations), size)
+        found += pictures.folder is None or pictures.find(file_name(photo, annotations)) is not None
+        if known is None:
             continue
-        image = SampleImage(Path(photo["file_name"]).name, width, height)
-        yield from _questions(photo["id"], image, data, here, names, dropped)
-        yield from _captions(photo["id"], image, data, texts.get(photo["id"], []), dropped)
+        boxed = _boxed(photo["id"], here, known, names, dropped)
+        if "localization" in tasks:
+            yield from _questions(photo["id"], known, boxed, names, source, dropped)
+        said = _texts(texts.get(photo["id"], []), dropped)
+        if "caption" in tasks and said:
+            yield _caption(photo["id"], known, said, source)
+        if "detection" in tasks and boxed:
+            yield _detection(photo["id"], known, boxed, names, said, source)
+    for number in sorted(set(objects) - seen):
+        dropped.note("annotations of photos that the file does not list", number)
     if not found:
-        raise ValueError(f"{folder}: seen none of the photos of {annotations}, expected *.jpg files that it names")
+        raise ValueError(f"{pictures.folder}: seen none of the photos of {annotations}, expected *.jpg that it names")
+
+
+def file_name(photo: Item, path: Path) -> str:
+    """The photo's file; LVIS names it by its address (train2017/000000000009.jpg)."""
+    if "file_name" in photo:
+        return str(photo["file_name"])
+    if "coco_url" in photo:
+        return "/".join(str(photo["coco_url"]).split("/")[-2:])
+    raise ValueError(f"{path}: image {photo['id']}: seen no 'file_name', expected file_name or coco_url")
+
+
+def _unique(objects: list[Item], dropped: Dropped) -> list[Item]:
+    """The objects whose ids are new; an id that comes twice in a photo is one object."""
+    known: dict[Any, Item] = {}
+    for number, one in enumerate(objects):
+        key = (one.get("id"), *map(str, one["bbox"])) if "id" in one and isinstance(one["bbox"], list) else number
+        if key in known:
+            dropped.note("annotations whose id comes twice", one["id"])
+        known.setdefault(key, one)
+    return list(known.values())
+
+
+def _boxed(
+    photo: int, objects: list[Item], picture: Picture, names: dict[int, str], dropped: Dropped
+) -> list[tuple[Item, Box | None]]:
+    out = []
+    for one in objects:
+        if one["category_id"] not in names:
+            seen = one["category_id"]
+            raise ValueError(f"photo {photo}: seen the category id {seen}, expected one of the file's categories")
+        box = to_box(from_xywh(one["bbox"]), (picture[0].width, picture[0].height))
+        if box is None:
+            dropped.note(NO_BOX, f"photo {photo} annotation {one.get('id')}")
+        elif _leaves(one["bbox"], picture):
+            dropped["boxes that leave the picture and were clipped (kept)"] += 1
+        out.append((one, box))
+    return out
+
+
+def _leaves(bbox: list[float], picture: Picture) -> bool:
+    x1, y1, x2, y2 = from_xywh(bbox)
+    return x1 < -1 or y1 < -1 or x2 > picture[0].width + 1 or y2 > picture[0].height + 1
+
+
+def _region(one: Item, box: Box, names: dict[int, str]) -> SampleRegion:
+    area, name = one.get("area"), names[one["category_id"]]
+    area = float(one["bbox"][2] * one["bbox"][3] if area is None else area)
+    return SampleRegion(phrase=name, category=name, iscrowd=int(bool(one.get("iscrowd"))), area_px=area, box=box)
 
 
 def _questions(
     photo: int,
-    image: SampleImage,
-    data: bytes,
-    objects: list[dict[str, Any]],
+    picture: Picture,
+    objects: list[tuple[Item, Box | None]],
     names: dict[int, str],
-    dropped: Counter[str],
+    source: str,
+    dropped: Dropped,
 ) -> Iterator[Sample]:
     """A localization sample for every category with one object and no crowd in this photo."""
-    crowds = {one["category_id"] for one in objects if one.get("iscrowd")}
-    count = Counter(one["category_id"] for one in objects if not one.get("iscrowd"))
-    dropped["categories that occur more than once in a photo"] += sum(
-        n > 1 for c, n in count.items() if c not in crowds
-    )
-    dropped["categories with a crowd in a photo"] += len(crowds)
-    for one in sorted(objects, key=lambda one: one["category_id"]):
+    crowds = {one["category_id"] for one, _ in objects if one.get("iscrowd")}
+    count = Counter(one["category_id"] for one, _ in objects if not one.get("iscrowd"))
+    several = sum(n > 1 for c, n in count.items() if c not in crowds)
+    dropped["categories that occur more than once in a photo (no localization question)"] += several
+    dropped["categories with a crowd in a photo (no localization question)"] += len(crowds)
+    for one, box in sorted(objects, key=lambda pair: pair[0]["category_id"]):
         category = one["category_id"]
-        if category in crowds or count[category] > 1:
-            continue
-        if category not in names:
-            raise ValueError(f"photo {photo}: seen the category id {category}, expected one of the file's categories")
-        box = _box(one["bbox"], image)
-        if box is None:
-            dropped["boxes that are no box inside the photo"] += 1
+        if category in crowds or count[category] > 1 or box is None:
             continue
         key = f"{photo:012d}-{category:02d}"
-        prompts = templates("localization")
-        prompt = prompts[crc32(key.encode()) % len(prompts)].replace("{phrase}", names[category])
-        area = one.get("area")
-        yield Sample(
-            id=f"coco/{photo}/{category}",
-            key=key,
-            source="coco",
+        yield make(
+            source,
+            key,
+            [picture],
+            [(pick("localization", key, phrase=names[category]), "{region:0}")],
             task="grounding",
             subtask="localization",
-            images=[image],
-            turns=[Turn("user", f"{IMAGE_MARK}\n{prompt}"), Turn("assistant", "{region:0}")],
-            regions=[
-                SampleRegion(
-                    phrase=names[category],
-                    category=names[category],
-                    area_px=float(one["bbox"][2] * one["bbox"][3] if area is None else area),
-                    box=box,
-                )
-            ],
-            answer=Answer(regions=[0]),
+            regions=[_region(one, box, names)],
+            answer=[0],
             meta={"image_id": photo, "annotation_id": one.get("id")},
-            image_bytes=[data],
         )
 
 
-def _captions(
-    photo: int, image: SampleImage, data: bytes, captions: list[dict[str, Any]], dropped: Counter[str]
-) -> Iterator[Sample]:
-    texts = []
-    for one in captions:
-        text = " ".join(one["caption"].split())
-        if not text or IMAGE_MARK in text or REGION_MARK.search(text):
-            dropped["captions that are empty or hold a placeholder"] += 1
-            continue
-        texts.append(text)
-    if not texts:
-        return
-    key = f"{photo:012d}-caption"
-    prompts = templates("caption")
-    yield Sample(
-        id=f"coco/{photo}/caption",
-        key=key,
-        source="coco",
-        subtask="caption",
-        images=[image],
-        turns=[
-            Turn("user", f"{IMAGE_MARK}\n{prompts[crc32(key.encode()) % len(prompts)]}"),
-            Turn("assistant", texts[0]),
-        ],
-        answer=Answer(text=texts[0]),
-        answers=texts,
-        meta={"image_id": photo, "annotation_id": None},
-        image_bytes=[data],
+def _detection(
+    photo: int,
+    picture: Picture,
+    objects: list[tuple[Item, Box | None]],
+    names: dict[int, str],
+    captions: list[str],
+    source: str,
+) -> Sample:
+    """All objects of a photo in one record; crowds are regions that the answer does not name."""
+    kept = [(one, box) for one, box in objects if box is not None]
+    by_name: dict[str, list[int]] = defaultdict(list)
+    for i, (one, _) in enumerate(kept):
+        if not one.get("iscrowd"):
+            by_name[names[one["category_id"]]].append(i)
+    said = [f"{name} {' '.join(f'{{region:{i}}}' for i in which)}" for name, which in by_name.items()]
+    key = f"{photo:012d}-objects"
+    return make(
+        source,
+        key,
+        [picture],
+        [(pick("detection", key), ", ".join(said) + "." if said else "There is no single object.")],
+        task="grounding",
+        subtask="detection",
+        regions=[_region(one, box, names) for one, box in kept],
+        answer=[i for which in by_name.values() for i in which],
+        meta={
+            "image_id": photo,
+            "annotation_ids": [one.get("id") for one, _ in kept],
+            "category_ids": [one["category_id"] for one, _ in kept],
+            "captions": captions,
+        },
     )
 
 
-def _box(bbox: Any, image: SampleImage) -> Box | None:
-    """Clip xywh pixels to the photo, as xyxy in [0, 1]; None when nothing is left or it is no box (NaN included)."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(v, int | float) for v in bbox):
-        return None
-    x, y, w, h = bbox
-    x1, x2 = (min(max(v / image.width, 0.0), 1.0) for v in (x, x + w))
-    y1, y2 = (min(max(v / image.height, 0.0), 1.0) for v in (y, y + h))
-    box = (round(x1, 6), round(y1, 6), round(x2, 6), round(y2, 6))
-    return box if box[0] < box[2] and box[1] < box[3] else None
+def _texts(captions: list[Item], dropped: Dropped) -> list[str]:
+    texts = []
+    for one in captions:
+        text = " ".join(one["caption"].split())
+        if not text or text != clean(text):
+            dropped["captions that are empty or hold a placeholder"] += 1
+            continue
+        texts.append(text)
+    return texts
 
 
-def _load(path: str | Path) -> dict[str, Any]:
-    try:
-        data = json.loads(Path(path).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: seen no JSON ({error}), expected a COCO file") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: seen a JSON {type(data).__name__}, expected a COCO file (an object)")
-    return data
+def _caption(photo: int, picture: Picture, texts: list[str], source: str) -> Sample:
+    key = f"{photo:012d}-caption"
+    meta = {"image_id": photo, "annotation_id": None}
+    turns = [(pick("caption", key), texts[0])]
+    return make(source, key, [picture], turns, subtask="caption", answer=texts[0], answers=texts, meta=meta)
 
 
-def _with(path: str | Path, data: dict[str, Any], name: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+def _load(path: str | Path) -> Item:
+    return mapped(load_json(path, WHAT), path, WHAT)
+
+
+def _with(path: str | Path, data: Item, name: str, keys: tuple[str, ...]) -> list[Item]:
     """The list `name` of a COCO file, when each item has `keys`."""
-    items = data.get(name)
-    if not isinstance(items, list):
+    if not isinstance(data.get(name), list):
         raise ValueError(f"{path}: seen no list {name!r}, expected a COCO file with {name}")
-    for number, item in enumerate(items):
-        if missing := [key for key in keys if not isinstance(item, dict) or key not in item]:
-            raise ValueError(f"{path}: {name}[{number}]: seen no {missing[0]!r}, expected {', '.join(keys)}")
-    return items
+    return listed(data[name], f"{path}: {name}", keys, WHAT)
 
 
-def _by_image(items: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
-    groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
+def _by_image(items: list[Item]) -> dict[int, list[Item]]:
+    groups: dict[int, list[Item]] = defaultdict(list)
     for item in items:
         groups[item["image_id"]].append(item)
     return groups

@@ -11,7 +11,8 @@ from zlib import crc32
 from ts_lightning.data.images import inspect_image
 from ts_lightning.data.sample import IMAGE_MARK, Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.grounding.prompts import templates
-from ts_lightning.pipelines.converters.coco import _box, _by_image, _load, _with
+from ts_lightning.pipelines.converters.coco import _by_image, _load, _with
+from ts_lightning.pipelines.converters.source import from_xywh, to_box
 
 
 def subset(annotations: str | Path, number: int, seed: int = 0) -> list[int]:
@@ -50,7 +51,7 @@ def read(
         data = path.read_bytes()
         image = SampleImage(path.name, *inspect_image(data)[1:])
         for number, one in enumerate(grouped.get(photo["id"], [])):
-            box = None if one.get("iscrowd") else _box(one["bbox"], image)
+            box = None if one.get("iscrowd") else to_box(from_xywh(one["bbox"]), (image.width, image.height))
             if box is None:
                 dropped["crowds and boxes that are no box inside the photo"] += 1
                 continue

@@ -5,29 +5,25 @@ from pathlib import Path
 from typing import Any
 
 from ts_lightning.data.sample import Sample
-from ts_lightning.pipelines.converters.source import (
-    Pictures,
-    clean,
-    from_xywh,
-    grounding,
-    listed,
-    load_json,
-    plain_pickles,
-    to_box,
-)
+from ts_lightning.pipelines.converters.files import listed, load_json, mapped, plain_pickles
+from ts_lightning.pipelines.converters.source import NO_BOX, Pictures, clean, from_xywh, grounding, need, to_box
 
 LARGEST = (640, 640)  # no COCO picture is larger; for split files without the pictures, which don't say sizes
+FOLDERS = ("train2014", "images/train2014", "images/mscoco/images/train2014", "train2017", "val2014")
 
 
-def read(path: str | Path, pictures: Pictures | None = None, split: str | None = None) -> Iterator[Sample]:
+def read(
+    path: str | Path, pictures: Pictures | None = None, split: str | None = None, split_by: str | None = None
+) -> Iterator[Sample]:
     """One question for each expression.
 
     `path` is a split file (`.pth`), an MDETR file (`.json`), or a folder with `refs(SPLIT_BY).p` and `instances.json`,
-    where `split` chooses val, testA, ... (None: all).
+    where `split` chooses val, testA, ... (None: all). The text is the file's, byte for byte. A split file says no
+    picture sizes: without the pictures boxes are in fractions of 640 x 640 and `meta.size_known` is false.
     """
     path, pictures = Path(path), pictures or Pictures()
     if path.is_dir():
-        return _from_refs(path, pictures, split)
+        return _from_refs(path, pictures.under(path, *FOLDERS), split, split_by)
     return _from_mdetr(path, pictures) if path.suffix == ".json" else _from_split(path, pictures)
 
 
@@ -42,7 +38,7 @@ def _from_split(path: Path, pictures: Pictures) -> Iterator[Sample]:
             continue
         size = (known[0].width, known[0].height)
         if (box := to_box(from_xywh(xywh), size)) is None:
-            pictures.dropped["boxes that are no box inside the picture"] += 1
+            pictures.dropped.note(NO_BOX, f"{path.name} row {number}")
             continue
         meta = {"annotation": annotation, "bbox": list(xywh), "size_known": pictures.folder is not None}
         yield grounding(source, f"{source}-{number:06d}", known, clean(phrase), box, meta=meta)
@@ -50,47 +46,56 @@ def _from_split(path: Path, pictures: Pictures) -> Iterator[Sample]:
 
 def _from_mdetr(path: Path, pictures: Pictures) -> Iterator[Sample]:
     what = "MDETR's images (caption, file_name) and annotations"
-    data = load_json(path, what)
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: seen a JSON {type(data).__name__}, expected {what}")
+    data = mapped(load_json(path, what), path, what)
     images = listed(data.get("images"), path, ("id", "file_name", "caption"), what)
     boxes = {one["image_id"]: one for one in listed(data.get("annotations"), path, ("image_id", "bbox"), what)}
     for image in images:
         size = (image["width"], image["height"]) if "width" in image else None
         known, one = pictures.get(image["file_name"], size), boxes.get(image["id"])
         if known is None or one is None:
-            pictures.dropped["expressions without a box"] += known is not None
+            if known is not None:
+                pictures.dropped.note("expressions without a box", image["id"])
             continue
         box = to_box(from_xywh(one["bbox"]), (known[0].width, known[0].height))
         if box is None:
-            pictures.dropped["boxes that are no box inside the picture"] += 1
+            pictures.dropped.note(NO_BOX, f"image {image['id']}")
             continue
         source = image.get("dataset_name", path.stem)
-        key = f"{source}-{image['id']}"
-        yield grounding(source, key, known, clean(image["caption"]), box, area_px=one.get("area"))
+        meta = {"image_id": image.get("original_id"), "annotation_id": one.get("original_id")}
+        key = f"{source}-{path.stem}-{image['id']}"
+        yield grounding(source, key, known, clean(image["caption"]), box, area_px=one.get("area"), meta=meta)
 
 
-def _from_refs(folder: Path, pictures: Pictures, split: str | None) -> Iterator[Sample]:
-    (refs_file,) = sorted(folder.glob("refs(*).p"))[:1] or [folder / "refs(unc).p"]
-    refs: list[dict[str, Any]] = plain_pickles(refs_file, 1)[0]
+def _from_refs(folder: Path, pictures: Pictures, split: str | None, split_by: str | None) -> Iterator[Sample]:
+    refs_file = need(folder, f"refs({split_by or '*'}).p")
+    refs: list[dict[str, Any]] = listed(
+        plain_pickles(refs_file, 1)[0], refs_file, ("image_id", "ann_id", "split", "sentences"), "REFER's refs"
+    )
     what = "COCO's images, annotations and categories"
-    instances = load_json(folder / "instances.json", what)
-    images = {one["id"]: one for one in listed(instances.get("images"), folder, ("id", "file_name"), what)}
-    objects = {one["id"]: one for one in listed(instances.get("annotations"), folder, ("id", "bbox"), what)}
-    names = {one["id"]: one["name"] for one in listed(instances.get("categories"), folder, ("id", "name"), what)}
+    path = folder / "instances.json"
+    instances = mapped(load_json(path, what), path, what)
+    images = {one["id"]: one for one in listed(instances.get("images"), path, ("id", "file_name"), what)}
+    objects = {one["id"]: one for one in listed(instances.get("annotations"), path, ("id", "bbox"), what)}
+    names = {one["id"]: one["name"] for one in listed(instances.get("categories"), path, ("id", "name"), what)}
+    if split is not None and not any(ref["split"] == split for ref in refs):
+        known_splits = ", ".join(sorted({str(ref["split"]) for ref in refs}))
+        raise ValueError(f"{refs_file}: seen the split {split!r}, expected one of {known_splits}")
     for ref in refs:
         if split is not None and ref["split"] != split:
             continue
-        image, one = images[ref["image_id"]], objects[ref["ann_id"]]
+        image, one = images.get(ref["image_id"]), objects.get(ref["ann_id"])
+        if image is None or one is None:
+            pictures.dropped.note("expressions whose image or annotation is not in instances.json", ref["ann_id"])
+            continue
         known = pictures.get(image["file_name"], (image["width"], image["height"]))
         if known is None:
             continue
         box = to_box(from_xywh(one["bbox"]), (known[0].width, known[0].height))
         if box is None:
-            pictures.dropped["boxes that are no box inside the picture"] += 1
+            pictures.dropped.note(NO_BOX, f"annotation {ref['ann_id']}")
             continue
         for sentence in ref["sentences"]:
             key = f"{folder.name}-{sentence['sent_id']}"
             fields = {"category": names.get(one.get("category_id")), "area_px": one.get("area")}
-            meta = {"ref_id": ref["ref_id"], "ann_id": ref["ann_id"], "split": ref["split"]}
+            meta = {"ref_id": ref.get("ref_id"), "ann_id": ref["ann_id"], "split": ref["split"]}
             yield grounding(folder.name, key, known, clean(sentence["sent"]), box, meta=meta, **fields)

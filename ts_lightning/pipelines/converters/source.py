@@ -1,13 +1,11 @@
 """What converters share: reading files with one-line errors, pictures by name, samples with everything filled in."""
 
-import json
-import pickle
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any
 from zlib import crc32
 
 from ts_lightning.data.images import inspect_image
@@ -16,6 +14,36 @@ from ts_lightning.grounding.boxes import Box
 from ts_lightning.grounding.prompts import templates
 
 UNKNOWN = (1000, 1000)  # the size of a picture that is not here and whose file does not say it
+NOT_HERE = "pictures that are not in the folder"
+NO_BOX = "boxes that are no box inside the picture"
+NO_ANNOTATION = "pictures without annotations"
+Picture = tuple[SampleImage, bytes | None]
+
+
+class Dropped(Counter[str]):
+    """What was left out, counted by reason, with the first names of each; `strict` stops at the first one."""
+
+    def __init__(self, strict: bool = False) -> None:
+        super().__init__()
+        self.strict = strict
+        self.names: dict[str, list[str]] = {}
+
+    def note(self, reason: str, name: object) -> None:
+        """Count one; ValueError "NAME: REASON" under `strict`."""
+        if self.strict:
+            raise ValueError(f"{name}: seen one of the {reason}, expected none (strict)")
+        self[reason] += 1
+        if len(names := self.names.setdefault(reason, [])) < 20:
+            names.append(str(name))
+
+    def lines(self) -> list[str]:
+        """The summary: one line a reason, with the first names."""
+        return [
+            f"left out: {number} {reason}"
+            + (f" ({', '.join(names[:3])}{' ...' if number > 3 else ''})" if names else "")
+            for reason, number in self.items()
+            if number and ((names := self.names.get(reason, [])) or True)
+        ]
 
 
 @dataclass
@@ -28,99 +56,108 @@ class Pictures:
 
     folder: Path | None = None
     excluded: frozenset[str] = frozenset()
-    dropped: Counter[str] = field(default_factory=Counter)
+    dropped: Dropped = field(default_factory=Dropped)
+    subfolders: tuple[str, ...] = ()
 
-    def get(self, name: str, size: tuple[int, int] | None = None) -> tuple[SampleImage, bytes | None] | None:
+    def under(self, root: Path, *names: str) -> "Pictures":
+        """These, or where no folder was given the pictures in those of `root/names` that exist."""
+        if self.folder is not None:
+            self.subfolders = (*self.subfolders, *names)
+            return self
+        found = tuple(name for name in names if (root / name).is_dir())
+        return Pictures(root if found else None, self.excluded, self.dropped, found)
+
+    def beside(self, root: Path, first: dict[str, Any], *names: str) -> "Pictures":
+        """`under`, or in `root` itself where the pictures of the file's first row lie there."""
+        known = first.get("image") or first.get("images") or []
+        shown = [known] if isinstance(known, str) else [one for one in known if isinstance(one, str)]
+        return self.under(root, *names, *(["."] if any((root / name).is_file() for name in shown) else []))
+
+    def find(self, name: str) -> Path | None:
+        """The file of a picture, by its name or the last part of it."""
+        if self.folder is None:
+            return None
+        short = Path(name).name
+        places = (self.folder, *(self.folder / sub for sub in self.subfolders))
+        tries = (place / part for place in places for part in dict.fromkeys((name, short)))
+        return next((path for path in tries if path.is_file()), None)
+
+    def get(self, name: str, size: tuple[int, int] | None = None) -> Picture | None:
         """The picture and its bytes (None without a folder); None, counted, where it is missing, bad or excluded.
 
         `size` is what the annotations say; another displayed size is a picture of another file.
         """
         short = Path(name).name
-        if short in self.excluded or re.sub(r"^COCO_\w+_", "", short) in self.excluded:
-            self.dropped["pictures that are excluded"] += 1
+        if self.excluded and self.is_excluded(short):
+            self.dropped.note("pictures that are excluded", short)
             return None
         if self.folder is None:
             return SampleImage(short, *(size or UNKNOWN)), None
-        path = next((p for p in (self.folder / name, self.folder / short) if p.is_file()), None)
+        path = self.find(name)
         if path is None:
-            self.dropped["pictures that are not in the folder"] += 1
+            self.dropped.note(NOT_HERE, name)
             return None
         data = path.read_bytes()
         try:
             _, width, height = inspect_image(data)
         except ValueError:
-            self.dropped["pictures that can't be decoded"] += 1
+            self.dropped.note("pictures that can't be decoded", name)
             return None
         if size is not None and size != (width, height):
-            self.dropped["pictures of another displayed size than annotated"] += 1
+            self.dropped.note("pictures of another displayed size than annotated", name)
             return None
         return SampleImage(short, width, height), data
 
+    def is_excluded(self, name: str) -> bool:
+        """Whether the list names this picture, under COCO's 2014 or 2017 name, with or without its ending."""
+        return not self.excluded.isdisjoint(same_picture(name))
 
-def load_json(path: str | Path, what: str) -> Any:
-    """A JSON file; ValueError with the byte where it ends too early."""
-    try:
-        text = Path(path).read_bytes().decode()
-    except FileNotFoundError:
-        raise ValueError(f"{path}: seen no such file, expected {what}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: seen no UTF-8 at byte {error.start}, expected {what}") from None
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        byte = len(text[: error.pos].encode())
-        raise ValueError(f"{path}: seen broken JSON at byte {byte} ({error.msg}), expected {what}") from None
-
-
-def json_lines(path: str | Path, what: str) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file; ValueError with the line."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        yield dict(json.loads(line))
-                    except (ValueError, TypeError):
-                        seen = line.strip()[:60]
-                        raise ValueError(f"{path}:{number}: seen {seen!r}, expected {what}") from None
-    except FileNotFoundError:
-        raise ValueError(f"{path}: seen no such file, expected {what}") from None
+    def without_annotations(self, names: Iterable[str], suffixes: tuple[str, ...] = (".jpg", ".jpeg", ".png")) -> None:
+        """List the pictures of the folders that no annotation names."""
+        if self.folder is None:
+            return
+        known = {Path(name).name for name in names}
+        for place in dict.fromkeys((self.folder, *(self.folder / sub for sub in self.subfolders))):
+            for path in sorted(place.iterdir()) if place.is_dir() else ():
+                if path.suffix.lower() in suffixes and path.name not in known:
+                    self.dropped.note(NO_ANNOTATION, path.name)
 
 
-def listed(value: Any, path: str | Path, keys: Sequence[str], what: str) -> list[dict[str, Any]]:
-    """`value` when it is a list of objects that have `keys`."""
-    if not isinstance(value, list):
-        raise ValueError(f"{path}: seen a JSON {type(value).__name__}, expected {what}")
-    for number, item in enumerate(value):
-        if not isinstance(item, dict) or (missing := [key for key in keys if key not in item]):
-            lost = keys[0] if not isinstance(item, dict) else missing[0]
-            raise ValueError(f"{path}: item {number}: seen no {lost!r}, expected {what}")
-    return value
+def same_picture(name: str) -> set[str]:
+    """The names of one picture in different releases: `COCO_train2014_000000000001.jpg`, `000000000001.jpg`, `1`."""
+    stem = Path(name).stem
+    number = re.sub(r"^COCO_\w+?_(?=\d+)", "", stem)
+    names = {Path(name).name, stem, number, f"{number}.jpg"}
+    return names | {str(int(number))} if number.isascii() and number.isdigit() else names
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"it names the class {module}.{name}")
+def excluded_names(path: str | Path) -> frozenset[str]:
+    """Names of pictures from a text file, one a line: file names, or COCO's ids."""
+    names: set[str] = set()
+    for line in Path(path).read_text().splitlines():
+        if line.strip():
+            names |= same_picture(line.strip())
+    return frozenset(names)
 
 
-def plain_pickles(path: str | Path, count: int) -> list[Any]:
-    """The first `count` objects of a pickle file that holds plain values; any class in it is refused, none is made."""
-    try:
-        with open(path, "rb") as file:
-            return [_load(file) for _ in range(count)]
-    except FileNotFoundError:
-        raise ValueError(f"{path}: seen no such file, expected a pickle of plain values") from None
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: seen {error}, expected a pickle of plain values") from None
+def need(folder: Path, *names: str) -> Path:
+    """The first file of `folder/names` (globs) that exists; ValueError names what is missing."""
+    for name in names:
+        if found := sorted(folder.glob(name)):
+            return found[0]
+    seen = "no such folder" if not folder.is_dir() else f"no {names[0]}"
+    raise ValueError(f"{folder}: seen {seen}, expected {' or '.join(names)} in it")
 
 
-def _load(file: IO[bytes]) -> Any:
-    return _PlainUnpickler(file, encoding="latin1").load()
+def located(path: str | Path, *names: str) -> tuple[Path, Path]:
+    """(annotation file, folder): `path` itself where it is a file, else the first of `names` (globs) in it."""
+    path = Path(path)
+    return (path, path.parent) if path.is_file() else (need(path, *names), path)
 
 
-def clean(text: str) -> str:
-    """Text without the placeholders that records give a meaning to; single spaces."""
-    return REGION_MARK.sub("", " ".join(str(text).split()).replace(IMAGE_MARK, "")).strip()
+def clean(text: object) -> str:
+    """Text as it is, without the placeholders that records give a meaning to."""
+    return REGION_MARK.sub("", str(text).replace(IMAGE_MARK, ""))
 
 
 def pick(template: str, key: str, **values: str) -> str:
@@ -146,7 +183,9 @@ def to_box(xyxy: Sequence[float], size: tuple[int, int]) -> Box | None:
 
 
 def from_xywh(xywh: Sequence[float]) -> list[float]:
-    """x, y, width, height as x1, y1, x2, y2."""
+    """x, y, width, height as x1, y1, x2, y2; [] for anything else."""
+    if not isinstance(xywh, list | tuple) or len(xywh) != 4 or not all(isinstance(v, int | float) for v in xywh):
+        return []
     x, y, w, h = xywh
     return [x, y, x + w, y + h]
 
@@ -154,7 +193,7 @@ def from_xywh(xywh: Sequence[float]) -> list[float]:
 def make(
     source: str,
     key: str,
-    pictures: Sequence[tuple[SampleImage, bytes | None]],
+    pictures: Sequence[Picture],
     turns: Sequence[tuple[str, str]],
     **fields: Any,
 ) -> Sample:
@@ -182,9 +221,7 @@ def make(
     )
 
 
-def grounding(
-    source: str, key: str, picture: tuple[SampleImage, bytes | None], phrase: str, box: Box, **fields: Any
-) -> Sample:
+def grounding(source: str, key: str, picture: Picture, phrase: str, box: Box, **fields: Any) -> Sample:
     """A referring expression record: one phrase, one box."""
     category, area = fields.pop("category", None), fields.pop("area_px", None)
     prompt = pick("rec", key, phrase=phrase)

@@ -1,0 +1,97 @@
+"""Flickr30k Entities: captions whose phrases have boxes."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ts_lightning.data.sample import Sample, SampleRegion
+from ts_lightning.grounding.boxes import Box
+from ts_lightning.pipelines.converters.source import NO_BOX, Picture, Pictures, clean, make, need, pick, to_box
+from ts_lightning.pipelines.converters.voc import parse_xml
+
+TASKS = ("caption", "phrases")
+_PHRASE = re.compile(r"\[/EN#(\d+)(/\S+) ([^\]]+)\]")
+
+
+def read(
+    path: str | Path, pictures: Pictures | None = None, split: str | None = None, tasks: tuple[str, ...] = TASKS
+) -> Iterator[Sample]:
+    """Samples of `path`, the folder with Annotations/ID.xml and Sentences/ID.txt.
+
+    `split` names a list of ids (test.txt). "caption" is a grounded caption a sentence (`meta.captions` has its plain
+    text), "phrases" asks for each phrase with boxes. Boxes are counted from 1 as in VOC; a phrase with several boxes
+    keeps them as `boxes`. Phrases without a box (scenes, things that can't be boxed) stay in the text and are counted.
+    """
+    folder, pictures = Path(path), pictures or Pictures()
+    need(folder, "Annotations/*.xml")
+    need(folder, "Sentences/*.txt")
+    here = pictures.under(folder, "flickr30k-images", "flickr30k_images", "images")
+    ids = [file.stem for file in sorted((folder / "Sentences").glob("*.txt"))]
+    if split is not None:
+        ids = need(folder, f"{split}.txt").read_text().split()
+    for number in ids:
+        boxes, size = _boxes(folder / "Annotations" / f"{number}.xml", here)
+        known = here.get(f"{number}.jpg", size)
+        if known is None:
+            continue
+        try:
+            sentences = (folder / "Sentences" / f"{number}.txt").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            here.dropped.note("annotations without a sentences file", number)
+            continue
+        for line, sentence in enumerate(sentences):
+            if sentence.strip():
+                yield from _sentence(f"{number}-{line}", number, known, sentence, boxes, tasks, here)
+
+
+def _boxes(path: Path, pictures: Pictures) -> tuple[dict[str, list[Box]], tuple[int, int] | None]:
+    """Boxes by entity id, and the picture's size."""
+    root = parse_xml(path)
+    size = (int(root.findtext("size/width", "0")), int(root.findtext("size/height", "0")))
+    found: dict[str, list[Box]] = {}
+    for one in root.findall("object"):
+        if (bounds := one.find("bndbox")) is None:
+            continue
+        x1, y1, x2, y2 = (float(bounds.findtext(side, "nan")) for side in ("xmin", "ymin", "xmax", "ymax"))
+        box = to_box((x1 - 1, y1 - 1, x2 - 1, y2 - 1), size)
+        if box is None:
+            pictures.dropped.note(NO_BOX, path.name)
+            continue
+        for name in one.findall("name"):
+            found.setdefault(str(name.text), []).append(box)
+    return found, size if all(size) else None
+
+
+def _sentence(
+    key: str,
+    number: str,
+    picture: Picture,
+    sentence: str,
+    boxes: dict[str, list[Box]],
+    tasks: tuple[str, ...],
+    pictures: Pictures,
+) -> Iterator[Sample]:
+    text, plain, at, regions = "", "", 0, []
+    sentence = clean(sentence)
+    for match in _PHRASE.finditer(sentence):
+        entity, kind, phrase = match.groups()
+        between = sentence[at : match.start()]
+        text, plain, at = text + between + phrase, plain + between + phrase, match.end()
+        if not (found := boxes.get(entity)):
+            pictures.dropped["phrases without a box (kept as text)"] += 1
+            continue
+        category = kind.strip("/").split("/")[0]
+        place = {"box": found[0]} if len(found) == 1 else {"boxes": found}
+        regions.append(SampleRegion(phrase=phrase, category=category, **place))  # type: ignore[arg-type]
+        text += f" {{region:{len(regions) - 1}}}"
+    text, plain = text + sentence[at:], plain + sentence[at:]
+    meta = {"image_id": number, "captions": [plain]}
+    if "caption" in tasks and regions:
+        fields = {"task": "grounding", "subtask": "caption", "regions": regions, "answer": [*range(len(regions))]}
+        yield make("flickr30k", key, [picture], [(pick("caption_grounded", key), text)], meta=meta, **fields)
+    elif not regions:
+        pictures.dropped.note("sentences without any box", key)
+    for i, region in enumerate(regions if "phrases" in tasks else ()):
+        fields = {"task": "grounding", "subtask": "phrase", "regions": [region], "answer": [0]}
+        prompt = pick("rec", f"{key}-{i}", phrase=str(region.phrase))
+        yield make("flickr30k", f"{key}-{i}", [picture], [(prompt, "{region:0}")], meta=meta, **fields)

@@ -1,0 +1,53 @@
+"""HierText: lines of text with outlines."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ts_lightning.data.sample import Sample
+from ts_lightning.pipelines.converters.files import listed, load_json, mapped
+from ts_lightning.pipelines.converters.region_text import polygon, reading
+from ts_lightning.pipelines.converters.source import Pictures, need
+
+WHAT = "HierText's annotations"
+
+
+def read(
+    path: str | Path,
+    pictures: Pictures | None = None,
+    split: str | None = None,
+    level: str = "line",
+    template: str = "mgvlid/hier_text",
+) -> Iterator[Sample]:
+    """One question for each legible line (or "word") with its polygon.
+
+    `path` is the folder with gt/{train,validation}.jsonl and the pictures, or one such file (a single JSON object in
+    spite of its name).
+    """
+    if level not in ("line", "word"):
+        raise ValueError(f"level: seen {level!r}, expected line or word")
+    path, pictures = Path(path), pictures or Pictures()
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        need(path, f"gt/{split or '*'}.jsonl", f"{split or '*'}.jsonl")
+        files = sorted([*path.glob(f"gt/{split or '*'}.jsonl"), *path.glob(f"{split or '*'}.jsonl")])
+    else:
+        files = [path]
+    for file in files:
+        here = pictures.under(folder, file.stem, "images", f"../{file.stem}")
+        rows = listed(
+            mapped(load_json(file, WHAT), file, WHAT).get("annotations"), file, ("image_id", "paragraphs"), WHAT
+        )
+        for row in rows:
+            size = (row["image_width"], row["image_height"])
+            known = here.get(f"{row['image_id']}.jpg", size)
+            if known is None:
+                continue
+            lines = [line for paragraph in row["paragraphs"] for line in paragraph["lines"]]
+            parts = lines if level == "line" else [word for line in lines for word in line["words"]]
+            for number, part in enumerate(parts):
+                text = part["text"] if part.get("legible", True) else ""
+                key = f"{row['image_id']}-{level}-{number}"
+                place = polygon(part["vertices"], size)
+                made = reading("hiertext", key, known, text, place, here, template, image_id=row["image_id"])
+                if made is not None:
+                    yield made

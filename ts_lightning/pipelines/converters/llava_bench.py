@@ -1,0 +1,31 @@
+"""LLaVA-Bench (in the wild): open questions with a caption and a reference answer."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ts_lightning.data.sample import Sample
+from ts_lightning.pipelines.converters.files import json_lines
+from ts_lightning.pipelines.converters.source import Pictures, located
+from ts_lightning.pipelines.converters.vqa import question
+
+
+def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]:
+    """One sample a line of questions.jsonl; `path` is its folder (pictures in images/), or the file.
+
+    answers_gpt4.jsonl gives the reference answer and context.jsonl the caption for the judge, where they are.
+    """
+    file, folder = located(path, "questions.jsonl")
+    here = (pictures or Pictures()).under(folder, "images")
+    references = {one["question_id"]: one.get("text", "") for one in _lines(folder / "answers_gpt4.jsonl")}
+    captions = {one["image"]: one.get("caption", "") for one in _lines(folder / "context.jsonl")}
+    for one in json_lines(file, "LLaVA-Bench's questions"):
+        known = here.get(one["image"])
+        if known is not None:
+            number = one["question_id"]
+            meta = {"question_id": number, "category": one.get("category"), "caption": captions.get(one["image"])}
+            answers = [references[number]] if number in references else []
+            yield question("llava_bench", f"llava-{number}", known, one["text"], answers, meta=meta)
+
+
+def _lines(path: Path) -> list[dict]:
+    return list(json_lines(path, "JSON lines")) if path.is_file() else []

@@ -1,0 +1,37 @@
+"""LVIS: COCO's layout, with photos named by their address in COCO's folders."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ts_lightning.data.sample import Sample
+from ts_lightning.pipelines.converters.coco import TASKS, Subset, photos
+from ts_lightning.pipelines.converters.source import Pictures, need
+
+
+def read(
+    path: str | Path,
+    pictures: Pictures | None = None,
+    split: str | None = None,
+    tasks: tuple[str, ...] | None = None,
+    max_objects: int | None = None,
+    count_by: str = "instances",
+    crowd: str = "exclude",
+) -> Iterator[Sample]:
+    """Samples as `coco.read` makes them; `path` is the folder of lvis_v1_{train,val}.json, or one such file.
+
+    Photos lie in train2017 and val2017 beside it. LVIS annotates a federated choice of categories: a photo may hold
+    more objects than are annotated.
+    """
+    path, pictures = Path(path), pictures or Pictures()
+    subset = None if max_objects is None else Subset(max_objects, count_by, crowd)
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        patterns = (f"lvis_v*_{split or '*'}.json", f"annotations/lvis_v*_{split or '*'}.json")
+        need(path, *patterns)
+        files = sorted(file for pattern in patterns for file in path.glob(pattern))
+    else:
+        files = [path]
+    wanted = tasks or (TASKS if subset is None else TASKS[:1])
+    for file in files:
+        here = pictures.under(folder, "train2017", "val2017", "test2017")
+        yield from photos(here, file, None, wanted, subset, "lvis")

@@ -1,0 +1,60 @@
+"""MGrounding-630k: multi-image conversations with boxes of 0-1000 in their texts."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ts_lightning.data.sample import IMAGE_MARK, Sample, SampleRegion
+from ts_lightning.pipelines.converters.files import rows
+from ts_lightning.pipelines.converters.mig_bench import all_pictures, image_index, with_regions
+from ts_lightning.pipelines.converters.source import Pictures, clean, make
+
+
+def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]:
+    """One conversation a row; `path` is one json file, or a folder of them. Boxes of the texts become regions.
+
+    An answer's box lies in the picture that the answer names ("It's in the third image."), else in the one that the
+    question names last; `meta.image` is that index for the last answer, None where neither names one.
+    """
+    path, pictures = Path(path), pictures or Pictures()
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{path}: seen no *.json, expected MGrounding's files in it")
+    for file in files:
+        yield from _file(file, pictures)
+
+
+def _file(path: Path, pictures: Pictures) -> Iterator[Sample]:
+    what, keys = "MGrounding's rows", set()
+    for number, row in enumerate(rows(path, ("images", "conversations"), what)):
+        known = all_pictures(pictures, row["images"])
+        if known is None:
+            continue
+        if len(row["conversations"]) < 2 or len(row["conversations"]) % 2:
+            pictures.dropped.note("conversations without an answer", f"{path.name} row {number}")
+            continue
+        regions: list[SampleRegion] = []
+        texts: list[str] = []
+        image: int | None = None
+        for turn in row["conversations"]:
+            text = clean(turn["value"].replace(f"{IMAGE_MARK}\n", ""))
+            asked = turn["from"] == "human"
+            named = image_index(text, last=asked)
+            image = named if named is not None or asked else image
+            texts.append(with_regions(text, regions, 0 if asked else min(image or 0, len(known) - 1))[0])
+        kind = row.get("type") or path.stem
+        key = f"{kind}-{row.get('id', number)}"
+        key = f"{key}-{number}" if key in keys else key
+        keys.add(key)
+        answered = [int(i) for i in re.findall(r"\{region:(\d+)\}", texts[-1])]
+        yield make(
+            "mgrounding",
+            key,
+            known,
+            list(zip(texts[::2], texts[1::2], strict=True)),
+            task="grounding",
+            subtask=kind,
+            regions=regions,
+            answer=answered or texts[-1],
+            meta={"image": image},
+        )

@@ -1,0 +1,26 @@
+"""POPE: yes-or-no questions about objects that are there, or are not."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ts_lightning.data.sample import Sample
+from ts_lightning.pipelines.converters.files import rows
+from ts_lightning.pipelines.converters.source import Pictures
+from ts_lightning.pipelines.converters.vqa import question
+
+
+def read(path: str | Path, pictures: Pictures | None = None, template: str | None = None) -> Iterator[Sample]:
+    """One sample a line; `path` is coco_pope_{random,popular,adversarial}.json, or a folder of such files."""
+    path = Path(path)
+    files = sorted(path.glob("*pope*.json")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{path}: seen no *pope*.json, expected POPE's files in it")
+    here = (pictures or Pictures()).under(path if path.is_dir() else path.parent, "val2014", "images")
+    for file in files:
+        for one in rows(file, ("question_id", "image", "text", "label"), "POPE's lines"):
+            known = here.get(one["image"])
+            if known is not None:
+                meta = {"question_id": one["question_id"], "file": file.name}
+                key = f"{file.stem}-{one['question_id']}"
+                fields = {"subtask": "yes_no", "meta": meta}
+                yield question("pope", key, known, one["text"], [one["label"]], template, **fields)

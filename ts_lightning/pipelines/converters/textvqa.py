@@ -1,0 +1,30 @@
+"""TextVQA: questions about the text in a picture, ten answers each."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ts_lightning.data.sample import Sample
+from ts_lightning.pipelines.converters.files import listed, load_json, mapped
+from ts_lightning.pipelines.converters.source import Pictures, located
+from ts_lightning.pipelines.converters.vqa import by_frequency, question
+
+WHAT = "TextVQA's data"
+
+
+def read(
+    path: str | Path, pictures: Pictures | None = None, split: str = "val", template: str | None = None
+) -> Iterator[Sample]:
+    """One sample a question of TextVQA_0.5.1_SPLIT.json; `path` is its folder (pictures in train_images/), or the file.
+
+    The most frequent of the ten answers is the answer; `answers` are all ten, the most frequent first.
+    """
+    file, folder = located(path, f"TextVQA_*_{split}.json")
+    here = (pictures or Pictures()).under(folder, "train_images", "train_val_images/train_images", "test_images")
+    rows = mapped(load_json(file, WHAT), file, WHAT).get("data")
+    for one in listed(rows, file, ("question", "image_id", "question_id"), WHAT):
+        known = here.get(f"{one['image_id']}.jpg")  # the file states the size of Flickr's original, not of this one
+        if known is not None:
+            meta = {"question_id": one["question_id"], "image_id": one["image_id"]}
+            answers = by_frequency(one.get("answers") or [])
+            key = f"textvqa-{one['question_id']}"
+            yield question("textvqa", key, known, one["question"], answers, template, meta=meta)

@@ -1,0 +1,154 @@
+"""Visual Genome: objects with attributes, relationships, and described regions."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ts_lightning.data.sample import Sample, SampleRegion
+from ts_lightning.pipelines.converters.files import listed, load_json
+from ts_lightning.pipelines.converters.source import NO_BOX, Picture, Pictures, clean, make, need, pick, to_box
+
+TASKS = ("detection", "region_caption")
+
+
+def read(path: str | Path, pictures: Pictures | None = None, tasks: tuple[str, ...] = TASKS) -> Iterator[Sample]:
+    """Samples of `path`, the folder with image_data.json and objects.json.
+
+    "detection" is a record a picture with all its objects; `meta.attributes` are lists by region and
+    `meta.relationships` triples [subject region, predicate, object region], from attributes.json and relationships.json
+    where they are. "region_caption" asks for each description of region_descriptions.json about its box.
+    """
+    folder, pictures = Path(path), pictures or Pictures()
+    sizes = {
+        one["image_id"]: one
+        for one in _load(need(folder, "image_data.json"), ("image_id", "width", "height"), "Visual Genome's pictures")
+    }
+    here = pictures.under(folder, "VG_100K", "VG_100K_2", "images", "images2")
+    attributes = _optional(folder / "attributes.json", "attributes")
+    relations = _optional(folder / "relationships.json", "relationships")
+    described = _optional(folder / "region_descriptions.json", "regions")
+    objects = _load(need(folder, "objects.json"), ("objects",), "Visual Genome's objects")
+    here.without_annotations(f"{number}.jpg" for number in sizes)
+    seen = set()
+    for row in objects:
+        number = row.get("image_id", row.get("id"))
+        if number not in sizes:
+            here.dropped.note("annotations of pictures that image_data.json does not list", number)
+            continue
+        if number in seen:
+            here.dropped.note("pictures whose id comes twice", number)
+            continue
+        seen.add(number)
+        size = (sizes[number]["width"], sizes[number]["height"])
+        known = here.get(f"{number}.jpg", size)
+        if known is None:
+            continue
+        if "detection" in tasks:
+            said = attributes.get(number, [])
+            yield from _objects(number, known, row["objects"], said, relations.get(number, []), here)
+        if "region_caption" in tasks:
+            yield from _regions(number, known, described.get(number, []), here)
+
+
+def _load(path: Path, keys: tuple[str, ...], what: str) -> list[dict[str, Any]]:
+    return listed(load_json(path, what), path, keys, what)
+
+
+def _optional(path: Path, name: str) -> dict[int, list[dict[str, Any]]]:
+    if not path.is_file():
+        return {}
+    return {row.get("image_id", row.get("id")): row[name] for row in _load(path, (name,), f"Visual Genome's {name}")}
+
+
+def _name(one: dict[str, Any]) -> str:
+    return clean((one.get("names") or [one.get("name", "object")])[0]).strip() or "object"
+
+
+def _objects(
+    number: int,
+    picture: Picture,
+    objects: list[dict[str, Any]],
+    attributes: list[dict[str, Any]],
+    relations: list[dict[str, Any]],
+    pictures: Pictures,
+) -> Iterator[Sample]:
+    words: dict[Any, list[str]] = defaultdict(list)
+    for one in attributes:
+        words[one.get("object_id")] += [clean(word).strip() for word in one.get("attributes") or []]
+    regions, index = [], {}
+    for one in objects:
+        size = (picture[0].width, picture[0].height)
+        box = to_box((one["x"], one["y"], one["x"] + one["w"], one["y"] + one["h"]), size)
+        if box is None:
+            pictures.dropped.note(NO_BOX, f"picture {number} object {one.get('object_id')}")
+            continue
+        if one.get("object_id") in index:
+            pictures.dropped.note("objects whose id comes twice", one.get("object_id"))
+            continue
+        index[one.get("object_id")] = len(regions)
+        for merged in one.get("merged_object_ids") or []:
+            index.setdefault(merged, len(regions))
+        name = _name(one)
+        phrase = " ".join([*dict.fromkeys(words[one.get("object_id")]), name])
+        regions.append(SampleRegion(phrase=phrase, category=name, area_px=float(one["w"] * one["h"]), box=box))
+    if not regions:
+        pictures.dropped.note("pictures without objects", number)
+        return
+    triples = []
+    for one in relations:
+        ends = [index.get(one[side].get("object_id")) for side in ("subject", "object")]
+        if None in ends:
+            pictures.dropped["relationships of objects that are left out"] += 1
+            continue
+        triples.append([ends[0], clean(one.get("predicate", "")).strip().lower(), ends[1]])
+    key = f"{number}-objects"
+    said = ", ".join(f"{region.category} {{region:{i}}}" for i, region in enumerate(regions)) + "."
+    yield make(
+        "visual_genome",
+        key,
+        [picture],
+        [(pick("detection", key), said)],
+        task="grounding",
+        subtask="detection",
+        regions=regions,
+        answer=[*range(len(regions))],
+        meta={
+            "image_id": number,
+            "attributes": [sorted(set(words.get(known, []))) for known in _by_region(index, len(regions))],
+            "relationships": triples,
+        },
+    )
+
+
+def _by_region(index: dict[Any, int], count: int) -> list[Any]:
+    first: dict[int, Any] = {}
+    for known, region in index.items():
+        first.setdefault(region, known)
+    return [first[i] for i in range(count)]
+
+
+def _regions(number: int, picture: Picture, regions: list[dict[str, Any]], pictures: Pictures) -> Iterator[Sample]:
+    seen = set()
+    for one in regions:
+        corners = (one["x"], one["y"], one["x"] + one["width"], one["y"] + one["height"])
+        box = to_box(corners, (picture[0].width, picture[0].height))
+        if box is None:
+            pictures.dropped.note(NO_BOX, f"picture {number} region {one['region_id']}")
+            continue
+        if one["region_id"] in seen:
+            pictures.dropped.note("regions whose id comes twice", one["region_id"])
+            continue
+        seen.add(one["region_id"])
+        key, phrase = f"{number}-region-{one['region_id']}", clean(one["phrase"])
+        yield make(
+            "visual_genome",
+            key,
+            [picture],
+            [(pick("region_caption", key, region="{region:0}"), phrase)],
+            subtask="region_caption",
+            tags=["region", "box"],
+            regions=[SampleRegion(phrase=phrase, area_px=float(one["width"] * one["height"]), box=box)],
+            answer=phrase,
+            meta={"image_id": number, "region_id": one["region_id"]},
+        )

@@ -1,0 +1,52 @@
+"""What the question-answering files share: one question about one picture, accepted answers, choices."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ts_lightning.data.sample import Sample
+from ts_lightning.pipelines.converters.source import Picture, clean, make, pick
+
+LETTERS = "ABCDEFGHIJ"
+
+
+def question(
+    source: str,
+    key: str,
+    picture: Picture,
+    text: str,
+    answers: Sequence[str],
+    template: str | None = None,
+    subtask: str = "vqa",
+    choices: Sequence[str] | None = None,
+    hint: str = "",
+    **fields: Any,
+) -> Sample:
+    """One understanding question, its text as published; `answers` are all accepted ones, the first is the answer.
+
+    `template` names a file of prompts with {question}. `choices` are appended as lettered lines, `hint` goes first.
+    """
+    words = clean(text)
+    asked = words if template is None else pick(template, key, question=words)
+    if hint:
+        asked = f"{clean(hint)}\n{asked}"
+    if choices:
+        asked += "".join(f"\n{letter}. {clean(choice)}" for letter, choice in zip(LETTERS, choices, strict=False))
+    accepted = [clean(answer) for answer in answers]
+    said = accepted[0] if accepted else ""
+    return make(
+        source,
+        key,
+        [picture],
+        [(asked, said)],
+        subtask=subtask,
+        answer=said if accepted else None,
+        answers=accepted or None,
+        choices=[clean(choice) for choice in choices] if choices else None,
+        **fields,
+    )
+
+
+def by_frequency(answers: Sequence[str]) -> list[str]:
+    """The annotators' answers, all of them, the most frequent first (first come, first served)."""
+    first = {answer: i for i, answer in reversed(list(enumerate(answers)))}
+    return sorted(answers, key=lambda answer: (-answers.count(answer), first[answer]))

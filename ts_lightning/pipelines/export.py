@@ -1,0 +1,207 @@
+"""Samples back out in other tools' formats: COCO JSON, LLaVA JSON, ms-swift JSON lines."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ts_lightning.data.sample import REGION_MARK, Sample, SampleRegion
+from ts_lightning.grounding.boxes import Box
+from ts_lightning.grounding.codecs import Codec
+from ts_lightning.grounding.regions import Region
+
+
+def to_llava(samples: Iterable[Sample], out: Path, codec: Codec) -> int:
+    """Write LLaVA's JSON list and the pictures (out/images); returns the number of rows.
+
+    Boxes are written in `codec`. The key `ts_lightning`, which other tools pass over, keeps the fields that LLaVA has
+    no place for, so that `converters.llava` gives back equal samples.
+    """
+    rows = []
+    for sample in samples:
+        names = _save_pictures(sample, out / "images")
+        texts, marks = _written(sample, lambda i, s=sample: _in_notation(s, i, codec))
+        pairs = zip(sample.turns, texts, strict=True)
+        row: dict[str, Any] = {"id": sample.id}
+        if names:
+            row["image"] = names[0] if len(names) == 1 else names
+        row["conversations"] = [{"from": "human" if turn.role == "user" else "gpt", "value": t} for turn, t in pairs]
+        rows.append(row | {"ts_lightning": _kept(sample, marks)})
+    _write(out / "llava.json", json.dumps(rows, ensure_ascii=False, indent=1))
+    return len(rows)
+
+
+def to_ms_swift(samples: Iterable[Sample], out: Path) -> int:
+    """Write ms-swift's JSON lines and the pictures (out/images); returns the number of rows.
+
+    Boxes are `<bbox>` with bbox_type norm1, so that ms-swift writes them in each model's own form. ms-swift has points
+    and boxes only: ValueError for a polygon.
+    """
+    count = 0
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "ms_swift.jsonl", "w", encoding="utf-8") as file:
+        for sample in samples:
+            names = _save_pictures(sample, out / "images")
+            objects: dict[str, Any] = {"ref": [], "bbox": [], "bbox_type": "norm1", "image_id": []}
+
+            def mark(i: int, sample: Sample = sample, objects: dict[str, Any] = objects) -> str:
+                boxes = _norm1(sample, i)
+                objects["bbox"] += boxes
+                objects["image_id"] += [sample.regions[i].image] * len(boxes)
+                return "<bbox>" * len(boxes)
+
+            texts, marks = _written(sample, mark)
+            messages = [{"role": turn.role, "content": t} for turn, t in zip(sample.turns, texts, strict=True)]
+            row: dict[str, Any] = {"messages": messages, "images": [f"images/{name}" for name in names]}
+            if objects["bbox"]:
+                row["objects"] = objects
+            file.write(json.dumps(row | {"ts_lightning": _kept(sample, marks)}, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def to_coco(samples: Iterable[Sample], out: Path, split: str = "export") -> int:
+    """Write COCO's folder: annotations/instances_SPLIT.json, captions_SPLIT.json, SPLIT/ with the photos.
+
+    Every picture's regions with a category and a box count once, by annotation id or by category and box; captions are
+    the answers of caption questions. Ids are those of `meta` where they are numbers. Returns the number of photos.
+    """
+    photos: dict[str, dict[str, Any]] = {}
+    objects: dict[str, dict[Any, dict[str, Any]]] = {}
+    captions: dict[str, list[str]] = {}
+    names: dict[str, int] = {}
+    for sample in samples:
+        meta = sample.meta or {}
+        if len(sample.images) != 1:
+            raise ValueError(f"{sample.where}: seen {len(sample.images)} pictures, expected one (COCO's format)")
+        image = sample.images[0]
+        number = meta.get("image_id")
+        if image.name not in photos:
+            _save_pictures(sample, out / split)
+            known = number if isinstance(number, int) else len(photos) + 1
+            size = {"width": image.width, "height": image.height}
+            photos[image.name] = {"id": known, "file_name": image.name} | size
+            objects[image.name], captions[image.name] = {}, []
+        if sample.subtask == "caption" and sample.task == "understanding":
+            captions[image.name] += [text for text in sample.answers or [] if text not in captions[image.name]]
+        ids = meta.get("annotation_ids") or [meta.get("annotation_id")] * len(sample.regions)
+        categories = meta.get("category_ids") or [None] * len(sample.regions)
+        found: dict[Any, dict[str, Any]] = {}
+        for region, annotation, category in zip(sample.regions, ids, categories, strict=True):
+            if region.box is None or region.category is None:
+                continue
+            if category is not None or region.category not in names:
+                names[region.category] = category if category is not None else max(names.values(), default=0) + 1
+            key = annotation if annotation is not None else (region.category, region.box)
+            found[key] = _annotation(region, annotation, image.width, image.height)
+        # The record of all objects has the order of the annotations.
+        listing, rest = (found, objects[image.name]) if len(ids) > 1 else (objects[image.name], found)
+        objects[image.name] = listing | {key: one for key, one in rest.items() if key not in listing}
+    _write_coco(out, split, photos, objects, captions, names)
+    return len(photos)
+
+
+def _annotation(region: SampleRegion, number: Any, width: int, height: int) -> dict[str, Any]:
+    x1, y1, x2, y2 = region.box or (0, 0, 0, 0)
+    bbox = [x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height]
+    area = bbox[2] * bbox[3] if region.area_px is None else region.area_px
+    return {"id": number, "bbox": bbox, "area": area, "iscrowd": region.iscrowd, "name": region.category}
+
+
+def _write_coco(
+    out: Path,
+    split: str,
+    photos: dict[str, dict[str, Any]],
+    objects: dict[str, dict[Any, dict[str, Any]]],
+    captions: dict[str, list[str]],
+    names: dict[str, int],
+) -> None:
+    notes: list[dict[str, Any]] = []
+    used = {one["id"] for found in objects.values() for one in found.values() if one["id"] is not None}
+    for name, found in objects.items():
+        for one in found.values():
+            number = one["id"]
+            if number is None:
+                number = next(n for n in range(len(notes) + 1, len(notes) + len(used) + 2) if n not in used)
+                used.add(number)
+            category = names[one.pop("name")]
+            notes.append(one | {"id": number, "image_id": photos[name]["id"], "category_id": category})
+    data = {
+        "images": list(photos.values()),
+        "annotations": notes,
+        "categories": [{"id": number, "name": name} for name, number in sorted(names.items(), key=lambda one: one[1])],
+    }
+    _write(out / "annotations" / f"instances_{split}.json", json.dumps(data, ensure_ascii=False))
+    said = [(photos[name]["id"], text) for name, texts in captions.items() for text in texts]
+    if said:
+        rows = [{"id": i, "image_id": number, "caption": text} for i, (number, text) in enumerate(said, 1)]
+        data = {"images": list(photos.values()), "annotations": rows}
+        _write(out / "annotations" / f"captions_{split}.json", json.dumps(data, ensure_ascii=False))
+
+
+def _written(sample: Sample, write: Any) -> tuple[list[str], list[list[int]]]:
+    """Texts with `write(i)` in place of `{region:i}`, and where: [turn, start, end, i]."""
+    texts, marks = [], []
+    for number, turn in enumerate(sample.turns):
+        text, at = "", 0
+        for match in REGION_MARK.finditer(turn.text):
+            text += turn.text[at : match.start()]
+            start, i = len(text), int(match[1])
+            text += write(i)
+            marks.append([number, start, len(text), i])
+            at = match.end()
+        texts.append(text + turn.text[at:])
+    return texts, marks
+
+
+def _in_notation(sample: Sample, i: int, codec: Codec) -> str:
+    region = sample.regions[i]
+    image = sample.images[region.image]
+    places: list[Box | Region]
+    if region.points is not None or region.polygon is not None:
+        places = [Region(tuple(region.points or region.polygon or ()))]
+    else:
+        places = list(region.boxes or ([region.box] if region.box else []))
+    try:
+        return codec.format(places, (image.width, image.height))
+    except ValueError as error:
+        raise ValueError(f"{sample.where}: region {i}: {error}") from None
+
+
+def _norm1(sample: Sample, i: int) -> list[list[float]]:
+    region = sample.regions[i]
+    if region.polygon is not None or (region.points is not None and len(region.points) > 2):
+        raise ValueError(f"{sample.where}: region {i}: seen a polygon, expected a point or a box (ms-swift's bbox)")
+    if region.points is not None:
+        return [[v for point in region.points for v in point]]
+    return [list(box) for box in region.boxes or ([region.box] if region.box else [])]
+
+
+def _kept(sample: Sample, marks: list[list[int]]) -> dict[str, Any]:
+    """What the other format has no place for: all fields but pictures and texts, the key, and the marks."""
+    fields = asdict(sample.without_bytes())
+    for name in ("images", "turns", "shard", "image_bytes"):
+        del fields[name]
+    return fields | {"marks": marks, "steps": [turn.steps for turn in sample.turns]}
+
+
+def _save_pictures(sample: Sample, folder: Path) -> list[str]:
+    """The pictures under their own names; the same name with other bytes is an error."""
+    if len(sample.image_bytes) != len(sample.images):
+        raise ValueError(f"{sample.where}: seen {len(sample.image_bytes)} pictures, expected {len(sample.images)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for image, data in zip(sample.images, sample.image_bytes, strict=True):
+        if Path(image.name).name != image.name or image.name in (".", ".."):
+            raise ValueError(f"{sample.where}: seen the picture name {image.name!r}, expected a plain file name")
+        path = folder / image.name
+        if not path.is_file():
+            path.write_bytes(data)
+        elif path.read_bytes() != data:
+            raise ValueError(f"{sample.where}: seen two pictures called {image.name!r}, expected one name a picture")
+    return [image.name for image in sample.images]
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
