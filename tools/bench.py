@@ -1,6 +1,6 @@
 """Benchmarks beside their peers, in one process. The last line of standard output is one JSON object.
 
-    python tools/bench.py twin|sft|loader|score|full_size [--threads 2] [--rounds 5]
+    python tools/bench.py twin|sft|grpo|loader|score|full_size [--threads 2] [--rounds 5]
 
 A failed correctness check, which runs before any timing, exits with status 1.
 """
@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from ts_lightning.bench import full_size, loader, score, sft, twin
+from ts_lightning.bench import full_size, grpo, loader, score, sft, twin
 from ts_lightning.bench.geometry import MODELS
 
 
@@ -26,6 +26,7 @@ def main() -> int:
     case.add_argument("--shapes", nargs="+", choices=tuple(twin.SHAPES))
     case.set_defaults(run=twin.main)
     cases.add_parser("sft", help="one training step against training everything").set_defaults(run=sft.main)
+    cases.add_parser("grpo", help="a GRPO step with the prompt read once a group").set_defaults(run=grpo.main)
     cases.add_parser("loader", help="pictures to pixels").set_defaults(run=loader.main)
     cases.add_parser("score", help="scoring, and COCO AP against pycocotools").set_defaults(run=score.main)
     case = cases.add_parser("full_size", help="a paper's model at full size on a CUDA device: memory and speed")
