@@ -94,6 +94,15 @@ def test_kl_is_exactly_zero_at_the_first_step_and_not_later(kind: str, fitted: d
     assert all(value > 0 for value in kl[1:])
 
 
+def test_kl_is_exactly_zero_in_bf16(shards: str, tmp_path: Path) -> None:
+    given = config(shards, tmp_path)
+    given["trainer"] |= {"precision": "bf16-mixed", "max_steps": 2}
+    assert run(given, tmp_path) == 0
+    kl = [float(row["train/kl"]) for row in rows(tmp_path)]
+    assert kl[0] == 0.0
+    assert kl[1] > 0
+
+
 def test_what_is_logged(fitted: dict[str, Path]) -> None:
     first = rows(fitted["twin"])[0]
     names = {"loss", "kl", "entropy", "clipped", "reward/own", "reward/object", "reward/total", "zero_variance"}

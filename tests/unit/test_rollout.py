@@ -125,6 +125,31 @@ def test_reference_is_the_policy_as_it_was(kind: str, offload: bool) -> None:
     assert vlm.trainable_state_dict().keys() == trained.keys()
 
 
+@pytest.mark.parametrize("kind", VLMS)
+def test_reference_under_autocast(kind: str) -> None:
+    vlm = VLMS[kind]().eval()
+    batch, completions = batch_of(vlm, [0, 1]), [[[30, 31], [32]], [[33], [34, 35]]]
+    reference = ReferencePolicy(vlm)
+    with torch.autocast("cpu", torch.bfloat16):
+        with reference.active():
+            before = group_log_probs(vlm, batch, completions).logp_NT
+        policy = group_log_probs(vlm, batch, completions).logp_NT
+        assert torch.equal(policy, before)
+        policy.sum().backward()
+    grads = [p.grad for name, p in vlm.named_parameters() if p.requires_grad and "lora_A" not in name]
+    assert any(grad is not None and grad.abs().max() > 0 for grad in grads)
+    if kind != "lora":  # a fresh adapter's reference is the adapter switched off: nothing to mix up
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            group_log_probs(vlm, batch, completions)
+            for parameter in vlm.parameters():
+                if parameter.requires_grad:
+                    parameter.mul_(1.5)
+            with reference.active():
+                assert torch.equal(group_log_probs(vlm, batch, completions).logp_NT, before)
+            torch.clear_autocast_cache()
+            assert not torch.equal(group_log_probs(vlm, batch, completions).logp_NT, before)
+
+
 def test_reference_costs_the_trainable_part_at_most() -> None:
     vlm = twin()
     assert isinstance(vlm, TwinExpertVLM)

@@ -132,7 +132,7 @@ class Case:
         self.batch["rollout"] = rollout
         self.optimizer.zero_grad(set_to_none=True)
         logp_NS = self.score(shared, tokens_NS)
-        terms = self.module._terms(self.batch, logp_NS, rollout.old_logp_NS, reference_NS)
+        terms = self.module.terms(self.batch, logp_NS, rollout.old_logp_NS, reference_NS)
         (terms.loss.sum() / terms.weight.sum()).backward()
         self.optimizer.step()
 
@@ -144,6 +144,10 @@ class Case:
             found.append([self.update(shared), *(p.grad.clone() for p in self.trainable if p.grad is not None)])
         self.vlm.zero_grad()
         return max(relative_error(a, b) for a, b in zip(*found, strict=True))
+
+
+def _rising(completions: list[Any], **kwargs: Any) -> list[float | None]:
+    return [float(i) for i in range(len(completions))]
 
 
 def trl_steps(rounds: int, ours: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
@@ -185,9 +189,9 @@ def trl_steps(rounds: int, ours: dict[str, Callable[[], Any]]) -> dict[str, list
             disable_tqdm=True,
         )
         prompts = Dataset.from_list([{"prompt": WORD * PROMPT}] * 8)
-        trainer = GRPOTrainer(
+        trainer: Any = GRPOTrainer(
             folder,
-            reward_funcs=lambda completions, **kwargs: [float(i) for i in range(len(completions))],
+            reward_funcs=_rising,
             args=given,
             train_dataset=prompts,
             processing_class=tokenizer,

@@ -12,6 +12,7 @@ from ts_lightning.data.index import Manifest, index_shard
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample
 from ts_lightning.evaluation.drawing import Picture, contact_sheet, draw_picture
+from ts_lightning.evaluation.sheets import Sheet
 from ts_lightning.grounding.boxes import iou
 from ts_lightning.grounding.codecs import Codec
 from ts_lightning.grounding.steps import is_rejection
@@ -23,17 +24,22 @@ Record = Mapping[str, Any]
 
 
 def make_picture(record: Record, sample: Sample, codec: Codec) -> Picture:
-    """What to draw for one prediction record: its sample's first image, and every box of the true answer on it."""
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(sample.image_bytes[0])))
+    """What to draw for one prediction record: its sample's pictures, and every box of the true answer on its own."""
+    sheet = Sheet(sample.image_bytes) if len(sample.image_bytes) > 1 else None
+    image = sheet.picture if sheet else ImageOps.exif_transpose(Image.open(io.BytesIO(sample.image_bytes[0])))
     truth, box = record["truth"], record.get("box")
-    places = [region_boxes(sample, i) if region.image == 0 else [] for i, region in enumerate(sample.regions)]
-    true = [box for boxes in target_steps(truth["text"], places).step_boxes for box in boxes]
+    places = [region_boxes(sample, i) for i in range(len(sample.regions))]
+    if sheet:
+        images = [region.image for region in sample.regions]
+        places = [[sheet.place(i, box) for box in boxes] for i, boxes in zip(images, places, strict=True)]
+    true = dict.fromkeys(box for boxes in target_steps(truth["text"], places).step_boxes for box in boxes)
     words = ["This question is invalid."] if is_rejection(truth["text"]) else truth["answers"]
     note = record.get("subtask") or record["suite"]
     if truth["box"] is not None:
         note += ": no box" if box is None else f": IoU {iou(box, truth['box']):.2f}"
-    steps = parse_steps(record["text"], codec, image.size).step_boxes
-    return Picture(image, record["question"], record["text"], steps, true, note, ", ".join(words))
+    text = record["text"]
+    steps = sheet.said(text, codec) if sheet else parse_steps(text, codec, image.size).step_boxes
+    return Picture(image, record["question"], text, steps, list(true), note, ", ".join(words))
 
 
 def write_pictures(records: Iterable[Record], folder: str | Path, codec: Codec, limit: int | None = None) -> int:

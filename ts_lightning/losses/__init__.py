@@ -1,6 +1,6 @@
 """Losses: pure functions of plain tensors."""
 
-from ts_lightning.losses.grpo import LOSS_TYPES, RATIOS, group_advantages, grpo_loss, grpo_terms
+from ts_lightning.losses.grpo import LOSS_TYPES, RATIOS, GRPOTerms, group_advantages, grpo_loss, grpo_terms
 from ts_lightning.losses.load_balance import load_balance_loss
 from ts_lightning.losses.stepwise import STEP_LOSS_MODES, num_loss_rows, stepwise_loss, token_mean_loss
 from ts_lightning.losses.token import scatter_to_rows, token_nll
@@ -9,6 +9,7 @@ __all__ = [
     "LOSS_TYPES",
     "RATIOS",
     "STEP_LOSS_MODES",
+    "GRPOTerms",
     "group_advantages",
     "grpo_loss",
     "grpo_terms",

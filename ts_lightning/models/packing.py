@@ -84,7 +84,7 @@ def pack_groups(
         kept = batch["valid"][b].nonzero().squeeze(1).cpu()
         ids, positions = batch["input_ids"][b].cpu()[kept].tolist(), batch["position_ids"][..., b, :].cpu()[..., kept]
         start = int(positions.max()) + 1
-        prompt, branch, behind = len(ids), [0] * len(ids), []
+        prompt, branch, behind = len(ids), [0] * len(ids), list[int]()
         for g, completion in enumerate(group, start=1):
             before = [prompt - 1, *range(len(ids), len(ids) + len(completion) - 1)]
             index["rows"] += [b] * len(completion)

@@ -20,7 +20,9 @@ class TokenScores(NamedTuple):
 
 def tempered(logits_KV: Tensor, temperature: float, banned: Sequence[int]) -> Tensor:
     """Log-probabilities [K, V], fp32, at a temperature and without banned tokens; nucleus sampling comes after."""
-    logits_KV = logits_KV.index_fill(1, torch.tensor(list(banned), dtype=torch.long, device=logits_KV.device), -torch.inf)
+    logits_KV = logits_KV.index_fill(
+        1, torch.tensor(list(banned), dtype=torch.long, device=logits_KV.device), -torch.inf
+    )
     return (logits_KV.float() / temperature).log_softmax(-1)
 
 

@@ -38,9 +38,17 @@ class ReferencePolicy:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """While this is open, the vlm answers as the reference; no gradients."""
-        with torch.no_grad(), self._switched():
-            yield
+        """While this is open, the vlm answers as the reference; no gradients.
+
+        Autocast keeps its copies of parameters for as long as it is open: those of the reference, made without
+        gradients, must not serve the policy, nor the other way round.
+        """
+        torch.clear_autocast_cache()
+        try:
+            with torch.no_grad(), self._switched():
+                yield
+        finally:
+            torch.clear_autocast_cache()
 
     def _switched(self) -> AbstractContextManager[None]:
         if isinstance(self.vlm, TwinExpertVLM):
@@ -95,7 +103,7 @@ def _add_frozen_package(vlm: TwinExpertVLM) -> None:
         raise ValueError(
             f"package: seen one named {REFERENCE!r}, expected another name: GRPO keeps its reference there"
         )
-    skills, memo = vlm.backbone.encoder.skills, {}  # one memo: layers that share alpha share its copy
+    skills, memo = vlm.backbone.encoder.skills, dict[int, Any]()  # one memo: layers that share alpha share its copy
     for twin in vlm.twins:
         if vlm.package in twin.packages:
             twin.packages[REFERENCE] = copy.deepcopy(twin.packages[vlm.package], memo).requires_grad_(False)

@@ -98,7 +98,8 @@ class RolloutCallback(Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
-        batch["rollout"] = [self.roll_out(pl_module.vlm, micro, step) for micro in batch["micro_batches"]]
+        with trainer.precision_plugin.forward_context():  # as in the training step
+            batch["rollout"] = [self.roll_out(pl_module.vlm, micro, step) for micro in batch["micro_batches"]]
         figures = sum_over_ranks(rollout_figures(batch, batch["rollout"]))
         pl_module.log_dict({f"train/{name}": value for name, value in figures.items()}, batch_size=1)
         self.watch.add(step, figures)

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from ts_lightning.losses import LOSS_TYPES, RATIOS, grpo_terms
+from ts_lightning.losses import LOSS_TYPES, RATIOS, GRPOTerms, grpo_terms
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.log_probs import group_log_probs
 from ts_lightning.rl.reference import ReferencePolicy
@@ -77,7 +77,7 @@ class GRPO(BaseModule):
     def loss_weight(self, batch: dict[str, Any]) -> Tensor:
         rollout = batch["rollout"]
         empty_NS = torch.zeros_like(rollout.old_logp_NS)
-        return self._terms(batch, empty_NS, empty_NS).weight.sum()
+        return self.terms(batch, empty_NS, empty_NS).weight.sum()
 
     def row_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Each completion's terms; they are divided by the global batch's completions (or tokens)."""
@@ -87,13 +87,14 @@ class GRPO(BaseModule):
             with self.reference.active():
                 reference_NS = group_log_probs(self.vlm, batch, rollout.token_ids, rollout.temperature).logp_NT
         scores = group_log_probs(self.vlm, batch, rollout.token_ids, rollout.temperature)
-        terms = self._terms(batch, scores.logp_NT, rollout.old_logp_NS, reference_NS)
+        terms = self.terms(batch, scores.logp_NT, rollout.old_logp_NS, reference_NS)
         tokens_N = rollout.mask_NS.sum(1).clamp(min=1)
         share_N = terms.weight if self.loss_type in ("dapo", "bnpo") else torch.ones_like(terms.weight)
         parts = {"loss": terms.loss, "kl": terms.kl, "clipped": terms.clipped * share_N}
         return parts | {"entropy": scores.entropy_NT.sum(1) / tokens_N * share_N}
 
-    def _terms(self, batch: dict[str, Any], logp_NS: Tensor, old_NS: Tensor, ref_NS: Tensor | None = None) -> Any:
+    def terms(self, batch: dict[str, Any], logp_NS: Tensor, old_NS: Tensor, ref_NS: Tensor | None = None) -> GRPOTerms:
+        """The loss terms of a micro-batch's completions; those of padding rows are zero."""
         rollout = batch["rollout"]
         valid_N = batch["row_valid"].repeat_interleave(len(rollout.completions[0]))
         terms = grpo_terms(
@@ -108,7 +109,7 @@ class GRPO(BaseModule):
             self.clip_eps,
             rollout.max_tokens,
         )
-        return type(terms)(*(torch.where(valid_N, values_N, 0.0) for values_N in terms))
+        return GRPOTerms(*(torch.where(valid_N, values_N, 0.0) for values_N in terms))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

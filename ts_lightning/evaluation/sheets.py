@@ -1,0 +1,39 @@
+"""Several pictures of one question side by side, and where a box of one of them lies on the sheet."""
+
+import io
+from collections.abc import Sequence
+
+from PIL import Image, ImageOps
+
+from ts_lightning.grounding.boxes import Box
+from ts_lightning.grounding.codecs import Codec
+
+GAP = 6
+
+
+class Sheet:
+    """Pictures in a row, top edges aligned; `picture` is the image, `place` maps boxes onto it."""
+
+    def __init__(self, pictures: Sequence[bytes]) -> None:
+        parts = [ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB") for data in pictures]
+        self.sizes = [part.size for part in parts]
+        self.lefts = [sum(part.width + GAP for part in parts[:i]) for i in range(len(parts))]
+        self.picture = Image.new("RGB", (self.lefts[-1] + parts[-1].width, max(part.height for part in parts)), "white")
+        for left, part in zip(self.lefts, parts, strict=True):
+            self.picture.paste(part, (left, 0))
+
+    def place(self, image: int, box: Box) -> Box:
+        """A box of picture `image`, [0, 1], in [0, 1] of the sheet."""
+        (wide, high), left = self.sizes[image], self.lefts[image]
+        x1, y1, x2, y2 = box
+        width, height = self.picture.size
+        return (left + x1 * wide) / width, y1 * high / height, (left + x2 * wide) / width, y2 * high / height
+
+    def said(self, text: str, codec: Codec) -> list[list[Box]]:
+        """The boxes of a text, mention by mention, on the pictures they name (the first where they name none)."""
+        found: list[tuple[int, list[Box]]] = []
+        for number, size in enumerate(self.sizes):
+            for mention in codec.parse(text, size):
+                if (mention.image or 0) == number:
+                    found.append((mention.start, [self.place(number, box) for box in mention.boxes]))
+        return [boxes for _, boxes in sorted(found, key=lambda pair: pair[0])]
