@@ -20,6 +20,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from ts_lightning.training import BaseModule, CheckpointIO, PredictionWriter
 from ts_lightning.training.class_paths import ALLOWED, EXTRA_VARIABLE, restrict_class_paths
 from ts_lightning.training.load import folder_model, stored_model
+from ts_lightning.training.metrics_csv import MetricsCSV
+from ts_lightning.training.random_state import RandomStates
+from ts_lightning.training.resume import set_aside
+from ts_lightning.training.run_directory import begin_run, first_process, keep_wandb_run
+from ts_lightning.training.run_keeper import RunKeeper
+from ts_lightning.training.signals import StopOnSignal
+from ts_lightning.training.watchdog import Watchdog
 
 DEBUG_VARIABLE = "TS_LIGHTNING_DEBUG"
 PICTURES = "ts_lightning.evaluation.pictures.PredictionPictures"
@@ -27,11 +34,13 @@ USER_ERRORS = (ValueError, OSError, ArgumentError, MisconfigurationException)
 
 
 class TSLightningCLI(LightningCLI):
-    """LightningCLI with checkpoints that are whole, metrics.csv in any case, and evaluation from a checkpoint alone.
+    """LightningCLI with checkpoints that are whole, runs that go on by themselves, evaluation by checkpoint.
 
     `default_root_dir` gets `config.yaml` (resolved), `metrics.csv` and `checkpoints/` of `fit`; the other commands
     write into a folder of their name there, `predict` its predictions.jsonl beside it.
     """
+
+    keeper: RunKeeper | None = None
 
     def __init__(self, args: Sequence[str]) -> None:
         super().__init__(
@@ -49,7 +58,14 @@ class TSLightningCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand != "fit":
+        if subcommand == "fit":
+            text = (
+                "Go on from the newest whole checkpoint in <default_root_dir>/checkpoints; false: start anew beside it."
+            )
+            parser.add_argument("--resume", type=bool, default=True, help=text)
+            text = "End all ranks after so many seconds without a step, a validation batch or a save; 0: never."
+            parser.add_argument("--watchdog", type=float, default=1800.0, help=text)
+        else:
             text = "Whose task answers: given (the record's), auto (the task router's), or one for every question."
             parser.add_argument("--task", type=str, default="given", help=text)
         if subcommand == "predict":
@@ -79,16 +95,35 @@ class TSLightningCLI(LightningCLI):
         others = [] if given in (None, True) else _as_list(given)
         if any(isinstance(logger, CSVLogger) for logger in others):
             return others
+        if self.subcommand == "fit" and not fast_dev_run:
+            keep_wandb_run(Path(root))
+            return [MetricsCSV(root), *others]
         logger = CSVLogger(root, name="", version="" if self.subcommand == "fit" else self.subcommand)
-        if not fast_dev_run:
-            keep_old(Path(logger.log_dir) / "metrics.csv")
+        if not fast_dev_run and first_process():
+            set_aside(Path(logger.log_dir) / "metrics.csv")
         return [logger, *others]
 
     def _callbacks(self) -> list[L.Callback]:
+        trainer = self._get(self.config_init, "trainer")
+        if self.subcommand == "fit" and not trainer.get("fast_dev_run"):
+            root = Path(trainer["default_root_dir"])
+            stop, self.keeper = StopOnSignal(root / "checkpoints"), RunKeeper()
+            stop.install()
+            seconds = self._get(self.config, "watchdog")
+            return [self.keeper, RandomStates(), stop, *([Watchdog(root, seconds)] if seconds else [])]
         if self.subcommand != "predict":
             return []
         number = self._get(self.config, "pictures")
         return [PredictionWriter(), *([_import(PICTURES)(number)] if number else [])]
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "fit" and self.keeper is not None:
+            self.keeper.config = self.config_dump
+            root = Path(self.config_init["fit"]["trainer"]["default_root_dir"])
+            resume = self._get(self.config, "resume")
+            kwargs["ckpt_path"] = begin_run(root, self.keeper, kwargs.get("ckpt_path"), resume)
+        return kwargs
 
     def after_validate(self) -> None:
         """State the rule behind the figures."""
@@ -140,15 +175,6 @@ def _with_folder(args: list[str], folder: str) -> list[str]:
     at = next(i for i, arg in enumerate(args) if arg.startswith("--ckpt_path"))
     rest = args[1:at] + args[at + (1 if "=" in args[at] else 2) :]
     return [args[0], "--config", json.dumps({"model": folder_model(folder)}), *rest]
-
-
-def keep_old(path: Path) -> None:
-    """Rename an existing file to name.1.suffix, name.2.suffix ...: CSVLogger deletes what it finds."""
-    if path.is_file() and os.environ.get("LOCAL_RANK", "0") == "0":
-        number = 1
-        while (old := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-            number += 1
-        path.rename(old)
 
 
 def one_line(error: BaseException) -> str:
@@ -218,6 +244,7 @@ def _quiet() -> None:
         ".*Total length of .* across ranks is zero.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*Experiment logs directory .* exists and is not empty.*",
+        ".*`srun` command is available.*",
     )
     for text in advice:
         warnings.filterwarnings("ignore", message=text)

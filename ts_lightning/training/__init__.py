@@ -6,6 +6,7 @@ from ts_lightning.training.checkpoint_io import CheckpointIO
 from ts_lightning.training.grpo import GRPO
 from ts_lightning.training.load import load
 from ts_lightning.training.lora_sft import LoRASFT
+from ts_lightning.training.save_checkpoints import SaveCheckpoints
 from ts_lightning.training.schedule import WarmupCosine
 from ts_lightning.training.sft import SFT
 from ts_lightning.training.stepwise_sft import StepwiseSFT
@@ -17,6 +18,7 @@ __all__ = [
     "CheckpointIO",
     "LoRASFT",
     "PredictionWriter",
+    "SaveCheckpoints",
     "StepwiseSFT",
     "WarmupCosine",
     "load",

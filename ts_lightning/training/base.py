@@ -1,20 +1,19 @@
 """What every LightningModule of the project shares. Shapes: B rows of a micro-batch."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from ts_lightning.losses import num_loss_rows
 from ts_lightning.models.vlm import VLM
 from ts_lightning.training.callbacks import DataPosition, Throughput
-from ts_lightning.training.optimizer import build_optimizer
+from ts_lightning.training.nonfinite import SkipNonFinite
+from ts_lightning.training.optimizer import build_optimizer, gradient_sync
 from ts_lightning.training.package_state import pack, stored_hparams, unpack
 from ts_lightning.training.schedule import WarmupCosine, planned_steps
 from ts_lightning.training.validation import SuiteMetrics, prediction_records
@@ -61,10 +60,12 @@ class BaseModule(L.LightningModule):
         divisor = self._sum_over_ranks(counts.sum()).clamp(min=1)
         self.zero_grad()
         totals: dict[str, Tensor] = {}
+        self.row_record: list[tuple[Any, Tensor]] = []  # for SkipNonFinite: whose loss it was
         for i, micro in enumerate(micro_batches):
             is_last = i == len(micro_batches) - 1
-            with self._without_gradient_sync(not is_last):
+            with gradient_sync(self.trainer.strategy, is_last):
                 rows = self.row_losses(micro)
+                self.row_record.append((micro["samples"], rows["loss"].detach()))
                 for name, values_B in rows.items():
                     totals[name] = totals.get(name, 0) + values_B.detach().sum().double()
                 # gradients are averaged over ranks, and the divisor is already global
@@ -84,10 +85,6 @@ class BaseModule(L.LightningModule):
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum")
 
-    def _without_gradient_sync(self, block: bool) -> AbstractContextManager:
-        strategy = self.trainer.strategy
-        return strategy.block_backward_sync() if block and isinstance(strategy, ParallelStrategy) else nullcontext()
-
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.make_optimizer, self.named_parameters(), self.alpha_lr_factor)
         scheduler = self.make_scheduler(optimizer)
@@ -96,7 +93,7 @@ class BaseModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
-        return [DataPosition(), Throughput()]
+        return [DataPosition(), Throughput(), SkipNonFinite()]
 
     def setup(self, stage: str) -> None:
         """With bf16-mixed, frozen weights are held in bf16; what trains, and AdamW's states, are fp32.
@@ -126,10 +123,10 @@ class BaseModule(L.LightningModule):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict({f"val/{key}": value for key, value in self.suite_metrics.compute(self.device).items()})
+        kind = "test" if self.trainer.testing else "val"
+        self.log_dict({f"{kind}/{key}": value for key, value in self.suite_metrics.compute(self.device).items()})
 
-    def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{key}": value for key, value in self.suite_metrics.compute(self.device).items()})
+    on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """One plain dict per question (`training.validation.prediction_record`)."""

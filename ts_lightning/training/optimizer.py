@@ -1,8 +1,10 @@
-"""Which parameter gets which weight decay and learning rate."""
+"""Which parameter gets which weight decay and learning rate, and when ranks exchange gradients."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from lightning.pytorch.strategies import ParallelStrategy
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -34,3 +36,8 @@ def build_optimizer(
         if group["name"] == "alpha":
             group["lr"] *= alpha_lr_factor
     return optimizer
+
+
+def gradient_sync(strategy: Any, wanted: bool) -> AbstractContextManager:
+    """Backward passes in this context exchange gradients between ranks if `wanted` (the last micro-batch's do)."""
+    return nullcontext() if wanted or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync()

@@ -1,0 +1,238 @@
+"""A run that was broken off and started again ends as one that was not: weights, optimizer, metrics, bit for bit."""
+
+import csv
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from ts_lightning.cli import main
+from ts_lightning.training import BaseModule
+from ts_lightning.training.nonfinite import SkipNonFinite
+
+STEPS = 8
+
+
+@pytest.fixture(autouse=True)
+def own_handlers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Put signal handlers and the environment back after each run."""
+    monkeypatch.setenv("WANDB_RUN_ID", "test")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def config(shards: str, root: Path) -> dict[str, Any]:
+    given = tiny.config(shards, root)
+    saver = {"every_n_steps": 2, "keep": 2}
+    given["trainer"] |= {"max_steps": STEPS, "limit_val_batches": 1.0}
+    given["trainer"] |= {"check_val_every_n_epoch": None, "val_check_interval": 2}
+    given["trainer"]["callbacks"] = [{"class_path": "ts_lightning.training.SaveCheckpoints", "init_args": saver}]
+    return given
+
+
+def fit(shards: str, root: Path, *args: str) -> int:
+    root.mkdir(exist_ok=True)
+    return main(["fit", "-c", tiny.save(config(shards, root), root / "given.yaml"), *args])
+
+
+def rows(root: Path) -> list[dict[str, str]]:
+    with (root / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(file)]
+
+
+def last(root: Path) -> dict[str, Any]:
+    return torch.load(root / f"checkpoints/step={STEPS}.ckpt", weights_only=True)
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, list | tuple) else a == b
+
+
+def assert_equal_runs(root: Path, whole: Path) -> None:
+    a, b = last(root), last(whole)
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "ShardDataModule", "global_step"):
+        assert same(a[part], b[part]), part
+    assert rows(root) == rows(whole)
+
+
+@pytest.fixture(scope="module")
+def whole(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing disturbs."""
+    root = tmp_path_factory.mktemp("whole")
+    assert fit(shards, root) == 0
+    return root
+
+
+def disturb(monkeypatch: pytest.MonkeyPatch, name: str, call: int, action: Any) -> None:
+    """Run `action` at the given call of a BaseModule method."""
+    real, calls = getattr(BaseModule, name), [0]
+
+    def method(self: BaseModule, *args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            action()
+        return real(self, *args)
+
+    monkeypatch.setattr(BaseModule, name, method)
+
+
+class Crash(Exception):
+    pass
+
+
+def crash() -> None:
+    raise Crash
+
+
+@pytest.mark.parametrize(("method", "call", "steps"), [("training_step", 6, 4), ("validation_step", 6, 4)])
+def test_a_crashed_run_goes_on_with_the_same_command(
+    shards: str,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    method: str,
+    call: int,
+    steps: int,
+) -> None:
+    """Step 4 has a checkpoint and a validation after it; the second case crashes inside that validation."""
+    with monkeypatch.context() as patch:
+        disturb(patch, method, call, crash)
+        with pytest.raises(Crash):
+            fit(shards, tmp_path)
+    leftover = tmp_path / "checkpoints/.step=4.ckpt.x.tmp"
+    leftover.write_bytes(b"half")
+    assert fit(shards, tmp_path) == 0
+    assert f"step={steps}.ckpt after step {steps}" in capsys.readouterr().out
+    assert not leftover.exists()
+    assert_equal_runs(tmp_path, whole)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").glob("*.ckpt"))
+    assert names == ["step=6.ckpt", "step=8.ckpt"]  # keeps the last two, over the restart
+
+
+@pytest.mark.parametrize(
+    ("method", "call", "number", "steps"),
+    [
+        ("training_step", 1, signal.SIGUSR1, 1),
+        ("row_losses", 6, signal.SIGTERM, 3),  # the second micro-batch of step 3
+        ("validation_step", 6, signal.SIGUSR1, 4),
+        ("on_save_checkpoint", 3, signal.SIGTERM, 6),
+    ],
+)
+def test_a_signal_saves_the_step_and_exits(
+    shards: str,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    method: str,
+    call: int,
+    number: int,
+    steps: int,
+) -> None:
+    cls: Any = BaseModule
+    if method == "row_losses":
+        from ts_lightning.training import StepwiseSFT as cls
+    real, calls = getattr(cls, method), [0]
+
+    def send(self: Any, *args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            os.kill(os.getpid(), number)
+        return real(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cls, method, send)
+        with pytest.raises(SystemExit) as stop:
+            fit(shards, tmp_path)
+    assert stop.value.code == 128 + number
+    assert f"stopped.ckpt after step {steps}, stopping" in capsys.readouterr().out
+    assert fit(shards, tmp_path) == 0
+    assert_equal_runs(tmp_path, whole)
+
+
+def test_a_changed_configuration_is_refused_with_the_difference(shards: str, whole: Path, capsys: Any) -> None:
+    assert fit(shards, whole, "--model.init_args.balance_coeff", "0.5", "--data.init_args.num_workers", "1") == 2
+    error = capsys.readouterr().err
+    assert "model.init_args.balance_coeff: 0.01 -> 0.5" in error
+    assert "num_workers" not in error
+    assert not (whole / "run.lock").exists()
+
+
+def test_resume_false_starts_anew_beside_the_old_run(shards: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert fit(shards, tmp_path, "--trainer.max_steps", "2", "--resume", "false") == 0
+    assert (tmp_path / "checkpoints.1/step=2.ckpt").is_file()
+    assert (tmp_path / "metrics.1.csv").is_file()
+    assert len(rows(tmp_path)) == 3  # two steps and a validation
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(shards: str, whole: Path, tmp_path: Path, caplog: Any) -> None:
+    from ts_lightning.training.resume import newest
+
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for path in (whole / "checkpoints").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    place = newest(folder)
+    assert place is not None
+    assert (place.path.name, place.steps, place.validation_follows) == ("step=8.ckpt", 8, True)
+    data = bytearray((folder / "step=8.ckpt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "step=8.ckpt").write_bytes(data)
+    (folder / "junk.ckpt").write_bytes(b"junk")
+    place = newest(folder)
+    assert place is not None
+    assert place.path.name == "step=6.ckpt"
+    assert "junk.ckpt: passed over" in caplog.text
+    assert "step=8.ckpt: passed over" in caplog.text
+
+
+def test_steps_with_nan_are_skipped_and_counted(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """NaN in one row's loss at step 2: the weights stay as after step 1, bit for bit; the key is named."""
+    from ts_lightning.training import StepwiseSFT
+
+    real, kept = StepwiseSFT.row_losses, {}
+
+    def losses(self: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        step = self.trainer.global_step
+        if step in (1, 2):
+            kept.setdefault(step, {k: v.clone() for k, v in self.vlm.trainable_state_dict().items()})
+        values = real(self, batch)
+        if step == 1:
+            kept["key"] = batch["samples"][0].where
+            values["loss"] = torch.where(torch.arange(len(values["loss"])) == 0, float("nan"), values["loss"])
+        return values
+
+    monkeypatch.setattr(StepwiseSFT, "row_losses", losses)
+    assert fit(shards, tmp_path, "--trainer.max_steps", "3") == 0
+    assert same(kept[1], kept[2])
+    assert "NaN or Inf in the loss or the gradients of step 1 (samples " in caplog.text
+    assert kept["key"] in caplog.text
+    assert [row["train/skipped_steps"] for row in rows(tmp_path) if row["train/loss"]] == ["0.0", "1.0", "1.0"]
+
+
+def test_nan_in_a_row_ends_the_run(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from ts_lightning.training import StepwiseSFT
+
+    real = StepwiseSFT.row_losses
+    monkeypatch.setattr(
+        StepwiseSFT, "row_losses", lambda self, batch: {k: v * float("inf") for k, v in real(self, batch).items()}
+    )
+    monkeypatch.setattr(SkipNonFinite.__init__, "__defaults__", (3,))
+    assert fit(shards, tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "3 steps in a row, expected finite ones" in error
+    assert "train-000000.tar:00" in error

@@ -1,0 +1,112 @@
+"""Ends every rank when one is stuck: nobody waits in a collective for a peer that will not come."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from ts_lightning.training.run_lock import process_start
+
+FOLDER = ".progress"
+EXIT_STATUS = 70
+
+
+class Watchdog(Callback):
+    """A thread on each rank that ends its process after `seconds` without a step, validation batch or save.
+
+    Ranks write where they stand to `<root>/.progress/rank-<r>.json` about once a second; the last words name the one
+    that is furthest behind. Stuck ranks on the same host are killed: a stopped process can't end itself. On other
+    hosts their own watchdog, or `srun --kill-on-bad-exit`, does it.
+    """
+
+    def __init__(self, root: str | Path, seconds: float = 1800.0) -> None:
+        self.folder = Path(root) / FOLDER
+        self.seconds = seconds
+        self.mark: dict[str, Any] = {}
+        self.moved = time.monotonic()
+        self._end = threading.Event()
+
+    def _progress(self, trainer: L.Trainer, phase: str) -> None:
+        self.moved = time.monotonic()
+        self.mark |= {"step": trainer.global_step, "phase": phase, "time": time.time()}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        pid = os.getpid()
+        host = socket.gethostname()
+        self.mark = {"rank": trainer.global_rank, "host": host, "pid": pid, "started": process_start(pid)}
+        self._progress(trainer, "start")
+        threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._progress(trainer, "training")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._progress(trainer, "loading")
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._progress(trainer, "validation")
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._progress(trainer, "saving")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._end.set()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._end.set()
+
+    def _path(self, rank: int) -> Path:
+        return self.folder / f"rank-{rank}.json"
+
+    def _watch(self) -> None:
+        pause = min(1.0, self.seconds / 4)
+        while not self._end.wait(pause):
+            with suppress(OSError):  # a full disk is no reason to stop watching
+                temporary = self._path(self.mark["rank"]).with_suffix(f".{os.getpid()}")
+                temporary.write_text(json.dumps(self.mark))
+                temporary.replace(self._path(self.mark["rank"]))
+            if time.monotonic() - self.moved > self.seconds:
+                self._finish()
+
+    def _finish(self) -> None:
+        marks = [self.mark, *self._others()]
+        behind = min(marks, key=lambda mark: (mark["step"], mark["time"]))
+        waited = time.time() - behind["time"]
+        print(
+            f"watchdog: no progress for {self.seconds:.0f} s: rank {behind['rank']} (process {behind['pid']} on "
+            f"{behind['host']}) stands at step {behind['step']} in {behind['phase']} since {waited:.0f} s; "
+            f"rank {self.mark['rank']} ends itself",
+            file=sys.stderr,
+            flush=True,
+        )
+        for mark in marks[1:]:
+            stuck = time.time() - mark["time"] > self.seconds
+            if stuck and mark["host"] == self.mark["host"] and process_start(mark["pid"]) == mark["started"]:
+                with suppress(ProcessLookupError):
+                    os.kill(mark["pid"], signal.SIGKILL)
+        os._exit(EXIT_STATUS)
+
+    def _others(self) -> list[dict[str, Any]]:
+        marks = []
+        for path in sorted(self.folder.glob("rank-*.json")):
+            with suppress(OSError, ValueError):
+                mark = json.loads(path.read_text())
+                if mark["rank"] != self.mark["rank"]:
+                    marks.append(mark)
+        return marks
