@@ -283,3 +283,14 @@ def test_isolated_steps_do_not_see_each_other(make: Any) -> None:
             second = row["step_ids"][a["positions"][1]] == 1
             assert second.any()
             assert torch.equal(a["logits"][second], b["logits"][second]) == isolated
+
+
+def test_recomputed_activations_give_the_same_gradients(make: Any) -> None:
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        vlm = TwinExpertVLM(make(), activation_checkpointing=recompute).train()
+        out = vlm(batch_of(vlm, SAMPLES))
+        torch.nn.functional.cross_entropy(out["logits"], out["targets"]).backward()
+        gradients.append({name: p.grad for name, p in vlm.named_parameters() if p.requires_grad})
+    assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())

@@ -132,7 +132,8 @@ class MoELlavaBackbone(LlavaBackbone):
         state = public_names(to_public(self.model.state_dict()))
         state = {k: v.to(dtype or v.dtype).contiguous() for k, v in state.items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(self.public, indent=1, sort_keys=True) + "\n")
+        public = self.public | {"vocab_size": len(self.embedding.weight)}
+        (folder / "config.json").write_text(json.dumps(public, indent=1, sort_keys=True) + "\n")
         self.encoder.tokenizer.save_pretrained(folder)
 
 
