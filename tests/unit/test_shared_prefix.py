@@ -15,6 +15,7 @@ from ts_lightning.models.packing import pad_left
 from ts_lightning.models.vlm import VLM
 from ts_lightning.pipelines.toy_world.render import jpeg, render
 from ts_lightning.pipelines.toy_world.scene import sample_scene
+from ts_lightning.rl import log_probs
 from ts_lightning.rl.log_probs import group_log_probs, tempered
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "vision_layers": 1, "num_heads": 2}
@@ -111,6 +112,24 @@ def test_equal_to_the_repeated_prompt(kind: str, images: list[int]) -> None:
         for name, grad in expected_grads.items():
             other = grads.get(name, torch.zeros_like(grad))
             torch.testing.assert_close(other, grad, rtol=1e-4, atol=float(1e-5 * largest), msg=name)
+
+
+@pytest.mark.parametrize("kind", VLMS)
+def test_logits_in_chunks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = VLMS[kind]().eval()
+    batch = collate([vlm.encode(prompt(i, i), for_generation=True) for i in range(2)], vlm.pad_id)
+    completions = [[[30, 31, 32, 33, 34], [40]], [[60, 61, 62], [70, 71]]]
+    found = []
+    for size in (1024, 3):
+        monkeypatch.setattr(log_probs, "CHUNK", size)
+        vlm.zero_grad()
+        scores = group_log_probs(vlm, batch, completions)
+        scores.logp_NT.square().sum().backward()
+        grads = [p.grad for p in vlm.parameters() if p.grad is not None]
+        found.append([scores.logp_NT.detach(), scores.entropy_NT, *(grad.clone() for grad in grads)])
+    largest = max(float(whole.abs().max()) for whole in found[0])
+    for whole, chunked in zip(*found, strict=True):
+        torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-6 * largest)
 
 
 def test_a_token_outside_of_its_completion_changes_nothing() -> None:

@@ -5,10 +5,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ts_lightning.models.generate import banned_tokens
 from ts_lightning.models.packing import branch_mask, pack_groups
 from ts_lightning.models.vlm import VLM
+
+CHUNK = 1024  # tokens whose logits exist at a time: those of a whole group would outweigh the model's activations
 
 
 class TokenScores(NamedTuple):
@@ -46,11 +49,24 @@ def group_log_probs(
             use_cache=False,
         ).last_hidden_state
     rows_K = packed["rows"]
-    logits_KV = vlm.logits(hidden_BTH[rows_K, packed["predictors"]], packed["task"][rows_K])
-    logp_KV = tempered(logits_KV, temperature, banned_tokens(vlm))
-    logp_K = logp_KV.gather(1, packed["targets"][:, None]).squeeze(1)
-    with torch.no_grad():
-        entropy_K = torch.special.entr(logp_KV.exp()).sum(-1)
+    hidden_KH, task_K = hidden_BTH[rows_K, packed["predictors"]], packed["task"][rows_K]
+    parts = [part.split(CHUNK) for part in (hidden_KH, task_K, packed["targets"])]
+    scored = []
+    for hidden_CH, task_C, targets_C in zip(*parts, strict=True):
+        chunk = hidden_CH, task_C, targets_C, temperature
+        if len(parts[0]) > 1 and torch.is_grad_enabled():
+            scored.append(checkpoint(_score, vlm, *chunk, use_reentrant=False))
+        else:
+            scored.append(_score(vlm, *chunk))
+    logp_K, entropy_K = (torch.cat(values) for values in zip(*scored, strict=True))
     steps = max(len(tokens) for group in completions for tokens in group)
     grid_NT = logp_K.new_zeros(packed["num_completions"], steps)
     return TokenScores(*(torch.index_put(grid_NT, packed["places"], values) for values in (logp_K, entropy_K)))
+
+
+def _score(vlm: VLM, hidden_CH: Tensor, task_C: Tensor, targets_C: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of some tokens."""
+    logp_CV = tempered(vlm.logits(hidden_CH, task_C), temperature, banned_tokens(vlm))
+    with torch.no_grad():
+        entropy_C = torch.special.entr(logp_CV.exp()).sum(-1)
+    return logp_CV.gather(1, targets_C[:, None]).squeeze(1), entropy_C
