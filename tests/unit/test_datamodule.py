@@ -97,8 +97,8 @@ def test_the_state_and_an_exact_resume(tars):
         assert batch["ids"]
         first.advance()
     state = first.state_dict()
-    assert sorted(state) == ["epoch", "manifest_sha", "samples_consumed", "seed", "version"]
-    assert (state["epoch"], state["samples_consumed"], state["seed"], state["version"]) == (0, 18, 0, 1)
+    assert sorted(state) == ["epoch", "manifest_sha", "samples_consumed", "seed", "shuffle_window", "version"]
+    assert (state["epoch"], state["samples_consumed"], state["seed"], state["version"]) == (0, 18, 0, 2)
     rest = module(tars, num_workers=1)
     rest.setup("fit")
     rest.load_state_dict(state)
@@ -122,7 +122,7 @@ def test_resuming_on_other_data_is_refused(tars, tmp_path):
     assert changed.state_dict() == state
     with pytest.raises(ValueError, match=r"^data.train: seen shards \w+, expected \w+ as in the checkpoint"):
         changed.setup("fit")
-    with pytest.raises(ValueError, match="data state: seen version 9, expected 1"):
+    with pytest.raises(ValueError, match="data state: seen version 9, expected 2"):
         data.load_state_dict(state | {"version": 9})
 
 

@@ -1,32 +1,20 @@
 """The LightningDataModule over indexed shards."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import lightning as L
 import torch
+from torch.utils.data import ConcatDataset
 
-from ts_lightning.data.index import Manifest, index_shards
+from ts_lightning.data.index import Manifest
 from ts_lightning.data.loader import BadRecords, EvalLoader, TrainLoader, log
+from ts_lightning.data.mixture import MixedStream
 from ts_lightning.data.noise import NoisyBoxes
 from ts_lightning.data.order import STATE_VERSION, MicroBatches, StreamState, TrainStream, eval_batches
 from ts_lightning.data.reader import ShardDataset
-
-TRAIN_SHARDS = "@train"
-
-
-@dataclass
-class ShardSource:
-    """Where records come from: paths or globs of tars, and how many of the first records to use (None: all).
-
-    The word "@train" in a suite stands for the training source's shards (scores on them are memorization). `box_noise`
-    moves each edge of a question's boxes by up to this share of the side (`data.noise`).
-    """
-
-    shards: str | list[str]
-    max_samples: int | None = None
-    box_noise: float = 0.0
+from ts_lightning.data.source import TRAIN_SHARDS, ShardSource, mixture_sha256
 
 
 class ShardDataModule(L.LightningDataModule):
@@ -38,6 +26,7 @@ class ShardDataModule(L.LightningDataModule):
 
     Args:
         train: Training records.
+        mix: Several training sources by name in place of `train`, drawn in the shares of their `weight`.
         val: Validation suites by name.
         test: Test suites by name; `val` when None.
         predict: Records to answer; the validation suites when None.
@@ -60,6 +49,7 @@ class ShardDataModule(L.LightningDataModule):
     def __init__(
         self,
         train: ShardSource | None = None,
+        mix: dict[str, ShardSource] | None = None,
         val: dict[str, ShardSource] | None = None,
         test: dict[str, ShardSource] | None = None,
         predict: ShardSource | None = None,
@@ -83,7 +73,10 @@ class ShardDataModule(L.LightningDataModule):
         if unknown := [name for name in suites or [] if name not in known]:
             raise ValueError(f"data.suites: seen {unknown[0]!r}, expected some of {known}")
         chosen = known if suites is None else suites
+        if train is not None and mix:
+            raise ValueError("data.mix: seen it beside data.train, expected one of them")
         self._train = train
+        self._training = {"train": train} if train is not None else {f"train.{k}": v for k, v in (mix or {}).items()}
         self._val = {name: self._named(source) for name, source in (val or {}).items() if name in chosen}
         self._test = {name: self._named(source) for name, source in (test or val or {}).items() if name in chosen}
         self._predict = self._val if predict is None else {"predict": predict}
@@ -124,33 +117,43 @@ class ShardDataModule(L.LightningDataModule):
         """Write the index files once, before all ranks read them."""
         stage = None if self.trainer is None or self.trainer.state.fn is None else self.trainer.state.fn.value
         for source in self._sources(stage).values():
-            index_shards(source.shards)
+            source.load()
 
     def setup(self, stage: str | None = None) -> None:
         """Index what `stage` needs; everything that can be wrong with it is found here."""
         rank, world_size = self._rank()
         for name, source in self._sources(stage).items():
             if name not in self._loaded:
-                manifest = index_shards(source.shards).head(source.max_samples)
+                manifest = source.load()
                 bad_records = BadRecords(manifest.num_samples, self.max_bad_fraction)
                 bad_records.add(manifest.bad, log.warning if rank == 0 else log.debug)
                 self._loaded[name] = manifest, bad_records
-        if "train" in self._loaded and stage in (None, "fit"):
-            step = self.micro_batch_size * world_size
-            if self.global_batch_size % step:
-                raise ValueError(
-                    f"data.global_batch_size: seen {self.global_batch_size}, expected a multiple of "
-                    f"micro_batch_size * devices = {self.micro_batch_size} * {world_size} = {step}"
-                )
-            manifest = self._loaded["train"][0]
-            if manifest.num_samples < self.global_batch_size:
-                raise ValueError(
-                    f"data.train: seen {manifest.num_samples} records, expected at least one global batch of "
-                    f"{self.global_batch_size} (global_batch_size)"
-                )
-            fresh = StreamState(manifest.sha256, self.seed)
-            self._stream = TrainStream(manifest.shard_sizes, self.global_batch_size, fresh, self.shuffle_window)
+        if self._training and stage in (None, "fit"):
+            self._stream = self._new_stream(world_size)
             self._resume()
+
+    def _new_stream(self, world_size: int) -> TrainStream:
+        step = self.micro_batch_size * world_size
+        if self.global_batch_size % step:
+            raise ValueError(
+                f"data.global_batch_size: seen {self.global_batch_size}, expected a multiple of micro_batch_size * "
+                f"devices = {self.micro_batch_size} * {world_size} = {step}"
+            )
+        manifests = [self._loaded[name][0] for name in self._training]
+        total = sum(manifest.num_samples for manifest in manifests)
+        if total < self.global_batch_size:
+            raise ValueError(
+                f"data.train: seen {total} records, expected at least one global batch of "
+                f"{self.global_batch_size} (global_batch_size)"
+            )
+        size, window = self.global_batch_size, self.shuffle_window
+        if self._train is not None:
+            fresh = StreamState(manifests[0].sha256, self.seed, shuffle_window=window)
+            return TrainStream(manifests[0].shard_sizes, size, fresh, window)
+        weights = [source.weight for source in self._training.values()]
+        parts = list(zip(self._training, weights, [manifest.sha256 for manifest in manifests], strict=True))
+        fresh = StreamState(mixture_sha256(parts), self.seed, shuffle_window=window)
+        return MixedStream([manifest.shard_sizes for manifest in manifests], weights, size, fresh, window)
 
     def advance(self) -> None:
         """Count one optimizer step as done: the state moves on by one global batch, the same on all ranks.
@@ -163,15 +166,15 @@ class ShardDataModule(L.LightningDataModule):
             self._stream.advance()
 
     def state_dict(self) -> dict[str, Any]:
-        """{version, manifest_sha, seed, epoch, samples_consumed}; empty where nothing is trained."""
+        """{version, manifest_sha, seed, epoch, samples_consumed, shuffle_window}; empty where nothing is trained."""
         state = self._stream.state if self._stream is not None else self._state
         return {} if state is None else asdict(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue exactly behind the last counted batch; ValueError when the shards or the seed are other ones."""
-        if state_dict.get("version") != STATE_VERSION:
+        if state_dict.get("version") not in (1, STATE_VERSION):
             raise ValueError(f"data state: seen version {state_dict.get('version')}, expected {STATE_VERSION}")
-        self._state = StreamState(**state_dict)
+        self._state = StreamState(**state_dict | {"version": STATE_VERSION})
         self._resume()
 
     def train_dataloader(self) -> TrainLoader:
@@ -183,10 +186,16 @@ class ShardDataModule(L.LightningDataModule):
             raise ValueError("data.train: seen nothing to train on, expected train.shards (and setup('fit') called)")
         rank, world_size = self._rank()
         batches = MicroBatches(self._stream, self.micro_batch_size, rank, world_size, endless=self.trainer is not None)
-        manifest, bad_records = self._loaded["train"]
-        encode, pad_id = self._encoder(self._train)
         prompts = bool(getattr(getattr(self.trainer, "lightning_module", None), "trains_on_prompts", False))
-        dataset = ShardDataset(manifest, encode, for_generation=prompts)
+        datasets, accounts = [], [self._loaded[name][1] for name in self._training]
+        bad_records = accounts[0]
+        if len(accounts) > 1:
+            bad_records = BadRecords(self._stream.num_samples, self.max_bad_fraction)
+            bad_records.add([line for account in accounts for line in account.seen], log.debug)
+        for name, source in self._training.items():
+            encode, pad_id = self._encoder(source)
+            datasets.append(ShardDataset(self._loaded[name][0], encode, for_generation=prompts))
+        dataset = datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)
         loader = TrainLoader(dataset, batches, self.num_workers, pad_id, bad_records)
         self._loaders.append(loader)
         return loader
@@ -220,8 +229,8 @@ class ShardDataModule(L.LightningDataModule):
 
     def _sources(self, stage: str | None) -> dict[str, ShardSource]:
         sources: dict[str, ShardSource] = {}
-        if stage in (None, "fit") and self._train is not None:
-            sources["train"] = self._train
+        if stage in (None, "fit"):
+            sources |= self._training
         suites = {"validate": ("val", self._val), "test": ("test", self._test), "predict": ("predict", self._predict)}
         for name, (prefix, chosen) in suites.items():
             if stage in (None, name) or (stage == "fit" and name == "validate"):
@@ -267,4 +276,8 @@ class ShardDataModule(L.LightningDataModule):
             )
         if self._state.seed != self.seed:
             raise ValueError(f"data.seed: seen {self.seed}, expected {self._state.seed} as in the checkpoint")
+        window = self._state.shuffle_window
+        if window not in (None, self.shuffle_window):
+            raise ValueError(f"data.shuffle_window: seen {self.shuffle_window}, expected {window} as in the checkpoint")
+        self._state.shuffle_window = self.shuffle_window
         self._stream.state = self._state

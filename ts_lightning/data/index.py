@@ -17,10 +17,11 @@ from zlib import crc32
 
 import numpy as np
 
+from ts_lightning.data.remote import fetch, is_url
 from ts_lightning.data.sample import SCHEMA_VERSION
 from ts_lightning.data.tar import Records, scan_tar
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
@@ -28,7 +29,8 @@ Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 class ShardIndex:
     """One tar: `members` is int64 [M, 3] of (offset, size, crc32); record r owns rows starts[r] to starts[r + 1].
 
-    `names` are the members' extensions ("json", "jpg", "0.jpg"); `bad` maps a key to ":key: what is wrong".
+    `names` are the members' extensions ("json", "jpg", "0.jpg"), `tags` each record's, joined by tabs; `bad` maps a
+    key to ":key: what is wrong".
     """
 
     path: str
@@ -36,6 +38,7 @@ class ShardIndex:
     mtime_ns: int
     sha256: str
     keys: list[str]
+    tags: list[str]
     names: list[str]
     starts: list[int]
     members: np.ndarray
@@ -50,10 +53,14 @@ class ShardIndex:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Shards in order; the first `num_samples` records count. `sha256` names their content, not their place."""
+    """Shards in order; the first `num_samples` records count (of `chosen`, sorted numbers, where tags chose).
+
+    `sha256` names their content, not their place.
+    """
 
     shards: tuple[ShardIndex, ...]
     num_samples: int
+    chosen: np.ndarray | None = None
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -62,6 +69,8 @@ class Manifest:
     @cached_property
     def sha256(self) -> str:
         parts = [SCHEMA_VERSION, self.num_samples, [(s.sha256, len(s.keys)) for s in self.shards]]
+        if self.chosen is not None:
+            parts.append(hashlib.sha256(self.chosen[: self.num_samples].tobytes()).hexdigest())
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
@@ -71,19 +80,24 @@ class Manifest:
     @property
     def shard_sizes(self) -> list[int]:
         """Records of every shard that count."""
+        if self.chosen is not None:
+            return np.diff(np.searchsorted(self.chosen[: self.num_samples], [0, *self._ends])).tolist()
         starts = [0, *self._ends[:-1]]
         return [max(0, min(end, self.num_samples) - start) for start, end in zip(starts, self._ends, strict=True)]
 
     @property
     def bad(self) -> list[str]:
         """One line for every record that counts and whose JSON is not a valid sample."""
-        counts = zip(self.shards, self.shard_sizes, strict=True)
-        return [s.path + s.bad[k] for s, size in counts if s.bad for k in s.keys[:size] if k in s.bad]
+        if not any(shard.bad for shard in self.shards):
+            return []
+        places = [self.locate(i) for i in range(self.num_samples)]
+        return [s.path + s.bad[s.keys[r]] for s, r in places if s.keys[r] in s.bad]
 
     def locate(self, i: int) -> tuple[ShardIndex, int]:
         """The shard of record i and its place in it."""
         if not 0 <= i < self.num_samples:
             raise IndexError(f"record {i} of {self.num_samples}")
+        i = i if self.chosen is None else int(self.chosen[i])
         s = bisect_right(self._ends, i)
         return self.shards[s], i - (self._ends[s - 1] if s else 0)
 
@@ -93,18 +107,33 @@ class Manifest:
             raise ValueError(f"max_samples: seen {count}, expected at least 1")
         return self if count is None else replace(self, num_samples=min(count, self.num_samples))
 
+    def with_tags(self, include: Iterable[str] | None, exclude: Iterable[str] | None) -> "Manifest":
+        """The records with one of `include` (None: any) and none of `exclude`; ValueError when none is left."""
+        if not include and not exclude:
+            return self
+        wanted, unwanted = set(include or ()), set(exclude or ())
+        tags = [set(text.split("\t")) for shard in self.shards for text in shard.tags][: self.num_samples]
+        kept = [i for i, own in enumerate(tags) if (not wanted or own & wanted) and not own & unwanted]
+        if not kept:
+            seen = ", ".join(sorted(set().union(*tags) - {""})) or "no tags"
+            raise ValueError(
+                f"include_tags, exclude_tags: seen no record that fits, expected some (tags: {seen[:200]})"
+            )
+        return replace(self, num_samples=len(kept), chosen=np.array(kept, dtype=np.int64))
+
     def summary(self) -> dict[str, object]:
-        """Counts and hashes as plain values, for a manifest file."""
+        """Counts and hashes as plain values, for a manifest file; `shardlist` is a wids shard index."""
+        sizes = list(zip(self.shards, self.shard_sizes, strict=True))
         return {
+            "__kind__": "wids-shard-index-v1",
+            "wids_version": 1,
+            "shardlist": [{"url": s.path, "nsamples": n, "filesize": s.size} for s, n in sizes],
             "version": INDEX_VERSION,
             "schema_version": SCHEMA_VERSION,
             "sha256": self.sha256,
             "num_samples": self.num_samples,
             "num_bytes": self.num_bytes,
-            "shards": [
-                {"path": s.path, "num_samples": n, "num_bytes": s.size, "sha256": s.sha256}
-                for s, n in zip(self.shards, self.shard_sizes, strict=True)
-            ],
+            "shards": [{"path": s.path, "num_samples": n, "num_bytes": s.size, "sha256": s.sha256} for s, n in sizes],
         }
 
 
@@ -124,6 +153,11 @@ def expand(paths: Paths) -> list[str]:
         raise ValueError("shards: seen an empty list, expected at least one path or pattern")
     files: list[str] = []
     for pattern in [os.fspath(p) for p in patterns]:
+        if is_url(pattern):
+            files += (found := fetch(pattern))
+            if not found:
+                raise ValueError(f"{pattern}: seen no such shard, expected at least one .tar file")
+            continue
         found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
         found = [f for f in found if os.path.isfile(f)]
         if not found:
@@ -132,6 +166,23 @@ def expand(paths: Paths) -> list[str]:
     if twice := sorted({f for f in files if files.count(f) > 1}) if len(set(files)) < len(files) else []:
         raise ValueError(f"{twice[0]}: seen twice in the list of shards, expected once")
     return files
+
+
+def check_manifest(manifest: Manifest, path: Path) -> None:
+    """ValueError naming the first shard whose bytes are not those of a manifest file (tools/index_shards.py --out).
+
+    Every byte is read: the index beside a tar is trusted by size and time, this is not.
+    """
+    stored = json.loads(path.read_text())["shards"]
+    expected = {os.path.basename(shard["path"]): shard["sha256"] for shard in stored}
+    for shard in manifest.shards:
+        name = os.path.basename(shard.path)
+        if (seen := _sha256(shard.path)) != expected.get(name):
+            wanted = f"sha256 {expected[name][:12]}" if name in expected else f"one of {len(expected)} shards"
+            raise ValueError(f"{shard.path}: seen sha256 {seen[:12]}, expected {wanted} as in {path}")
+    missing = sorted(set(expected) - {os.path.basename(shard.path) for shard in manifest.shards})
+    if missing:
+        raise ValueError(f"{missing[0]}: seen no such shard, expected it as in {path}")
 
 
 def index_shard(path: str) -> ShardIndex:
@@ -157,6 +208,7 @@ def index_shard(path: str) -> ShardIndex:
         mtime_ns=stat.st_mtime_ns,
         sha256=_sha256(path),
         keys=[key for key, _ in records.items],
+        tags=records.tags,
         names=[name for _, members in records.items for name, _, _ in members],
         starts=starts,
         members=np.array(rows, dtype=np.int64).reshape(-1, 3),
@@ -179,7 +231,8 @@ def _load(path: str) -> ShardIndex | None:
             return None
         members = np.array(stored.pop("members"), dtype=np.int64).reshape(-1, 3)
         index = ShardIndex(path=path, members=members, **stored)
-        return index if len(index.names) == len(members) == index.starts[-1] else None
+        whole = len(index.names) == len(members) == index.starts[-1] and len(index.tags) == len(index.keys)
+        return index if whole else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ts_lightning.data.collate import collate
 from ts_lightning.data.order import MicroBatches
@@ -54,7 +54,7 @@ class _Loader:
     """A stock DataLoader and the account of its bad records."""
 
     def __init__(
-        self, dataset: ShardDataset, batches: Any, workers: int, ahead: int, pad_id: int, side: str, bad: BadRecords
+        self, dataset: Dataset, batches: Any, workers: int, ahead: int, pad_id: int, side: str, bad: BadRecords
     ) -> None:
         self.batches = batches
         self.bad_records = bad
@@ -82,7 +82,7 @@ class TrainLoader(_Loader):
     """
 
     def __init__(
-        self, dataset: ShardDataset, batches: MicroBatches, workers: int, pad_id: int, bad_records: BadRecords
+        self, dataset: Dataset, batches: MicroBatches, workers: int, pad_id: int, bad_records: BadRecords
     ) -> None:
         super().__init__(dataset, batches, workers, 2 * batches.per_batch, pad_id, "right", bad_records)
 

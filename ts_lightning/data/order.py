@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STATE_VERSION = 1
+STATE_VERSION = 2  # 1 had no shuffle_window
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
@@ -17,7 +17,7 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def _keys(count: int, *salt: int) -> np.ndarray:
+def keys(count: int, *salt: int) -> np.ndarray:
     """`count` pseudo-random uint64 numbers named by `salt`."""
     state = np.zeros(1, dtype=np.uint64)
     for value in salt:
@@ -31,10 +31,10 @@ def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, window: int) 
     A window bounds how far reads jump, so a page cache or a disk sees nearly sequential access.
     """
     starts = np.concatenate([[0], np.cumsum(shard_sizes)]).astype(np.int64)
-    shards = np.argsort(_keys(len(shard_sizes), seed, epoch, 0), kind="stable")
+    shards = np.argsort(keys(len(shard_sizes), seed, epoch, 0), kind="stable")
     order = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards])
     windows = np.arange(len(order)) // window
-    return order[np.lexsort((_keys(len(order), seed, epoch, 1), windows))]
+    return order[np.lexsort((keys(len(order), seed, epoch, 1), windows))]
 
 
 @dataclass
@@ -45,6 +45,7 @@ class StreamState:
     seed: int
     epoch: int = 0
     samples_consumed: int = 0
+    shuffle_window: int | None = None  # unknown in states of version 1
     version: int = STATE_VERSION
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import tarfile
 from typing import IO, NamedTuple
 
@@ -16,10 +17,14 @@ _BLOCK = tarfile.BLOCKSIZE
 
 
 class Records(NamedTuple):
-    """`items`: (key, members) of every record; `bad`: key -> ":key: why its JSON is no valid sample"."""
+    """`items`: (key, members) of every record; `bad`: key -> ":key: why its JSON is no valid sample".
+
+    `tags`: those of every record, joined by tabs.
+    """
 
     items: list[tuple[str, list[Member]]]
     bad: dict[str, str]
+    tags: list[str]
 
 
 def scan_tar(path: str) -> Records:
@@ -34,11 +39,13 @@ def scan_tar(path: str) -> Records:
     with open(path, "rb") as file:
         items = _group(path, _members(path, file, size))
         bad: dict[str, str] = {}
+        tags: list[str] = []
         for key, members in items:
-            problem = _check_record(path, key, members, file)
+            problem, own = _check_record(path, key, members, file)
+            tags.append(sys.intern("\t".join(own)))
             if problem:
                 bad[key] = problem
-    return Records(items, bad)
+    return Records(items, bad, tags)
 
 
 def _members(path: str, file: IO[bytes], size: int) -> list[tuple[str, int, int]]:
@@ -112,20 +119,21 @@ def image_order(extension: str) -> int:
     return -1 if match is None else int(match[1] or 0)
 
 
-def _check_record(path: str, key: str, members: list[Member], file: IO[bytes]) -> str | None:
-    """Why the record's JSON is no valid sample, or None; ValueError when JSON or pictures are missing."""
+def _check_record(path: str, key: str, members: list[Member], file: IO[bytes]) -> tuple[str | None, list[str]]:
+    """Why the record's JSON is no valid sample, or None, and its tags; ValueError when JSON or pictures are missing."""
     stored = [m for m in members if m[0] == "json"]
     numbers = sorted(image_order(name) for name, _, _ in members if name != "json")
     if not stored:
         raise ValueError(f"{path}:{key}: seen a record without json, expected {key}.json")
     file.seek(stored[0][1])
-    problem = None
+    problem, tags = None, []
     try:
-        expected = len(Sample.from_json(file.read(stored[0][2]), key).images)
+        sample = Sample.from_json(file.read(stored[0][2]), key)
+        expected, tags = len(sample.images), list(sample.tags)
     except ValueError as error:
         expected, problem = max(1, len(numbers)), str(error)
     if not numbers and expected:
         raise ValueError(f"{path}:{key}: seen a record without image, expected {expected} (as its JSON says)")
     if numbers != list(range(expected)):
         raise ValueError(f"{path}:{key}: seen images numbered {numbers}, expected {expected} counted from 0")
-    return problem
+    return problem, tags

@@ -1,0 +1,42 @@
+"""What a configuration says about a set of records, and the manifest that comes of it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ts_lightning.data.index import Manifest, check_manifest, index_shards
+
+TRAIN_SHARDS = "@train"
+
+
+@dataclass
+class ShardSource:
+    """Where records come from: paths, globs or URLs of tars, and which of the records.
+
+    With tags, a record needs one of `include_tags` and none of `exclude_tags`. Of what is left the first
+    `max_samples` are used (None: all), so smaller choices lie within larger ones. `weight` is the share in a mixture.
+    The word "@train" in a suite stands for the training source's shards (scores on them are memorization). `box_noise`
+    moves each edge of a question's boxes by up to this share of the side (`data.noise`). With `manifest`, a file of
+    tools/index_shards.py, every shard's bytes are checked against it at the start.
+    """
+
+    shards: str | list[str]
+    max_samples: int | None = None
+    box_noise: float = 0.0
+    weight: float = 1.0
+    include_tags: list[str] | None = None
+    exclude_tags: list[str] | None = None
+    manifest: str | None = None
+
+    def load(self) -> Manifest:
+        """Index, check and select; ValueError in one line for what can't be used."""
+        whole = index_shards(self.shards)
+        if self.manifest is not None:
+            check_manifest(whole, Path(self.manifest))
+        return whole.with_tags(self.include_tags, self.exclude_tags).head(self.max_samples)
+
+
+def mixture_sha256(parts: list[tuple[str, float, str]]) -> str:
+    """Names a mixture: name, weight and manifest of its sources in order."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
