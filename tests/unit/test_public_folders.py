@@ -42,19 +42,20 @@ def byte_level(folder: Path, marks: list[str], blanks: tuple[str, ...] = (), **s
     return tokenizer
 
 
-def sentence_piece(folder: Path) -> Any:
+def sentence_piece(folder: Path, marks: tuple[str, ...] = ("<image>", "<pad>")) -> Any:
     """A BPE with blanks as marks and bytes for the rest, as LLaMA has it."""
-    marks = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256))]
+    first = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256))]
     bpe = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     bpe.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     bpe.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
     bpe.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    bpe.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, special_tokens=marks, show_progress=False))
-    bpe.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in ("<image>", "<pad>")])
+    bpe.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, special_tokens=first, show_progress=False))
+    bpe.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in marks])
+    padding = {"pad_token": "<pad>"} if "<pad>" in marks else {}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+        tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", eos_token="</s>", **padding
     )
     tokenizer.save_pretrained(folder)
     return tokenizer
