@@ -1,0 +1,86 @@
+"""The GRPO benchmark's two forms, and the learning table's configurations, refusal and figures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ts_lightning.bench import grpo as bench
+from ts_lightning.evaluation import grpo_toy
+
+CONFIGS = Path(__file__).parents[2] / "configs/fit"
+
+
+@pytest.mark.parametrize("pictures", [0, 2])
+def test_both_forms_of_the_benchmark_are_equal_and_train(pictures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"hidden_size": 48, "intermediate_size": 64, "num_layers": 3, "num_heads": 4, "vision_layers": 1}
+    monkeypatch.setattr(bench, "SIZES", small)
+    case = bench.Case(90, 7, pictures)
+    assert case.check() < 1e-5
+    for shared in (True, False):
+        assert [len(t) for g in case.roll_out(shared, 7).tokens for t in g] == [7] * bench.GROUP  # none ends early
+        before = [p.detach().clone() for p in case.trainable]
+        case.whole(shared)
+        assert any(not torch.equal(a, b) for a, b in zip(before, case.trainable, strict=True))
+
+
+def test_repeated_prompts_are_the_same_prompt() -> None:
+    batch = {"input_ids": torch.tensor([[1, 2]]), "pixel_values": torch.zeros(3, 1), "samples": []}
+    rows = bench.repeat(batch)
+    assert rows["input_ids"].tolist() == [[1, 2]] * bench.GROUP
+    assert len(rows["pixel_values"]) == 3 * bench.GROUP
+    assert len({sample.id for sample in rows["samples"]}) == bench.GROUP
+
+
+def test_settings_of_the_runs(tmp_path: Path) -> None:
+    given = {"init_from": "x.ckpt", "seconds": 605.0, "no_image": True}
+    made = grpo_toy.settings(CONFIGS / "toy_mirg_grpo.yaml", Path("here"), tmp_path, 3, given)
+    assert made["trainer"]["max_time"] == "00:00:10:05"
+    assert made["model"]["init_args"]["vlm"]["init_args"]["init_from"] == "x.ckpt"
+    assert made["data"]["init_args"]["train"]["shards"] == "here/mirg_rl-*.tar"
+    assert made["data"]["init_args"]["seed"] == made["seed_everything"] == 3
+    (rollout,) = [c for c in made["trainer"]["callbacks"] if "Rollout" in c["class_path"]]
+    assert set(rollout["init_args"]["rewards"]) == {"format", "object"}
+    assert rollout["init_args"]["seed"] == 3
+    first = grpo_toy.settings(CONFIGS / "toy_mirg_sft.yaml", Path("here"), tmp_path, 0, {"max_steps": 7})
+    more = grpo_toy.settings(CONFIGS / "toy_mirg_sft.yaml", Path("here"), tmp_path, 0, given)
+    assert first["trainer"]["max_steps"] == 7
+    assert "max_time" not in first["trainer"]
+    rates = [made["model"]["init_args"]["optimizer"]["init_args"]["lr"] for made in (first, more)]
+    assert rates[1] == rates[0] / 4
+
+
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: dict[str, float]) -> str:
+    def fit(config: Path, shards: Path, root: Path, seed: int, given: dict[str, Any]) -> dict[str, Any]:
+        calls.append((root.name, given))
+        return {"checkpoint": str(root), "seconds": 100.0, "steps": 5}
+
+    def answers(checkpoint: str, shards: Path, root: Path, questions: int) -> list[float]:
+        return [float(i < shares[root.name] * questions) for i in range(questions)]
+
+    calls: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(grpo_toy, "fit", fit)
+    monkeypatch.setattr(grpo_toy, "answers", answers)
+    monkeypatch.setattr(grpo_toy, "certify_checkpoint", lambda *a, **k: {"logits": {"bitwise_equal": True}})
+    made = grpo_toy.learning_table(CONFIGS, Path("s"), tmp_path, [0, 1], 10, 350, 200)
+    seconds = {name: given.get("seconds") for name, given in calls}
+    assert seconds == {"sft": None, "grpo": 600, "grpo_without_image": 100.0, "more_sft": 100.0}  # GRPO's own time
+    return made
+
+
+def test_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = {"sft": 0.5, "more_sft": 0.52, "grpo": 0.6, "grpo_without_image": 0.5}
+    made = table(tmp_path, monkeypatch, shares)
+    assert "| 0 | 0.500 | 0.520 | 0.600 | +8.0 (" in made
+    assert "-2.0 (" in made
+    assert made.endswith("in every run: True")
+    result = json.loads((tmp_path / "grpo.json").read_text())
+    assert result["all_seeds"]["grpo"]["mean"] == pytest.approx(0.08)
+    assert result["all_seeds"]["grpo"]["low"] > 0
+
+
+def test_a_start_outside_of_the_range_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"seed 0: seen SFT's Acc@0.5 0.100, expected 0.2 to 0.7"):
+        table(tmp_path, monkeypatch, {"sft": 0.1})
