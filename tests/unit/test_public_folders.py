@@ -42,6 +42,24 @@ def byte_level(folder: Path, marks: list[str], blanks: tuple[str, ...] = (), **s
     return tokenizer
 
 
+def slow_files(folder: Path) -> None:
+    """The same tokenizer as a slow one saves itself: vocabulary, merges and added tokens, no tokenizer.json."""
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    added = {token["content"]: token for token in whole["added_tokens"]}
+    blanks = {text: token["id"] for text, token in added.items() if not text.strip()}
+    words = whole["model"]["vocab"] | {text: token["id"] for text, token in added.items() if text not in blanks}
+    (folder / "vocab.json").write_text(json.dumps(words))
+    merges = "\n".join(" ".join(pair) for pair in whole["model"]["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    (folder / "added_tokens.json").write_text(json.dumps(blanks))
+    end = "<|endoftext|>"
+    decoder = {str(token.pop("id")): token for token in added.values()}
+    settings = {"tokenizer_class": "CodeGenTokenizer", "add_prefix_space": False, "added_tokens_decoder": decoder,
+                "bos_token": end, "eos_token": end, "unk_token": end, "model_max_length": 2048}  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer.json").unlink()
+
+
 def sentence_piece(folder: Path, marks: tuple[str, ...] = ("<image>", "<pad>")) -> Any:
     """A BPE with blanks as marks and bytes for the rest, as LLaMA has it."""
     first = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256))]
@@ -151,7 +169,8 @@ def internvl(folder: Path) -> tuple[Any, Any]:
 
 
 def moe_llava(folder: Path) -> tuple[Any, Any]:
-    byte_level(folder, ["<|endoftext|>"], BLANKS, eos_token="<|endoftext|>", unk_token="<|endoftext|>")
+    fast = byte_level(folder, ["<|endoftext|>"], BLANKS, eos_token="<|endoftext|>", unk_token="<|endoftext|>")
+    slow_files(folder)
     made = MAKERS["moe_llava"]()
     made.save(folder / "named")  # test_moe_llava checks its names
     state = {k: v.half() for k, v in load_file(folder / "named/model.safetensors").items()}
@@ -170,7 +189,10 @@ def moe_llava(folder: Path) -> tuple[Any, Any]:
     whole = tower | {"text_model.embeddings.position_ids": torch.arange(5), "logit_scale": torch.ones(())}
     save_file(whole, clip / "model.safetensors", metadata={"format": "pt"})
     (clip / "config.json").write_text(json.dumps({"model_type": "clip", "text_config": {}, "vision_config": vision}))
-    return made, MoELlavaBackbone(str(folder), image_tower=str(clip))
+    read = MoELlavaBackbone(str(folder), image_tower=str(clip))
+    text = "where is\n    the star <|endoftext|>"
+    assert read.encoder.tokenizer(text)["input_ids"] == fast(text)["input_ids"]
+    return made, read
 
 
 PUBLISHED = {"llava": llava, "qwen2_vl": qwen2_vl, "internvl": internvl, "moe_llava": moe_llava}

@@ -101,7 +101,8 @@ def load_tokenizer(folder: Path | str, image_token: str, end: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"pretrained: seen no tokenizer in {folder} ({str(error).splitlines()[0][:200]})") from None
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(f"pretrained: seen no tokenizer in {folder} ({reason}), expected tokenizer.json") from None
     if not tokenizer.is_fast:
         raise ValueError(f"pretrained: seen a slow tokenizer in {folder}, expected tokenizer.json (offsets are needed)")
     if end not in tokenizer.get_vocab():
