@@ -1,6 +1,7 @@
 """Every backbone against transformers: logits, positions, pixels."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from ts_lightning.data.sample import SampleImage
+from ts_lightning.grounding.regions import Region
 from ts_lightning.models import PlainVLM
 from ts_lightning.models.backbones.qwen_vl import QwenVLBackbone
 
@@ -103,3 +105,23 @@ def test_internvl_pixels_are_the_processors(size: tuple[int, int]) -> None:
 def worst(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     assert ours.shape == theirs.shape
     return float((ours.float() - theirs.float().round()).abs().max())
+
+
+def test_boxes_are_written_as_each_qwen_learned_them() -> None:
+    """300 x 200 becomes 308 x 196, multiples of 28; worked out by hand."""
+    box = Region.from_box((0.25, 0.25, 0.75, 0.5))
+    newer, older = (QwenVLBackbone(config=qwen_config(kind)).encoder for kind in (Qwen2_5_VLConfig, Qwen2VLConfig))
+    assert newer.resized((300, 200)) == (308, 196)
+    written = newer.codec.format([box], (300, 200))
+    assert re.findall(r"\d+", written.split("[", 1)[1])[:4] == ["77", "49", "231", "98"]
+    assert newer.codec.parse(written, (300, 200))[0].boxes == [(0.25, 0.25, 0.75, 0.5)]
+    written = older.codec.format([box], (300, 200))
+    assert "(250,250),(750,500)" in written
+    small = QwenVLBackbone(config=qwen_config(Qwen2_5_VLConfig), max_pixels=28 * 28 * 16).encoder
+    assert small.resized((300, 200)) == (112, 84)  # codec and pixels follow the same bounds
+    assert re.findall(r"\d+", small.codec.format([box], (300, 200)).split("[", 1)[1])[:4] == ["28", "21", "84", "42"]
+
+
+def test_a_newer_qwen_is_refused() -> None:
+    with pytest.raises(ValueError, match="seen model_type 'qwen3_vl', expected 'qwen2_vl' or 'qwen2_5_vl'"):
+        QwenVLBackbone(config=qwen_config() | {"model_type": "qwen3_vl"})
