@@ -1,7 +1,5 @@
 """Converters of question-answering files on small files in the public layouts."""
 
-# ruff: noqa: E501 (rows of foreign files stay on one line)
-
 import base64
 import json
 from pathlib import Path

@@ -14,7 +14,7 @@ FRAMES = ("original", "padded_square", "resized")
 class CoordinateSpace:
     """What the numbers in prompts and answers mean.
 
-    `grid`: "100" or "1000" (integers 0..N), "decimals:n" or "pixels". `frame`: the image that the numbers refer to:
+    `grid`: "100", "999" or "1000" (integers 0..N), "decimals:n" or "pixels". `frame`: the image that the numbers refer to:
     "original" (displayed, EXIF applied), "padded_square" (centred on a square canvas) or "resized" (what the image
     processor makes; `resized` is its (width, height), or gives it for an image's size). Points are (x, y), sizes
     (width, height).
@@ -25,9 +25,9 @@ class CoordinateSpace:
     resized: Size | Callable[[Size], Size] | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"100|1000|pixels|decimals:[1-9]", self.grid):
+        if not re.fullmatch(r"100|999|1000|pixels|decimals:[1-9]", self.grid):
             raise ValueError(
-                f"CoordinateSpace.grid: seen {self.grid!r}, expected '100', '1000', 'decimals:n' (n 1-9) or 'pixels'"
+                f"CoordinateSpace.grid: seen {self.grid!r}, expected '100', '999', '1000', 'decimals:n' (n 1-9) or 'pixels'"
             )
         if self.frame not in FRAMES:
             raise ValueError(f"CoordinateSpace.frame: seen {self.frame!r}, expected one of {', '.join(FRAMES)}")

@@ -2,6 +2,7 @@
 
 from ts_lightning.grounding.codecs.base import Codec, Mention
 from ts_lightning.grounding.codecs.chatspot import ChatSpotCodec
+from ts_lightning.grounding.codecs.cogvlm import CogVLMCodec
 from ts_lightning.grounding.codecs.mirg import MirgCodec
 from ts_lightning.grounding.codecs.qwen import Qwen2VLCodec, Qwen25VLCodec
 from ts_lightning.grounding.codecs.scout import ScoutCodec
@@ -9,7 +10,7 @@ from ts_lightning.grounding.codecs.shikra import ShikraCodec
 from ts_lightning.grounding.coordinates import CoordinateSpace
 
 CODECS: dict[str, type[Codec]] = {
-    codec.name: codec for codec in (ScoutCodec, ChatSpotCodec, ShikraCodec, Qwen2VLCodec, Qwen25VLCodec, MirgCodec)
+    codec.name: codec for codec in (ScoutCodec, CogVLMCodec, ChatSpotCodec, ShikraCodec, Qwen2VLCodec, Qwen25VLCodec, MirgCodec)
 }
 
 __all__ = ["CODECS", "Codec", "Mention", "get_codec"]

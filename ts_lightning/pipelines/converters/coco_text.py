@@ -6,7 +6,7 @@ from pathlib import Path
 from ts_lightning.data.sample import Sample
 from ts_lightning.pipelines.converters.files import load_json, mapped
 from ts_lightning.pipelines.converters.region_text import reading
-from ts_lightning.pipelines.converters.source import Pictures, from_xywh, need, to_box
+from ts_lightning.pipelines.converters.source import Picture, Pictures, from_xywh, need, to_box
 
 WHAT = "COCO-Text's anns and imgs"
 
@@ -28,7 +28,7 @@ def read(
     here = pictures.under(folder, "train2014", "images/train2014", "images")
     data = mapped(load_json(file, WHAT), file, WHAT)
     images, notes = mapped(data.get("imgs"), file, WHAT), mapped(data.get("anns"), file, WHAT)
-    cache: tuple[object, object] = (None, None)
+    cache: tuple[object, Picture | None] = (None, None)
     for number, one in sorted(notes.items(), key=lambda item: (str(item[1]["image_id"]), int(item[0]))):
         image = images.get(str(one["image_id"]))
         if image is None:

@@ -53,7 +53,8 @@ def _row(
         pictures.dropped.note("conversations that are not pairs of turns", where)
         return None
     size = (known[0][0].width, known[0][0].height) if known else None
-    texts, regions = [], []
+    texts: list[str] = []
+    regions: list[SampleRegion] = []
     for turn in turns:
         text = clean(turn["value"].replace(f"{IMAGE_MARK}\n", "").replace(f"\n{IMAGE_MARK}", ""))
         texts.append(_regions(text, codec, size, regions) if codec and known else text)

@@ -4,11 +4,12 @@ import base64
 import binascii
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ts_lightning.data.images import inspect_image
 from ts_lightning.data.sample import Sample, SampleImage
 from ts_lightning.pipelines.converters.files import table
-from ts_lightning.pipelines.converters.source import Pictures, located
+from ts_lightning.pipelines.converters.source import Picture, Pictures, located
 from ts_lightning.pipelines.converters.vqa import question
 
 
@@ -19,7 +20,8 @@ def read(path: str | Path, pictures: Pictures | None = None, split: str | None =
     The column `image` may name another row whose picture is the same.
     """
     file, _ = located(path, "mmbench*.tsv", "MMBench*.tsv", "*.tsv")
-    pictures, seen = pictures or Pictures(), {}
+    pictures = pictures or Pictures()
+    seen: dict[str, Picture] = {}
     for row in table(file, ("index", "question", "A", "B", "image"), "MMBench's rows"):
         if split is not None and row.get("split", split) != split:
             continue
@@ -41,5 +43,10 @@ def read(path: str | Path, pictures: Pictures | None = None, split: str | None =
         meta = {"question_id": number, "index": index, "category": row.get("category"), "split": row.get("split")}
         answers = [choices["ABCD".index(answer)]] if answer and "ABCD".find(answer) in range(len(choices)) else []
         hint = row.get("hint") or ""
-        fields = {"choices": choices, "hint": "" if hint == "nan" else hint, "subtask": "multiple_choice", "meta": meta}
+        fields: dict[str, Any] = {
+            "choices": choices,
+            "hint": "" if hint == "nan" else hint,
+            "subtask": "multiple_choice",
+            "meta": meta,
+        }
         yield question("mmbench", f"mmbench-{index}", known, row["question"], answers, **fields)

@@ -22,5 +22,5 @@ def read(path: str | Path, pictures: Pictures | None = None, template: str | Non
             if known is not None:
                 meta = {"question_id": one["question_id"], "file": file.name}
                 key = f"{file.stem}-{one['question_id']}"
-                fields = {"subtask": "yes_no", "meta": meta}
-                yield question("pope", key, known, one["text"], [one["label"]], template, **fields)
+                answers = [one["label"]]
+                yield question("pope", key, known, one["text"], answers, template, "yes_no", meta=meta)

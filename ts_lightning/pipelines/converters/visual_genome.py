@@ -32,7 +32,7 @@ def read(path: str | Path, pictures: Pictures | None = None, tasks: tuple[str, .
     here.without_annotations(f"{number}.jpg" for number in sizes)
     seen = set()
     for row in objects:
-        number = row.get("image_id", row.get("id"))
+        number = int(row.get("image_id", row.get("id", -1)))
         if number not in sizes:
             here.dropped.note("annotations of pictures that image_data.json does not list", number)
             continue
@@ -58,7 +58,10 @@ def _load(path: Path, keys: tuple[str, ...], what: str) -> list[dict[str, Any]]:
 def _optional(path: Path, name: str) -> dict[int, list[dict[str, Any]]]:
     if not path.is_file():
         return {}
-    return {row.get("image_id", row.get("id")): row[name] for row in _load(path, (name,), f"Visual Genome's {name}")}
+    return {
+        int(row.get("image_id", row.get("id", -1))): row[name]
+        for row in _load(path, (name,), f"Visual Genome's {name}")
+    }
 
 
 def _name(one: dict[str, Any]) -> str:
@@ -76,7 +79,8 @@ def _objects(
     words: dict[Any, list[str]] = defaultdict(list)
     for one in attributes:
         words[one.get("object_id")] += [clean(word).strip() for word in one.get("attributes") or []]
-    regions, index = [], {}
+    regions: list[SampleRegion] = []
+    index: dict[Any, int] = {}
     for one in objects:
         size = (picture[0].width, picture[0].height)
         box = to_box((one["x"], one["y"], one["x"] + one["w"], one["y"] + one["h"]), size)

@@ -1,0 +1,98 @@
+"""Grounded captions (GIC): a model that sees the picture writes them, the annotations check them."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from ts_lightning.data.sample import REGION_MARK, Answer, Sample, SampleRegion
+from ts_lightning.grounding.boxes import iou
+from ts_lightning.grounding.codecs import get_codec
+from ts_lightning.pipelines.converters.source import Dropped, clean, make, pick
+from ts_lightning.pipelines.llm_client import Chat
+from ts_lightning.pipelines.scenes import Scene, stem, template
+from ts_lightning.pipelines.scout import from_notation
+from ts_lightning.pipelines.scout_checks import AGREE, Rejected
+
+_BEFORE = re.compile(r"([\w' -]+?)\s*$")
+_SMALL = {"a", "an", "the", "of", "and", "with", "in", "on", "is", "are", "kind", "there"}
+
+
+@dataclass
+class Captions:
+    """One grounded caption of a scene; left out where a box agrees with no annotated object of the name before it.
+
+    `least` is the share of boxes that must agree: 1 keeps captions without a wrong box.
+    """
+
+    captions: Chat
+    seed: int = 0
+    least: float = 1.0
+    dropped: Dropped = field(default_factory=Dropped)
+
+    def __post_init__(self) -> None:
+        self.prompt = template("gic")
+        self.template_hash = sha256(self.prompt.encode()).hexdigest()[:16]
+
+    def __call__(self, scene: Scene) -> Iterator[Sample]:
+        """The sample, or nothing."""
+        if look := getattr(self.captions, "look", None):
+            look(scene)
+        codec = get_codec(self.captions.codec)
+        box, other = (0.1, 0.2, 0.8, 0.9), (0.2, 0.3, 0.4, 0.5)
+        prompt = self.prompt.replace("<BOXES>", codec.format([box, other], scene.size))
+        messages = [
+            {"role": "system", "content": "caption: answer in the form that is asked for."},
+            {"role": "user", "content": prompt.replace("<BOX>", codec.format([box], scene.size))},
+        ]
+        try:
+            text, boxes = from_notation(
+                " ".join(clean(self.captions.chat(messages, [scene.data])).split()), self.captions.codec, scene.size
+            )
+            if not boxes:
+                raise Rejected("caption without a box")
+            names = names_before(text)
+            right = [
+                any(_agrees(names[i], thing.name, iou(box, thing.box)) for thing in scene.things)
+                for i, box in enumerate(boxes)
+            ]
+            if sum(right) < self.least * len(boxes):
+                raise Rejected("caption with a box that agrees with no annotation")
+        except Rejected as reason:
+            self.dropped[str(reason)] += 1
+            return
+        things = [scene.match(box) for box in boxes]
+        regions = [
+            SampleRegion(phrase=name or None, category=thing.name if thing else None, box=box)
+            for box, thing, name in zip(boxes, things, names, strict=True)
+        ]
+        key = f"{scene.key}-gic"
+        meta = {"generator": {"captions": self.captions.name}, "templates": self.template_hash, "seed": self.seed}
+        fields = {"task": "grounding", "subtask": "caption", "regions": regions, "meta": meta | scene.meta}
+        prompt = pick("caption_grounded", key)
+        answer = Answer(regions=[*range(len(boxes))])
+        yield make("gic", key, [(scene.image, scene.data)], [(prompt, text)], answer=answer, **fields)
+
+
+def names_before(text: str) -> list[str]:
+    """The words before each mark; marks that follow each other share them."""
+    names: list[str] = []
+    at = 0
+    for match in REGION_MARK.finditer(text):
+        between = text[at : match.start()].strip(" ,;")
+        found = _BEFORE.search(between)
+        if between or not names:
+            words = (found[1] if found else "").split()
+            while words and words[0].lower() in _SMALL:
+                words.pop(0)
+            names.append(" ".join(words[-4:]))
+        else:
+            names.append(names[-1])
+        at = match.end()
+    return names
+
+
+def _agrees(phrase: str, name: str, overlap: float) -> bool:
+    """IoU of at least 0.5, and the annotated name among the phrase's words, where the phrase ends in one word of it."""
+    words, wanted = ([stem(w) for w in text.lower().split()] for text in (phrase, name))
+    return overlap >= AGREE and (not words or set(wanted) <= set(words) or words[-1] not in wanted)

@@ -1,0 +1,258 @@
+"""Models that write data: `chat(messages, images) -> text`, over a server or a local model."""
+
+import base64
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ts_lightning.data.images import sniff_extension
+
+Messages = list[dict[str, str]]  # {"role": "system" | "user" | "assistant", "content": text}
+RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
+
+
+class RequestFailed(RuntimeError):
+    """A request that got no answer after all tries; what was answered before is in the cache."""
+
+
+class Chat(Protocol):
+    """A model behind one call. `name` goes into the request's hash and the record; `codec` is its box notation."""
+
+    name: str
+    codec: str
+
+    def chat(
+        self, messages: Messages, images: Sequence[bytes] = (), schema: dict[str, Any] | None = None, attempt: int = 0
+    ) -> str:
+        """The answer; `schema` asks for JSON of that form, another `attempt` for another sample."""
+
+
+@dataclass
+class Usage:
+    """What a run asked for: requests, retries, failures, tokens and their price per million."""
+
+    price_in: float = 0.0
+    price_out: float = 0.0
+    requests: int = 0
+    cached: int = 0
+    retries: int = 0
+    failed: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, **counts: int) -> None:
+        with self.lock:
+            for name, number in counts.items():
+                setattr(self, name, getattr(self, name) + number)
+
+    def as_dict(self) -> dict[str, float]:
+        """Counts, and `cost` in the currency of the prices."""
+        counts = ("requests", "cached", "retries", "failed", "tokens_in", "tokens_out")
+        cost = (self.tokens_in * self.price_in + self.tokens_out * self.price_out) / 1e6
+        return {name: getattr(self, name) for name in counts} | {"cost": round(cost, 6)}
+
+
+class OpenAIChat:
+    """Any OpenAI-compatible server, through the `openai` client.
+
+    `concurrency` requests run at once, `per_minute` at most start in a minute (0: no limit). 429 and 5xx answers,
+    time-outs and lost connections are tried `tries` times with growing pauses (Retry-After is obeyed, up to
+    `longest_wait` seconds), then RequestFailed. A server that refuses a JSON schema is asked without one from then on.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        codec: str = "scout",
+        concurrency: int = 8,
+        per_minute: float = 0,
+        tries: int = 6,
+        timeout: float = 120,
+        first_wait: float = 1.0,
+        longest_wait: float = 60.0,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        usage: Usage | None = None,
+    ) -> None:
+        try:
+            import openai
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError("a server needs the extra: pip install 'ts-lightning[generate]'") from None
+        self.errors = openai
+        self.client = openai.OpenAI(
+            api_key=api_key or "none" if base_url else api_key, base_url=base_url, max_retries=0, timeout=timeout
+        )
+        self.name, self.codec, self.model = f"openai:{model}", codec, model
+        self.tries, self.first_wait, self.longest_wait = tries, first_wait, longest_wait
+        self.options = {"max_tokens": max_tokens, "temperature": temperature}
+        self.usage = usage or Usage()
+        self.slots, self.pace = threading.Semaphore(concurrency), Pace(per_minute)
+        self.schemas = True
+
+    def chat(
+        self, messages: Messages, images: Sequence[bytes] = (), schema: dict[str, Any] | None = None, attempt: int = 0
+    ) -> str:
+        body: dict[str, Any] = {"model": self.model, "messages": _with_images(messages, images), **self.options}
+        if attempt:
+            body |= {"seed": attempt, "temperature": max(0.7, float(self.options["temperature"]))}
+        with self.slots:
+            for number in range(self.tries):
+                self.pace.wait()
+                try:
+                    return self._ask(body, schema)
+                except (self.errors.APIConnectionError, self.errors.APIStatusError, EmptyAnswer) as error:
+                    status = getattr(error, "status_code", None)
+                    if status in (400, 422) and schema is not None and self.schemas:
+                        self.schemas = False
+                        continue
+                    if status is not None and status not in RETRIED:
+                        self.usage.add(failed=1)
+                        raise RequestFailed(f"{self.name}: seen HTTP {status} ({_line(error)}), expected 200") from None
+                    last = error
+                if number + 1 < self.tries:
+                    self.usage.add(retries=1)
+                    time.sleep(self._pause(number, last))
+        self.usage.add(failed=1)
+        raise RequestFailed(f"{self.name}: seen {_line(last)} after {self.tries} tries, expected an answer")
+
+    def _ask(self, body: dict[str, Any], schema: dict[str, Any] | None) -> str:
+        if schema is not None and self.schemas:
+            form = {"name": "answer", "schema": schema, "strict": True}
+            body = body | {"response_format": {"type": "json_schema", "json_schema": form}}
+        self.usage.add(requests=1)
+        try:
+            reply = self.client.chat.completions.create(**body)
+            text = reply.choices[0].message.content
+        except (json.JSONDecodeError, IndexError, AttributeError, TypeError) as error:  # a broken body
+            raise EmptyAnswer(f"an unreadable answer ({type(error).__name__})") from None
+        if not isinstance(text, str) or not text.strip():
+            raise EmptyAnswer("an empty answer")
+        if reply.usage is not None:
+            self.usage.add(tokens_in=reply.usage.prompt_tokens or 0, tokens_out=reply.usage.completion_tokens or 0)
+        return text
+
+    def _pause(self, number: int, error: Exception) -> float:
+        response = getattr(error, "response", None)
+        try:
+            asked = float(response.headers.get("retry-after", 0)) if response is not None else 0.0
+        except ValueError:
+            asked = 0.0
+        grown = self.first_wait * 2**number * random.Random(number).uniform(0.8, 1.2)
+        return min(max(asked, grown), self.longest_wait)
+
+
+class EmptyAnswer(RuntimeError):
+    """An answer without text; asked again."""
+
+
+class Pace:
+    """Lets `per_minute` calls through in a minute, evenly; 0 lets all through."""
+
+    def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.gap = 60.0 / per_minute if per_minute else 0.0
+        self.next, self.clock, self.lock = 0.0, clock, threading.Lock()
+
+    def wait(self) -> None:
+        with self.lock:
+            now = self.clock()
+            start = max(now, self.next)
+            self.next = start + self.gap
+        if start > now:
+            time.sleep(start - now)
+
+
+class LocalChat:
+    """A vision-language (or text) model of transformers in `folder`, greedy, one request at a time."""
+
+    def __init__(self, folder: str, codec: str = "scout", max_tokens: int = 256, device: str | None = None) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+
+        self.name, self.codec, self.max_tokens = f"local:{Path(folder).name}", codec, max_tokens
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.processor: Any = None
+        try:
+            from transformers import AutoProcessor
+
+            self.processor = AutoProcessor.from_pretrained(folder)
+            model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
+        except (OSError, ValueError, KeyError):  # no vision tower: a text model
+            self.processor = None
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        self.tokenizer = getattr(self.processor, "tokenizer", None) or AutoTokenizer.from_pretrained(folder)
+        self.model = model.to(self.device).eval()
+        self.lock = threading.Lock()
+
+    def chat(
+        self, messages: Messages, images: Sequence[bytes] = (), schema: dict[str, Any] | None = None, attempt: int = 0
+    ) -> str:
+        import io
+
+        import torch
+        from PIL import Image, ImageOps
+
+        with self.lock, torch.inference_mode():
+            if images and self.processor is None:
+                raise RequestFailed(
+                    f"{self.name}: seen a picture, expected text alone (a model without a vision tower)"
+                )
+            pictures = [ImageOps.exif_transpose(Image.open(io.BytesIO(one))).convert("RGB") for one in images]
+            prompt = self._prompt(messages, len(pictures))
+            if pictures:
+                batch = self.processor(text=prompt, images=pictures, return_tensors="pt").to(self.device)
+            else:
+                batch = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(self.device)
+            torch.manual_seed(attempt)
+            sampled = {"do_sample": True, "temperature": 0.7} if attempt else {"do_sample": False}
+            out = self.model.generate(**batch, max_new_tokens=self.max_tokens, **sampled)
+            text = self.tokenizer.decode(out[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+            return str(text)
+
+    def _prompt(self, messages: Messages, pictures: int) -> str:
+        first = next(i for i, message in enumerate(messages) if message["role"] == "user")
+        if getattr(self.processor or self.tokenizer, "chat_template", None):
+            parts = [
+                {
+                    **m,
+                    "content": [
+                        *[{"type": "image"}] * (pictures if i == first else 0),
+                        {"type": "text", "text": m["content"]},
+                    ],
+                }
+                for i, m in enumerate(messages)
+            ]
+            told: Any = parts if self.processor is not None else messages
+            maker: Any = self.processor or self.tokenizer
+            return str(maker.apply_chat_template(told, tokenize=False, add_generation_prompt=True))
+        mark = getattr(self.processor, "image_token", "<image>")
+        lines = [
+            f"{m['role'].upper()}: {(mark + chr(10)) * (pictures if i == first else 0)}{m['content']}"
+            for i, m in enumerate(messages)
+        ]
+        return "\n".join([*lines, "ASSISTANT:"])
+
+
+def _with_images(messages: Messages, images: Sequence[bytes]) -> list[dict[str, Any]]:
+    """The messages with the pictures as data addresses before the first user text."""
+    out: list[dict[str, Any]] = [dict(message) for message in messages]
+    if images:
+        first = next(message for message in out if message["role"] == "user")
+        kinds = {"jpg": "jpeg", "png": "png", "webp": "webp"}
+        parts: list[dict[str, Any]] = []
+        for one in images:
+            address = f"data:image/{kinds[sniff_extension(one)]};base64,{base64.b64encode(one).decode()}"
+            parts.append({"type": "image_url", "image_url": {"url": address}})
+        first["content"] = [*parts, {"type": "text", "text": first["content"]}]
+    return out
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,150 @@
+"""MIRG-RL's trajectories (2.2): chain of thought, image-object mapping, reassembly; answer-only rows for GRPO."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+
+from ts_lightning.data.sample import REGION_MARK, Answer, Sample, SampleRegion, Turn
+from ts_lightning.grounding.boxes import iou
+from ts_lightning.grounding.codecs import get_codec
+from ts_lightning.pipelines.converters.source import Dropped, clean, safe_key
+from ts_lightning.pipelines.llm_client import Chat, Messages
+from ts_lightning.pipelines.scenes import template
+from ts_lightning.pipelines.scout_checks import AGREE, Rejected
+
+_PARTS = re.compile(r"<think>(.+?)</think>\s*<answer>(.+?)</answer>", re.DOTALL)
+_OBJECT = re.compile(r"\[([^\[\]]{1,80})\]")
+_SLOT = re.compile(r"\{object:(\d+)\}")
+_IMAGE = re.compile(r"image\s*(\d+)", re.IGNORECASE)
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+
+
+@dataclass
+class Trajectories:
+    """One trajectory for a multi-image question with one true region; `style` "answer" makes the answer-only row.
+
+    `reason` writes the chain of thought, `locate` places each object that it mentions in a picture, `rewrite` puts the
+    text together. Without `rewrite` the marks are set where the objects stood. A trajectory whose answer object is not
+    where the truth is (another picture, IoU below 0.5) is left out.
+    """
+
+    reason: Chat
+    locate: Chat
+    rewrite: Chat | None = None
+    style: str = "trajectory"
+    seed: int = 0
+    dropped: Dropped = field(default_factory=Dropped)
+
+    def __post_init__(self) -> None:
+        if self.style not in ("trajectory", "answer"):
+            raise ValueError(f"style: seen {self.style!r}, expected trajectory or answer")
+        self.prompts = {name: template(f"mirg_{name}") for name in ("reason", "map", "reassemble")}
+        self.template_hash = sha256("\0".join(self.prompts.values()).encode()).hexdigest()[:16]
+
+    def __call__(self, sample: Sample) -> Iterator[Sample]:
+        """The sample with its new answer, or nothing."""
+        if sample.answer is None or len(sample.answer.regions) != 1 or len(sample.images) < 2:
+            self.dropped["records without several pictures and one true region"] += 1
+            return
+        true = sample.answer.regions[0]
+        if self.style == "answer":
+            yield self._sample(sample, f"<answer>{{region:{true}}}</answer>", sample.regions, "answer")
+            return
+        try:
+            text, regions = self._trajectory(sample, true)
+        except Rejected as reason:
+            self.dropped[str(reason)] += 1
+            return
+        yield self._sample(sample, text, regions, "trajectory")
+
+    def _trajectory(self, sample: Sample, true: int) -> tuple[str, list[SampleRegion]]:
+        target = sample.regions[true]
+        question = REGION_MARK.sub("the marked object", sample.turns[0].text.replace("<image>", "")).strip()
+        if look := getattr(self.reason, "look", None):
+            look(None)
+            written = offline_thought(sample, true)
+        else:
+            prompt = self.prompts["reason"].replace("<QUESTION>", question)
+            prompt = prompt.replace("<IMAGE>", str(target.image + 1)).replace("<BOX>", str(target.box))
+            written = self.reason.chat(_messages("reason", prompt), sample.image_bytes)
+        match = _PARTS.search(clean(written))
+        if match is None:
+            raise Rejected("chain of thought in another form than asked for")
+        regions, slots = list(sample.regions), {}
+        for name in dict.fromkeys(_OBJECT.findall(match[1] + match[2])):
+            slots[name] = self._place(sample, name, true, regions)
+        marked = _OBJECT.sub(lambda found: f"{{object:{slots[found[1]]}}}", f"<think>{match[1]}</think>")
+        if self.rewrite is not None and not hasattr(self.rewrite, "look"):
+            again = self.rewrite.chat(_messages("rewrite", self.prompts["reassemble"].replace("<TEXT>", marked)))
+            if sorted(_SLOT.findall(again)) != sorted(_SLOT.findall(marked)) or not again.strip().startswith("<think>"):
+                raise Rejected("reassembled text that lost an object or its form")
+            marked = again.strip().split("</think>")[0] + "</think>"
+        if f"{{object:{true}}}" not in marked:
+            raise Rejected("chain of thought that never reaches the true object")
+        text = _SLOT.sub(lambda found: f"{{region:{found[1]}}}", marked)
+        return f"{text}<answer>{{region:{true}}}</answer>", regions
+
+    def _place(self, sample: Sample, name: str, true: int, regions: list[SampleRegion]) -> int:
+        """The region of an object that the thought mentions: the true one, a known one, or one that `locate` finds."""
+        if hasattr(self.locate, "look"):
+            known = int(name.rsplit("#", 1)[-1])
+            return known
+        prompt = self.prompts["map"].replace("<OBJECT>", name)
+        said = self.locate.chat(_messages("map", prompt), sample.image_bytes)
+        number, mentions = _IMAGE.search(said), get_codec("qwen2_vl").parse(said)
+        if number is None or not mentions or not mentions[0].boxes:
+            raise Rejected("object that is placed nowhere")
+        image, box = int(number[1]) - 1, mentions[0].boxes[0]
+        if not 0 <= image < len(sample.images):
+            raise Rejected("object in a picture that does not exist")
+        for i, region in enumerate(regions):
+            if region.image == image and region.box is not None and iou(region.box, box) >= AGREE:
+                if region.phrase is None:
+                    regions[i] = replace(region, phrase=name)
+                return i
+        regions.append(SampleRegion(image=image, phrase=name, box=box))
+        return len(regions) - 1
+
+    def _sample(self, sample: Sample, text: str, regions: list[SampleRegion], style: str) -> Sample:
+        true = sample.answer.regions[0] if sample.answer else 0
+        key = safe_key(sample.key, style)
+        names = {"reason": self.reason.name, "locate": self.locate.name}
+        meta = {"generator": names if style == "trajectory" else None, "templates": self.template_hash}
+        known = {
+            name: (sample.meta or {}).get(name) for name in ("image", "question_id") if name in (sample.meta or {})
+        }
+        return replace(
+            sample,
+            id=f"mirg/{key}",
+            key=key,
+            source="mirg",
+            tags=["trajectory"] if style == "trajectory" else ["answer_only"],
+            turns=[replace(sample.turns[0]), Turn("assistant", text)],
+            regions=regions,
+            answer=Answer(regions=[true]),
+            meta=meta | {"seed": self.seed, "image": sample.regions[true].image, "origin": sample.id} | known,
+            shard="",
+        )
+
+
+def offline_thought(sample: Sample, true: int) -> str:
+    """A chain of thought from the annotations: what each picture is known to show, and where the answer is."""
+    target = sample.regions[true]
+    parts = []
+    for i, image in enumerate(sample.images):
+        here = [k for k, region in enumerate(sample.regions) if region.image == i and k != true and region.box]
+        shown = ", ".join(f"[object #{k}]" for k in here)
+        parts.append(
+            f"Image {i + 1} shows {shown}." if shown else f"Image {i + 1} ({image.width} x {image.height}) is compared."
+        )
+    place = f"in the {ORDINALS[target.image]} image"
+    parts.append(f"What is asked for is {place}: [object #{true}].")
+    return f"<think>{' '.join(parts)}</think><answer>It is {place}: [object #{true}].</answer>"
+
+
+def _messages(task: str, prompt: str) -> Messages:
+    return [
+        {"role": "system", "content": f"{task}: answer in the form that is asked for."},
+        {"role": "user", "content": prompt},
+    ]

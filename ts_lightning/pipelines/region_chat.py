@@ -1,0 +1,123 @@
+"""RegionChat (ChatSpot 3.2): dialogues about one region, from Visual Genome-like annotations."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from random import Random
+from zlib import crc32
+
+from ts_lightning.data.sample import Sample, SampleRegion
+from ts_lightning.grounding.prompts import templates
+from ts_lightning.pipelines.converters.source import Dropped, clean, make, safe_key
+from ts_lightning.pipelines.llm_client import Chat
+from ts_lightning.pipelines.scene_grammar import SIDES, article, place, references, related
+from ts_lightning.pipelines.scenes import Scene, describe, template
+
+_TURN = re.compile(r"^\s*(User|Assistant)\s*:\s*(.+?)\s*$", re.MULTILINE)
+_NUMBERS = re.compile(r"\[\s*\d+\s*,|\d+\s*,\s*\d+\s*,\s*\d+")
+
+
+@dataclass
+class RegionChat:
+    """Dialogues about at most `most` objects of a scene, `turns` pairs each, through `dialogues`.
+
+    A share of `image_level` dialogues asks about the whole picture. `mgvlid/region_chat.txt` wraps the first question.
+    """
+
+    dialogues: Chat
+    most: int = 4
+    turns: int = 2
+    seed: int = 0
+    image_level: float = 0.2
+    dropped: Dropped = field(default_factory=Dropped)
+
+    def __post_init__(self) -> None:
+        self.prompt = template("region_chat")
+        self.template_hash = sha256(self.prompt.encode()).hexdigest()[:16]
+
+    def __call__(self, scene: Scene) -> Iterator[Sample]:
+        """Samples in an order that the seed draws; dialogues in another form than asked for are counted."""
+        random = Random(crc32(f"{self.seed}-{scene.key}-chat".encode()))
+        refs = references(scene)
+        random.shuffle(refs)
+        for number, ref in enumerate(refs[: self.most]):
+            whole = random.random() < self.image_level
+            facts = _facts(scene, ref.thing)
+            if hasattr(self.dialogues, "look"):
+                text = _offline(ref.phrase, facts, whole, self.turns, random)
+            else:
+                told = self.prompt.replace("<TURNS>", str(self.turns)).replace("<DESCRIPTION>", describe(scene))
+                region = "the whole picture" if whole else f"{article(ref.phrase)}: {' '.join(facts)}"
+                messages = [
+                    {"role": "system", "content": f"dialogue {number}: answer in the form that is asked for."},
+                    {"role": "user", "content": told.replace("<REGION>", region)},
+                ]
+                text = self.dialogues.chat(messages)
+            pairs = dialogue(text, whole)
+            if pairs is None:
+                self.dropped["dialogue in another form than asked for"] += 1
+                continue
+            yield self._sample(scene, number, ref.thing, pairs, whole)
+
+    def _sample(self, scene: Scene, number: int, thing: int, pairs: list[tuple[str, str]], whole: bool) -> Sample:
+        key = safe_key(scene.key, f"chat{number:02d}")
+        lines = templates("mgvlid/region_chat")
+        wrapped = lines[crc32(key.encode()) % len(lines)].replace("{question}", pairs[0][0])
+        pairs = [(wrapped, pairs[0][1]), *pairs[1:]]
+        known = scene.things[thing]
+        meta = {"generator": {"dialogues": self.dialogues.name}, "templates": self.template_hash, "seed": self.seed}
+        return make(
+            "region_chat",
+            key,
+            [(scene.image, scene.data)],
+            pairs,
+            subtask="image_chat" if whole else "region_chat",
+            tags=["detail"] if whole else ["detail", "region", "box"],
+            regions=[]
+            if whole
+            else [SampleRegion(phrase=known.phrase or known.name, category=known.name, box=known.box)],
+            meta=meta | scene.meta,
+        )
+
+
+def dialogue(text: str, whole: bool) -> list[tuple[str, str]] | None:
+    """Pairs of turns of a model's text, `{region}` as the mark of region 0; None for another form or coordinates."""
+    turns = [(role, clean(said)) for role, said in _TURN.findall(text)]
+    roles = [role for role, _ in turns]
+    if not turns or roles != ["User", "Assistant"] * (len(turns) // 2):
+        return None
+    if ("{region}" in turns[0][1]) == whole or any(_NUMBERS.search(said) for _, said in turns):
+        return None
+    said = [text.replace("{region}", "{region:0}") for _, text in turns]
+    return list(zip(said[::2], said[1::2], strict=True))
+
+
+def _facts(scene: Scene, i: int) -> list[str]:
+    """What is annotated about a thing, in sentences: attributes, relations, place, neighbours."""
+    thing = scene.things[i]
+    out = [f"It is {article(thing.name)}."]
+    out += [f"It is {word}." for word in thing.words[:3]]
+    out += [f"It is linked by {how} to the {scene.things[b].name}." for a, how, b in scene.relations if a == i][:3]
+    if cell := place(thing):
+        out.append(f"It is in the {cell} of the picture.")
+    for ref in references(scene):
+        how = next((how for how in SIDES if ref.thing != i and related(thing, how, scene.things[ref.thing])), None)
+        if how and len(out) < 6:
+            out.append(f"It is {how} the {ref.phrase}.")
+    return out
+
+
+def _offline(name: str, facts: list[str], whole: bool, turns: int, random: Random) -> str:
+    """A dialogue by grammar."""
+    if whole:
+        first = ("What stands out in the picture?", f"There is {article(name)} in it. {' '.join(facts[1:2])}")
+    else:
+        asked = random.choice(
+            ["What is in {region}?", "What do you see at {region}?", "Which object does {region} hold?"]
+        )
+        first = (asked, facts[0])
+    later = ["What else can you say about it?", "Where is it, compared with the rest?", "Anything more?"]
+    rest = [(question, fact) for question, fact in zip(later, facts[1 + whole :], strict=False)]
+    pairs = [first, *rest][:turns]
+    return "\n".join(f"User: {question}\nAssistant: {answer.strip()}" for question, answer in pairs)

@@ -1,0 +1,69 @@
+"""Answers of models on disk by the hash of their request: what was answered is never asked again."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ts_lightning.pipelines.llm_client import Chat, Messages, Usage
+
+
+class CachedChat:
+    """Another backend, with every answer on disk by the hash of its request: what was answered is never asked again.
+
+    `path` is a file of JSON lines; a line that a killed run left unfinished is cut off. The hash covers the model, the
+    messages, the pictures' bytes, the schema and the attempt.
+    """
+
+    def __init__(self, backend: Chat, path: Path, usage: Usage | None = None) -> None:
+        self.backend, self.name, self.codec = backend, backend.name, backend.codec
+        self.usage = usage or Usage()
+        self.answers: dict[str, str] = {}
+        self.lock = threading.Lock()
+        self.asking: dict[str, threading.Lock] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = 0
+        if path.is_file():
+            for line in path.read_bytes().splitlines(keepends=True):
+                try:
+                    row = json.loads(line)
+                    assert line.endswith(b"\n")
+                    self.answers[row["request"]] = row["text"]
+                except (ValueError, KeyError, TypeError, AssertionError):
+                    break
+                whole += len(line)
+            with open(path, "r+b") as file:
+                file.truncate(whole)
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
+
+    def chat(
+        self, messages: Messages, images: Sequence[bytes] = (), schema: dict[str, Any] | None = None, attempt: int = 0
+    ) -> str:
+        request = request_hash(self.name, messages, images, schema, attempt)
+        with self.lock:
+            mine = self.asking.setdefault(request, threading.Lock())
+        with mine:  # the same request from two threads is asked once
+            if request in self.answers:
+                self.usage.add(cached=1)
+                return self.answers[request]
+            text = self.backend.chat(messages, images, schema, attempt)
+            line = json.dumps({"request": request, "text": text}).encode() + b"\n"
+            with self.lock:
+                self.file.write(line)  # one write: a kill leaves a whole line or its beginning
+                self.answers[request] = text
+                self.asking.pop(request, None)
+            return text
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def request_hash(
+    name: str, messages: Messages, images: Sequence[bytes], schema: dict[str, Any] | None, attempt: int
+) -> str:
+    """sha256 of everything that decides an answer."""
+    pictures = [hashlib.sha256(one).hexdigest() for one in images]
+    text = json.dumps([name, messages, pictures, schema, attempt], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

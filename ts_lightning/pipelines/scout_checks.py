@@ -1,0 +1,112 @@
+"""What a generated answer must hold before it is written: form, boxes, answer, absence."""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ts_lightning.data.sample import REGION_MARK
+from ts_lightning.grounding.boxes import Box, iou
+from ts_lightning.pipelines.scenes import Scene, stem
+
+_STEP = re.compile(r"Step (\d+)\s*[:;]\s*")
+_ANSWER = re.compile(r"so the answer is\s*(.*?)\s*\.?\s*$", re.IGNORECASE | re.DOTALL)
+_WORD = re.compile(r"[a-z0-9]+")
+AGREE = 0.5  # IoU, as in the paper's check by hand (section 4)
+
+
+class Rejected(Exception):
+    """Why a draft is left out."""
+
+
+class Draft(NamedTuple):
+    """A checked question with its steps (`{region:i}` marks) and boxes; `short` is what the question's writer said."""
+
+    question: str
+    steps: str
+    boxes: list[Box]
+    answer: str
+    short: str
+    negative: bool = False
+
+
+def check_positive(
+    scene: Scene,
+    question: str,
+    short: str,
+    written: tuple[str, list[Box]],
+    again: Callable[[], tuple[str, list[Box]]] | None,
+) -> Draft:
+    """The draft, or Rejected with the first reason.
+
+    Boxes must meet an annotated one, or one of a second answer (`again`), with IoU at least 0.5.
+    """
+    text, boxes = written
+    steps = numbered(text)
+    if not boxes:
+        raise Rejected("no box in the steps")
+    match = _ANSWER.search(steps)
+    if match is None:
+        raise Rejected("no final answer")
+    answer = " ".join(REGION_MARK.sub("", match[1]).split()).strip(" .,")
+    if not same_answer(answer, short):
+        raise Rejected("final answer differs from the question's")
+    loose = [box for box in boxes if scene.match(box, AGREE) is None]
+    if loose:
+        other = again()[1] if again is not None else []
+        if any(max((iou(box, b) for b in other), default=0.0) < AGREE for box in loose):
+            raise Rejected("box that agrees with no annotation" + (" and no second answer" if again else ""))
+    final = steps[match.start() :]
+    before = set(_WORD.findall(REGION_MARK.sub("", steps[: match.start()]).lower()))
+    if not set(_WORD.findall(REGION_MARK.sub("", match[1]).lower())) <= before | {"the", "a", "an", "and"}:
+        raise Rejected("final answer that no step speaks of")
+    assert final
+    return Draft(question, steps, boxes, answer, short.strip(" ."))
+
+
+def check_negative(scene: Scene, question: str, steps: str, boxes: list[Box], parts: list[str]) -> Draft:
+    """The draft of a refusal; Rejected where the thing is annotated or captioned, or what is shown instead is not."""
+    absent = re.sub(r"^find (the|a|an)? ?|\s+in the image$", "", parts[0], flags=re.IGNORECASE).strip().lower()
+    head = absent.split()[-1] if absent else ""
+    if not head or stem(head) not in {stem(word) for word in _WORD.findall(question.lower())}:
+        raise Rejected("negative: question asks for another thing than the refusal")
+    if stem(head) in scene.words():
+        raise Rejected("negative: the thing is in the picture")
+    if not parts[-1].lower().rstrip(".").endswith("question is invalid"):
+        raise Rejected("negative: refusal has another form than find, there is, invalid")
+    if not boxes:
+        raise Rejected("negative: no box of what is there")
+    if any(scene.match(box, AGREE) is None for box in boxes):
+        raise Rejected("negative: box that agrees with no annotation")
+    return Draft(question, steps, boxes, "", "", True)
+
+
+def numbered(text: str) -> str:
+    """Steps on one line, numbered from 1; Rejected where the numbers do not ascend or there is one step alone."""
+    flat = " ".join(text.split())
+    marks = list(_STEP.finditer(flat))
+    if [int(mark[1]) for mark in marks] != list(range(1, len(marks) + 1)) or len(marks) < 2:
+        raise Rejected("answer that is no numbered steps")
+    parts = [
+        flat[mark.end() : nxt.start() if nxt else len(flat)].strip()
+        for mark, nxt in zip(marks, [*marks[1:], None], strict=True)
+    ]
+    return " ".join(f"Step {i}: {part}" for i, part in enumerate(parts, 1))
+
+
+def same_answer(one: str, two: str) -> bool:
+    """Equal after lower case, plural endings and articles, or one holds the words of the other."""
+    a, b = _content(one), _content(two)
+    return bool(a and b) and (a <= b or b <= a)
+
+
+def same_question(one: str, two: str) -> bool:
+    """Equal but for articles, plural endings and marks, in this order of words."""
+    return _ordered(one) == _ordered(two)
+
+
+def _content(text: str) -> set[str]:
+    return {stem(word) for word in _WORD.findall(text.lower())} - {"the", "a", "an", "is", "are"}
+
+
+def _ordered(text: str) -> list[str]:
+    return [stem(word) for word in _WORD.findall(text.lower()) if word not in ("the", "a", "an", "is", "are")]

@@ -1,0 +1,137 @@
+"""Generation over shards: one at a time or as a SLURM array, resumable, with progress and a card."""
+
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ts_lightning.data.index import index_shard, index_shards
+from ts_lightning.data.reader import ShardReader
+from ts_lightning.data.sample import Sample
+from ts_lightning.data.write import write_shards
+from ts_lightning.pipelines.converters.source import Dropped
+from ts_lightning.pipelines.llm_client import RequestFailed, Usage
+
+Make = Callable[[Any], Iterable[Sample]]  # of a scene, or of a sample where `items` says so
+
+
+def shard_samples(path: Path) -> Iterator[Sample]:
+    """The records of one shard, one after the other."""
+    manifest = index_shards(str(path))
+    reader = ShardReader(manifest)
+    return (reader.read(i) for i in range(manifest.num_samples))
+
+
+def my_shards(paths: list[Path], number: int | None = None, count: int | None = None) -> list[Path]:
+    """Every `count`-th shard from `number`; by default what SLURM_ARRAY_TASK_ID and _COUNT say, else all."""
+    number = int(os.environ.get("SLURM_ARRAY_TASK_ID", 0)) if number is None else number
+    count = int(os.environ.get("SLURM_ARRAY_TASK_COUNT", 1)) if count is None else count
+    first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", 0)) if "SLURM_ARRAY_TASK_ID" in os.environ else 0
+    if not 0 <= number - first < count:
+        raise ValueError(f"shard share: seen number {number} of {count}, expected it from {first} and below the count")
+    return sorted(paths)[number - first :: count]
+
+
+def work(
+    items: Callable[[Iterator[Sample]], Iterable[Any]],
+    path: Path,
+    out: Path,
+    prefix: str,
+    make: Make,
+    settings: dict[str, Any],
+    dropped: Dropped,
+    usage: Usage,
+    workers: int,
+) -> dict[str, Any] | None:
+    """Make `out/PREFIX-NAME-*.tar` from one input shard and `PREFIX-NAME.json` beside it; None where that was done.
+
+    `items` makes what `make` takes (scenes, or the samples themselves) from the records. Done is a file of results with
+    the same settings and input. Samples keep the order of the input whatever `workers` is. RequestFailed stops the
+    shard; answers that came before are in the cache, so the next run goes on from there.
+    """
+    name = f"{prefix}-{path.stem}"
+    note = out / f"{name}.json"
+    wanted = {"input": path.name, "sha256": index_shard(str(path)).sha256, **settings}
+    if note.is_file():
+        known = json.loads(note.read_text())
+        if known.get("settings") == wanted and all((out / shard).is_file() for shard in known["shards"]):
+            return None
+    note.unlink(missing_ok=True)
+    counts = {"scenes": 0, "samples": 0}
+    progress = Progress(name, len(index_shard(str(path)).keys), usage)
+
+    def made() -> Iterator[Sample]:
+        for samples in in_order(make, items(shard_samples(path)), workers):
+            counts["scenes"] += 1
+            for sample in samples:
+                counts["samples"] += 1
+                yield sample
+            progress.step(counts["scenes"], counts["samples"])
+
+    started = time.monotonic()
+    shards = write_shards(made(), out, name)
+    progress.end()
+    seconds = time.monotonic() - started
+    result = {
+        "settings": wanted,
+        "shards": [shard.name for shard in shards],
+        **counts,
+        "dropped": dict(dropped),
+        "usage": usage.as_dict(),
+        "seconds": round(seconds, 3),
+        "samples_per_second": round(counts["samples"] / max(seconds, 1e-9), 1),
+    }
+    temporary = note.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.rename(note)
+    return result
+
+
+def in_order(make: Make, items: Iterable[Any], workers: int) -> Iterator[list[Sample]]:
+    """`make` of each item, `workers` at once, in the order of the items; at most twice as many wait in memory."""
+    if workers <= 1:
+        for item in items:
+            yield list(make(item))
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[list[Sample]]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(lambda one: list(make(one)), item))
+                if len(waiting) >= 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except RequestFailed:
+            for future in waiting:
+                future.cancel()
+            raise
+
+
+class Progress:
+    """A line with rate, failures and the expected end: redrawn on a terminal, every ten seconds in a log."""
+
+    def __init__(self, name: str, total: int, usage: Usage) -> None:
+        self.name, self.total, self.usage = name, total, usage
+        self.start = self.last = time.monotonic()
+        self.terminal = sys.stderr.isatty()
+
+    def step(self, scenes: int, samples: int) -> None:
+        now = time.monotonic()
+        if now - self.last < (0.2 if self.terminal else 10):
+            return
+        self.last = now
+        rate = scenes / max(now - self.start, 1e-9)
+        left = f", {(self.total - scenes) / rate:.0f} s left" if self.total > scenes else ""
+        text = f"{self.name}: {scenes} pictures, {samples} samples, {rate:.1f} pictures/s"
+        text += f", {self.usage.retries} retries, {self.usage.failed} failures{left}"
+        print(f"\r{text}" if self.terminal else text, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self.terminal:
+            print(file=sys.stderr)
