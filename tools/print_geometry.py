@@ -7,7 +7,7 @@ python tools/print_geometry.py [--gpus 4]
 import argparse
 import sys
 
-from ts_lightning.bench.geometry import memory, rows
+from ts_lightning.bench.geometry import PAPER, memory, rows
 
 
 def main() -> int:
@@ -15,11 +15,13 @@ def main() -> int:
     parser.add_argument("--gpus", type=int, default=4)
     args = parser.parse_args()
     counted = list(rows())
-    print("| model | base, B | twin layers | grounding experts | trainable, B | active top-1, B | active top-2, B |")
-    print("|---|---|---|---|---|---|---|")
+    heads = ("model", "base, B", "twin layers", "grounding experts", "trainable, B", "the paper's, B")
+    print(f"| {' | '.join(heads)} | active top-1, B | active top-2, B |")
+    print("|---" * (len(heads) + 2) + "|")
     for row in counted:
         two = f"{row.active[2] / 1e9:.2f}" if 2 in row.active else "-"
-        cells = (f"{row.base / 1e9:.2f}", row.twin_layers, row.num_experts, f"{row.trainable / 1e9:.2f}")
+        paper = PAPER.get((row.model, row.num_experts), "-")
+        cells = (f"{row.base / 1e9:.2f}", row.twin_layers, row.num_experts, f"{row.trainable / 1e9:.2f}", paper)
         print(f"| {row.model} | {' | '.join(map(str, cells))} | {row.active[1] / 1e9:.2f} | {two} |")
     print(f"\nGiB on each of {args.gpus} GPUs for weights, gradients and AdamW states, two grounding experts:\n")
     plans = {row.model: memory(row, args.gpus) for row in counted if row.num_experts == 2}

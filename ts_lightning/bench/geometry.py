@@ -31,6 +31,7 @@ QWEN2_VL_7B: dict[str, Any] = {
                     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}},
     "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "mlp_ratio": 4},
 }  # fmt: skip
+PAPER = {("MoE-LLaVA-Phi2", 1): "0.8", ("MoE-LLaVA-Phi2", 2): "1.6", ("MoE-LLaVA-Phi2", 4): "3.3"}  # Table 7
 GiB = 2**30
 
 
