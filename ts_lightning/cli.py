@@ -244,6 +244,7 @@ def _quiet() -> None:
         ".*Total length of .* across ranks is zero.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*Experiment logs directory .* exists and is not empty.*",
+        ".*recommended to use .self.log.*sync_dist=True.*",  # our metrics are reduced already
         ".*`srun` command is available.*",
     )
     for text in advice:

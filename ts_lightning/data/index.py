@@ -117,7 +117,7 @@ class Manifest:
         if not kept:
             seen = ", ".join(sorted(set().union(*tags) - {""})) or "no tags"
             raise ValueError(
-                f"include_tags, exclude_tags: seen no record that fits, expected some (tags: {seen[:200]})"
+                f"include_tags, exclude_tags: seen no such record, expected some (tags: {seen[:200]})"
             )
         return replace(self, num_samples=len(kept), chosen=np.array(kept, dtype=np.int64))
 

@@ -102,7 +102,7 @@ class Sample:
         where = f"{shard}:{key}"
         try:
             record = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}: json: seen {str(error)!r}, expected one JSON object") from None
         values = _checked(Sample, record, where, "record")
         for name, part in (("images", SampleImage), ("turns", Turn), ("regions", SampleRegion)):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 CLIP_MEAN = (122, 116, 104)
 FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS, MAX_SIDE, MAX_ASPECT = 64_000_000, 32_768, 200  # above them a picture is an attack or a mistake
 _SIDEWAYS = (5, 6, 7, 8)
 
 
@@ -57,7 +58,19 @@ def _decode(data: bytes, fill: tuple[int, int, int]) -> np.ndarray:
 
 def _open(data: bytes) -> Image.Image:
     with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    width, height = image.size
+    if (
+        width * height > MAX_PIXELS
+        or max(width, height) > MAX_SIDE
+        or max(width, height) > MAX_ASPECT * min(image.size)
+    ):
+        raise ValueError(
+            f"{width} x {height} pixels; at most {MAX_PIXELS}, {MAX_SIDE} a side, {MAX_ASPECT} times as long"
+        )
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # an MPO is a photograph with a preview behind it
+        raise ValueError(f"{image.n_frames} frames; only still pictures")  # type: ignore[attr-defined]
+    return image
 
 
 def _orientation(image: Image.Image) -> int:

@@ -19,7 +19,10 @@ class CheckpointIO(LightningCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write `checkpoint`; the file at `path` changes in one rename, after everything is on disk."""
+        """Write `checkpoint`; the file at `path` changes in one rename, after everything is on disk.
+
+        OSError, one line, when the disk is full or fails; the file that was there stays as it was.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
@@ -31,8 +34,11 @@ class CheckpointIO(LightningCheckpointIO):
                 digest = writer.sha256.hexdigest()
                 _write_sidecar(path, [digest, *(sidecar_sums(path) if path.exists() else [])])
                 os.replace(file.name, path)
-            except BaseException:
+            except BaseException as error:
                 Path(file.name).unlink(missing_ok=True)
+                if isinstance(error, OSError | RuntimeError):  # torch wraps what the disk says
+                    reason = str(error.__cause__ or error.__context__ or error).splitlines()[0]
+                    raise OSError(f"checkpoint {path}: not saved ({reason}); the one before is untouched") from error
                 raise
         _sync_folder(path.parent)
         _write_sidecar(path, [digest])

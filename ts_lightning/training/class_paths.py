@@ -8,8 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, set_parsing_settings
 from torch import nn
 
-ALLOWED = ("ts_lightning", "torch", "lightning", "transformers")
-DENIED = ("torch.load", "torch.hub", "torch.serialization", "torch.package", "torch.multiprocessing", "torch.utils")
+ALLOWED = ("ts_lightning", "lightning.pytorch", "torch.optim", "torch.nn", "torchmetrics")  # torch has hub and more
 EXTRA_VARIABLE = "TS_LIGHTNING_CLASS_PREFIXES"
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -21,7 +20,7 @@ def restrict_class_paths() -> None:
     """
     extra = [name.strip() for name in os.environ.get(EXTRA_VARIABLE, "").split(",") if name.strip()]
     set_parsing_settings(
-        import_path_denylist=["*", *DENIED],
+        import_path_denylist=["*"],
         import_path_allowlist=[*ALLOWED, *extra],
         instantiate_subclass_spec_in_any=False,
     )

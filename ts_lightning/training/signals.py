@@ -42,6 +42,9 @@ class StopOnSignal(Callback):
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
 
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # python's last moments would die of it, with all work done
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             # Lightning's handlers save and broadcast inside the handler, where any rank may be in a collective.
@@ -95,6 +98,7 @@ class StopOnSignal(Callback):
             print(f"{name}: saved {path} after step {trainer.global_step}, stopping", flush=True)
             if number == signal.SIGUSR1:
                 requeue()
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         raise Stopped(128 + number)
 
 

@@ -1,0 +1,32 @@
+"""The sbatch files on a real two-node cluster, and the command that submits them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ts_lightning.reliability import slurm
+
+SUBMIT = Path(__file__).parents[2] / "tools/submit.py"
+
+
+def test_submit_prints_what_it_would_run(tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("{}")
+    line = [sys.executable, str(SUBMIT), "--config", str(config), "--nodes", "2", "--devices", "4", "--time", "8:00:00"]
+    done = subprocess.run([*line, "--dry-run", "--", "--watchdog", "60"], capture_output=True, text=True, check=True)
+    words = done.stdout.split()
+    assert words[:5] == ["sbatch", "--nodes=2", "--ntasks-per-node=4", "--time=8:00:00", "--signal=USR1@120"]
+    assert words[-8:] == ["-c", str(config), "--trainer.num_nodes", "2", "--trainer.devices", "4", "--watchdog", "60"]
+    done = subprocess.run([*line[:3], "no.yaml", "--dry-run"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--config: seen ['no.yaml'], expected a YAML file" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(slurm.missing() is not None, reason=f"SLURM: {slurm.missing()}")
+def test_broken_jobs_end_as_the_unbroken_one(tmp_path: Path) -> None:
+    figures = slurm.run(tmp_path)
+    print(figures)
+    assert figures["restarts"] >= 2

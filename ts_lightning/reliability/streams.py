@@ -1,0 +1,215 @@
+"""Order on changing ranks and workers, damage of shards, two processes against one, the loader's speed."""
+
+import json
+import os
+import random
+import tarfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset as wds
+from torch.utils.data import DataLoader, IterableDataset
+
+from ts_lightning.bench.loader import make_pictures, peer
+from ts_lightning.data import Sample, ShardDataModule, ShardSource, index_shards
+from ts_lightning.data.index import check_manifest
+from ts_lightning.data.order import TrainStream
+from ts_lightning.data.sample import Answer, SampleImage, Turn
+from ts_lightning.data.tar import scan_tar
+from ts_lightning.data.write import write_shards
+from ts_lightning.models.pixels import load_pixels
+from ts_lightning.reliability import kills, processes, tiny_run
+
+
+def encode(sample: Sample, for_generation: bool = False) -> dict[str, Any]:
+    """A row with the picture at 336 pixels."""
+    ids = torch.zeros(4, dtype=torch.long)
+    pixels = load_pixels(sample.image_bytes[0], 336)[None]
+    return {"input_ids": ids, "step_ids": ids, "pixel_values": pixels, "task": 0, "sample": sample.without_bytes()}
+
+
+def _module(shards: str, rank: int, ranks: int, workers: int, micro: int, batch: int) -> ShardDataModule:
+    mix = {name: ShardSource(shards, weight=weight) for name, weight in (("a", 1.0), ("b", 3.0))}
+    source: dict[str, Any] = {"mix": mix} if batch % 5 == 0 else {"train": ShardSource(shards)}
+    data = ShardDataModule(
+        **source, global_batch_size=batch, micro_batch_size=micro, num_workers=workers, encode=encode, pad_id=0
+    )
+    sharing = {"rank": rank, "num_replicas": ranks}
+    data.trainer = SimpleNamespace(distributed_sampler_kwargs=sharing, overfit_batches=0, lightning_module=None)  # type: ignore[assignment]
+    data.setup("fit")
+    return data
+
+
+def elastic(folder: Path, quick: bool) -> dict[str, Any]:
+    """Item 3: 1, 4, 2, 3 ranks and 0, 1, 4 workers in turn, one source and a mixture, from unaligned positions."""
+    shards = tiny_run.write(folder / "shards", 96)
+    compared = equal = 0
+    for batch in (12, 60):
+        whole = _module(shards, 0, 1, 0, 1, batch)
+        expected = [b["ids"] for _, b in zip(range(7), whole.train_dataloader(), strict=False)]
+        state, position = whole.state_dict(), 0
+        for ranks, workers in zip((1, 4, 2, 3), (0, 1, 4, 0) if not quick else (0, 1, 2, 0), strict=True):
+            modules = [_module(shards, r, ranks, workers, 1, batch) for r in range(ranks)]
+            for data in modules:
+                data.load_state_dict(state)
+            steps = 1 + ranks % 2
+            shares = []
+            for data in modules:
+                loader = data.train_dataloader()
+                shares.append([b["ids"] for _, b in zip(range(steps), loader, strict=False)])
+                for _ in range(steps):
+                    data.advance()
+            got = [[i for part in parts for i in part] for parts in zip(*shares, strict=True)]
+            equal += sum(a == b for a, b in zip(got, expected[position:], strict=False))
+            compared, position, state = compared + steps, position + steps, modules[0].state_dict()
+            for data in modules:
+                data.teardown()
+    # another batch size in the middle: the position is not a multiple of it
+    first, other = _module(shards, 0, 1, 0, 1, 7), _module(shards, 0, 1, 0, 1, 12)
+    next(iter(first.train_dataloader()))
+    first.advance()
+    other.load_state_dict(first.state_dict())
+    order = [i for b in _module(shards, 0, 1, 0, 1, 1).train_dataloader() for i in b["ids"]]
+    compared, equal = compared + 1, equal + (next(iter(other.train_dataloader()))["ids"] == order[7:19])
+    assert compared == equal, (compared, equal)
+    return {"global_batches": compared, "identical": equal}
+
+
+def damage(folder: Path, quick: bool) -> dict[str, Any]:
+    """Item 9: against a manifest every byte; without one every cut before the end of the archive."""
+    paths = write_shards((tiny_run.sample(i) for i in range(4)), folder / "damage", "d", 4)
+    path, whole = paths[0], paths[0].read_bytes()
+    manifest_file = folder / "manifest.json"
+    manifest = index_shards(str(path))
+    manifest_file.write_text(json.dumps(manifest.summary()))
+    found = 0
+    places = range(0, len(whole), 41 if quick else 1)
+    for place in places:
+        with path.open("r+b") as file:
+            os.pwrite(file.fileno(), bytes([whole[place] ^ 1]), place)
+            found += _names(path, partial(check_manifest, manifest, manifest_file))
+            os.pwrite(file.fileno(), whole[place : place + 1], place)
+    with tarfile.open(path) as tar:
+        members = tar.getmembers()
+    last = members[-1]
+    end = last.offset_data + -(-last.size // 512) * 512 + 1024
+    boundaries = {m.offset for m in members} | {m.offset_data for m in members} | {end - 1024, end - 512}
+    rng = random.Random(0)
+    cuts = sorted(boundaries | {rng.randrange(end) for _ in range(100 if quick else 1000)})
+    cut_path = folder / "damage/cut.tar"
+    seen = 0
+    for cut in cuts:
+        cut_path.write_bytes(whole[:cut])
+        seen += _names(cut_path, partial(scan_tar, str(cut_path)))
+    assert (found, seen) == (len(places), len(cuts)), (found, len(places), seen, len(cuts))
+    return {"bytes_changed": len(places), "found": found, "cuts": len(cuts), "cuts_found": seen}
+
+
+def _names(path: Path, check: Any) -> bool:
+    try:
+        check()
+    except ValueError as error:
+        return str(path) in str(error)
+    return False
+
+
+def two_processes(folder: Path) -> dict[str, Any]:
+    """Item 12: two ranks against one, shards of uneven sizes, and one shard for two ranks."""
+    worst = 0.0
+    for name, shard in (("uneven", 7), ("one shard", 200)):
+        shards = tiny_run.write(folder / name / "shards", 4 * kills.STEPS, shard)
+        runs = []
+        for ranks in (1, 2):
+            root = folder / name / str(ranks)
+            args = kills.given(shards, root, ranks)
+            args += ["--model.init_args.optimizer", '{"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}']
+            statuses = processes.finish(processes.start(args, root / "log", None, ranks))
+            assert statuses == [0] * ranks, (root / "log").read_text()[-2000:]
+            runs.append((tiny_run.state(root, kills.STEPS)["state_dict"], tiny_run.metrics(root)))
+        (one, one_rows), (two, two_rows) = runs
+        worst = max(worst, *(float((one[k] - two[k]).abs().max()) for k in one))
+        for a, b in zip(one_rows, two_rows, strict=True):
+            for key, value in a.items():
+                assert bool(value) == bool(b[key]), key
+                if value and key.startswith("val/"):
+                    assert abs(float(value) - float(b[key])) <= 1e-6, key
+    assert worst <= 1e-6, worst
+    return {"largest_weight_difference": worst, "steps": kills.STEPS}
+
+
+class _Peer(IterableDataset):
+    def __init__(self, tars: list[str]) -> None:
+        self.tars = tars
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        info = torch.utils.data.get_worker_info()
+        records = wds.WebDataset(self.tars[info.id :: info.num_workers], shardshuffle=False, empty_check=False)
+        return (peer(record["jpg"]) for record in records)
+
+
+def _picture(number: int, data: bytes) -> Sample:
+    turns = [Turn("user", "<image>\nWhat?"), Turn("assistant", "this")]
+    images = [SampleImage(f"{number}.jpg", 640, 480)]
+    one = Sample(id=f"p-{number}", source="bench", task="understanding", images=images, turns=turns, subtask=None)
+    one.answer, one.key, one.image_bytes, one.tags, one.regions = Answer("this"), f"{number:05d}", [data], [], []
+    return one
+
+
+def loader(folder: Path, quick: bool) -> dict[str, Any]:
+    """Item 13: two workers against plain webdataset + PIL, and the exact order against the order of the files."""
+    rounds, count = (2, 256) if quick else (7, 1024)
+    pictures = make_pictures(64)
+    tars = write_shards((_picture(i, pictures[i % 64]) for i in range(count)), folder / "speed", "p", count // 8)
+
+    class FileOrder(TrainStream):
+        def batches(self, endless: bool) -> Iterator[np.ndarray]:
+            rows = np.arange(self.num_samples)
+            return (rows[i : i + 16] for i in range(0, self.num_samples, 16))
+
+    def ours(in_file_order: bool) -> float:
+        data = ShardDataModule(
+            train=ShardSource([str(t) for t in tars]), num_workers=2, encode=encode, pad_id=0, shuffle_window=256,
+            global_batch_size=16, micro_batch_size=16,
+        )  # fmt: skip
+        data.setup("fit")
+        stream: Any = data._stream
+        if in_file_order:
+            stream.__class__ = FileOrder
+        return _seconds(data.train_dataloader(), data)
+
+    def theirs() -> float:
+        return _seconds(DataLoader(_Peer([str(t) for t in tars]), 16, num_workers=2))
+
+    times: dict[str, list[float]] = {"exact": [], "file": [], "peer": []}
+    for _ in range(rounds):
+        times["exact"].append(ours(False))
+        times["file"].append(ours(True))
+        times["peer"].append(theirs())
+    best = {name: min(values) for name, values in times.items()}
+    figures = {
+        "pictures_per_second": round(count / best["exact"]),
+        "times_faster": round(best["peer"] / best["exact"], 2),
+        "cost_of_exactness": round(best["exact"] / best["file"] - 1, 3),
+    }
+    assert figures["times_faster"] >= (1.5 if quick else 2.5), figures
+    assert quick or figures["cost_of_exactness"] <= 0.05, figures
+    return figures
+
+
+def _seconds(loader: Any, data: ShardDataModule | None = None) -> float:
+    """From the first batch on: starting workers is not the loader's speed."""
+    batches = iter(loader)
+    next(batches)
+    began = time.perf_counter()
+    for _ in batches:
+        pass
+    seconds = time.perf_counter() - began
+    if data is not None:
+        data.teardown()
+    return seconds
