@@ -1,0 +1,50 @@
+#!/usr/bin/env python
+r"""Score MM-Vet and LLaVA-Bench answers with a judge behind an OpenAI-compatible server.
+
+    python tools/judge.py --predictions outputs/open_ended/predictions.jsonl --suite mmvet \
+        --model NAME --base-url http://HOST/v1 --out outputs/open_ended
+
+The key comes from OPENAI_API_KEY. Verdicts are kept in OUT/verdicts.jsonl and never asked for twice. The judge's name
+and the sha256 of its instruction are in the report: scores of two judges can't be compared.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from ts_lightning.evaluation.judge import judge
+from ts_lightning.evaluation.predictions import read_own
+from ts_lightning.pipelines.llm_client import CachedChat, OpenAIChat, RequestFailed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--predictions", type=Path, required=True)
+    parser.add_argument("--suite", choices=("mmvet", "llava_bench"), required=True)
+    parser.add_argument("--model", required=True, help="the judge")
+    parser.add_argument("--base-url", help="an OpenAI-compatible server")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    try:
+        records = [r for r in read_own(args.predictions) if r["suite"] == args.suite]
+        if not records:
+            raise ValueError(f"{args.predictions}: seen no record of the suite {args.suite}, expected some")
+        backend = OpenAIChat(args.model, args.base_url, os.environ.get("OPENAI_API_KEY"), max_tokens=16)
+        cached = CachedChat(backend, args.out / "verdicts.jsonl")
+        result = judge(records, args.suite, lambda messages, attempt: cached.chat(messages, attempt=attempt))
+    except (OSError, ValueError, ModuleNotFoundError, RequestFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    report = {"judge": args.model, "suite": args.suite, **result}
+    (args.out / f"{args.suite}.json").write_text(json.dumps(report, indent=1) + "\n")
+    groups = ", ".join(f"{name} {value:.1f}" for name, value in result["by_group"].items())
+    print(
+        f"{args.suite}: {result['score']:.1f} by {args.model} ({groups}); {result['unread_verdicts']} verdicts unread"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Open-ended answers scored by a judge: MM-Vet (0 to 1) and LLaVA-Bench (against a reference answer)."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Record = Mapping[str, Any]
+Ask = Callable[[list[dict[str, str]], int], str]  # (messages, attempt) -> text
+
+MM_VET = """You grade one answer to a question about a picture that you can't see. Compare it with the true answer.
+In the true answer <AND> joins parts that all have to be there, <OR> joins alternatives of which one is enough.
+Give a number from 0.0 (wrong) to 1.0 (wholly right) in steps of 0.1; parts that are there count in proportion.
+Reply with the number alone.
+
+Question: {question}
+True answer: {truth}
+Answer: {answer}
+Number:"""
+LLAVA_BENCH = """You compare two answers to a question about a picture that you can't see; its description is below.
+Judge helpfulness, relevance, accuracy and detail. Give each a number from 1 to 10, a higher one for a better answer.
+The order of the two must not matter. Reply with the two numbers alone, separated by a blank.
+
+Description: {caption}
+Question: {question}
+Answer 1: {truth}
+Answer 2: {answer}
+Numbers:"""
+_NUMBER = re.compile(r"\d{1,2}(?:\.\d{1,3})?", re.ASCII)
+TRIES = 3
+
+
+def prompt_sha256(suite: str) -> str:
+    """Names the judge's instruction in a report."""
+    return hashlib.sha256(_template(suite).encode()).hexdigest()
+
+
+def judge(records: Sequence[Record], suite: str, ask: Ask) -> dict[str, Any]:
+    """The score of MM-Vet or LLaVA-Bench, by capability or category, and the verdicts by question.
+
+    MM-Vet: 100 x the mean. LLaVA-Bench: 100 x the sum of the answers' marks over that of the references. A verdict that
+    can't be read is asked for again, `TRIES` times in all; then the answer gets the lowest mark and is counted.
+    """
+    verdicts, unread, groups = {}, 0, {}  # type: dict[str, list[float]], int, dict[str, list[list[float]]]
+    for record in records:
+        verdict = _verdict(record, suite, ask)
+        if verdict is None:
+            unread += 1
+            verdict = [0.0] if suite == "mmvet" else [10.0, 1.0]
+        verdicts[record["key"]] = verdict
+        meta = record.get("meta") or {}
+        names = meta.get("capability") or meta.get("category") or "all"
+        for name in names if isinstance(names, list) else [names]:
+            groups.setdefault(str(name), []).append(verdict)
+    return {
+        "score": _score(list(verdicts.values()), suite),
+        "by_group": {name: _score(group, suite) for name, group in sorted(groups.items())},
+        "unread_verdicts": unread,
+        "questions": len(records),
+        "prompt_sha256": prompt_sha256(suite),
+        "verdicts": verdicts,
+    }
+
+
+def read_verdict(text: str, suite: str) -> list[float] | None:
+    """[mark] in [0, 1] for MM-Vet, [reference, answer] in [1, 10] for LLaVA-Bench; None for anything else."""
+    numbers = [float(n) for n in _NUMBER.findall(text)]
+    if suite == "mmvet":
+        return numbers[:1] if len(numbers) == 1 and 0 <= numbers[0] <= 1 else None
+    return numbers if len(numbers) == 2 and all(1 <= n <= 10 for n in numbers) else None
+
+
+def _verdict(record: Record, suite: str, ask: Ask) -> list[float] | None:
+    truth = (record["truth"]["answers"] or [""])[0]
+    caption = str((record.get("meta") or {}).get("caption") or "none")
+    values = {"question": record["question"], "truth": truth, "answer": record["text"], "caption": caption}
+    text = _template(suite)
+    for name, value in values.items():
+        text = text.replace(f"{{{name}}}", value.replace("{", "(").replace("}", ")"))
+    for attempt in range(TRIES):
+        verdict = read_verdict(ask([{"role": "user", "content": text}], attempt), suite)
+        if verdict is not None:
+            return verdict
+    return None
+
+
+def _template(suite: str) -> str:
+    if suite not in ("mmvet", "llava_bench"):
+        raise ValueError(f"judge: seen the suite {suite!r}, expected mmvet or llava_bench")
+    return MM_VET if suite == "mmvet" else LLAVA_BENCH
+
+
+def _score(verdicts: Sequence[Sequence[float]], suite: str) -> float:
+    if not verdicts:
+        return float("nan")
+    if suite == "mmvet":
+        return 100 * sum(v[0] for v in verdicts) / len(verdicts)
+    return 100 * sum(v[1] for v in verdicts) / sum(v[0] for v in verdicts)
