@@ -28,7 +28,7 @@ from ts_lightning.training import GRPO
 
 GROUP, PROMPT, COMPLETION, KL = 8, 600, 60, 0.04
 SIZES = {"hidden_size": 768, "intermediate_size": 3072, "num_layers": 3, "num_heads": 12}
-TRAIN = ("*layers.0.mlp*", "*layers.2.mlp*")
+TRAIN = ("*language_model.layers.0.mlp*", "*language_model.layers.2.mlp*")
 WORD = " red"
 
 

@@ -34,36 +34,40 @@ class Decodes(Protocol):
 
 @dataclass
 class DecodeState:
-    """Where decoding stands: the cache, the logits of the next token, and which positions of the cache are real."""
+    """Where decoding stands: the cache, the logits of the next token of every answer, and whose the cache's keys are.
+
+    A prompt may have `group` answers: they are branches behind it (`models.packing`), so its keys and values are kept,
+    and read, once. Logits are those of prompt 0's answers, then prompt 1's ...
+    """
 
     vlm: Decodes
     cache: DynamicCache
     logits_BV: Tensor
-    valid_BT: Tensor
+    branch_BT: Tensor
     position_B: Tensor
     task_B: Tensor
+    group: int = 1
 
     def expand(self, group: int) -> "DecodeState":
-        """Every row `group` times, one after the other; the prompt is not computed again."""
-        self.cache.batch_repeat_interleave(group)
-        names = ("logits_BV", "valid_BT", "position_B", "task_B")
-        return replace(self, **{name: getattr(self, name).repeat_interleave(group, 0) for name in names})
+        """`group` answers to every prompt; nothing is computed or copied again."""
+        return replace(self, logits_BV=self.logits_BV.repeat_interleave(group, 0), group=group)
 
     def step(self, token_B: Tensor) -> None:
-        """Read one more token of every row."""
-        batch = {"task": self.task_B, "valid": torch.ones_like(token_B, dtype=torch.bool)[:, None]}
-        self.valid_BT = torch.cat([self.valid_BT, batch["valid"]], 1)
-        key_BT = torch.where(self.valid_BT, 0, PAD_BRANCH)
+        """Read one more token of every answer."""
+        token_BG = token_B.view(-1, self.group)
+        own_BG = torch.arange(1, self.group + 1, device=token_B.device).expand_as(token_BG)
+        self.branch_BT = torch.cat([self.branch_BT, own_BG], 1)
+        batch = {"task": self.task_B, "valid": torch.ones_like(token_BG, dtype=torch.bool)}
         with self.vlm.routing(batch) as context:
-            hidden_B1H = self.vlm.backbone.decoder(
-                inputs_embeds=self.vlm.token_embeddings(token_B[:, None], context),
-                attention_mask=branch_mask(key_BT[:, -1:], key_BT),
-                position_ids=self.position_B[:, None],
+            hidden_BGH = self.vlm.backbone.decoder(
+                inputs_embeds=self.vlm.token_embeddings(token_BG, context),
+                attention_mask=branch_mask(own_BG, self.branch_BT),
+                position_ids=self.position_B[:, None].expand_as(token_BG),
                 past_key_values=self.cache,
                 use_cache=True,
             ).last_hidden_state
         self.position_B = self.position_B + 1
-        self.logits_BV = self.vlm.logits(hidden_B1H[:, -1], self.task_B)
+        self.logits_BV = self.vlm.logits(hidden_BGH.flatten(0, 1), self.task_B.repeat_interleave(self.group))
 
 
 def prefill(vlm: Decodes, batch: Mapping[str, Any]) -> DecodeState:
@@ -83,7 +87,7 @@ def prefill(vlm: Decodes, batch: Mapping[str, Any]) -> DecodeState:
     logits_BV = vlm.logits(hidden_BTH[:, -1], batch["task"])
     last_B = batch["position_ids"].amax(-1)  # with pictures of several axes the largest of them counts
     position_B = (last_B if last_B.ndim == 1 else last_B.amax(0)) + 1
-    return DecodeState(vlm, cache, logits_BV, batch["valid"], position_B, batch["task"])
+    return DecodeState(vlm, cache, logits_BV, branch_BT, position_B, batch["task"])
 
 
 def greedy(logits_BV: Tensor) -> Tensor:
@@ -116,7 +120,7 @@ def decode(
         torch.tensor(sorted(stop_ids), device=device),
     )
     sequence_K = torch.tensor(list(stop_sequence), device=device)
-    done_B = torch.zeros_like(state.task_B, dtype=torch.bool)
+    done_B = torch.zeros(len(state.logits_BV), dtype=torch.bool, device=device)
     last_BK = torch.full((len(done_B), len(sequence_K)), -1, device=device)
     for count in range(max_new_tokens):
         token_B = sampler(state.logits_BV.index_fill(1, banned, -torch.inf))
