@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ts_lightning.evaluation.judge import judge
 from ts_lightning.evaluation.predictions import read_own
-from ts_lightning.pipelines.llm_client import CachedChat, OpenAIChat, RequestFailed
+from ts_lightning.pipelines.llm_client import OpenAIChat, RequestFailed
+from ts_lightning.pipelines.response_cache import CachedChat
 
 
 def main() -> int:

@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.grounding.prompts import templates
+from ts_lightning.pipelines.toy_world import scene_edits as edits
 from ts_lightning.pipelines.toy_world.grounding import SKILL
 from ts_lightning.pipelines.toy_world.render import jpeg, render
-from ts_lightning.pipelines.toy_world.scene import COLORS, SIZES, Scene, Thing, sample_scene
+from ts_lightning.pipelines.toy_world.scene import Scene, Thing
 from ts_lightning.pipelines.toy_world.understanding import ORDINALS
 
 STYLES = ("grounded", "reasoning", "answer")
 FIRST_SEED = {"sft": 20_000_000, "rl": 21_000_000, "val": 22_000_000}
-Pixels = tuple[int, int, int, int]
 
 
 class Story(NamedTuple):
@@ -36,17 +36,17 @@ class Story(NamedTuple):
 
 def common_object(seed: int, random: Random) -> Story | None:
     """The one kind of object that every picture has."""
-    scenes = _scenes(seed, random.randint(2, 4))
-    kind = random.choice([_kind(thing) for thing in scenes[0].things])
+    scenes = edits.scenes_from(seed, random.randint(2, 4))
+    kind = random.choice([edits.kind_of(thing) for thing in scenes[0].things])
     for i, scene in enumerate(scenes):
-        if not any(_kind(thing) == kind for thing in scene.things):
-            added = _placed(scene, kind, random)
+        if not any(edits.kind_of(thing) == kind for thing in scene.things):
+            added = edits.placed(scene, kind, random)
             if added is None:
                 return None
             scenes[i] = replace(scene, things=(*scene.things, added))
-    shared = set.intersection(*({_kind(thing) for thing in scene.things} for scene in scenes))
+    shared = set.intersection(*({edits.kind_of(thing) for thing in scene.things} for scene in scenes))
     picture = random.randrange(len(scenes))
-    target = _only(scenes[picture], kind)
+    target = edits.only_one(scenes[picture], kind)
     if shared != {kind} or target is None:
         return None
     question = f"Which object is in every image? Find it in the {ORDINALS[picture]} image."
@@ -55,51 +55,51 @@ def common_object(seed: int, random: Random) -> Story | None:
 
 def static_difference(seed: int, random: Random) -> Story | None:
     """Two pictures that are equal but for the colour of one object."""
-    (scene,) = _scenes(seed, 1)
-    changed, thing = _recoloured(scene, random)
+    (scene,) = edits.scenes_from(seed, 1)
+    changed, thing = edits.recoloured(scene, random)
     question = "One object has another color in the second image. Find it there."
-    thought = f"In the second image there is a {' '.join(_kind(thing))}, which is new. It is {{}}."
+    thought = f"In the second image there is a {' '.join(edits.kind_of(thing))}, which is new. It is {{}}."
     return Story([scene, changed], question, thought, (1, thing))
 
 
 def robust_difference(seed: int, random: Random) -> Story | None:
     """The same objects elsewhere on another background, one of them in another colour."""
-    (scene,) = _scenes(seed, 1)
-    changed, thing = _recoloured(scene, random)
-    moved = _shuffled(replace(changed, seed=seed + 500_000), random)
+    (scene,) = edits.scenes_from(seed, 1)
+    changed, thing = edits.recoloured(scene, random)
+    moved = edits.shuffled(replace(changed, seed=seed + 500_000), random)
     if moved is None:
         return None
     target = moved.things[changed.things.index(thing)]
-    if _only(moved, _kind(target)) is None:
+    if edits.only_one(moved, edits.kind_of(target)) is None:
         return None
     question = "The objects have moved, and one has another color in the second image. Find it there."
-    thought = f"The {' '.join(_kind(target))} is only in the second image. It is {{}}."
+    thought = f"The {' '.join(edits.kind_of(target))} is only in the second image. It is {{}}."
     return Story([scene, moved], question, thought, (1, target))
 
 
 def object_tracking(seed: int, random: Random) -> Story | None:
     """Frames in which every object drifts; the one of the first frame is asked for in a later one."""
-    frames = _scenes(seed, 1)
+    frames = edits.scenes_from(seed, 1)
     thing = random.choice(frames[0].things)
-    if _only(frames[0], _kind(thing)) is None:
+    if edits.only_one(frames[0], edits.kind_of(thing)) is None:
         return None
     number = frames[0].things.index(thing)
     for _ in range(random.randint(2, 4)):
-        following = _drifted(frames[-1], random)
+        following = edits.drifted(frames[-1], random)
         if following is None:
             return None
         frames.append(following)
     picture = random.randrange(1, len(frames))
     question = f"Track the object at {{query}} of the first image. Where is it in the {ORDINALS[picture]} image?"
-    thought = f"It is a {' '.join(_kind(thing))}. In the {ORDINALS[picture]} image it is {{}}."
+    thought = f"It is a {' '.join(edits.kind_of(thing))}. In the {ORDINALS[picture]} image it is {{}}."
     return Story(frames, question, thought, (picture, frames[picture].things[number]), (0, thing))
 
 
 def multi_view(seed: int, random: Random) -> Story | None:
     """The scene seen from behind: mirrored, on another background."""
-    (scene,) = _scenes(seed, 1)
+    (scene,) = edits.scenes_from(seed, 1)
     thing = random.choice(scene.things)
-    if _only(scene, _kind(thing)) is None:
+    if edits.only_one(scene, edits.kind_of(thing)) is None:
         return None
     mirrored = tuple(
         replace(t, pixels=(scene.width - t.pixels[2], t.pixels[1], scene.width - t.pixels[0], t.pixels[3]))
@@ -107,49 +107,53 @@ def multi_view(seed: int, random: Random) -> Story | None:
     )
     view = replace(scene, seed=seed + 500_000, things=mirrored)
     question = "Both images show one scene from two sides. Where is the object at {query} of the first in the second?"
-    thought = f"It is a {' '.join(_kind(thing))}. In the second image it is {{}}."
+    thought = f"It is a {' '.join(edits.kind_of(thing))}. In the second image it is {{}}."
     return Story([scene, view], question, thought, (1, mirrored[scene.things.index(thing)]), (0, thing))
 
 
 def region(seed: int, random: Random) -> Story | None:
     """The second picture is a part of the first, enlarged."""
-    (scene,) = _scenes(seed, 1)
+    (scene,) = edits.scenes_from(seed, 1)
     thing = random.choice(scene.things)
-    if _only(scene, _kind(thing)) is None:
+    if edits.only_one(scene, edits.kind_of(thing)) is None:
         return None
-    part = Scene(seed + 500_000, scene.width, scene.height, (_filling(thing, scene),))
+    part = Scene(seed + 500_000, scene.width, scene.height, (edits.filling(thing, scene),))
     question = "The second image shows an object of the first image. Find it in the first image."
-    return Story([scene, part], question, f"It is a {' '.join(_kind(thing))}. In the first it is {{}}.", (0, thing))
+    return Story(
+        [scene, part], question, f"It is a {' '.join(edits.kind_of(thing))}. In the first it is {{}}.", (0, thing)
+    )
 
 
 def refer(seed: int, random: Random) -> Story | None:
     """The first picture shows what to find in one of the others."""
-    scenes = _scenes(seed, random.randint(1, 3))
+    scenes = edits.scenes_from(seed, random.randint(1, 3))
     picture = random.randrange(len(scenes))
     thing = random.choice(scenes[picture].things)
-    if sum(_kind(t) == _kind(thing) for scene in scenes for t in scene.things) != 1:
+    if sum(edits.kind_of(t) == edits.kind_of(thing) for scene in scenes for t in scene.things) != 1:
         return None
-    query = Scene(seed + 500_000, *_canvas(scenes[0]), (_filling(thing, scenes[0]),))
+    query = Scene(seed + 500_000, *edits.canvas_of(scenes[0]), (edits.filling(thing, scenes[0]),))
     question = "Find the object of the first image in the other images."
-    thought = f"The first image shows a {' '.join(_kind(thing))}. In the {ORDINALS[picture + 1]} image it is {{}}."
+    thought = (
+        f"The first image shows a {' '.join(edits.kind_of(thing))}. In the {ORDINALS[picture + 1]} image it is {{}}."
+    )
     return Story([query, *scenes], question, thought, (picture + 1, thing))
 
 
 def group_grounding(seed: int, random: Random) -> Story | None:
     """An object in words that only one of the pictures has."""
-    scenes = _scenes(seed, random.randint(2, 6))
+    scenes = edits.scenes_from(seed, random.randint(2, 6))
     picture = random.randrange(len(scenes))
     thing = random.choice(scenes[picture].things)
-    if sum(_kind(t) == _kind(thing) for scene in scenes for t in scene.things) != 1:
+    if sum(edits.kind_of(t) == edits.kind_of(thing) for scene in scenes for t in scene.things) != 1:
         return None
-    name = " ".join(_kind(thing))
+    name = " ".join(edits.kind_of(thing))
     question = f"One of the images has a {name}. Find it."
     return Story(scenes, question, f"The {ORDINALS[picture]} image has a {name}. It is {{}}.", (picture, thing))
 
 
 def reasoning(seed: int, random: Random) -> Story | None:
     """The object whose colour is that of an object in another picture."""
-    first, second = _scenes(seed, 2)
+    first, second = edits.scenes_from(seed, 2)
     anchor = random.choice(first.things)
     same = [thing for thing in second.things if thing.color == anchor.color]
     if len(same) != 1 or sum(thing.shape == anchor.shape for thing in first.things) != 1:
@@ -161,7 +165,7 @@ def reasoning(seed: int, random: Random) -> Story | None:
 
 def correspondence(seed: int, random: Random) -> Story | None:
     """The object of the same shape, whatever its colour."""
-    first, second = _scenes(seed, 2)
+    first, second = edits.scenes_from(seed, 2)
     query = random.choice(first.things)
     same = [thing for thing in second.things if thing.shape == query.shape]
     if len(same) != 1 or same[0].color == query.color:
@@ -206,7 +210,7 @@ def record(story: Story, seed: int, task: str, style: str, random: Random) -> Sa
     regions = [
         SampleRegion(
             image=picture,
-            phrase=" ".join(_kind(thing)),
+            phrase=" ".join(edits.kind_of(thing)),
             category=thing.shape,
             area_px=float((thing.pixels[2] - thing.pixels[0]) * (thing.pixels[3] - thing.pixels[1])),
             box=story.scenes[picture].box(thing),
@@ -233,82 +237,3 @@ def record(story: Story, seed: int, task: str, style: str, random: Random) -> Sa
         answer=Answer(None, [0]),
         image_bytes=[jpeg(render(scene)) for scene in story.scenes],
     )
-
-
-def _kind(thing: Thing) -> tuple[str, str]:
-    return thing.color, thing.shape
-
-
-def _canvas(scene: Scene) -> tuple[int, int]:
-    return scene.width, scene.height
-
-
-def _scenes(seed: int, count: int) -> list[Scene]:
-    """Scenes of at most three objects that no other seed has."""
-    return [sample_scene(seed * 8 + i, max_objects=3) for i in range(count)]
-
-
-def _only(scene: Scene, kind: tuple[str, str]) -> Thing | None:
-    found = [thing for thing in scene.things if _kind(thing) == kind]
-    return found[0] if len(found) == 1 else None
-
-
-def _free(pixels: Pixels, others: list[Pixels], gap: int = 2) -> bool:
-    x1, y1, x2, y2 = pixels
-    return all(x2 + gap <= a or c + gap <= x1 or y2 + gap <= b or d + gap <= y1 for a, b, c, d in others)
-
-
-def _spot(scene: Scene, wide: int, high: int, others: list[Pixels], random: Random) -> Pixels | None:
-    for _ in range(30):
-        x, y = random.randint(1, scene.width - wide - 1), random.randint(1, scene.height - high - 1)
-        if _free((x, y, x + wide, y + high), others):
-            return x, y, x + wide, y + high
-    return None
-
-
-def _placed(scene: Scene, kind: tuple[str, str], random: Random) -> Thing | None:
-    size = random.choice(tuple(SIZES))
-    side = round(random.uniform(*SIZES[size]) * min(_canvas(scene)))
-    pixels = _spot(scene, side, side, [thing.pixels for thing in scene.things], random)
-    return None if pixels is None else Thing(kind[1], kind[0], size, pixels)
-
-
-def _recoloured(scene: Scene, random: Random) -> tuple[Scene, Thing]:
-    """The scene with one object in a colour that it did not have, and that object."""
-    old = random.choice(scene.things)
-    new = replace(old, color=random.choice([c for c in COLORS if all(c != t.color for t in scene.things)]))
-    return replace(scene, things=tuple(new if thing is old else thing for thing in scene.things)), new
-
-
-def _shuffled(scene: Scene, random: Random) -> Scene | None:
-    """Every object at another place."""
-    things: list[Thing] = []
-    for thing in scene.things:
-        x1, y1, x2, y2 = thing.pixels
-        pixels = _spot(scene, x2 - x1, y2 - y1, [t.pixels for t in things], random)
-        if pixels is None:
-            return None
-        things.append(replace(thing, pixels=pixels))
-    return replace(scene, things=tuple(things))
-
-
-def _drifted(scene: Scene, random: Random) -> Scene | None:
-    """Every object a little further, none on another."""
-    things: list[Thing] = []
-    for thing in scene.things:
-        x1, y1, x2, y2 = thing.pixels
-        for _ in range(20):
-            dx, dy = random.randint(-22, 22), random.randint(-22, 22)
-            pixels = (x1 + dx, y1 + dy, x2 + dx, y2 + dy)
-            inside = x1 + dx > 0 and y1 + dy > 0 and x2 + dx < scene.width and y2 + dy < scene.height
-            if inside and _free(pixels, [t.pixels for t in things]):
-                things.append(replace(thing, pixels=pixels))
-                break
-        else:
-            return None
-    return replace(scene, things=tuple(things))
-
-
-def _filling(thing: Thing, scene: Scene) -> Thing:
-    """The object as large as the picture allows."""
-    return replace(thing, pixels=(6, 6, scene.width - 6, scene.height - 6))
