@@ -33,7 +33,7 @@ def arguments(name: str, read: Any, argv: list[str]) -> Namespace:
     parser.add_argument("--prefix", default=name.replace("-", "_"), help="shards are named PREFIX-000000.tar")
     parser.add_argument("--maxcount", type=int, default=10_000, help="records of one shard at most")
     parser.add_argument("--images", help="folder of the pictures, where they are not below PATH")
-    parser.add_argument("--exclude-images", help="text file of pictures to leave out: file names or COCO ids")
+    parser.add_argument("--exclude_images", help="text file of pictures to leave out: file names or COCO ids")
     parser.add_argument("--strict", action="store_true", help="stop at the first thing that would be left out")
     skip = {"path", "pictures", "images", "dropped", "image_ids"}
     parser.add_function_arguments(read, skip=skip, sub_configs=False)
@@ -42,7 +42,13 @@ def arguments(name: str, read: Any, argv: list[str]) -> Namespace:
             "--subset", type=int, default=1000, help="images, drawn by --seed; ids: OUT/PREFIX.ids.json"
         )
         parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
+    return parser.parse_args([option(word) for word in argv])
+
+
+def option(word: str) -> str:
+    """An option under its parameter's name: --max-objects and --max_objects are one."""
+    name, mark, value = word.partition("=")
+    return f"--{name[2:].replace('-', '_')}{mark}{value}" if word.startswith("--") else word
 
 
 def samples(name: str, read: Any, args: Namespace, pictures: Pictures) -> Iterator[Sample]:
@@ -91,9 +97,10 @@ def main() -> int:
         print(f"{shard.path}  {len(shard.keys)} records  {shard.size} bytes")
     print(f"{manifest.num_samples} records: " + ", ".join(f"{n} {task}" for task, n in sorted(tasks.items())))
     if getattr(args, "max_objects", None) is not None:
-        print(
-            f"{len(photos)} photos with at most {args.max_objects} objects; the paper's subset: {PAPER_SUBSETS[name]}"
+        found = (
+            f"{dropped.in_subset} photos with at most {args.max_objects} objects, {len(photos)} of them with a question"
         )
+        print(f"{found}; the paper's subset: {PAPER_SUBSETS[name]} photos")
     print("\n".join(dropped.lines()))
     return 0
 

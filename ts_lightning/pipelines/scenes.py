@@ -10,6 +10,7 @@ from ts_lightning.data.sample import REGION_MARK, Sample, SampleImage
 from ts_lightning.grounding.boxes import Box, iou
 
 _WORD = re.compile(r"[a-z]+")
+_ARTICLE = re.compile(r"^(?:an?|the|one|two|three|four|five|some|his|her|their|its)\s+")
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def scene_of(sample: Sample) -> Scene | None:
     for region, words in zip(sample.regions, attributes, strict=True):
         boxes = region.boxes or ([region.box] if region.box else [])
         phrase = region.phrase or ""
-        name = region.category if sample.subtask == "detection" and region.category else phrase
+        name = region.category if sample.subtask == "detection" and region.category else _bare(phrase)
         groups.append([*range(len(things), len(things) + len(boxes))])
         things += [Thing(name or "object", box, bool(region.iscrowd), tuple(words), phrase) for box in boxes]
     first = [group[0] if group else -1 for group in groups]
@@ -89,6 +90,11 @@ def scene_of(sample: Sample) -> Scene | None:
     relations = [one for one in relations if one[0] >= 0 and one[2] >= 0]
     image, data = sample.images[0], sample.image_bytes[0]
     return Scene(sample.key, image, data, things, captions, boxed, groups, relations, kept)
+
+
+def _bare(phrase: str) -> str:
+    """A phrase without its article and number: `A man` is a man."""
+    return _ARTICLE.sub("", phrase.lower()).strip()
 
 
 def scenes(samples: Iterator[Sample]) -> Iterator[Scene]:

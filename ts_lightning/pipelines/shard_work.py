@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ def shard_samples(path: Path) -> Iterator[Sample]:
 
 def my_shards(paths: list[Path], number: int | None = None, count: int | None = None) -> list[Path]:
     """Every `count`-th shard from `number`; by default what SLURM_ARRAY_TASK_ID and _COUNT say, else all."""
-    number = int(os.environ.get("SLURM_ARRAY_TASK_ID", 0)) if number is None else number
-    count = int(os.environ.get("SLURM_ARRAY_TASK_COUNT", 1)) if count is None else count
-    first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", 0)) if "SLURM_ARRAY_TASK_ID" in os.environ else 0
+    first = 0
+    if number is None or count is None:
+        task = {name: os.environ.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT", "MIN")}
+        number, count, first = int(task["ID"] or 0), int(task["COUNT"] or 1), int(task["MIN"] or 0)
     if not 0 <= number - first < count:
         raise ValueError(f"shard share: seen number {number} of {count}, expected it from {first} and below the count")
     return sorted(paths)[number - first :: count]
@@ -66,15 +68,17 @@ def work(
     progress = Progress(name, len(index_shard(str(path)).keys), usage)
 
     def made() -> Iterator[Sample]:
-        for samples in in_order(make, items(shard_samples(path)), workers):
+        for found in in_order(make, items(shard_samples(path)), workers):
             counts["scenes"] += 1
-            for sample in samples:
+            for sample in found:
                 counts["samples"] += 1
                 yield sample
             progress.step(counts["scenes"], counts["samples"])
 
     started = time.monotonic()
-    shards = write_shards(made(), out, name)
+    samples = made()
+    first = next(samples, None)  # a shard without a described picture makes none
+    shards = [] if first is None else write_shards(chain([first], samples), out, name)
     progress.end()
     seconds = time.monotonic() - started
     result = {

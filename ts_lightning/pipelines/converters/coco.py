@@ -69,12 +69,13 @@ def read(
     `path` is the folder with `annotations/` and the photos, all its splits or `split` (train2017); or `annotations`
     (and `captions`) are files and `pictures` their folder. `tasks`: "localization" asks for each category that occurs
     once in a photo (no crowd of it either), "caption" for the first caption (all are `answers`), "detection" for all
-    objects of a photo, crowds kept as regions; None makes all three, or localization alone with `max_objects` (see
-    `Subset`). Raises ValueError for files that are not COCO's, or no photo at all.
+    objects of a photo, crowds kept as regions. None makes all three of a folder, the first two of files, localization
+    alone with `max_objects` (see `Subset`). Raises ValueError for files that are not COCO's, or no photo at all.
     """
     pictures = pictures or Pictures()
     subset = None if max_objects is None else Subset(max_objects, count_by, crowd)
-    wanted = tasks or (TASKS if subset is None else TASKS[:1])
+    most = TASKS if annotations is None else TASKS[:2]
+    wanted = tasks or (most if subset is None else TASKS[:1])
     if unknown := set(wanted) - set(TASKS):
         raise ValueError(f"tasks: seen {sorted(unknown)[0]!r}, expected {', '.join(TASKS)}")
     if annotations is not None:
@@ -120,6 +121,7 @@ def photos(
         if subset is not None and not subset.holds([one["category_id"] for one in here], crowds):
             dropped[f"photos with no or more than {subset.max_objects} {subset.count_by}, or a crowd"] += 1
             continue
+        dropped.in_subset += subset is not None
         size = (photo["width"], photo["height"]) if "width" in photo else None
         known = pictures.get(file_name(photo, annotations), size)
         found += pictures.folder is None or pictures.find(file_name(photo, annotations)) is not None

@@ -27,6 +27,7 @@ class Dropped(Counter[str]):
         super().__init__()
         self.strict = strict
         self.names: dict[str, list[str]] = {}
+        self.in_subset = 0  # photos that a subset of few objects holds
 
     def note(self, reason: str, name: object) -> None:
         """Count one; ValueError "NAME: REASON" under `strict`."""

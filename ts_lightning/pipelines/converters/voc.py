@@ -75,6 +75,7 @@ def _photo(
     if subset is not None and not subset.holds(names, [False] * len(names)):
         dropped[f"photos with no or more than {subset.max_objects} {subset.count_by}"] += 1
         return
+    dropped.in_subset += subset is not None
     known = pictures.get(root.findtext("filename", f"{file.stem}.jpg"), size if all(size) else None)
     if known is None:
         return
