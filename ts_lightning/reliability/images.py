@@ -107,7 +107,8 @@ def kinds() -> dict[str, tuple[bytes, Any]]:
         "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", REFUSED),
         "jpeg cut in half": (big[: len(big) // 2], REFUSED),
         "jpeg 2 bytes short": (big[:-2], REFUSED),
-        "png cut": (png[:-20], REFUSED),
+        "png without its end mark": (png[:-12], None),  # all pixels are there
+        "png cut": (png[:-30], REFUSED),
         "webp cut": (webp[:-10], REFUSED),
         "png with a wrong checksum": (png[:45] + bytes([png[45] ^ 1]) + png[46:], REFUSED),
         "png 0 x 0": (png_header(0, 0), REFUSED),

@@ -45,6 +45,7 @@ class Watchdog(Callback):
         host = socket.gethostname()
         self.mark = {"rank": trainer.global_rank, "host": host, "pid": pid, "started": process_start(pid)}
         self._progress(trainer, "start")
+        self._write()
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def on_train_batch_start(
@@ -77,12 +78,16 @@ class Watchdog(Callback):
     def _watch(self) -> None:
         pause = min(1.0, self.seconds / 4)
         while not self._end.wait(pause):
-            with suppress(OSError):  # a full disk is no reason to stop watching
-                temporary = self._path(self.mark["rank"]).with_suffix(f".{os.getpid()}")
-                temporary.write_text(json.dumps(self.mark))
-                temporary.replace(self._path(self.mark["rank"]))
+            self._write()
             if time.monotonic() - self.moved > self.seconds:
                 self._finish()
+
+    def _write(self) -> None:
+        with suppress(OSError):  # a full disk is no reason to stop watching
+            path = self._path(self.mark["rank"])
+            temporary = path.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps(self.mark))
+            temporary.replace(path)
 
     def _finish(self) -> None:
         marks = [self.mark, *self._others()]
@@ -96,7 +101,7 @@ class Watchdog(Callback):
             flush=True,
         )
         for mark in marks[1:]:
-            stuck = time.time() - mark["time"] > self.seconds
+            stuck = time.time() - mark["time"] > self.seconds / 2  # it stopped about when this rank did
             if stuck and mark["host"] == self.mark["host"] and process_start(mark["pid"]) == mark["started"]:
                 with suppress(ProcessLookupError):
                     os.kill(mark["pid"], signal.SIGKILL)
