@@ -10,45 +10,17 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
-from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from ts_lightning.data.index import index_shards
 from ts_lightning.data.sample import Sample
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines import converters
+from ts_lightning.pipelines.convert_command import PAPER_SUBSETS, arguments
 from ts_lightning.pipelines.converters.source import Dropped, Pictures, excluded_names
-
-PAPER_SUBSETS = {"coco": 3582, "voc": 2062, "lvis": 6016}  # photos with at most 3 objects, TWIST & SCOUT 5.1
-
-
-def arguments(name: str, read: Any, argv: list[str]) -> Namespace:
-    about = f"{getdoc(sys.modules[read.__module__])}\n\n{getdoc(read)}"
-    parser = ArgumentParser(prog=f"convert_dataset.py {name}", description=about)
-    parser.add_argument("path", nargs="?", help="the dataset's folder or file")
-    parser.add_argument("--out", required=True, help="folder for the shards")
-    parser.add_argument("--prefix", default=name.replace("-", "_"), help="shards are named PREFIX-000000.tar")
-    parser.add_argument("--maxcount", type=int, default=10_000, help="records of one shard at most")
-    parser.add_argument("--images", help="folder of the pictures, where they are not below PATH")
-    parser.add_argument("--exclude_images", help="text file of pictures to leave out: file names or COCO ids")
-    parser.add_argument("--strict", action="store_true", help="stop at the first thing that would be left out")
-    skip = {"path", "pictures", "images", "dropped", "image_ids"}
-    parser.add_function_arguments(read, skip=skip, sub_configs=False)
-    if name == "coco-regions":
-        parser.add_argument(
-            "--subset", type=int, default=1000, help="images, drawn by --seed; ids: OUT/PREFIX.ids.json"
-        )
-        parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args([option(word) for word in argv])
-
-
-def option(word: str) -> str:
-    """An option under its parameter's name: --max-objects and --max_objects are one."""
-    name, mark, value = word.partition("=")
-    return f"--{name[2:].replace('-', '_')}{mark}{value}" if word.startswith("--") else word
 
 
 def samples(name: str, read: Any, args: Namespace, pictures: Pictures) -> Iterator[Sample]:

@@ -101,7 +101,9 @@ class Server:
             return
         if what == "slow":
             time.sleep(0.05)
-        if what in ("429", "500", "401"):
+        if what == "no schema" and "response_format" in body:
+            what = "400"
+        if what in ("400", "429", "500", "401"):
             return self.send(handler, int(what), b'{"error": {"message": "no"}}')
         if what == "broken body":
             return self.send(handler, 200, b'{"choices": [')

@@ -280,6 +280,18 @@ def test_scout_from_real_photos() -> None:
             assert all(max(iou(r.box, t.box) for t in known[one.images[0].name].things) >= 0.5 for r in one.regions)
 
 
+def test_a_picture_with_several_captions_is_asked_once(tmp_path, monkeypatch) -> None:
+    captions = [replace(detection(0), key=f"c{i}", id=f"c{i}") for i in range(3)]
+    (path,) = write_shards([*captions, detection(1)], tmp_path, "in")
+    monkeypatch.setattr("sys.argv", ["tool", str(path), "--out", str(tmp_path / "out"), "--negatives", "0"])
+    assert generate_scout.main() == 0
+    samples = read(f"{tmp_path}/out/*.tar")
+    questions = [(one.images[0].name, one.meta["question"]) for one in samples]
+    assert len(set(questions)) == len(questions) > 10
+    (note,) = (tmp_path / "out").glob("scout-*.json")
+    assert json.loads(note.read_text())["dropped"]["near-duplicate question about the same picture"] > 10
+
+
 def test_captions_with_boxes_are_scenes_too() -> None:
     one = detection(0)
     one.subtask = "caption"

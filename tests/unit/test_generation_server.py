@@ -15,9 +15,9 @@ from generation_samples import KINDS, Recorder, Server, input_shard
 from ts_lightning.data import index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.pipelines.llm_client import OpenAIChat, Pace, RequestFailed, Usage
-from ts_lightning.pipelines.response_cache import CachedChat
+from ts_lightning.pipelines.response_cache import CachedChat, request_hash
 from ts_lightning.pipelines.scenes import scenes
-from ts_lightning.pipelines.scout import Scout
+from ts_lightning.pipelines.scout import SCHEMA, Scout
 from ts_lightning.pipelines.shard_work import shard_samples
 
 pytest.importorskip("openai", reason="the extra generate is not installed")
@@ -70,7 +70,13 @@ def test_right_and_troubled_servers_give_the_same_samples(world, tmp_path, monke
         return {1: "429", 3: "500", 5: "broken body", 7: "empty", 9: "slow"}.get(n % 11, "right")
 
     storm = Server(heard, trouble)
-    assert run(monkeypatch, arguments(path, tmp_path / "storm", storm.url, concurrency=3)) == 0
+    assert (
+        run(
+            monkeypatch,
+            arguments(path, tmp_path / "storm", storm.url, concurrency=3, tries=12, **{"first-wait": 0.001}),
+        )
+        == 0
+    )
     assert texts(tmp_path / "storm") == expected
     assert note(tmp_path / "storm")["usage"]["retries"] > 10
     (one,), (two,) = (list((tmp_path / name).glob("*.tar")) for name in ("calm", "storm"))
@@ -139,6 +145,16 @@ def test_malformed_answers_are_counted_and_left_out(world, tmp_path, monkeypatch
     }
     assert "malformed" not in (tmp_path / "README.md").read_text()
     assert "left out because" in (tmp_path / "README.md").read_text()
+    server.stop()
+
+
+def test_a_server_without_json_schemas_is_asked_without_one() -> None:
+    heard = {request_hash("", [{"role": "user", "content": "hi"}], [], None, 0): "hello"}
+    server = Server(heard, lambda n: "no schema")
+    chat = OpenAIChat("m", server.url, "k", first_wait=0.01)
+    assert chat.chat([{"role": "user", "content": "hi"}], schema=SCHEMA) == "hello"
+    assert chat.chat([{"role": "user", "content": "hi"}], schema=SCHEMA) == "hello"
+    assert server.requests == 3
     server.stop()
 
 

@@ -101,12 +101,13 @@ def same_answer(one: str, two: str) -> bool:
 
 def same_question(one: str, two: str) -> bool:
     """Equal but for articles, plural endings and marks, in this order of words."""
-    return _ordered(one) == _ordered(two)
+    return question_words(one) == question_words(two)
 
 
 def _content(text: str) -> set[str]:
     return {stem(word) for word in _WORD.findall(text.lower())} - {"the", "a", "an", "is", "are"}
 
 
-def _ordered(text: str) -> list[str]:
+def question_words(text: str) -> list[str]:
+    """A question's words, as near-duplicates are compared."""
     return [stem(word) for word in _WORD.findall(text.lower()) if word not in ("the", "a", "an", "is", "are")]

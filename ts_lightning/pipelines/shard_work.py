@@ -17,6 +17,7 @@ from ts_lightning.data.sample import Sample
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines.converters.source import Dropped
 from ts_lightning.pipelines.llm_client import RequestFailed, Usage
+from ts_lightning.pipelines.scout_checks import question_words
 
 Make = Callable[[Any], Iterable[Sample]]  # of a scene, or of a sample where `items` says so
 
@@ -67,10 +68,15 @@ def work(
     counts = {"scenes": 0, "samples": 0}
     progress = Progress(name, len(index_shard(str(path)).keys), usage)
 
+    asked: dict[str, set[str]] = {}
+
     def made() -> Iterator[Sample]:
         for found in in_order(make, items(shard_samples(path)), workers):
             counts["scenes"] += 1
             for sample in found:
+                if repeated(sample, asked):
+                    dropped["near-duplicate question about the same picture"] += 1
+                    continue
                 counts["samples"] += 1
                 yield sample
             progress.step(counts["scenes"], counts["samples"])
@@ -94,6 +100,20 @@ def work(
     temporary.write_text(json.dumps(result, indent=1) + "\n")
     temporary.rename(note)
     return result
+
+
+def repeated(sample: Sample, asked: dict[str, set[str]]) -> bool:
+    """Whether the question was asked about this picture before; `asked` holds the present picture's questions alone."""
+    question = (sample.meta or {}).get("question")
+    if question is None:
+        return False
+    name, words = sample.images[0].name, " ".join(question_words(question))
+    if name not in asked:  # several captions of a picture follow each other
+        asked.clear()
+    known = asked.setdefault(name, set())
+    again = words in known
+    known.add(words)
+    return again
 
 
 def in_order(make: Make, items: Iterable[Any], workers: int) -> Iterator[list[Sample]]:
