@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -212,7 +213,7 @@ def lost_ranks(folder: Path, bound: float = 5.0) -> dict[str, Any]:
             if rank == 1:
                 processes.at(BaseModule, "training_step", lambda m, c: m.trainer.global_step >= 3, act)
 
-        args = [*given(shards, root, 2), "--watchdog", str(bound)]
+        args = [*given(shards, root, 2, pause=0.7), "--watchdog", str(bound)]
         statuses = processes.finish(processes.start(args, root / "log", before, 2), 90)
         seconds = time.time() - mark.stat().st_mtime
         log = (root / "log").read_text()
@@ -221,6 +222,6 @@ def lost_ranks(folder: Path, bound: float = 5.0) -> dict[str, Any]:
         assert seconds <= bound + 10, f"{name}: {seconds}"
         if name != "killed":
             assert "rank 1 " in log, log[-2000:]
-            assert "stands at step 3" in log, log[-2000:]
+            assert re.search(r"stands at step [23] ", log), log[-2000:]  # marks are half a second old
         figures[f"{name}_s"] = round(seconds, 1)
     return figures

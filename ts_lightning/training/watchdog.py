@@ -23,7 +23,7 @@ EXIT_STATUS = 70
 class Watchdog(Callback):
     """A thread on each rank that ends its process after `seconds` without a step, validation batch or save.
 
-    Ranks write where they stand to `<root>/.progress/rank-<r>.json` about once a second; the last words name the one
+    Ranks write where they stand to `<root>/.progress/rank-<r>.json` twice a second; the last words name the one
     that is furthest behind. Stuck ranks on the same host are killed: a stopped process can't end itself. On other
     hosts their own watchdog, or `srun --kill-on-bad-exit`, does it.
     """
@@ -76,7 +76,7 @@ class Watchdog(Callback):
         return self.folder / f"rank-{rank}.json"
 
     def _watch(self) -> None:
-        pause = min(1.0, self.seconds / 4)
+        pause = min(0.5, self.seconds / 4)
         while not self._end.wait(pause):
             self._write()
             if time.monotonic() - self.moved > self.seconds:
