@@ -19,7 +19,7 @@ _fork = multiprocessing.get_context("fork")
 Before = Callable[[int], None]  # called with the rank in the child, before the command
 
 
-def start(args: Sequence[str], log: Path, before: Before | None = None, ranks: int = 1) -> list[BaseProcess]:
+def start(args: Sequence[str], log: Path, before: Before | None = None, ranks: int = 1) -> Sequence[BaseProcess]:
     """Start `fit` with `args` as so many ranks; output goes to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:

@@ -149,7 +149,7 @@ class _Peer(IterableDataset):
         self.tars = tars
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        info = torch.utils.data.get_worker_info()
+        info: Any = torch.utils.data.get_worker_info()
         records = wds.WebDataset(self.tars[info.id :: info.num_workers], shardshuffle=False, empty_check=False)
         return (peer(record["jpg"]) for record in records)
 
