@@ -153,10 +153,11 @@ def outcome(data: bytes, size: tuple[int, int] | None) -> np.ndarray | str:
     """Pixels [H, W, 3], or the one line of a refusal; any other exception is a crash and goes through."""
     try:
         return load_pixels(data, size or SIDE).permute(1, 2, 0).numpy()
-    except ValueError as error:
-        assert "\n" not in str(error)
-        assert "seen" in str(error)
-        return str(error)
+    except ValueError as refusal:
+        text = str(refusal)
+    assert "\n" not in text, text
+    assert "seen" in text, text
+    return text
 
 
 def flipped(look: Callable[[bytes], Any], count: int = 300) -> dict[str, int]:
