@@ -69,9 +69,7 @@ def main() -> int:
         print(f"{shard.path}  {len(shard.keys)} records  {shard.size} bytes")
     print(f"{manifest.num_samples} records: " + ", ".join(f"{n} {task}" for task, n in sorted(tasks.items())))
     if getattr(args, "max_objects", None) is not None:
-        found = (
-            f"{dropped.in_subset} photos with at most {args.max_objects} objects, {len(photos)} of them with a question"
-        )
+        found = f"{dropped.in_subset} photos with at most {args.max_objects} objects, {len(photos)} with a question"
         print(f"{found}; the paper's subset: {PAPER_SUBSETS[name]} photos")
     print("\n".join(dropped.lines()))
     return 0

@@ -116,9 +116,7 @@ class Manifest:
         kept = [i for i, own in enumerate(tags) if (not wanted or own & wanted) and not own & unwanted]
         if not kept:
             seen = ", ".join(sorted(set().union(*tags) - {""})) or "no tags"
-            raise ValueError(
-                f"include_tags, exclude_tags: seen no such record, expected some (tags: {seen[:200]})"
-            )
+            raise ValueError(f"include_tags, exclude_tags: seen no such record, expected some (tags: {seen[:200]})")
         return replace(self, num_samples=len(kept), chosen=np.array(kept, dtype=np.int64))
 
     def summary(self) -> dict[str, object]:

@@ -14,8 +14,8 @@ FRAMES = ("original", "padded_square", "resized")
 class CoordinateSpace:
     """What the numbers in prompts and answers mean.
 
-    `grid`: "100", "999" or "1000" (integers 0..N), "decimals:n" or "pixels". `frame`: the image that the numbers refer to:
-    "original" (displayed, EXIF applied), "padded_square" (centred on a square canvas) or "resized" (what the image
+    `grid`: "100", "999" or "1000" (integers 0..N), "decimals:n" or "pixels". `frame`: the image that the numbers refer
+    to: "original" (displayed, EXIF applied), "padded_square" (centred on a square canvas) or "resized" (what the image
     processor makes; `resized` is its (width, height), or gives it for an image's size). Points are (x, y), sizes
     (width, height).
     """
@@ -27,7 +27,8 @@ class CoordinateSpace:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"100|999|1000|pixels|decimals:[1-9]", self.grid):
             raise ValueError(
-                f"CoordinateSpace.grid: seen {self.grid!r}, expected '100', '999', '1000', 'decimals:n' (n 1-9) or 'pixels'"
+                f"CoordinateSpace.grid: seen {self.grid!r}, expected '100', '999', '1000', 'decimals:n' (n 1-9) "
+                "or 'pixels'"
             )
         if self.frame not in FRAMES:
             raise ValueError(f"CoordinateSpace.frame: seen {self.frame!r}, expected one of {', '.join(FRAMES)}")

@@ -10,7 +10,8 @@ from ts_lightning.grounding.codecs.shikra import ShikraCodec
 from ts_lightning.grounding.coordinates import CoordinateSpace
 
 CODECS: dict[str, type[Codec]] = {
-    codec.name: codec for codec in (ScoutCodec, CogVLMCodec, ChatSpotCodec, ShikraCodec, Qwen2VLCodec, Qwen25VLCodec, MirgCodec)
+    codec.name: codec
+    for codec in (ScoutCodec, CogVLMCodec, ChatSpotCodec, ShikraCodec, Qwen2VLCodec, Qwen25VLCodec, MirgCodec)
 }
 
 __all__ = ["CODECS", "Codec", "Mention", "get_codec"]
