@@ -1,6 +1,7 @@
 """Small samples, shards and a fake encoder for the data tests."""
 
 import io
+import json
 from pathlib import Path
 
 import torch
@@ -59,3 +60,16 @@ def encode(one: Sample, for_generation: bool = False) -> dict:
     steps = torch.zeros_like(ids) if not for_generation else torch.full_like(ids, -1)
     pixels = torch.full((1, 3, 2, 2), number % 256, dtype=torch.uint8)
     return {"input_ids": ids, "step_ids": steps, "pixel_values": pixels, "task": 1, "sample": one.without_bytes()}
+
+
+def put(path: Path, data: object) -> Path:
+    """A file with text, or with anything else as JSON; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(data if isinstance(data, str) else json.dumps(data))
+    return path
+
+
+def photo(path: Path, size: tuple[int, int] = (100, 50)) -> None:
+    """A JPEG file; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture(1, size))

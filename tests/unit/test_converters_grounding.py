@@ -5,7 +5,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from data_samples import picture
+from data_samples import photo, put
 
 from ts_lightning.pipelines.converters import (
     art,
@@ -23,18 +23,6 @@ from ts_lightning.pipelines.converters import (
     voc,
 )
 from ts_lightning.pipelines.converters.source import Dropped, Pictures, excluded_names
-
-
-def put(path: Path, data: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(data if isinstance(data, str) else json.dumps(data))
-    return path
-
-
-def photo(path: Path, size: tuple[int, int] = (100, 50)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(picture(1, size))
-
 
 VOC = """<annotation><filename>000007.jpg</filename><size><width>100</width><height>50</height><depth>3</depth></size>
 <object><name>car</name><difficult>0</difficult><bndbox><xmin>11</xmin><ymin>6</ymin><xmax>60</xmax><ymax>50</ymax></bndbox></object>

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from data_samples import picture
+from data_samples import photo, picture, put
 
 from ts_lightning.pipelines.converters import (
     docvqa,
@@ -25,17 +25,6 @@ from ts_lightning.pipelines.converters import (
     vqav2,
 )
 from ts_lightning.pipelines.converters.source import Dropped, Pictures
-
-
-def put(path: Path, data: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(data if isinstance(data, str) else json.dumps(data))
-    return path
-
-
-def photo(path: Path, size: tuple[int, int] = (100, 50)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(picture(1, size))
 
 
 def asked(sample: object) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 import compare_runs
 import pytest
 import score as score_tool
-import torch
 from data_samples import picture
 
 from ts_lightning.data import index_shards
@@ -160,13 +159,6 @@ def test_the_tool(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert score_tool.main() == 0
     assert "| s | rec | 6 | acc50 | 0.833 |" in capsys.readouterr().out
     assert (tmp_path / "out/report.html").is_file()
-
-
-def test_many_answers_take_little_time_and_memory(shards: str) -> None:
-    # 10,000 answers under 5 s on one core is shown by tools/bench.py score; here only that nothing grows quadratically
-    some = [{**records(shards, [RIGHT])[0], "key": f"k{i}"} for i in range(3000)]
-    assert score_suites(some)["refcoco_val"]["score"] == 1.0
-    assert torch.is_grad_enabled()
 
 
 def test_cider_of_captions() -> None:
