@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning as L
@@ -31,19 +32,20 @@ class Watchdog(Callback):
     def __init__(self, root: str | Path, seconds: float = 1800.0) -> None:
         self.folder = Path(root) / FOLDER
         self.seconds = seconds
-        self.mark: dict[str, Any] = {}
+        self.mark: dict[str, Any] = {"moves": 0}  # every rank makes the same moves
         self.moved = time.monotonic()
         self._end = threading.Event()
 
     def _progress(self, trainer: L.Trainer, phase: str) -> None:
         self.moved = time.monotonic()
-        self.mark |= {"step": trainer.global_step, "phase": phase, "time": time.time()}
+        moves = self.mark["moves"] + 1
+        self.mark |= {"step": trainer.global_step, "phase": phase, "moves": moves, "time": time.time()}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         pid = os.getpid()
         host = socket.gethostname()
-        self.mark = {"rank": trainer.global_rank, "host": host, "pid": pid, "started": process_start(pid)}
+        self.mark |= {"rank": trainer.global_rank, "host": host, "pid": pid, "started": process_start(pid)}
         self._progress(trainer, "start")
         self._write()
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
@@ -52,6 +54,9 @@ class Watchdog(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._progress(trainer, "training")
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Any) -> None:
+        self._progress(trainer, "backward")  # where the others wait for one that is still in its forward pass
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -83,6 +88,7 @@ class Watchdog(Callback):
                 self._finish()
 
     def _write(self) -> None:
+        self.mark |= _standing(sys._current_frames().get(threading.main_thread().ident or 0))
         with suppress(OSError):  # a full disk is no reason to stop watching
             path = self._path(self.mark["rank"])
             temporary = path.with_suffix(f".{os.getpid()}")
@@ -91,12 +97,12 @@ class Watchdog(Callback):
 
     def _finish(self) -> None:
         marks = [self.mark, *self._others()]
-        behind = min(marks, key=lambda mark: (mark["step"], mark["time"]))
+        behind = min(marks, key=lambda mark: (mark["moves"], mark["in_collective"], mark["time"]))
         waited = time.time() - behind["time"]
         print(
             f"watchdog: no progress for {self.seconds:.0f} s: rank {behind['rank']} (process {behind['pid']} on "
-            f"{behind['host']}) stands at step {behind['step']} in {behind['phase']} since {waited:.0f} s; "
-            f"rank {self.mark['rank']} ends itself",
+            f"{behind['host']}) stands at step {behind['step']} in {behind['phase']} since {waited:.0f} s, "
+            f"{behind['line']}; rank {self.mark['rank']} ends itself",
             file=sys.stderr,
             flush=True,
         )
@@ -115,3 +121,13 @@ class Watchdog(Callback):
                 if mark["rank"] != self.mark["rank"]:
                     marks.append(mark)
         return marks
+
+
+def _standing(frame: FrameType | None) -> dict[str, Any]:
+    """The innermost line of a thread, and whether it waits for the other ranks there (it is not the culprit then)."""
+    line = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}" if frame else "?"
+    collective = False
+    while frame and not collective:
+        collective = "/torch/distributed/" in frame.f_code.co_filename
+        frame = frame.f_back
+    return {"line": line, "in_collective": collective}
