@@ -48,6 +48,7 @@ def test_settings_of_the_runs(tmp_path: Path) -> None:
     more = grpo_toy.settings(CONFIGS / "toy_mirg_sft.yaml", Path("here"), tmp_path, 0, given)
     assert first["trainer"]["max_steps"] == 7
     assert "max_time" not in first["trainer"]
+    assert first["model"]["init_args"]["vlm"]["init_args"]["init_from"] is None
     rates = [made["model"]["init_args"]["optimizer"]["init_args"]["lr"] for made in (first, more)]
     assert rates[1] == rates[0] / 4
 
@@ -66,7 +67,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: dict[str, flo
     monkeypatch.setattr(grpo_toy, "certify_checkpoint", lambda *a, **k: {"logits": {"bitwise_equal": True}})
     made = grpo_toy.learning_table(CONFIGS, Path("s"), tmp_path, [0, 1], 10, 350, 200)
     seconds = {name: given.get("seconds") for name, given in calls}
-    assert seconds == {"sft": None, "grpo": 600, "grpo_without_image": 100.0, "more_sft": 100.0}  # GRPO's own time
+    assert seconds == {"base": None, "sft": None, "grpo": 600, "grpo_without_image": 100.0, "more_sft": 100.0}  # GRPO's own time
     return made
 
 

@@ -62,6 +62,7 @@ stop() {
     [[ -f $file ]] || continue
     pid=$(<"$file")
     kill "$pid" 2>/dev/null || true
+    for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done  # it writes its state at the end
     rm -f "$file"
   done
 }

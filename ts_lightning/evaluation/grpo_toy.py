@@ -30,10 +30,12 @@ def learning_table(
     Restartable: finished runs are not repeated, stopped ones go on from their last checkpoint. ValueError where SFT's
     Acc@0.5 is outside of 0.2 to 0.7: GRPO would have nothing to start from, or to gain.
     """
+    base = fit(configs / "toy_mirg_base.yaml", shards, out / "base", 0, {})  # every seed's pre-trained model
     rows, right = [], {name: list[float]() for name in ("sft", *RUNS)}
     for seed in seeds:
         root = out / f"seed{seed}"
-        sft = fit(configs / "toy_mirg_sft.yaml", shards, root / "sft", seed, {"max_steps": sft_steps})
+        given = {"max_steps": sft_steps, "init_from": base["checkpoint"]}
+        sft = fit(configs / "toy_mirg_sft.yaml", shards, root / "sft", seed, given)
         start = answers(sft["checkpoint"], shards, root / "sft", questions)
         share = sum(start) / len(start)
         if not START[0] <= share <= START[1]:
@@ -68,7 +70,7 @@ def learning_table(
 def fit(config: Path, shards: Path, root: Path, seed: int, given: Mapping[str, Any]) -> dict[str, Any]:
     """One run of a configuration, from where an earlier call was stopped; its checkpoint, steps and seconds.
 
-    given: `max_steps`; or `seconds` of training with a constant rate, `init_from`, and `no_image` (reward).
+    given: `init_from`; `max_steps`, or `seconds` of training with a constant rate; `no_image` (reward).
     """
     stamp, checkpoint = root / "run.json", root / "checkpoints" / "last.ckpt"
     if stamp.is_file():
@@ -91,16 +93,17 @@ def settings(config: Path, shards: Path, root: Path, seed: int, given: Mapping[s
     made["seed_everything"] = data["seed"] = seed
     trainer |= {"default_root_dir": str(root), "limit_val_batches": 0, "enable_progress_bar": False}
     data["train"]["shards"] = f"{shards}/{Path(data['train']['shards']).name}"
-    data["val"]["mirg"]["shards"] = f"{shards}/val_mirg-*.tar"
+    for source in data["val"].values():
+        source["shards"] = f"{shards}/{Path(source['shards']).name}"
+    model["vlm"]["init_args"]["init_from"] = given.get("init_from")
     if "max_steps" in given:
         trainer["max_steps"] = given["max_steps"]
-    else:
+    if "seconds" in given:
         seconds = int(given["seconds"])
         trainer |= {
             "max_steps": 100_000,
             "max_time": f"00:{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}",
         }
-        model["vlm"]["init_args"]["init_from"] = given["init_from"]
         model["lr_scheduler"]["init_args"] = {"warmup_steps": 10, "min_factor": 1.0}
         if made["model"]["class_path"].endswith("StepwiseSFT"):
             model["optimizer"]["init_args"]["lr"] *= 0.25  # it has been through a whole schedule

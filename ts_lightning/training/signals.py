@@ -38,6 +38,7 @@ class StopOnSignal(Callback):
         """Set the handlers. They only set a flag: nothing is saved, sent or printed inside them."""
         for number in SIGNALS:
             signal.signal(number, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # `python -m ts_lightning` holds them back until now
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
