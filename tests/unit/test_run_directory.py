@@ -94,6 +94,22 @@ def test_metrics_go_on_behind_a_cut(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
 
 
+def test_a_replaced_owner_adds_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, logger = RunLock(tmp_path), MetricsCSV(str(tmp_path))
+    lock.acquire()
+    logger.lock = lock
+    logger.log_metrics({"a": 1.0}, step=0)
+    logger.save()
+    slurm(monkeypatch, "7", 1)
+    monkeypatch.setattr("ts_lightning.training.run_lock._alive", lambda *_: False)
+    RunLock(tmp_path).acquire()
+    logger.log_metrics({"a": 2.0}, step=1)
+    with pytest.raises(ValueError, match="taken over by job 7"):
+        logger.save()
+    logger.finalize("failed")
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.csv")] == ["0"]
+
+
 def test_differences_leave_out_what_does_not_change_training() -> None:
     old = {
         "seed": 0,

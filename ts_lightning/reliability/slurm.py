@@ -43,8 +43,9 @@ class Cluster:
         subprocess.run(["scancel", "--state=RUNNING"], env=self.env, check=False)
         subprocess.run([str(CLUSTER), "stop", str(self.folder)], env=self.env, check=False)
 
-    def call(self, *line: str) -> str:
-        return subprocess.run(line, env=self.env, check=True, capture_output=True, text=True, cwd=self.folder).stdout
+    def call(self, *line: str, **environment: str) -> str:
+        env = self.env | environment
+        return subprocess.run(line, env=env, check=True, capture_output=True, text=True, cwd=self.folder).stdout
 
     def submit(
         self, given: dict[str, Any], name: str, *options: str, job: str = "train", nodes: int = 2, rest: Any = ()
@@ -52,7 +53,10 @@ class Cluster:
         path = tiny_run.save(given, self.folder / f"{name}.yaml")
         line = [sys.executable, str(ROOT / "tools/submit.py"), "--job", job, "--config", path, "--nodes", str(nodes)]
         extra = [f"--sbatch=--output={self.folder}/{name}.log", *options]
-        found = re.search(r"Submitted batch job (\d+)", self.call(*line, *extra, "--", *rest))
+        # ranks write their errors themselves: srun, which forwards them otherwise, dies with its node
+        errors = dict.fromkeys(("SRUN_ERROR", "SLURM_STDERRMODE"), f"{self.folder}/{name}-%t.err")  # new and old names
+        errors |= {"SRUN_OPEN_MODE": "a", "SLURM_OPEN_MODE": "a"}
+        found = re.search(r"Submitted batch job (\d+)", self.call(*line, *extra, "--", *rest, **errors))
         assert found is not None
         return found[1]
 
@@ -163,7 +167,7 @@ def woken_writer(cluster: Cluster, folder: Path, shards: str) -> dict[str, Any]:
     wait_for_step(root, 8)
     wake(old)
     assert cluster.wait(job, 240) == "COMPLETED"
-    log = (cluster.folder / "woken.log").read_text()
+    log = (cluster.folder / "woken-0.err").read_text()
     refused = re.search(rf"seen taken over by job {job} restart 1 .*; nothing was written", log)
     assert refused, log[-3000:]
     compare(root, folder / "single")
@@ -218,7 +222,8 @@ def wait_for_restart(cluster: Cluster, job: str, seconds: float = 90) -> None:
 
 
 def wake(processes: list[int]) -> None:
-    """Let stopped processes go on."""
+    """Let the stopped ranks go on, and end the rest: an old srun would end the new life's step, of the same name."""
     for pid in processes:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError, FileNotFoundError):
+            rank = Path(f"/proc/{pid}/exe").readlink().name.startswith("python")
+            os.kill(pid, signal.SIGCONT if rank else signal.SIGKILL)

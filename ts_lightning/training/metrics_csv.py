@@ -3,18 +3,34 @@
 import csv
 import os
 import tempfile
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from ts_lightning.training.run_lock import RunLock
+
 
 class MetricsCSV(CSVLogger):
-    """Lightning's CSVLogger writing to `<folder>/metrics.csv`, going on behind the rows that are there."""
+    """Lightning's CSVLogger writing to `<folder>/metrics.csv`, going on behind the rows that are there.
+
+    With a `lock` it writes as its owner only: a process that woke up beside its successor adds no rows.
+    """
 
     def __init__(self, folder: str, version: str = "") -> None:
         super().__init__(folder, name="", version=version)
+        self.lock: RunLock | None = None
+
+    def save(self) -> None:
+        if self.lock is not None:
+            self.lock.check()
+        super().save()
+
+    def finalize(self, status: str) -> None:
+        with nullcontext() if status == "success" else suppress(ValueError):  # the failure has been said
+            super().finalize(status)
 
     @property
     def experiment(self) -> Any:

@@ -31,6 +31,11 @@ class RunKeeper(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.epoch = checkpoint["epoch"]
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.lock = self.lock
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         steps = trainer.strategy.broadcast(trainer.global_step)
         if steps != trainer.global_step:
@@ -54,12 +59,17 @@ class RunKeeper(Callback):
             self.lock.refresh()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self.lock is not None:
-            self.lock.release()
+        self._release(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if self.lock is not None:
-            self.lock.release()
+        self._release(trainer)
+
+    def _release(self, trainer: L.Trainer) -> None:
+        if self.lock is None or not self.lock.release():
+            return
+        for logger in trainer.loggers:  # Lightning writes once more at the very end
+            if isinstance(logger, MetricsCSV):
+                logger.lock = None
 
 
 def _before_validation(trainer: L.Trainer) -> bool:

@@ -64,11 +64,13 @@ class RunLock:
             with suppress(OSError):
                 os.utime(self.path)
 
-    def release(self) -> None:
-        """Remove the lock if it is still ours."""
+    def release(self) -> bool:
+        """Remove the lock if it is still ours, which is returned."""
         other = self._read()
-        if other is not None and other["token"] == self.me["token"]:
+        ours = other is not None and other["token"] == self.me["token"]
+        if ours:
             self.path.unlink(missing_ok=True)
+        return ours
 
     def _read(self) -> dict[str, Any] | None:
         try:
