@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ts_lightning.training import BaseModule, CheckpointIO, PredictionWriter
-from ts_lightning.training.class_paths import ALLOWED, EXTRA_VARIABLE, restrict_class_paths
+from ts_lightning.training.class_paths import ALLOWED, EXTRA_VARIABLE, FLAG, allowing, not_from_a_file, take_flag
 from ts_lightning.training.load import folder_model, stored_model
 from ts_lightning.training.metrics_csv import MetricsCSV
 from ts_lightning.training.random_state import RandomStates
@@ -58,6 +59,8 @@ class TSLightningCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        text = "Let configurations and checkpoints name classes of this package too; may be repeated; never in a file."
+        parser.add_argument(FLAG, type=not_from_a_file, default=SUPPRESS, metavar="PACKAGE", help=text)
         if subcommand == "fit":
             text = (
                 "Go on from the newest whole checkpoint in <default_root_dir>/checkpoints; false: start anew beside it."
@@ -189,7 +192,7 @@ def one_line(error: BaseException) -> str:
     )
     text = " ".join(line for line in lines if line and not line.startswith(noise))
     text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
-    allowed = f"expected a name under {', '.join(ALLOWED)} (your own packages: {EXTRA_VARIABLE})"
+    allowed = f"expected a name under {', '.join(ALLOWED)} (your own packages: {FLAG} NAME, or {EXTRA_VARIABLE})"
     text = re.sub(
         r"denied by the .* entry of the import path denylist\. Add the import path .* to allow it\.", allowed, text
     )
@@ -221,10 +224,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
     TS_LIGHTNING_DEBUG=1 shows the traceback instead.
     """
-    restrict_class_paths()
     _quiet()
     try:
-        TSLightningCLI(sys.argv[1:] if args is None else args)
+        rest, names = take_flag(sys.argv[1:] if args is None else args)
+        with allowing(names):
+            TSLightningCLI(rest)
     except USER_ERRORS as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise

@@ -1,4 +1,5 @@
 import functools
+import os
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ from jsonargparse._common import parsing_settings
 from torch import nn
 
 from ts_lightning.models.recorded import Recorded
-from ts_lightning.training.class_paths import EXTRA_VARIABLE, plain, restrict_class_paths
+from ts_lightning.training.class_paths import EXTRA_VARIABLE, allowing, plain, restrict_class_paths, take_flag
 from ts_lightning.training.schedule import WarmupCosine
 
 
@@ -92,3 +93,28 @@ def test_only_allowed_names_are_imported(name: str, extra: str, allowed: bool, m
         with pytest.raises(ArgumentError, match="not allowed"):
             parser.parse_args(["--it", name])
         assert "antigravity" not in sys.modules
+
+
+def test_the_flag_is_taken_out_of_the_arguments() -> None:
+    args = ["fit", "--allow_classes", "a.b,c", "-c", "x.yaml", "--allow_classes=d"]
+    assert take_flag(args) == (["fit", "-c", "x.yaml"], ["a.b", "c", "d"])
+    assert take_flag(["fit", "--allow_classes_x"]) == (["fit", "--allow_classes_x"], [])
+
+
+@pytest.mark.parametrize("args", [["--allow_classes"], ["--allow_classes="], ["--allow_classes", "*"]])
+def test_a_flag_without_a_package_is_refused(args: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^--allow_classes: seen .*expected .* package"):
+        take_flag(args)
+
+
+def test_names_are_allowed_beside_those_of_the_environment_and_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    for setting in ("import_path_verdicts", "import_paths_enforced", "instantiate_subclass_spec_in_any"):
+        monkeypatch.setitem(parsing_settings, setting, parsing_settings[setting])
+    monkeypatch.setenv(EXTRA_VARIABLE, "string")
+    with allowing(["fractions"]):
+        assert os.environ[EXTRA_VARIABLE] == "string,fractions"
+        assert parsing_settings["import_path_verdicts"]["fractions"]
+    assert os.environ[EXTRA_VARIABLE] == "string"
+    monkeypatch.delenv(EXTRA_VARIABLE)
+    with allowing([]):
+        assert EXTRA_VARIABLE not in os.environ

@@ -137,7 +137,7 @@ def load_rewards(paths: Mapping[str, str], options: Mapping[str, Mapping[str, An
         module, _, function = path.rpartition(".")
         if not any(module == prefix or module.startswith(prefix + ".") for prefix in allowed):
             raise ValueError(
-                f"rewards.{name}: seen {path!r}, expected a name under {', '.join(allowed)} (more by {EXTRA_VARIABLE})"
+                f"rewards.{name}: seen {path!r}, expected a name under {', '.join(allowed)} (more by --allow_classes)"
             )
         try:
             reward = getattr(import_module(module), function)

@@ -3,27 +3,77 @@
 import functools
 import inspect
 import os
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 from torch import nn
 
 ALLOWED = ("ts_lightning", "lightning.pytorch", "torch.optim", "torch.nn", "torchmetrics")  # torch has hub and more
 EXTRA_VARIABLE = "TS_LIGHTNING_CLASS_PREFIXES"
+FLAG = "--allow_classes"
 _PLAIN = (str, int, float, bool, type(None))
 
 
 def restrict_class_paths() -> None:
     """From now on a configuration or a checkpoint names classes of `ALLOWED` only; others are never imported.
 
-    Packages of your own are added by name: TS_LIGHTNING_CLASS_PREFIXES=my_package,other.part
+    Packages of your own are added by name: --allow_classes my_package on the command line, or
+    TS_LIGHTNING_CLASS_PREFIXES=my_package,other.part
     """
-    extra = [name.strip() for name in os.environ.get(EXTRA_VARIABLE, "").split(",") if name.strip()]
     set_parsing_settings(
         import_path_denylist=["*"],
-        import_path_allowlist=[*ALLOWED, *extra],
+        import_path_allowlist=[*ALLOWED, *_names(os.environ.get(EXTRA_VARIABLE, ""), EXTRA_VARIABLE)],
         instantiate_subclass_spec_in_any=False,
     )
+
+
+def take_flag(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """`args` without every `--allow_classes NAME[,NAME]`, and the names; ValueError for one that is no dotted name."""
+    rest: list[str] = []
+    names: list[str] = []
+    given = iter(args)
+    for arg in given:
+        if arg == FLAG or arg.startswith(FLAG + "="):
+            value = arg.partition("=")[2] if "=" in arg else next(given, "")
+            found = _names(value, FLAG)
+            if not found:
+                raise ValueError(f"{FLAG}: seen no name, expected that of a package: {FLAG} my_package")
+            names += found
+        else:
+            rest.append(arg)
+    return rest, names
+
+
+@contextmanager
+def allowing(names: Sequence[str]) -> Iterator[None]:
+    """The names are allowed beside those of the environment, here and in the processes that are started inside."""
+    before = os.environ.get(EXTRA_VARIABLE)
+    if names:
+        os.environ[EXTRA_VARIABLE] = ",".join([*([before] if before else []), *names])
+    try:
+        restrict_class_paths()
+        yield
+    finally:
+        if before is not None:
+            os.environ[EXTRA_VARIABLE] = before
+        else:
+            os.environ.pop(EXTRA_VARIABLE, None)
+
+
+def not_from_a_file(value: str) -> NoReturn:
+    """The type of the option in a parser: the flag was taken out before, so what arrives here is a file's."""
+    expected = f"expected {FLAG} on the command line or {EXTRA_VARIABLE}: a configuration cannot allow its own classes"
+    raise ValueError(f"seen {value!r} in a configuration, {expected}")
+
+
+def _names(text: str, where: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"{where}: seen {name!r}, expected the name of a package, such as my_package or my.module")
+    return names
 
 
 def plain(value: Any, where: str) -> Any:

@@ -1,0 +1,79 @@
+"""A package of one's own, allowed by the command line alone, for configurations and checkpoints."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from jsonargparse._common import parsing_settings
+
+from ts_lightning.cli import main
+from ts_lightning.training.class_paths import EXTRA_VARIABLE
+
+MODULE = "from ts_lightning.training import SFT\nclass Mine(SFT):\n    pass\n"
+
+
+@pytest.fixture(autouse=True)
+def _forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test allows and imports is unknown to the next."""
+    (tmp_path / "own_package.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv(EXTRA_VARIABLE, raising=False)
+    for setting in ("import_path_verdicts", "import_paths_enforced", "instantiate_subclass_spec_in_any"):
+        monkeypatch.setitem(parsing_settings, setting, parsing_settings[setting])
+    monkeypatch.delitem(sys.modules, "own_package", raising=False)
+
+
+@pytest.fixture
+def given(tmp_path: Path, shards: str) -> dict[str, Any]:
+    config = tiny.config(shards, tmp_path / "run")
+    config["model"]["class_path"] = "own_package.Mine"
+    config["trainer"]["max_steps"] = 1
+    return config
+
+
+def refused(capsys: pytest.CaptureFixture, *args: str) -> str:
+    capsys.readouterr()
+    assert main(list(args)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "own_package" not in sys.modules
+    return line
+
+
+def test_a_configuration_cannot_allow_classes(
+    given: dict[str, Any], shards: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    expected = "in a configuration, expected --allow_classes on the command line"
+    good = tiny.config(shards, tmp_path / "good")
+    for number, value in enumerate(("own_package", ["own_package"])):
+        path = tiny.save({**good, "allow_classes": value}, tmp_path / f"{number}.yaml")
+        message = refused(capsys, "fit", "-c", path)
+        assert f"allow_classes: seen {value!r}" in message
+        assert expected in message
+    outer = tiny.save({"fit": {"allow_classes": "own_package", **given}}, tmp_path / "outer.yaml")
+    assert expected in refused(capsys, "-c", outer, "fit")
+    late = tiny.save({**given, "allow_classes": "own_package"}, tmp_path / "late.yaml")
+    assert "own_package.Mine" in refused(capsys, "fit", "-c", late)
+
+
+def test_the_flag_allows_a_configuration(given: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tiny.save(given, tmp_path / "given.yaml")
+    assert "--allow_classes NAME" in refused(capsys, "fit", "-c", path)
+    assert main(["fit", "-c", path, "--allow_classes", "own_package"]) == 0
+    assert "allow_classes" not in (tmp_path / "run/config.yaml").read_text()
+    assert EXTRA_VARIABLE not in os.environ
+
+
+def test_the_flag_allows_a_checkpoint(
+    given: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = parsing_settings["import_path_verdicts"]
+    assert main(["fit", "-c", tiny.save(given, tmp_path / "given.yaml"), "--allow_classes", "own_package"]) == 0
+    monkeypatch.setitem(parsing_settings, "import_path_verdicts", before)
+    monkeypatch.delitem(sys.modules, "own_package")
+    (checkpoint,) = (tmp_path / "run/checkpoints").rglob("*.ckpt")
+    args = ["validate", "--ckpt_path", str(checkpoint), "--trainer.default_root_dir", str(tmp_path / "out")]
+    assert "own_package.Mine" in refused(capsys, *args)
+    assert main([*args, "--allow_classes=own_package"]) == 0
