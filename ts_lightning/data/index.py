@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from zlib import crc32
 
@@ -171,16 +171,29 @@ def check_manifest(manifest: Manifest, path: Path) -> None:
 
     Every byte is read: the index beside a tar is trusted by size and time, this is not.
     """
-    stored = json.loads(path.read_text())["shards"]
-    expected = {os.path.basename(shard["path"]): shard["sha256"] for shard in stored}
+    expected: dict[str, list[str]] = {}
+    for name, sha256 in _stored_hashes(path):
+        expected.setdefault(name, []).append(sha256)
+    count = sum(map(len, expected.values()))
     for shard in manifest.shards:
-        name = os.path.basename(shard.path)
-        if (seen := _sha256(shard.path)) != expected.get(name):
-            wanted = f"sha256 {expected[name][:12]}" if name in expected else f"one of {len(expected)} shards"
+        left = expected.get(os.path.basename(shard.path), [])
+        if (seen := _sha256(shard.path)) not in left:
+            wanted = f"sha256 {left[0][:12]}" if left else f"one of {count} shards"
             raise ValueError(f"{shard.path}: seen sha256 {seen[:12]}, expected {wanted} as in {path}")
-    missing = sorted(set(expected) - {os.path.basename(shard.path) for shard in manifest.shards})
-    if missing:
+        left.remove(seen)
+    if missing := sorted(name for name, left in expected.items() if left):
         raise ValueError(f"{missing[0]}: seen no such shard, expected it as in {path}")
+
+
+def _stored_hashes(path: Path) -> list[tuple[str, str]]:
+    """(file name, sha256) of every shard of a manifest file."""
+    try:
+        return [
+            (os.path.basename(shard["path"]), str(shard["sha256"])) for shard in json.loads(path.read_text())["shards"]
+        ]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        wanted = "a manifest made by tools/index_shards.py --out"
+        raise ValueError(f"{path}: seen no list of shards ({error!r:.80}), expected {wanted}") from None
 
 
 def index_shard(path: str) -> ShardIndex:
@@ -229,10 +242,19 @@ def _load(path: str) -> ShardIndex | None:
             return None
         members = np.array(stored.pop("members"), dtype=np.int64).reshape(-1, 3)
         index = ShardIndex(path=path, members=members, **stored)
-        whole = len(index.names) == len(members) == index.starts[-1] and len(index.tags) == len(index.keys)
-        return index if whole else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return index if _whole(index) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError):
         return None
+
+
+def _whole(index: ShardIndex) -> bool:
+    """Whether the parts fit together and every member lies inside the tar: a file beside a tar may be anyone's."""
+    if not len(index.keys) == len(index.tags) == len(index.starts) - 1:
+        return False
+    inside = (index.members[:, :2] >= 0).all() and (index.members[:, 1] <= index.size - index.members[:, 0]).all()
+    counted = len(index.names) == len(index.members) == index.starts[-1] and index.starts[0] == 0
+    ascending = all(a < b for a, b in pairwise(index.starts))
+    return bool(inside and counted and ascending and isinstance(index.bad, dict))
 
 
 def _save(index: ShardIndex) -> ShardIndex:

@@ -50,6 +50,10 @@ class ShardReader:
                     f"{shard.path}:{key}: member {name}: seen checksum {crc32(data[name]):08x}, "
                     f"expected {crc:08x} (the shard changed after it was indexed)"
                 )
+        if "json" not in data:
+            raise ValueError(
+                f"{shard.path}:{key}: seen an index without the record's json, expected {shard.path}.idx anew"
+            )
         record = data.pop("json")
         return record, [data[name] for name in sorted(data, key=image_order)]
 

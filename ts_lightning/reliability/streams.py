@@ -1,12 +1,7 @@
-"""Order on changing ranks and workers, damage of shards, two processes against one, the loader's speed."""
+"""Order on changing ranks and workers, two processes against one, the loader's speed."""
 
-import json
-import os
-import random
-import tarfile
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +12,9 @@ import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset
 
 from ts_lightning.bench.loader import make_pictures, peer
-from ts_lightning.data import Sample, ShardDataModule, ShardSource, index_shards
-from ts_lightning.data.index import check_manifest
+from ts_lightning.data import Sample, ShardDataModule, ShardSource
 from ts_lightning.data.order import TrainStream
 from ts_lightning.data.sample import Answer, SampleImage, Turn
-from ts_lightning.data.tar import scan_tar
 from ts_lightning.data.write import write_shards
 from ts_lightning.models.pixels import load_pixels
 from ts_lightning.reliability import kills, processes, tiny_run
@@ -80,44 +73,6 @@ def elastic(folder: Path, quick: bool) -> dict[str, Any]:
     compared, equal = compared + 1, equal + (next(iter(other.train_dataloader()))["ids"] == order[7:19])
     assert compared == equal, (compared, equal)
     return {"global_batches": compared, "identical": equal}
-
-
-def damage(folder: Path, quick: bool) -> dict[str, Any]:
-    """Item 9: against a manifest every byte; without one every cut before the end of the archive."""
-    paths = write_shards((tiny_run.sample(i) for i in range(4)), folder / "damage", "d", 4)
-    path, whole = paths[0], paths[0].read_bytes()
-    manifest_file = folder / "manifest.json"
-    manifest = index_shards(str(path))
-    manifest_file.write_text(json.dumps(manifest.summary()))
-    found = 0
-    places = range(0, len(whole), 41 if quick else 1)
-    for place in places:
-        with path.open("r+b") as file:
-            os.pwrite(file.fileno(), bytes([whole[place] ^ 1]), place)
-            found += _names(path, partial(check_manifest, manifest, manifest_file))
-            os.pwrite(file.fileno(), whole[place : place + 1], place)
-    with tarfile.open(path) as tar:
-        members = tar.getmembers()
-    last = members[-1]
-    end = last.offset_data + -(-last.size // 512) * 512 + 1024
-    boundaries = {m.offset for m in members} | {m.offset_data for m in members} | {end - 1024, end - 512}
-    rng = random.Random(0)
-    cuts = sorted(boundaries | {rng.randrange(end) for _ in range(100 if quick else 1000)})
-    cut_path = folder / "damage/cut.tar"
-    seen = 0
-    for cut in cuts:
-        cut_path.write_bytes(whole[:cut])
-        seen += _names(cut_path, partial(scan_tar, str(cut_path)))
-    assert (found, seen) == (len(places), len(cuts)), (found, len(places), seen, len(cuts))
-    return {"bytes_changed": len(places), "found": found, "cuts": len(cuts), "cuts_found": seen}
-
-
-def _names(path: Path, check: Any) -> bool:
-    try:
-        check()
-    except ValueError as error:
-        return str(path) in str(error)
-    return False
 
 
 def two_processes(folder: Path) -> dict[str, Any]:
