@@ -15,7 +15,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # zero-ulp comparisons need one thread count
 os.environ.setdefault("WANDB_MODE", "offline")
 
-from ts_lightning.reliability import damage, hostile, images, kills, slurm, streams
+from ts_lightning.reliability import damage, hostile, images, kills, slurm, stored_images, streams
 
 ITEMS = {
     "1": ("kills at random steps; one epoch", lambda d, quick: kills.kills(d, 3 if quick else 30)),
@@ -26,7 +26,7 @@ ITEMS = {
     "7": ("signals on two ranks", lambda d, quick: kills.signals(d, 5 if quick else 100)),
     "8": ("a rank dies or hangs", lambda d, quick: kills.lost_ranks(d)),
     "9": ("damaged shards", lambda d, quick: damage.damage(d, quick)),
-    "10": ("bad images", lambda d, quick: images.corpus()),
+    "10": ("bad images", lambda d, quick: images.corpus() | stored_images.both(d)),
     "11": ("malicious input", lambda d, quick: hostile.run(d)),
     "12": ("two processes against one", lambda d, quick: streams.two_processes(d)),
     "13": ("loader", lambda d, quick: streams.loader(d, quick)),

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import json
+import logging
 import mmap
 import os
 import tempfile
@@ -21,6 +22,7 @@ from ts_lightning.data.remote import fetch, is_url
 from ts_lightning.data.sample import SCHEMA_VERSION
 from ts_lightning.data.tar import Records, scan_tar
 
+log = logging.getLogger("ts_lightning.data")
 INDEX_VERSION = 2
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -205,6 +207,8 @@ def index_shard(path: str) -> ShardIndex:
             return old
         if old.sha256 == _sha256(path):
             return _save(replace(old, mtime_ns=stat.st_mtime_ns))
+    if old is not None:
+        log.warning(f"{path}: seen other bytes than when it was indexed; indexed anew, as it is now")
     records: Records = scan_tar(path)
     starts, rows = [0], []
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

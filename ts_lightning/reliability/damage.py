@@ -34,13 +34,13 @@ def changed_bytes(folder: Path, step: int) -> dict[str, int]:
     """Every `step`-th byte of a shard changed, against its manifest."""
     path = write_shards((tiny_run.sample(i) for i in range(4)), folder, "d", 4)[0]
     whole, manifest = path.read_bytes(), index_shards(str(path))
-    check = partial(check_manifest, manifest, _stored(folder, manifest))
+    check = partial(check_manifest, manifest, stored_manifest(folder, manifest))
     places = range(0, len(whole), step)
     found = 0
     with path.open("r+b") as file:
         for place in places:
             os.pwrite(file.fileno(), bytes([whole[place] ^ 1]), place)
-            found += _names(str(path), check)
+            found += names(str(path), check)
             os.pwrite(file.fileno(), whole[place : place + 1], place)
     assert found == len(places), (found, len(places))
     return {"bytes_changed": len(places), "found": found}
@@ -59,7 +59,7 @@ def cuts(folder: Path, count: int) -> dict[str, int]:
     found = 0
     for cut in places:
         path.write_bytes(whole[:cut])
-        found += _names(str(path), partial(scan_tar, str(path)))
+        found += names(str(path), partial(scan_tar, str(path)))
     assert found == len(places), (found, len(places))
     return {"cuts": len(places), "cuts_found": found}
 
@@ -125,17 +125,19 @@ def _together(key: list[str], place: int) -> bool:
 
 def _checker(folder: Path, paths: list[Path]) -> Callable[[], None]:
     """The check of what lies in `folder` now against the manifest of `paths`; the index is the one made before."""
-    manifest_file = _stored(folder, index_shards(paths))
+    manifest_file = stored_manifest(folder, index_shards(paths))
     return lambda: check_manifest(index_shards(f"{folder}/d-*.tar"), manifest_file)
 
 
-def _stored(folder: Path, manifest: Manifest) -> Path:
+def stored_manifest(folder: Path, manifest: Manifest) -> Path:
+    """The manifest's file, as tools/index_shards.py --out writes it."""
     path = folder / "manifest.json"
     path.write_text(json.dumps(manifest.summary()))
     return path
 
 
-def _names(name: str, check: Callable[[], object]) -> bool:
+def names(name: str, check: Callable[[], object]) -> bool:
+    """Whether the check refuses, with `name` in its one line."""
     try:
         check()
     except ValueError as error:
@@ -144,5 +146,5 @@ def _names(name: str, check: Callable[[], object]) -> bool:
 
 
 def _expect(name: str, check: Callable[[], object]) -> bool:
-    assert _names(name, check), f"{name}: not found"
+    assert names(name, check), f"{name}: not found"
     return True
