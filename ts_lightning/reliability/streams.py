@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,12 +29,22 @@ def encode(sample: Sample, for_generation: bool = False) -> dict[str, Any]:
     return {"input_ids": ids, "step_ids": ids, "pixel_values": pixels, "task": 0, "sample": sample.without_bytes()}
 
 
-def _module(shards: str, rank: int, ranks: int, workers: int, micro: int, batch: int) -> ShardDataModule:
+def _encode_in(workers: int, sample: Sample, for_generation: bool = False) -> dict[str, Any]:
+    """`encode`, in one of so many worker processes or in the rank's own."""
+    info = torch.utils.data.get_worker_info()
+    seen = 0 if info is None else info.num_workers
+    assert seen == workers, f"seen {seen} workers, expected {workers}"
+    return encode(sample, for_generation)
+
+
+def _module(shards: str, rank: int, ranks: int, workers: int, batch: int) -> ShardDataModule:
+    """One rank's data; batches that 5 divides are of a mixture."""
     mix = {name: ShardSource(shards, weight=weight) for name, weight in (("a", 1.0), ("b", 3.0))}
     source: dict[str, Any] = {"mix": mix} if batch % 5 == 0 else {"train": ShardSource(shards)}
     data = ShardDataModule(
-        **source, global_batch_size=batch, micro_batch_size=micro, num_workers=workers, encode=encode, pad_id=0
-    )
+        **source, global_batch_size=batch, micro_batch_size=1, num_workers=workers,
+        encode=partial(_encode_in, workers), pad_id=0,
+    )  # fmt: skip
     sharing = {"rank": rank, "num_replicas": ranks}
     data.trainer = SimpleNamespace(distributed_sampler_kwargs=sharing, overfit_batches=0, lightning_module=None)  # type: ignore[assignment]
     data.setup("fit")
@@ -40,39 +52,52 @@ def _module(shards: str, rank: int, ranks: int, workers: int, micro: int, batch:
 
 
 def elastic(folder: Path, quick: bool) -> dict[str, Any]:
-    """Item 3: 1, 4, 2, 3 ranks and 0, 1, 4 workers in turn, one source and a mixture, from unaligned positions."""
+    """Item 3: one source and a mixture on 1, 4, 2, 3 ranks and 0, 1, 4 workers.
+
+    First in turn, then each pair (quick: four of them) from a position that no whole number of its batches leads to.
+    """
     shards = tiny_run.write(folder / "shards", 96)
+    pairs = list(zip((1, 4, 2, 3), (0, 1, 4, 0), strict=True))
+    every = pairs if quick else list(product((1, 4, 2, 3), (0, 1, 4)))
     compared = equal = 0
-    for batch in (12, 60):
-        whole = _module(shards, 0, 1, 0, 1, batch)
-        expected = [b["ids"] for _, b in zip(range(7), whole.train_dataloader(), strict=False)]
-        state, position = whole.state_dict(), 0
-        for ranks, workers in zip((1, 4, 2, 3), (0, 1, 4, 0) if not quick else (0, 1, 2, 0), strict=True):
-            modules = [_module(shards, r, ranks, workers, 1, batch) for r in range(ranks)]
-            for data in modules:
-                data.load_state_dict(state)
+    for batch, before, unit in ((12, 7, 1), (60, 35, 5)):
+        order = [i for ids in _single(shards, unit, 6 * batch // unit) for i in ids]
+        state, position = _module(shards, 0, 1, 0, batch).state_dict(), 0
+        for ranks, workers in pairs:
             steps = 1 + ranks % 2
-            shares = []
-            for data in modules:
-                loader = data.train_dataloader()
-                shares.append([b["ids"] for _, b in zip(range(steps), loader, strict=False)])
-                for _ in range(steps):
-                    data.advance()
-            got = [[i for part in parts for i in part] for parts in zip(*shares, strict=True)]
-            equal += sum(a == b for a, b in zip(got, expected[position:], strict=False))
-            compared, position, state = compared + steps, position + steps, modules[0].state_dict()
-            for data in modules:
-                data.teardown()
-    # another batch size in the middle: the position is not a multiple of it
-    first, other = _module(shards, 0, 1, 0, 1, 7), _module(shards, 0, 1, 0, 1, 12)
-    next(iter(first.train_dataloader()))
-    first.advance()
-    other.load_state_dict(first.state_dict())
-    single = _module(shards, 0, 1, 0, 1, 1).train_dataloader()
-    order = [i for _, b in zip(range(19), single, strict=False) for i in b["ids"]]
-    compared, equal = compared + 1, equal + (next(iter(other.train_dataloader()))["ids"] == order[7:19])
+            batches, state = _share(shards, ranks, workers, batch, state, steps)
+            for got in batches:
+                equal += got == order[position : position + batch]
+                compared, position = compared + 1, position + batch
+        first = _module(shards, 0, 1, 0, before)
+        first.advance()
+        for ranks, workers in every:
+            (got,), _ = _share(shards, ranks, workers, batch, first.state_dict(), 1)
+            compared, equal = compared + 1, equal + (got == order[before : before + batch])
     assert compared == equal, (compared, equal)
     return {"global_batches": compared, "identical": equal}
+
+
+def _single(shards: str, batch: int, count: int) -> list[list[str]]:
+    """The ids of the first batches on one rank without workers."""
+    loader = _module(shards, 0, 1, 0, batch).train_dataloader()
+    return [b["ids"] for _, b in zip(range(count), loader, strict=False)]
+
+
+def _share(
+    shards: str, ranks: int, workers: int, batch: int, state: dict[str, Any], steps: int
+) -> tuple[list[list[str]], dict[str, Any]]:
+    """The ids of `steps` global batches from `state` on, the ranks' shares side by side, and the state behind them."""
+    shares = []
+    for rank in range(ranks):
+        data = _module(shards, rank, ranks, workers, batch)
+        data.load_state_dict(state)
+        shares.append([b["ids"] for _, b in zip(range(steps), data.train_dataloader(), strict=False)])
+        for _ in range(steps):
+            data.advance()
+        after = data.state_dict()
+        data.teardown()
+    return [[i for part in parts for i in part] for parts in zip(*shares, strict=True)], after
 
 
 def two_processes(folder: Path) -> dict[str, Any]:
