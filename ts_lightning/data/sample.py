@@ -1,6 +1,7 @@
 """The record of a shard: one scored question or one conversation, and its JSON."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -9,7 +10,9 @@ from typing import Any, NoReturn
 from ts_lightning.grounding.boxes import Box, check_box
 
 SCHEMA_VERSION = 1
+MAX_CHARACTERS = 200_000  # of all texts of a record; no model here reads a quarter of it
 IMAGE_MARK = "<image>"
+_HALF = re.compile(r"[\ud800-\udfff]")
 REGION_MARK = re.compile(r"\{region:(\d+)\}")
 
 
@@ -131,7 +134,7 @@ class Sample:
             if not isinstance(image.name, str) or not image.name:
                 _fail(where, f"images[{i}].name", image.name, "a file name")
             for name in ("width", "height"):
-                if not _is_int(getattr(image, name), 1):
+                if not _is_int(getattr(image, name), 1, 1_000_000):
                     _fail(where, f"images[{i}].{name}", getattr(image, name), "pixels, an integer above 0")
         for i, region in enumerate(self.regions):
             self._check_region(i, region)
@@ -142,6 +145,24 @@ class Sample:
             for index in _listed(self.answer.regions, where, "answer.regions"):
                 if not _is_int(index, 0, len(self.regions)):
                     _fail(where, "answer.regions", index, f"an index below {len(self.regions)}")
+        self._check_texts()
+
+    def _check_texts(self) -> None:
+        """The length of all texts, and that they are text: half a surrogate pair can't be written or tokenized."""
+        texts = [
+            *(turn.text for turn in self.turns),
+            *(text for r in self.regions for text in (r.phrase, r.category) if text is not None),
+            *([self.answer.text] if self.answer is not None and self.answer.text is not None else []),
+            *(self.answers or ()),
+            *(self.choices or ()),
+            *self.tags,
+            *(self.id, self.source, self.task, self.subtask or ""),
+        ]
+        if (count := sum(map(len, texts))) > MAX_CHARACTERS:
+            _fail(self.where, "texts", count, f"at most {MAX_CHARACTERS} characters in a record")
+        for text in texts:
+            if half := _HALF.search(text):
+                _fail(self.where, "texts", half[0], "text that can be written as UTF-8")
 
     def _check_region(self, i: int, region: SampleRegion) -> None:
         where, name = self.where, f"regions[{i}]"
@@ -152,7 +173,7 @@ class Sample:
                 _fail(where, f"{name}.{part}", getattr(region, part), "a string or null")
         if region.iscrowd not in (0, 1):
             _fail(where, f"{name}.iscrowd", region.iscrowd, "0 or 1")
-        if region.area_px is not None and not (_is_number(region.area_px) and region.area_px >= 0):
+        if region.area_px is not None and not (_is_number(region.area_px) and 0 <= region.area_px < math.inf):
             _fail(where, f"{name}.area_px", region.area_px, "pixels, a number from 0")
         forms = [form for form in ("box", "boxes", "points", "polygon") if getattr(region, form) is not None]
         if len(forms) > 1:
@@ -241,7 +262,8 @@ def _listed(value: Any, where: str, name: str) -> list[Any]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """A number, whole ones as far as a float holds them."""
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e300)
 
 
 def _is_int(value: object, low: int, below: float = float("inf")) -> bool:

@@ -115,8 +115,11 @@ class Encoder:
             if for_generation and i == last:
                 return text, []
             starts = [a for a, _ in turn.steps or step_spans(turn.text)]
-            pieces = [turn.text[a:b] for a, b in zip([0, *starts[1:]], [*starts[1:], None], strict=True)]
+            cuts = [0, *starts[1:]]
+            pieces = [turn.text[a:b] for a, b in zip(cuts, [*cuts[1:], None], strict=True)]
             pieces = [self.expand(piece, sample, mentioned) for piece in pieces]
+            # two steps that share a mark would write it where they meet
+            pieces = [_ESCAPE * self._in_mark(turn.text, a) + piece for a, piece in zip(cuts, pieces, strict=True)]
             pieces[0] = self.template.blank + pieces[0]
             pieces[-1] += self.template.end
             for piece in pieces:
@@ -143,14 +146,20 @@ class Encoder:
 
     def escape(self, text: str) -> str:
         """`text` without tokens that only the encoder may write."""
-        return self._marks.sub(lambda mark: mark[0][0] + _ESCAPE + mark[0][1:], text)
+        return self._marks.sub(lambda start: start[0] + _ESCAPE, text)
+
+    def _in_mark(self, text: str, place: int) -> bool:
+        """Whether a cut at `place` goes through a mark."""
+        return any(start.start() < place < start.end(1) for start in self._marks.finditer(text))
 
     @cached_property
     def _marks(self) -> re.Pattern[str]:
         added = {*self.tokenizer.get_added_vocab(), *self.codec.special_tokens, self.image_token} - STORED_MARKS
         # some tokenizers (Phi's) have added tokens for runs of blanks: those are text, no marks
         longest_first = sorted((mark for mark in added if len(mark) > 1 and mark.strip()), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)))
+        # the first character of every mark, so that marks which overlap are all broken
+        first = "".join(sorted({re.escape(mark[0]) for mark in longest_first}))
+        return re.compile(f"(?=[{first}])(?=({'|'.join(map(re.escape, longest_first))})).", re.DOTALL)
 
     def _region(self, index: int, sample: Any, mentioned: set[int] | None) -> str:
         region = sample.regions[index]
@@ -165,7 +174,8 @@ class Encoder:
             number = 1 + sum(earlier.image == region.image for earlier in sample.regions[:index])
             first = index not in mentioned
             mentioned.add(index)
-            return self.codec.reference(parts, size, region.image, number, region.phrase, first)
+            phrase = self.escape(region.phrase) if region.phrase else region.phrase
+            return self.codec.reference(parts, size, region.image, number, phrase, first)
         except ValueError as error:
             raise ValueError(f"{sample.key}: {{region:{index}}}: {error}") from None
 
@@ -199,6 +209,7 @@ class Encoder:
         pieces = [base(text, add_special_tokens=False)["input_ids"] for text in texts]
         self.base_tokenizer, self.tokenizer = base, copy.deepcopy(self.tokenizer)
         self.tokenizer.add_tokens([AddedToken(text, normalized=False, special=True) for text in texts])
+        self.__dict__.pop("_marks", None)
         return pieces
 
     def token_ids(self, texts: list[str]) -> list[int]:
