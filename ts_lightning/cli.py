@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import re
 import sys
 import warnings
 from argparse import SUPPRESS
@@ -19,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ts_lightning.training import BaseModule, CheckpointIO, PredictionWriter
-from ts_lightning.training.class_paths import ALLOWED, EXTRA_VARIABLE, FLAG, allowing, not_from_a_file, take_flag
+from ts_lightning.training.class_paths import FLAG, allowing, not_from_a_file, one_line, take_flag
 from ts_lightning.training.load import folder_model, stored_model
 from ts_lightning.training.metrics_csv import MetricsCSV
 from ts_lightning.training.random_state import RandomStates
@@ -28,6 +27,7 @@ from ts_lightning.training.run_directory import begin_run, first_process, keep_w
 from ts_lightning.training.run_keeper import RunKeeper
 from ts_lightning.training.signals import StopOnSignal
 from ts_lightning.training.watchdog import Watchdog
+from ts_lightning.training.yaml_loader import restrict_yaml
 
 DEBUG_VARIABLE = "TS_LIGHTNING_DEBUG"
 PICTURES = "ts_lightning.evaluation.pictures.PredictionPictures"
@@ -180,25 +180,6 @@ def _with_folder(args: list[str], folder: str) -> list[str]:
     return [args[0], "--config", json.dumps({"model": folder_model(folder)}), *rest]
 
 
-def one_line(error: BaseException) -> str:
-    """The message of a user's error on one line, without the noise of union types and tracebacks."""
-    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-    noise = (
-        "Does not validate against any of the Union",
-        "Subtypes:",
-        "Errors:",
-        "Expected a <class 'NoneType'>",
-        "Given value",
-    )
-    text = " ".join(line for line in lines if line and not line.startswith(noise))
-    text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
-    allowed = f"expected a name under {', '.join(ALLOWED)} (your own packages: {FLAG} NAME, or {EXTRA_VARIABLE})"
-    text = re.sub(
-        r"denied by the .* entry of the import path denylist\. Add the import path .* to allow it\.", allowed, text
-    )
-    return text[:1000] or type(error).__name__
-
-
 def _import(dotted: str) -> Any:
     module, name = dotted.rsplit(".", 1)
     return getattr(__import__(module, fromlist=[name]), name)
@@ -225,6 +206,7 @@ def main(args: Sequence[str] | None = None) -> int:
     TS_LIGHTNING_DEBUG=1 shows the traceback instead.
     """
     _quiet()
+    restrict_yaml()
     try:
         rest, names = take_flag(sys.argv[1:] if args is None else args)
         with allowing(names):

@@ -14,6 +14,7 @@ _SPLIT = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)")  # webdataset's rule: the key 
 _SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's names for remarks about the tar itself
 _IMAGE = re.compile(rf"(?:(\d+)\.)?(?:{'|'.join(EXTENSIONS)})")
 _BLOCK = tarfile.BLOCKSIZE
+MAX_JSON, MAX_MEMBER = 16 << 20, 256 << 20  # bytes: a record and a picture are read whole
 
 
 class Records(NamedTuple):
@@ -30,8 +31,9 @@ class Records(NamedTuple):
 def scan_tar(path: str) -> Records:
     """Every record of a plain tar. Raises ValueError, one line with the file, key, what was seen and expected, for:
 
-    an empty, cut or compressed file, bytes after the end, links and devices, unsafe names, a key that comes twice or
-    in two places, unknown members, a record without its JSON or without the pictures that its JSON names.
+    an empty, cut or compressed file, bytes after the end, links, devices and holes, unsafe names, members too large to
+    be a record or a picture, a key that comes twice or in two places, unknown members, a record without its JSON or
+    without the pictures that its JSON names.
     """
     size = os.path.getsize(path)
     if size == 0:
@@ -55,6 +57,7 @@ def _members(path: str, file: IO[bytes], size: int) -> list[tuple[str, int, int]
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
                 end = info.offset_data + info.size
+                limit = MAX_JSON if info.name.lower().endswith(".json") else MAX_MEMBER
                 if info.isreg() and end > size:
                     raise ValueError(
                         f"{path}: member {info.name}: seen {size - info.offset_data} of {info.size} bytes, "
@@ -62,10 +65,12 @@ def _members(path: str, file: IO[bytes], size: int) -> list[tuple[str, int, int]
                     )
                 if info.isdir():
                     continue
-                if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.issparse():
                     raise ValueError(f"{path}: member {info.name!r}: seen a link or device, expected a regular file")
                 if not _safe(info.name):
                     raise ValueError(f"{path}: member {info.name!r}: seen an unsafe name, expected a relative path")
+                if not 0 <= info.size <= limit:
+                    raise ValueError(f"{path}: member {info.name!r}: seen {info.size} bytes, expected at most {limit}")
                 if not _SKIPPED.match(info.name):
                     members.append((info.name, info.offset_data, info.size))
             end = tar.offset

@@ -135,10 +135,13 @@ def read_adapter(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / BASE
     try:
         stored = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"adapter {path}: seen {error}, expected a file made by save_pretrained") from None
     if not isinstance(stored, dict) or set(stored) != _KEYS:
         raise ValueError(f"adapter {path}: seen other keys, expected {', '.join(sorted(_KEYS))}")
+    for name in ("backbone", "options"):
+        if not isinstance(stored[name], dict):
+            raise ValueError(f"adapter {path}: {name}: seen {type(stored[name]).__name__}, expected an object")
     return stored
 
 

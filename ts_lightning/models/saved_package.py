@@ -62,11 +62,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"package: no {CONFIG} in {folder}, expected a folder made by save_pretrained")
     try:
         config = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"package {path}: seen no JSON ({error}), expected a file made by save_pretrained") from None
     if not isinstance(config, dict) or set(config) != _KEYS or config["format"] != FORMAT:
         seen = sorted(config) if isinstance(config, dict) else type(config).__name__
         raise ValueError(f"package {path}: seen {seen}, expected format {FORMAT} with {', '.join(sorted(_KEYS))}")
+    for name in ("backbone", "options"):
+        if not isinstance(config[name], dict):
+            raise ValueError(f"package {path}: {name}: seen {type(config[name]).__name__}, expected an object")
     return config
 
 

@@ -143,6 +143,9 @@ def load_rewards(paths: Mapping[str, str], options: Mapping[str, Mapping[str, An
             reward = getattr(import_module(module), function)
         except (ImportError, AttributeError) as error:
             raise ValueError(f"rewards.{name}: seen {path!r} ({error}), expected a function") from None
+        home = str(getattr(reward, "__module__", ""))  # a module may have imported what is no reward
+        if not any(home == prefix or home.startswith(prefix + ".") for prefix in allowed):
+            raise ValueError(f"rewards.{name}: seen {path!r} of {home!r}, expected a function of {', '.join(allowed)}")
         rewards[name] = partial(reward, **options[name]) if name in options else reward
     return rewards
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,6 +61,7 @@ class CheckpointIO(LightningCheckpointIO):
                 f"checkpoint {path}: truncated or changed since it was saved: seen {path.stat().st_size} bytes with "
                 f"sha256 {seen[:12]}, expected sha256 {expected[0][:12]} of {sidecar(path).name}"
             )
+        _refuse_compressed(path)
         try:
             checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:  # torch, pickle and zipfile each raise their own
@@ -80,6 +82,15 @@ class CheckpointIO(LightningCheckpointIO):
         path = Path(path)
         path.unlink(missing_ok=True)
         sidecar(path).unlink(missing_ok=True)
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Torch never compresses; a file that unpacks to more than its own size is made to fill the memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+        if size > path.stat().st_size:
+            raise ValueError(f"checkpoint {path}: seen {size} bytes inside, expected at most {path.stat().st_size}")
 
 
 def sidecar(path: Path) -> Path:

@@ -3,11 +3,12 @@
 import functools
 import inspect
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from torch import nn
 
 ALLOWED = ("ts_lightning", "lightning.pytorch", "torch.optim", "torch.nn", "torchmetrics")  # torch has hub and more
@@ -109,9 +110,31 @@ def _spec(cls: type, init_args: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def instantiate(base: type, class_path: str, init_args: dict[str, Any]) -> Any:
-    """Build the object that a plain description names; it has to be a `base`, and allowed."""
+    """Build the object that a plain description names; it has to be a `base`, and allowed, or ValueError."""
     restrict_class_paths()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, "it", fail_untyped=False)
-    config = parser.parse_object({"it": {"class_path": class_path, "init_args": init_args}})
+    try:
+        config = parser.parse_object({"it": {"class_path": class_path, "init_args": init_args}})
+    except ArgumentError as error:
+        raise ValueError(one_line(error).removeprefix("it: ")) from None
     return parser.instantiate(config).it
+
+
+def one_line(error: BaseException) -> str:
+    """The message of a user's error on one line, without the noise of union types and tracebacks."""
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    noise = (
+        "Does not validate against any of the Union",
+        "Subtypes:",
+        "Errors:",
+        "Expected a <class 'NoneType'>",
+        "Given value",
+    )
+    text = " ".join(line for line in lines if line and not line.startswith(noise))
+    text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
+    allowed = f"expected a name under {', '.join(ALLOWED)} (your own packages: {FLAG} NAME, or {EXTRA_VARIABLE})"
+    text = re.sub(
+        r"denied by the .* entry of the import path denylist\. Add the import path .* to allow it\.", allowed, text
+    )
+    return text[:1000] or type(error).__name__

@@ -69,7 +69,7 @@ def standalone_model(folder: Path) -> dict[str, Any]:
         backbone = dict(stored["backbone"])
         backbone["init_args"] = {**backbone["init_args"], "pretrained": str(folder)}
         max_new_tokens = int(stored["max_new_tokens"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{folder / STANDALONE}: seen {error!r}, expected a file made by the export") from None
     for part in ("package", "adapter"):
         if (folder / part).is_dir():
@@ -82,12 +82,14 @@ def standalone_model(folder: Path) -> dict[str, Any]:
 
 def stored_model(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """The {class_path, init_args} of a checkpoint's module; the vlm's `init_from` is dropped, own weights follow."""
-    hparams = dict(checkpoint.get("hyper_parameters") or {})
+    given = checkpoint.get("hyper_parameters")
+    hparams = dict(given) if isinstance(given, dict) else {}
     class_path = hparams.pop("_class_path", None)
-    if class_path is None:
+    if not isinstance(class_path, str):
         raise ValueError(f"checkpoint {path}: seen no module class, expected a checkpoint written by ts_lightning")
     hparams.pop("_instantiator", None)
-    vlm_args = (hparams.get("vlm") or {}).get("init_args", {})
-    if vlm_args.get("init_from"):
+    vlm = hparams.get("vlm")
+    vlm_args = vlm.get("init_args") if isinstance(vlm, dict) else None
+    if isinstance(vlm_args, dict) and vlm_args.get("init_from"):
         hparams["vlm"] = {**hparams["vlm"], "init_args": {**vlm_args, "init_from": None}}
     return {"class_path": class_path, "init_args": hparams}

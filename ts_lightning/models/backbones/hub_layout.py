@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AddedToken, AutoTokenizer
 
@@ -67,7 +68,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a saved model."""
     try:
         return dict(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"pretrained: seen no config.json of a model in {folder} ({error})") from None
 
 
@@ -82,7 +83,7 @@ def load_weights_of(kind: Any, folder: Path, config: Any, dtype: str, fresh: Seq
             use_safetensors=True,
             local_files_only=True,
         )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"pretrained: {folder}: {str(error).splitlines()[0][:200]}") from None
     missing = sorted(key for key in info["missing_keys"] if not any(name in key for name in fresh))
     if missing:
@@ -99,9 +100,9 @@ def load_tokenizer(folder: Path | str, image_token: str, end: str) -> Any:
     never generated, an end must be.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0][:200]
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers' own parser raises plain Exceptions
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise ValueError(f"pretrained: seen no tokenizer in {folder} ({reason}), expected tokenizer.json") from None
     if not tokenizer.is_fast:
         raise ValueError(f"pretrained: seen a slow tokenizer in {folder}, expected tokenizer.json (offsets are needed)")

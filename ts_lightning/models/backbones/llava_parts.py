@@ -1,6 +1,7 @@
 """A LLaVA folder out of a LLaMA folder and a CLIP folder, with a projector that has to be trained."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -56,6 +57,8 @@ def _load(kind: Any, folder: Path, types: tuple[str, ...], dtype: str) -> Any:
         model, info = kind.from_pretrained(
             folder, dtype=getattr(torch, dtype), output_loading_info=True, local_files_only=True
         )
+    except UnpicklingError:
+        raise ValueError(f"{folder}: seen pickled weights that hold more than tensors, expected safetensors") from None
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{folder}: {str(error).splitlines()[0][:200]}") from None
     if missing := sorted(info["missing_keys"]):
