@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "rl": {"grounding", "models", "losses", "metrics", "data"},
     "training": {"grounding", "models", "losses", "metrics", "data", "rl"},
     "cli": {"grounding", "models", "losses", "metrics", "data", "rl", "training"},
+    "__main__": {"cli"},
     "pipelines": {"grounding", "data"},
     **{leaf: {"grounding", "models", "losses", "metrics", "data", "rl", "training", "cli", *LEAVES} for leaf in LEAVES},
 }
