@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ts_lightning.models.packing import PAD_BRANCH, branch_mask
+from ts_lightning.models.sharding import all_ranks_done, is_sharded
 
 Sampler = Callable[[Tensor], Tensor]
 
@@ -139,7 +140,8 @@ def decode(
 def generate_texts(vlm: Decodes, batch: Mapping[str, Any], max_new_tokens: int) -> list[str]:
     """Greedy answers; marks of the codecs stay in the text, the end mark and padding do not."""
     stop = {vlm.tokenizer.eos_token_id}
-    tokens = list(decode(prefill(vlm, batch), greedy, stop, max_new_tokens))
+    together = {"all_done": all_ranks_done} if is_sharded(vlm) else {}
+    tokens = list(decode(prefill(vlm, batch), greedy, stop, max_new_tokens, **together))
     drop = {*stop, vlm.pad_id}
     rows = [[t for t in row if t not in drop] for row in torch.stack(tokens, 1).tolist()]
     return [vlm.tokenizer.decode(row, skip_special_tokens=False).strip() for row in rows]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ts_lightning.models.sharding import local, part_like
+
 PREFIX = "vlm."
 
 
@@ -57,5 +59,5 @@ def load_weights(
             shapes = f"seen shape {list(value.shape)}, expected {list(own[name].shape)}"
             raise ValueError(f"checkpoint: weight {name}: {shapes}")
     for name, value in source.items():
-        own[name].copy_(value)
+        local(own[name]).copy_(local(part_like(value, own[name])))
     return set(source)

@@ -3,10 +3,10 @@
 Legend: B rows, T positions, N loss positions, H hidden size, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from ts_lightning.models.recorded import Recorded
 from ts_lightning.models.routing import Routing, keep_routing, routing
 from ts_lightning.models.task_router import TaskRouter
 from ts_lightning.models.zero_gradients import with_zero_gradients
+
+Result = TypeVar("Result")
 
 
 class VLM(Recorded, nn.Module):
@@ -150,7 +152,14 @@ class VLM(Recorded, nn.Module):
 
     def generate(self, batch: Mapping[str, Any], max_new_tokens: int = 64) -> list[str]:
         """Greedy answers of a batch of prompts, special tokens of the codecs kept."""
-        return generate_texts(self, batch, max_new_tokens)
+        return self.run(generate_texts, batch, max_new_tokens)
+
+    def run(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        """`function(self, ...)` as one forward: where weights are sharded (`models.sharding`) they are gathered for it.
+
+        What calls parts of the vlm, and not the vlm itself, goes through here.
+        """
+        return function(self, *args, **kwargs)
 
     def identity(self) -> dict[str, Any]:
         """Which base this is: class, name and sha256 of its weights before anything was added or trained."""

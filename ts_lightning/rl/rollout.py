@@ -7,10 +7,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, distributed
+from torch import Tensor
 
 from ts_lightning.data.sample import Sample
 from ts_lightning.losses import group_advantages
+from ts_lightning.models.sharding import all_ranks_done
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.completion import Completion, answer_objects
 from ts_lightning.rl.diagnostics import Watch, rollout_figures, sum_over_ranks
@@ -112,8 +113,8 @@ class RolloutCallback(Callback):
         trains = vlm.training
         vlm.eval()
         try:
-            sampled = sample_groups(
-                vlm,
+            sampled = vlm.run(
+                sample_groups,
                 batch,
                 self.num_generations,
                 self.max_new_tokens,
@@ -160,13 +161,3 @@ def _completion(vlm: VLM, sample: Sample, ids: list[int], stopped: bool) -> Comp
     spoken = ids[:-1] if ids and ids[-1] == vlm.tokenizer.eos_token_id else ids
     text = vlm.tokenizer.decode(spoken, skip_special_tokens=False)
     return Completion(text, ids, stopped, answer_objects(text, vlm.codec, sample))
-
-
-def all_ranks_done(done_N: Tensor) -> bool:
-    """Whether every completion of every rank has ended: forwards of sharded weights wait for each other."""
-    done = done_N.all()
-    if distributed.is_available() and distributed.is_initialized():
-        flag = done.to(torch.int32)
-        distributed.all_reduce(flag, distributed.ReduceOp.MIN)
-        done = flag.bool()
-    return bool(done)

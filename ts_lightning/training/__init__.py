@@ -3,6 +3,7 @@
 from ts_lightning.training.base import BaseModule
 from ts_lightning.training.callbacks import PredictionWriter
 from ts_lightning.training.checkpoint_io import CheckpointIO
+from ts_lightning.training.fsdp2 import FSDP2Strategy
 from ts_lightning.training.grpo import GRPO
 from ts_lightning.training.load import load
 from ts_lightning.training.lora_sft import LoRASFT
@@ -16,6 +17,7 @@ __all__ = [
     "SFT",
     "BaseModule",
     "CheckpointIO",
+    "FSDP2Strategy",
     "LoRASFT",
     "PredictionWriter",
     "SaveCheckpoints",

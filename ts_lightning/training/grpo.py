@@ -85,8 +85,8 @@ class GRPO(BaseModule):
         reference_NS = None
         if self.reference is not None:
             with self.reference.active():
-                reference_NS = group_log_probs(self.vlm, batch, rollout.token_ids, rollout.temperature).logp_NT
-        scores = group_log_probs(self.vlm, batch, rollout.token_ids, rollout.temperature)
+                reference_NS = self.vlm.run(group_log_probs, batch, rollout.token_ids, rollout.temperature).logp_NT
+        scores = self.vlm.run(group_log_probs, batch, rollout.token_ids, rollout.temperature)
         terms = self.terms(batch, scores.logp_NT, rollout.old_logp_NS, reference_NS)
         tokens_N = rollout.mask_NS.sum(1).clamp(min=1)
         share_N = terms.weight if self.loss_type in ("dapo", "bnpo") else torch.ones_like(terms.weight)

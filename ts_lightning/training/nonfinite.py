@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, distributed
 
+from ts_lightning.training.optimizer import total_norm
+
 log = logging.getLogger("ts_lightning.training")
 LISTED = 20
 
@@ -34,7 +36,7 @@ class SkipNonFinite(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = _norm([p.grad for p in parameters if p.grad is not None])
+        norm = total_norm([p.grad for p in parameters if p.grad is not None])
         losses = [losses_B.sum() for _, losses_B in getattr(pl_module, "row_record", [])]
         bad = (~torch.isfinite(torch.stack([norm, *losses]).sum())).float()
         if trainer.world_size > 1:
@@ -70,13 +72,6 @@ class SkipNonFinite(Callback):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
-
-
-def _norm(gradients: list[Tensor]) -> Tensor:
-    if not gradients:
-        return torch.zeros(())
-    norm = torch.nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded gradients: the norm over all ranks
 
 
 def _keys(pl_module: L.LightningModule, batch: dict[str, Any]) -> tuple[list[str], list[str]]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ts_lightning.models.package import PREFIX, check_base
+from ts_lightning.models.sharding import gathered
 from ts_lightning.models.vlm import VLM
 from ts_lightning.training.class_paths import plain
 
@@ -22,8 +23,8 @@ def stored_hparams(module: object, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pack(module: "TrainedModule", checkpoint: dict[str, Any]) -> None:
-    """Replace the full state by what trained, and name the module class and the base (class, name, sha256)."""
-    checkpoint["state_dict"] = {PREFIX + k: v for k, v in module.vlm.trainable_state_dict().items()}
+    """Replace the full state by what trained, and name the module class and the base (class, name, sha256); every rank calls."""
+    checkpoint["state_dict"] = {PREFIX + k: gathered(v) for k, v in module.vlm.trainable_state_dict().items()}
     checkpoint["base"] = module.vlm.identity()
     checkpoint["class_path"] = class_path(module)
     checkpoint["data_config"] = module.data_config

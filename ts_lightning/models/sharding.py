@@ -1,0 +1,68 @@
+"""A vlm whose weights are shared out between ranks (FSDP2), and whole tensors of it for files."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def shard(vlm: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh) -> None:
+    """Give each rank its part of every parameter: one group for each decoder layer, one for all the rest.
+
+    The rest (vision tower, embedding, head, rows of tokens) is gathered for the length of a forward and a backward of
+    the vlm: a rank without pictures must not keep others waiting, and the head runs as often as a rank has tokens.
+    Scalars (alpha) have nothing to share out: they stay whole, see `whole_parameters`. Files and gradients of zero rely
+    on every weight being a part again once a forward ends, so the root group is no exception.
+    """
+    kept = set(whole_parameters(vlm))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
+    fully_shard(vlm, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
+    register_fsdp_forward_method(vlm, "run")
+
+
+def is_sharded(module: object) -> bool:
+    """Whether `shard` was called on it."""
+    return isinstance(module, FSDPModule)
+
+
+def whole_parameters(vlm: nn.Module) -> list[nn.Parameter]:
+    """The parameters that every rank holds whole; nobody averages their gradients but the strategy."""
+    return [parameter for parameter in vlm.parameters() if parameter.ndim == 0]
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """A sharded tensor whole, in rank 0's main memory; the others take part and get an empty one.
+
+    Any other tensor is returned as it is. Every rank has to call it.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    full = tensor.detach().full_tensor()
+    return full.cpu() if distributed.get_rank() == 0 else full.new_empty(0, device="cpu")
+
+
+def part_like(whole: Tensor, parameter: Tensor) -> Tensor:
+    """This rank's part of a tensor that all ranks have, sharded as `parameter` is; the tensor itself if that is not."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    mesh = parameter.device_mesh
+    return distribute_tensor(whole.to(parameter.device), mesh, parameter.placements, src_data_rank=None)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The memory of this rank's part."""
+    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def all_ranks_done(done_N: Tensor) -> bool:
+    """Whether every completion of every rank has ended: forwards of sharded weights wait for each other."""
+    done = done_N.all()
+    if distributed.is_available() and distributed.is_initialized():
+        flag = done.to(torch.int32)
+        distributed.all_reduce(flag, distributed.ReduceOp.MIN)
+        done = flag.bool()
+    return bool(done)
