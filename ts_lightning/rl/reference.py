@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ts_lightning.models.backbones.base import tensor_bytes
 from ts_lightning.models.lora import LoRAVLM
+from ts_lightning.models.package import load_weights
+from ts_lightning.models.sharding import gathered, is_sharded, local, part_like
 from ts_lightning.models.twin_vlm import TwinExpertVLM
 from ts_lightning.models.vlm import VLM
 
@@ -28,6 +30,7 @@ class ReferencePolicy:
     def __init__(self, vlm: VLM, offload: bool = False) -> None:
         self.vlm = vlm
         self.held: dict[str, Tensor] = {}
+        self.digest: str | None = None  # of `held`, from when it was whole
         if isinstance(vlm, TwinExpertVLM):
             _add_frozen_package(vlm)
         elif not (isinstance(vlm, LoRAVLM) and vlm.init_args.get("init_from") is None):
@@ -35,6 +38,13 @@ class ReferencePolicy:
                 if parameter.requires_grad:
                     value = parameter.detach()
                     self.held[name] = value.cpu().clone() if offload else value.clone()
+
+    def shard(self) -> None:
+        """Keep this rank's part of the copy, now that the vlm has its part of the weights."""
+        self.digest = self.sha256()
+        parameters = dict(self.vlm.named_parameters())
+        for name, value in self.held.items():
+            self.held[name] = local(part_like(value, parameters[name])).to(value.device)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -60,9 +70,23 @@ class ReferencePolicy:
 
     @contextmanager
     def _with_held(self) -> Iterator[None]:
-        """Parameters point to the copy for the time of a forward without gradients; nothing is copied on the device."""
-        own = {name: parameter.data for name, parameter in self.vlm.named_parameters() if name in self.held}
+        """Parameters point to the copy for the time of a forward without gradients; nothing is copied on the device.
+
+        Sharded ones are gathered from memory of their own: there the contents change places.
+        """
         parameters = dict(self.vlm.named_parameters())
+        if is_sharded(self.vlm):
+            parts = {name: local(parameters[name]) for name in self.held}
+            kept = {name: part.clone() for name, part in parts.items()}
+            try:
+                for name, value in self.held.items():
+                    parts[name].copy_(value)
+                yield
+            finally:
+                for name, value in kept.items():
+                    parts[name].copy_(value)
+            return
+        own = {name: parameters[name].data for name in self.held}
         try:
             for name, value in self.held.items():
                 parameters[name].data = value.to(own[name].device)
@@ -74,15 +98,14 @@ class ReferencePolicy:
     def state_dict(self) -> dict[str, Any]:
         """Tensors of TWIST's frozen package; otherwise the copy's sha256: it is made from `init_from` again."""
         if isinstance(self.vlm, TwinExpertVLM):
-            return {"tensors": {k: v.detach() for k, v in self.vlm.package_tensors(REFERENCE).items()}}
+            return {"tensors": {k: gathered(v.detach()) for k, v in self.vlm.package_tensors(REFERENCE).items()}}
         return {"sha256": self.sha256()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Become the reference of a checkpoint; ValueError where `init_from` gives another one now."""
         if "tensors" in state and isinstance(self.vlm, TwinExpertVLM):
             with torch.no_grad():
-                for name, tensor in self.vlm.package_tensors(REFERENCE).items():
-                    tensor.copy_(state["tensors"][name])
+                load_weights(self.vlm.package_tensors(REFERENCE), state["tensors"])
         elif state.get("sha256") != self.sha256():
             raise ValueError(
                 f"reference policy: seen weights {self.sha256()[:12]}, expected {str(state.get('sha256'))[:12]} as in "
@@ -91,6 +114,8 @@ class ReferencePolicy:
 
     def sha256(self) -> str:
         """Of the names and bytes of the copy."""
+        if self.digest is not None:
+            return self.digest
         digest = hashlib.sha256()
         for name, value in sorted(self.held.items()):
             digest.update(name.encode())

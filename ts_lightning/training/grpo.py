@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from ts_lightning.losses import LOSS_TYPES, RATIOS, GRPOTerms, grpo_terms
+from ts_lightning.models.sharding import is_sharded
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.log_probs import group_log_probs
 from ts_lightning.rl.reference import ReferencePolicy
@@ -65,6 +66,11 @@ class GRPO(BaseModule):
         super().setup(stage)
         if stage == "fit" and self.kl_coeff and self.reference is None:
             self.reference = ReferencePolicy(self.vlm, self.offload_reference)
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.reference is not None and is_sharded(self.vlm):
+            self.reference.shard()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         if "rollout" not in batch:
