@@ -62,6 +62,8 @@ def clip_sharded(optimizer: Optimizer, limit: float, algorithm: str) -> None:
     """Lightning's clipping, by "norm" or "value", where some gradients are sharded and some are whole."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     parts = [local(gradient) for gradient in gradients]
+    if not parts:  # a step that is skipped
+        return
     if algorithm == "value":
         torch._foreach_clamp_min_(parts, -limit)
         torch._foreach_clamp_max_(parts, limit)
