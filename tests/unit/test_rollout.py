@@ -208,7 +208,7 @@ from torch import distributed
 from test_shared_prefix import prompt, twin
 from ts_lightning.data.collate import collate
 from ts_lightning.models import generate
-from ts_lightning.rl.rollout import all_ranks_done
+from ts_lightning.models.sharding import all_ranks_done
 from ts_lightning.rl.sampling import sample_groups
 
 rank = int(sys.argv[1])

@@ -101,13 +101,18 @@ def banned_tokens(vlm: Decodes) -> list[int]:
     return [vlm.backbone.image_token_id, vlm.pad_id]
 
 
+def all_rows_done(done_B: Tensor) -> bool:
+    """Whether every row has stopped."""
+    return bool(done_B.all())
+
+
 def decode(
     state: DecodeState,
     sampler: Sampler,
     stop_ids: set[int],
     max_new_tokens: int,
     stop_sequence: Sequence[int] = (),
-    all_done: Callable[[Tensor], bool] = lambda done_B: bool(done_B.all()),
+    all_done: Callable[[Tensor], bool] = all_rows_done,
 ) -> Iterator[Tensor]:
     """Token ids [B], step by step, until every row has stopped; a stopped row gives the padding token.
 
@@ -140,8 +145,8 @@ def decode(
 def generate_texts(vlm: Decodes, batch: Mapping[str, Any], max_new_tokens: int) -> list[str]:
     """Greedy answers; marks of the codecs stay in the text, the end mark and padding do not."""
     stop = {vlm.tokenizer.eos_token_id}
-    together = {"all_done": all_ranks_done} if is_sharded(vlm) else {}
-    tokens = list(decode(prefill(vlm, batch), greedy, stop, max_new_tokens, **together))
+    all_done = all_ranks_done if is_sharded(vlm) else all_rows_done
+    tokens = list(decode(prefill(vlm, batch), greedy, stop, max_new_tokens, all_done=all_done))
     drop = {*stop, vlm.pad_id}
     rows = [[t for t in row if t not in drop] for row in torch.stack(tokens, 1).tolist()]
     return [vlm.tokenizer.decode(row, skip_special_tokens=False).strip() for row in rows]

@@ -41,7 +41,7 @@ def gathered(tensor: Tensor) -> Tensor:
     """
     if not isinstance(tensor, DTensor):
         return tensor
-    full = tensor.detach().full_tensor()
+    full: Tensor = tensor.full_tensor().detach()
     return full.cpu() if distributed.get_rank() == 0 else full.new_empty(0, device="cpu")
 
 
@@ -55,7 +55,7 @@ def part_like(whole: Tensor, parameter: Tensor) -> Tensor:
 
 def local(tensor: Tensor) -> Tensor:
     """The memory of this rank's part."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
 
 
 def all_ranks_done(done_N: Tensor) -> bool:

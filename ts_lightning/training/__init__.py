@@ -11,6 +11,7 @@ from ts_lightning.training.save_checkpoints import SaveCheckpoints
 from ts_lightning.training.schedule import WarmupCosine
 from ts_lightning.training.sft import SFT
 from ts_lightning.training.stepwise_sft import StepwiseSFT
+from ts_lightning.training.zero2 import ZeRO2Strategy
 
 __all__ = [
     "GRPO",
@@ -23,5 +24,6 @@ __all__ = [
     "SaveCheckpoints",
     "StepwiseSFT",
     "WarmupCosine",
+    "ZeRO2Strategy",
     "load",
 ]

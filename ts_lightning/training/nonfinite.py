@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, distributed
+from torch import distributed
 
 from ts_lightning.training.optimizer import total_norm
 

@@ -23,7 +23,10 @@ def stored_hparams(module: object, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pack(module: "TrainedModule", checkpoint: dict[str, Any]) -> None:
-    """Replace the full state by what trained, and name the module class and the base (class, name, sha256); every rank calls."""
+    """Replace the full state by what trained, and name the module class and the base (class, name, sha256).
+
+    Sharded weights are gathered: every rank has to call it.
+    """
     checkpoint["state_dict"] = {PREFIX + k: gathered(v) for k, v in module.vlm.trainable_state_dict().items()}
     checkpoint["base"] = module.vlm.identity()
     checkpoint["class_path"] = class_path(module)
