@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
 from ts_lightning.training.optimizer import total_norm
+from ts_lightning.training.zero2 import ZeRO2Strategy
 
 log = logging.getLogger("ts_lightning.training")
 LISTED = 20
@@ -36,7 +37,8 @@ class SkipNonFinite(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = total_norm([p.grad for p in parameters if p.grad is not None])
+        elsewhere = trainer.strategy.gradients() if isinstance(trainer.strategy, ZeRO2Strategy) else []
+        norm = total_norm([p.grad for p in parameters if p.grad is not None] + elsewhere)
         losses = [losses_B.sum() for _, losses_B in getattr(pl_module, "row_record", [])]
         bad = (~torch.isfinite(torch.stack([norm, *losses]).sum())).float()
         if trainer.world_size > 1:
@@ -44,6 +46,8 @@ class SkipNonFinite(Callback):
         if bad > 0:
             for parameter in parameters:
                 parameter.grad = None
+            for gradient in elsewhere:
+                gradient.fill_(float("nan"))  # what DeepSpeed skips a step for
             self.skipped += 1
             self.in_a_row += 1
             self._report(trainer, pl_module)

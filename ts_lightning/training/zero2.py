@@ -43,6 +43,11 @@ class ZeRO2Strategy(DeepSpeedStrategy):
             "(micro_batch_size = global_batch_size / ranks; FSDP2 takes several)"
         )
 
+    def gradients(self) -> list[Tensor]:
+        """This rank's part of the gradients, between backward and step: parameters have none here."""
+        groups = self.optimizers[0].averaged_gradients.values()  # type: ignore[attr-defined]
+        return [gradient for group in groups for gradient in group or []]
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Nothing: the module packs what trained by itself (`package_state.pack`)."""
         return {}
