@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -10,18 +9,17 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from ts_lightning.losses import num_loss_rows
-from ts_lightning.models.sharding import is_sharded, shard
 from ts_lightning.models.vlm import VLM
 from ts_lightning.training.callbacks import DataPosition, Throughput
-from ts_lightning.training.fsdp2 import FSDP2Strategy
+from ts_lightning.training.fsdp2 import ShardedModule
 from ts_lightning.training.nonfinite import SkipNonFinite
-from ts_lightning.training.optimizer import build_optimizer, clip_sharded, gradient_sync
+from ts_lightning.training.optimizer import build_optimizer, gradient_sync
 from ts_lightning.training.package_state import pack, stored_hparams, unpack
 from ts_lightning.training.schedule import WarmupCosine, planned_steps
 from ts_lightning.training.validation import SuiteMetrics, prediction_records
 
 
-class BaseModule(L.LightningModule):
+class BaseModule(ShardedModule):
     """Wires a vlm, an optimizer and a schedule; subclasses say what a row's loss is (`row_losses`).
 
     One Lightning batch is one optimizer step: its micro-batches run inside `training_step`, only the last one
@@ -105,22 +103,6 @@ class BaseModule(L.LightningModule):
         if str(self.trainer.precision) == "bf16-mixed":
             for parameter in self.vlm.parameters():
                 parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch.bfloat16)
-
-    def configure_model(self) -> None:
-        """Where the strategy is FSDP2: share out the weights, after `setup` has given them their dtypes."""
-        if isinstance(self.trainer.strategy, FSDP2Strategy) and not is_sharded(self.vlm):
-            shard(self.vlm, self.vlm.backbone.layers, self.trainer.strategy.device_mesh["data_parallel"])
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        if gradient_clip_val and is_sharded(self.vlm):
-            clip_sharded(optimizer, gradient_clip_val, gradient_clip_algorithm or "norm")
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_fit_start(self) -> None:
         self.train()  # pre-trained parts arrive in eval mode; the vlm keeps what is frozen there

@@ -5,13 +5,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 
-from ts_lightning.models.sharding import gathered, part_like, whole_parameters
+from ts_lightning.models.sharding import gathered, is_sharded, part_like, shard, whole_parameters
+from ts_lightning.models.vlm import VLM
+from ts_lightning.training.optimizer import clip_sharded
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -88,6 +91,28 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+
+class ShardedModule(L.LightningModule):
+    """What FSDP2 asks of a LightningModule; under any other strategy it is Lightning's own."""
+
+    vlm: VLM
+
+    def configure_model(self) -> None:
+        """Where the strategy is FSDP2: share out the weights, after `setup` has given them their dtypes."""
+        if isinstance(self.trainer.strategy, FSDP2Strategy) and not is_sharded(self.vlm):
+            shard(self.vlm, self.vlm.backbone.layers, self.trainer.strategy.device_mesh["data_parallel"])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_val and is_sharded(self.vlm):
+            clip_sharded(optimizer, gradient_clip_val, gradient_clip_algorithm or "norm")
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
 
 def _part(value: Any, parameter: Tensor) -> Any:
