@@ -85,15 +85,28 @@ class Cluster:
         subprocess.run([str(CLUSTER), "node", str(self.folder), name], env=self.env, check=True)
 
     def kill_node(self, name: str) -> list[int]:
-        """SIGKILL the node's slurmd; its job's processes are stopped, as on a machine that hangs. Returns those."""
+        """The node goes silent: SIGKILL for its slurmd, SIGSTOP for its job's processes. Returns those, ranks first."""
         os.kill(int((self.folder / f"slurmd-{name}.pid").read_text()), signal.SIGKILL)
-        left = []
+        job, daemons = [], set()
         for path in Path("/proc").glob("[0-9]*/environ"):
             with suppress(OSError):
                 if f"SLURMD_NODENAME={name}".encode() in path.read_bytes() and b"SLURM_PROCID" in path.read_bytes():
-                    left.append(int(path.parent.name))
-                    os.kill(left[-1], signal.SIGSTOP)
+                    job.append(int(path.parent.name))
+                    parent = int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
+                    if Path(f"/proc/{parent}/comm").read_text().startswith("slurmstepd"):
+                        daemons.add(parent)  # it would report the end of a step that has a new life by then
+        left = [*sorted(job, key=is_rank, reverse=True), *daemons]
+        for pid in left:
+            os.kill(pid, signal.SIGSTOP)
         return left
+
+
+def is_rank(pid: int) -> bool:
+    """Whether a process is Python, not a shell, srun or a daemon of SLURM."""
+    try:
+        return Path(f"/proc/{pid}/exe").readlink().name.startswith("python")
+    except OSError:
+        return False
 
 
 def wait_for_step(root: Path, step: int, seconds: float = 120) -> None:
@@ -224,6 +237,5 @@ def wait_for_restart(cluster: Cluster, job: str, seconds: float = 90) -> None:
 def wake(processes: list[int]) -> None:
     """Let the stopped ranks go on, and end the rest: an old srun would end the new life's step, of the same name."""
     for pid in processes:
-        with suppress(ProcessLookupError, FileNotFoundError):
-            rank = Path(f"/proc/{pid}/exe").readlink().name.startswith("python")
-            os.kill(pid, signal.SIGCONT if rank else signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT if is_rank(pid) else signal.SIGKILL)
