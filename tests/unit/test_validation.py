@@ -1,5 +1,7 @@
 """Which question counts in which metric, with numbers worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -95,6 +97,15 @@ def test_prediction_record() -> None:
     assert (record["question"], record["suite"], record["task"]) == ("Where?", "val", "grounding")
     truth = {"text": "{region:0}", "answers": [], "box": list(BOX), "box_px": [20, 10, 100, 50], "area_px": 500.0}
     assert {name: record["truth"][name] for name in truth} == truth
+
+
+def test_boxes_are_in_pixels_of_the_image_that_they_lie_on() -> None:
+    two = [SampleImage("a.jpg", 200, 100), SampleImage("b.jpg", 50, 80)]
+    second = replace(REC, images=two, regions=[SampleRegion(box=BOX, image=1)])
+    record = prediction_record(second, "[[10,10,50,50]]", CODEC, "toy")
+    assert record["image_size"] == [50, 80]
+    assert record["truth"]["box_px"] == [5.0, 8.0, 25.0, 40.0]
+    assert record["box_px"] == [5.0, 8.0, 25.0, 40.0]
 
 
 def test_understanding_record_asks_no_box() -> None:

@@ -209,8 +209,12 @@ def region_boxes(sample: Sample, index: int) -> list[Box]:
 
 
 def image_size(sample: Sample) -> tuple[int, int]:
-    """Displayed (width, height) in pixels of the first image; (1, 1) without one."""
-    return (sample.images[0].width, sample.images[0].height) if sample.images else (1, 1)
+    """Displayed (width, height) in pixels of the image that the answer lies in, else the first; (1, 1) without one."""
+    if not sample.images:
+        return 1, 1
+    asked = _answer_regions(sample)
+    image = sample.images[sample.regions[asked[0]].image if asked else 0]
+    return image.width, image.height
 
 
 def in_pixels(box: Box, size: tuple[int, int]) -> list[float]:
