@@ -40,7 +40,7 @@ def tensors(value: Any, name: str = "") -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("overlay", ["deepspeed_zero2", "fsdp2"])
+@pytest.mark.parametrize("overlay", ["deepspeed_zero2", "fsdp"])
 def test_checkpoints_are_those_of_one_process(overlay: str, precision: str, tmp_path: Path) -> None:
     """The same tensors of the same shapes, fp32, without the frozen base; in fp32 the same values; resume goes on."""
     if overlay == "deepspeed_zero2":

@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 EVERY_FIT = sorted(CONFIGS.glob("fit/*.yaml"))
 FIT = [path for path in EVERY_FIT if "accelerator: cpu" in path.read_text()]
 OVERLAYS = sorted(CONFIGS.glob("trainer/*.yaml"))
-MORE_THAN_ONE_PROCESS = {"ddp.yaml", "fsdp2.yaml", "deepspeed_zero2.yaml"}  # they have tests of their own
+MORE_THAN_ONE_PROCESS = {"ddp.yaml", "fsdp.yaml", "deepspeed_zero2.yaml"}  # they have tests of their own
 
 
 @pytest.fixture(scope="module")
