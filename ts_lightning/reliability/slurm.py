@@ -84,9 +84,11 @@ class Cluster:
     def revive(self, name: str) -> None:
         subprocess.run([str(CLUSTER), "node", str(self.folder), name], env=self.env, check=True)
 
-    def kill_node(self, name: str) -> list[int]:
-        """The node goes silent: SIGKILL for its slurmd, SIGSTOP for its job's processes. Returns those, ranks first."""
-        os.kill(int((self.folder / f"slurmd-{name}.pid").read_text()), signal.SIGKILL)
+    def silence(self, name: str, number: signal.Signals) -> list[int]:
+        """A node goes silent: slurmd is killed, its slurmstepds and its job get a signal. Returns those, ranks first.
+
+        SIGKILL is a crash, SIGSTOP a machine that hangs. Daemons go first: a slurmstepd would report the end of a step.
+        """
         job, daemons = [], set()
         for path in Path("/proc").glob("[0-9]*/environ"):
             with suppress(OSError):
@@ -94,11 +96,13 @@ class Cluster:
                     job.append(int(path.parent.name))
                     parent = int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
                     if Path(f"/proc/{parent}/comm").read_text().startswith("slurmstepd"):
-                        daemons.add(parent)  # it would report the end of a step that has a new life by then
-        left = [*sorted(job, key=is_rank, reverse=True), *daemons]
-        for pid in left:
-            os.kill(pid, signal.SIGSTOP)
-        return left
+                        daemons.add(parent)
+        job.sort(key=is_rank, reverse=True)
+        os.kill(int((self.folder / f"slurmd-{name}.pid").read_text()), signal.SIGKILL)
+        for pid in (*daemons, *job):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        return [*job, *daemons]
 
 
 def is_rank(pid: int) -> bool:
@@ -153,15 +157,13 @@ def requeued(cluster: Cluster, folder: Path, shards: str) -> dict[str, Any]:
 
 
 def dead_node(cluster: Cluster, folder: Path, shards: str) -> dict[str, Any]:
-    """One of two nodes hangs: the job is requeued onto both when it is back, its old rank 0 wakes up beside it."""
+    """One of two nodes crashes, the one with rank 0; the job is requeued, and runs on both when it is back."""
     root = folder / "node"
     job = cluster.submit(tiny_run.config(shards, root, STEPS, pause=0.5), "node")
     wait_for_step(root, 4)
-    old = cluster.kill_node("n1")  # rank 0, the writer, is on it
+    cluster.silence("n1", signal.SIGKILL)
     wait_for_restart(cluster, job)
     cluster.revive("n1")
-    wait_for_step(root, 8)
-    wake(old)
     assert cluster.wait(job, 240) == "COMPLETED"
     compare(root, folder / "whole")
     return {}
@@ -175,7 +177,7 @@ def woken_writer(cluster: Cluster, folder: Path, shards: str) -> dict[str, Any]:
     wait_for_step(root, 4)
     node = cluster.field(job, "NodeList")
     assert cluster.wait(whole) == "COMPLETED"  # the other node is free
-    old = cluster.kill_node(node)
+    old = cluster.silence(node, signal.SIGSTOP)
     wait_for_restart(cluster, job)
     wait_for_step(root, 8)
     wake(old)
