@@ -69,7 +69,7 @@ def fit(
         made = L.Trainer(
             accelerator="cpu",
             devices=2,
-            strategy=FSDP2Strategy() if strategy == "fsdp2" else DDPStrategy(),
+            strategy=FSDP2Strategy() if strategy == "fsdp" else DDPStrategy(),
             logger=MetricsCSV(str(root)),
             callbacks=[SaveCheckpoints(), *callbacks],
             plugins=[CheckpointIO()],
@@ -152,23 +152,23 @@ def text_on_rank_one(rank: int) -> None:
 def main(folder: Path) -> None:
     shards = tiny.write(folder, tiny.MIXED * 2)
     write_shards(multi_image_samples("rl", 12), folder, "rl")
-    for name in ("ddp", "fsdp2"):
+    for name in ("ddp", "fsdp"):
         command(folder / name, shards, name)
-    middle = {name: ["--ckpt_path", str(folder / name / "checkpoints/step=2.ckpt")] for name in ("ddp", "fsdp2")}
-    command(folder / "resumed", shards, "fsdp2", *middle["fsdp2"])
-    command(folder / "three_ranks", shards, "fsdp2", *middle["ddp"], ranks=3)
-    command(folder / "one_process", shards, None, *middle["fsdp2"], ranks=1)
+    middle = {name: ["--ckpt_path", str(folder / name / "checkpoints/step=2.ckpt")] for name in ("ddp", "fsdp")}
+    command(folder / "resumed", shards, "fsdp", *middle["fsdp"])
+    command(folder / "three_ranks", shards, "fsdp", *middle["ddp"], ranks=3)
+    command(folder / "one_process", shards, None, *middle["fsdp"], ranks=1)
 
     validation = {"limit_val_batches": 1, "check_val_every_n_epoch": None, "val_check_interval": 3, "max_steps": 3}
     twin = StepwiseSFT(TwinExpertVLM(backbone(), every=1), max_new_tokens=6)
-    fit(folder / "nan", shards, "fsdp2", twin, watched(folder / "nan"), num_sanity_val_steps=0, **validation)
+    fit(folder / "nan", shards, "fsdp", twin, watched(folder / "nan"), num_sanity_val_steps=0, **validation)
     lora = LoRASFT(LoRAVLM(backbone(), rank=4, train_token_rows=["codec"]))
     plain = SFT(PlainVLM(backbone(), activation_checkpointing=True))
     policies = {
         "twin": TwinExpertVLM(backbone(codec="mirg", codec_grid="100"), every=1, train_token_rows=["codec"]),
         "plain": PlainVLM(backbone(codec="mirg", codec_grid="100"), ["*language_model*"]),
     }
-    for strategy in ("ddp", "fsdp2"):
+    for strategy in ("ddp", "fsdp"):
         fit(folder / f"lora_{strategy}", shards, strategy, lora)
         fit(folder / f"plain_{strategy}", shards, strategy, plain, text_on_rank_one)
         for kind, vlm in policies.items():

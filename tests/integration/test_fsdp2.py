@@ -62,7 +62,7 @@ def test_each_rank_holds_its_part_alone(runs: Path) -> None:
 
 
 def test_weights_and_optimizer_equal_ddps(runs: Path) -> None:
-    ddp, fsdp2 = (checkpoint(runs / name, 4) for name in ("ddp", "fsdp2"))
+    ddp, fsdp2 = (checkpoint(runs / name, 4) for name in ("ddp", "fsdp"))
     assert_close(ddp, fsdp2)
     start = checkpoint(runs / "ddp", 2)["state_dict"]
     assert all(not torch.equal(value, start[name]) for name, value in ddp["state_dict"].items())
@@ -74,7 +74,7 @@ def test_weights_and_optimizer_equal_ddps(runs: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "lora_", "plain_", "grpo_twin_", "grpo_plain_"])
 def test_losses_equal_ddps(name: str, runs: Path) -> None:
-    ddp, fsdp2 = (rows(runs / (name + strategy) / "metrics.csv") for strategy in ("ddp", "fsdp2"))
+    ddp, fsdp2 = (rows(runs / (name + strategy) / "metrics.csv") for strategy in ("ddp", "fsdp"))
     names = [n for n in ddp[0] if n.startswith("train/") and "per_second" not in n]
     assert "train/loss" in names
     assert len(ddp) == len(fsdp2) >= 2
@@ -84,11 +84,11 @@ def test_losses_equal_ddps(name: str, runs: Path) -> None:
 
 
 def test_resume_equals_the_run_that_nothing_disturbed(runs: Path) -> None:
-    whole, resumed = (checkpoint(runs / name, 4) for name in ("fsdp2", "resumed"))
+    whole, resumed = (checkpoint(runs / name, 4) for name in ("fsdp", "resumed"))
     for part in ("state_dict", "optimizer_states"):
         seen = tensors(resumed[part])
         assert all(torch.equal(value, seen[name]) for name, value in tensors(whole[part]).items())
-    assert rows(runs / "resumed/metrics.csv")[-1]["train/loss"] == rows(runs / "fsdp2/metrics.csv")[-1]["train/loss"]
+    assert rows(runs / "resumed/metrics.csv")[-1]["train/loss"] == rows(runs / "fsdp/metrics.csv")[-1]["train/loss"]
 
 
 @pytest.mark.parametrize("name", ["three_ranks", "one_process"])
@@ -98,8 +98,8 @@ def test_other_ranks_and_strategies_go_on_from_it(name: str, runs: Path) -> None
 
 
 def test_it_loads_and_exports_as_ddps(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = runs / "fsdp2/checkpoints/step=4.ckpt"
-    stored = checkpoint(runs / "fsdp2", 4)["state_dict"]
+    path = runs / "fsdp/checkpoints/step=4.ckpt"
+    stored = checkpoint(runs / "fsdp", 4)["state_dict"]
     vlm = load(path).vlm
     assert {f"vlm.{name}" for name in vlm.trainable_state_dict()} == stored.keys()
     assert all(torch.equal(value, stored[f"vlm.{name}"]) for name, value in vlm.trainable_state_dict().items())
@@ -128,7 +128,7 @@ def test_ranks_stop_generating_together(runs: Path) -> None:
 @pytest.mark.parametrize("name", ["lora", "plain", "grpo_twin", "grpo_plain"])
 def test_other_vlms_equal_ddps(name: str, runs: Path) -> None:
     """LoRA; all weights, recomputed in backward, with no picture on rank 1; GRPO with both kinds of reference."""
-    ddp, fsdp2 = (checkpoint(runs / f"{name}_{strategy}", 2) for strategy in ("ddp", "fsdp2"))
+    ddp, fsdp2 = (checkpoint(runs / f"{name}_{strategy}", 2) for strategy in ("ddp", "fsdp"))
     assert_close(ddp, fsdp2)
     if name == "grpo_twin":
         expected, seen = tensors(ddp["reference"]), tensors(fsdp2["reference"])
