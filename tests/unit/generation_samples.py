@@ -12,11 +12,15 @@ from typing import Any
 
 from data_samples import picture
 
+from ts_lightning.data import index_shards
+from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines.llm_client import Messages
 from ts_lightning.pipelines.offline import OfflineChat
 from ts_lightning.pipelines.response_cache import request_hash
+from ts_lightning.pipelines.scenes import Scene, scene_of
+from ts_lightning.pipelines.scout import Scout
 
 KINDS = ("dog", "cat", "car", "kite", "person", "bench")
 WORDS = (*KINDS, "horse", "zebra", "sheep", "cow", "boat")
@@ -52,6 +56,24 @@ def detection(number: int, size: tuple[int, int] = (160, 120)) -> Sample:
 def input_shard(folder: Path, count: int = 12) -> Path:
     (path,) = write_shards((detection(i) for i in range(count)), folder, "in")
     return path
+
+
+def scene() -> Scene:
+    """Dog, cat and car."""
+    made = scene_of(detection(0))
+    assert made is not None
+    return made
+
+
+def scout(most: int = 16, **options: Any) -> Scout:
+    backend = OfflineChat("cogvlm", most, WORDS)
+    return Scout(backend, backend, most=most, **options)
+
+
+def read(pattern: str) -> list[Sample]:
+    manifest = index_shards(pattern)
+    reader = ShardReader(manifest)
+    return [reader.read(i) for i in range(manifest.num_samples)]
 
 
 class Recorder(OfflineChat):

@@ -11,10 +11,8 @@ import generate_scout
 import pytest
 import report_dataset
 from data_samples import sample as small_sample
-from generation_samples import KINDS, WORDS, detection, input_shard
+from generation_samples import KINDS, detection, input_shard, read, scene, scout
 
-from ts_lightning.data import index_shards
-from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Answer, Sample, SampleRegion, Turn
 from ts_lightning.grounding import get_codec
 from ts_lightning.grounding.boxes import iou
@@ -24,28 +22,11 @@ from ts_lightning.pipelines.mirg import Trajectories
 from ts_lightning.pipelines.offline import OfflineChat
 from ts_lightning.pipelines.quality import marked, problems, report
 from ts_lightning.pipelines.region_chat import dialogue
-from ts_lightning.pipelines.scenes import describe, scene_of, scenes
+from ts_lightning.pipelines.scenes import describe, scenes
 from ts_lightning.pipelines.scout import Scout, from_notation, from_pixels, queries
 from ts_lightning.pipelines.scout_checks import Rejected, check_negative, check_positive, same_question
 
 REAL = Path(__file__).parents[3] / "shared/real/coco_mini"
-
-
-def scene():
-    made = scene_of(detection(0))  # dog, cat, car
-    assert made is not None
-    return made
-
-
-def scout(most: int = 16, **options: object) -> Scout:
-    backend = OfflineChat("cogvlm", most, WORDS)
-    return Scout(backend, backend, most=most, **options)
-
-
-def read(pattern: str) -> list[Sample]:
-    manifest = index_shards(pattern)
-    reader = ShardReader(manifest)
-    return [reader.read(i) for i in range(manifest.num_samples)]
 
 
 def test_cogvlm_writes_three_digits() -> None:

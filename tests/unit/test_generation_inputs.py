@@ -7,38 +7,17 @@ from pathlib import Path
 import generate_scout
 import pytest
 from data_samples import sample as small_sample
-from generation_samples import WORDS, detection
+from generation_samples import detection, read
 
-from ts_lightning.data import index_shards
-from ts_lightning.data.reader import ShardReader
-from ts_lightning.data.sample import Sample, SampleRegion
+from ts_lightning.data.sample import SampleRegion
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines.llm_client import LocalChat, RequestFailed
-from ts_lightning.pipelines.offline import OfflineChat
 from ts_lightning.pipelines.scenes import describe, scene_of
-from ts_lightning.pipelines.scout import Scout
 from ts_lightning.pipelines.shard_work import my_shards
 
 REAL = Path(__file__).parents[3] / "shared/real/coco_mini"
 
 DOG = (0.05, 0.1, 0.25, 0.4)
-
-
-def scene():
-    made = scene_of(detection(0))  # dog, cat, car
-    assert made is not None
-    return made
-
-
-def scout(most: int = 16, **options: object) -> Scout:
-    backend = OfflineChat("cogvlm", most, WORDS)
-    return Scout(backend, backend, most=most, **options)
-
-
-def read(pattern: str) -> list[Sample]:
-    manifest = index_shards(pattern)
-    reader = ShardReader(manifest)
-    return [reader.read(i) for i in range(manifest.num_samples)]
 
 
 def test_a_picture_with_several_captions_is_asked_once(tmp_path, monkeypatch) -> None:
