@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--questions", type=int, default=2000, help="held-out questions")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=10.0, help="longest time of one run after SFT")
-    parser.add_argument("--sft-steps", type=int, default=200)
+    parser.add_argument("--sft-steps", type=int, default=300)
     args = parser.parse_args()
     warnings.filterwarnings("ignore", ".*does not have many workers.*|.*litlogger.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

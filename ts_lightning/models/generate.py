@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
+from ts_lightning.models.kv_cache import growing_cache
 from ts_lightning.models.packing import PAD_BRANCH, branch_mask
 from ts_lightning.models.sharding import all_ranks_done, is_sharded
 
@@ -42,7 +43,7 @@ class DecodeState:
     """
 
     vlm: Decodes
-    cache: DynamicCache
+    cache: Cache
     logits_BV: Tensor
     branch_BT: Tensor
     position_B: Tensor
@@ -75,7 +76,7 @@ def prefill(vlm: Decodes, batch: Mapping[str, Any]) -> DecodeState:
     """Read the prompts of a left-padded batch; ValueError for one padded on the right."""
     if not bool(batch["valid"][:, -1].all()):
         raise ValueError("generate: seen a row padded on the right, expected prompts padded on the left")
-    cache = DynamicCache()
+    cache = growing_cache()
     branch_BT = torch.where(batch["valid"], 0, PAD_BRANCH)
     with vlm.routing(batch) as context:
         hidden_BTH = vlm.backbone.decoder(
