@@ -35,9 +35,9 @@ def test_repeated_prompts_are_the_same_prompt() -> None:
 
 
 def test_settings_of_the_runs(tmp_path: Path) -> None:
-    given = {"init_from": "x.ckpt", "seconds": 605.0, "no_image": True}
+    given = {"init_from": "x.ckpt", "minutes": 10.6, "no_image": True}
     made = grpo_toy.settings(CONFIGS / "toy_mirg_grpo.yaml", Path("here"), tmp_path, 3, given)
-    assert made["trainer"]["max_time"] == "00:00:10:05"
+    assert made["trainer"]["max_time"] == {"seconds": 616}
     assert made["model"]["init_args"]["vlm"]["init_args"]["init_from"] == "x.ckpt"
     assert made["data"]["init_args"]["train"]["shards"] == "here/mirg_rl-*.tar"
     assert made["data"]["init_args"]["seed"] == made["seed_everything"] == 3
@@ -56,7 +56,7 @@ def test_settings_of_the_runs(tmp_path: Path) -> None:
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: dict[str, float]) -> str:
     def fit(config: Path, shards: Path, root: Path, seed: int, given: dict[str, Any]) -> dict[str, Any]:
         calls.append((root.name, given))
-        return {"checkpoint": str(root), "seconds": 100.0, "steps": 5}
+        return {"checkpoint": str(root), "seconds": 70.0 if root.name == "sft" else 100.0, "steps": 5}
 
     def answers(checkpoint: str, shards: Path, root: Path, questions: int) -> list[float]:
         return [float(i < shares[root.name] * questions) for i in range(questions)]
@@ -66,10 +66,10 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: dict[str, flo
     monkeypatch.setattr(grpo_toy, "answers", answers)
     monkeypatch.setattr(grpo_toy, "certify_checkpoint", lambda *a, **k: {"logits": {"bitwise_equal": True}})
     made = grpo_toy.learning_table(CONFIGS, Path("s"), tmp_path, [0, 1], 10, 350, 200)
-    seconds = {name: given.get("seconds") for name, given in calls}
-    assert seconds["base"] is seconds["sft"] is None
-    assert seconds["grpo"] == 600
-    assert seconds["grpo_without_image"] == seconds["more_sft"] == 100.0  # GRPO's own time
+    minutes = {name: given.get("minutes") for name, given in calls}
+    assert minutes["base"] is minutes["sft"] is None
+    assert minutes["grpo"] == minutes["grpo_without_image"] == minutes["more_sft"] == 10
+    assert [given.get("max_steps") for name, given in calls if name == "more_sft"] == [7, 7]  # 100 s at 14 s a step
     return made
 
 

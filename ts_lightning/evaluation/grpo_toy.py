@@ -17,6 +17,7 @@ from ts_lightning.grounding.boxes import iou
 from ts_lightning.training import load
 from ts_lightning.training.run import quiet_trainer
 
+AROUND = 20  # seconds of a run beside its training: building, the last step, the last checkpoint
 START = (0.2, 0.7)  # outside there is nothing to reward, or little left to gain
 IMAGE = "ts_lightning.rl.image_reward"
 RUNS = {"more_sft": "SFT continued", "grpo": "GRPO", "grpo_without_image": "GRPO without the image reward"}
@@ -44,13 +45,13 @@ def learning_table(
             )
         row: dict[str, Any] = {"seed": seed, "sft": {"acc50": share, "seconds": sft["seconds"]}}
         right["sft"] += start
-        allowed, scored = minutes * 60, {}
+        scored = {}
         for name in ("grpo", "grpo_without_image", "more_sft"):
             config = configs / ("toy_mirg_sft.yaml" if name == "more_sft" else "toy_mirg_grpo.yaml")
-            given = {"init_from": sft["checkpoint"], "seconds": allowed, "no_image": name == "grpo_without_image"}
+            given = {"init_from": sft["checkpoint"], "minutes": minutes, "no_image": name == "grpo_without_image"}
+            if name == "more_sft":  # a whole schedule of as many steps as fit into GRPO's time
+                given["max_steps"] = round(row["grpo"]["seconds"] * sft["steps"] / sft["seconds"])
             run = fit(config, shards, root / name, seed, given)
-            if name == "grpo":
-                allowed = run["seconds"]  # what follows gets as long
             scored[name] = answers(run["checkpoint"], shards, root / name, questions)
             right[name] += scored[name]
             proof = certify_checkpoint(run["checkpoint"], f"{shards}/val_understanding-*.tar", max_samples=64)
@@ -70,7 +71,8 @@ def learning_table(
 def fit(config: Path, shards: Path, root: Path, seed: int, given: Mapping[str, Any]) -> dict[str, Any]:
     """One run of a configuration, from where an earlier call was stopped; its checkpoint, steps and seconds.
 
-    given: `init_from`; `max_steps`, or `seconds` of training with a constant rate; `no_image` (reward).
+    given: `init_from`; `max_steps` in place of the configuration's; `minutes` at most, for a run behind SFT; `no_image`
+    (reward).
     """
     stamp, checkpoint = root / "run.json", root / "checkpoints" / "last.ckpt"
     if stamp.is_file():
@@ -98,13 +100,9 @@ def settings(config: Path, shards: Path, root: Path, seed: int, given: Mapping[s
     model["vlm"]["init_args"]["init_from"] = given.get("init_from")
     if "max_steps" in given:
         trainer["max_steps"] = given["max_steps"]
-    if "seconds" in given:
-        seconds = int(given["seconds"])
-        trainer |= {
-            "max_steps": 100_000,
-            "max_time": f"00:{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}",
-        }
-        model["lr_scheduler"]["init_args"] = {"warmup_steps": 10, "min_factor": 1.0}
+    if "minutes" in given:
+        trainer["max_time"] = {"seconds": int(60 * given["minutes"]) - AROUND}
+        model["lr_scheduler"]["init_args"]["warmup_steps"] = 10
         if made["model"]["class_path"].endswith("StepwiseSFT"):
             model["optimizer"]["init_args"]["lr"] *= 0.25  # it has been through a whole schedule
     for callback in trainer["callbacks"]:
