@@ -3,7 +3,7 @@
 
     python tools/grpo_toy.py [--out outputs/grpo_toy] [--minutes 10]
 
-It can be stopped at any time and started again with the same arguments.
+It can be stopped at any time and started again with the same arguments: finished runs are not repeated.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """A local page to look at a model: click, drag a box or draw a polygon, and ask.
 
-    python tools/serve_demo.py --ckpt outputs/quickstart/checkpoints/last.ckpt [--port 7860]
+    python tools/serve_demo.py --ckpt outputs/quickstart/fit/checkpoints/last.ckpt [--port 7860]
 
 Without --ckpt it serves the tiny base. The page needs the extra `demo` (pip install 'ts-lightning[demo]').
 """

@@ -28,7 +28,7 @@ def learning_table(
 ) -> str:
     """Every run of every seed, the table, `out/grpo.json` and `out/grpo.md`; returns the table.
 
-    Restartable: finished runs are not repeated, stopped ones go on from their last checkpoint. ValueError where SFT's
+    Restartable: finished runs are not repeated. ValueError where SFT's
     Acc@0.5 is outside of 0.2 to 0.7: GRPO would have nothing to start from, or to gain.
     """
     base = fit(configs / "toy_mirg_base.yaml", shards, out / "base", 0, {})  # every seed's pre-trained model
@@ -69,7 +69,9 @@ def learning_table(
 
 
 def fit(config: Path, shards: Path, root: Path, seed: int, given: Mapping[str, Any]) -> dict[str, Any]:
-    """One run of a configuration, from where an earlier call was stopped; its checkpoint, steps and seconds.
+    """One run of a configuration, or what an earlier call has of it; its checkpoint, steps and seconds.
+
+    A run that was stopped begins anew: its time is compared with others'.
 
     given: `init_from`; `max_steps` in place of the configuration's; `minutes` at most, for a run behind SFT; `no_image`
     (reward).
@@ -79,9 +81,8 @@ def fit(config: Path, shards: Path, root: Path, seed: int, given: Mapping[str, A
         return json.loads(stamp.read_text())
     root.mkdir(parents=True, exist_ok=True)
     (root / "given.yaml").write_text(json.dumps(settings(config, shards, root, seed, given)))
-    again = [f"--ckpt_path={checkpoint}"] if checkpoint.is_file() else []
     began = time.monotonic()
-    if command(["fit", "-c", str(root / "given.yaml"), *again]) != 0:
+    if command(["fit", "-c", str(root / "given.yaml"), "--resume=false"]) != 0:
         raise SystemExit(2)  # the command has said why
     run = {"checkpoint": str(checkpoint), "seconds": time.monotonic() - began, "steps": trained_steps(checkpoint)}
     stamp.write_text(json.dumps(run) + "\n")
