@@ -61,7 +61,8 @@ def learning_table(
             row[name]["against_more_sft"] = paired(scored["more_sft"], scored[name])._asdict()
         rows.append(row)
     gains = {name: paired(right["more_sft"], right[name])._asdict() for name in ("grpo", "grpo_without_image")}
-    result = {"questions": questions, "minutes": minutes, "rows": rows, "all_seeds": gains}
+    over = {name: paired(right["sft"], right[name])._asdict() for name in RUNS}
+    result = {"questions": questions, "minutes": minutes, "rows": rows, "all_seeds": gains, "over_sft": over}
     table = as_table(result, {name: interval(values) for name, values in right.items()})
     (out / "grpo.json").write_text(json.dumps(result, indent=1) + "\n")
     (out / "grpo.md").write_text(table + "\n")
@@ -155,6 +156,11 @@ def as_table(result: Mapping[str, Any], intervals: Mapping[str, tuple[float, flo
         f"| all | {spans['sft']} | {spans['more_sft']} | {spans['grpo']} | {gains[0]} | "
         f"{spans['grpo_without_image']} | {gains[1]} |"
     )
+    seconds = {name: [row[name]["seconds"] for row in result["rows"]] for name in RUNS}
+    lines.append("")
+    for name, title in RUNS.items():
+        span = f"{min(seconds[name]):.0f} to {max(seconds[name]):.0f} s"
+        lines.append(f"{title}: {span} a run, {_gain(result['over_sft'][name])} over SFT where it started.")
     equal = all(row[name]["understanding_bitwise_equal"] for row in result["rows"] for name in RUNS)
     return "\n".join([*lines, "", f"Understanding logits bitwise equal to the base's in every run: {equal}"])
 
