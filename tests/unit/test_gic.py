@@ -10,6 +10,7 @@ import score_captions as score_captions_tool
 import torch
 
 from ts_lightning.evaluation.gic import SYNONYMS, caption_pairs, mapping_accuracy, plot_thresholds, score_captions
+from ts_lightning.evaluation.gic_names import AskedPairs
 from ts_lightning.grounding import get_codec
 from ts_lightning.metrics.caption_ap import AP_NAMES, CaptionAP, coco_figures
 from ts_lightning.metrics.class_mapping import ClassMapper
@@ -30,6 +31,23 @@ NAMES = json.loads((Path(__file__).parents[1] / "fixtures/caption_names.json").r
 )
 def test_pairs_of_a_caption(text: str, names: list[str]) -> None:
     assert [name for name, _ in caption_pairs(text, CODEC, (100, 100))] == names
+
+
+def test_names_by_a_language_model() -> None:
+    text = "A tall man [[10,10,40,90]] walks two dogs [[1,1,9,9;20,20,50,50]] past a bus [[0,0,99,20]]."
+    seen: list[str] = []
+
+    def ask(messages: list[dict[str, str]], attempt: int) -> str:
+        seen.append(messages[0]["content"])
+        return ["1: Man\n[2] - dog\nnonsense", "no idea", "4: car"][attempt]
+
+    extract = AskedPairs(ask)
+    pairs = extract(text, CODEC, (100, 100))
+    assert [name for name, _ in pairs] == ["man", "dog", "dog"]
+    assert "man [1] walks two dogs [2] past a bus [3]." in seen[0]
+    assert len(seen) == 3  # asked again for the third box
+    assert extract.unnamed == 1
+    assert extract("a cat and a dog", CODEC, (100, 100)) == []
 
 
 def test_captions_by_hand() -> None:
