@@ -156,6 +156,15 @@ def test_resume_gives_the_same_rewards_losses_and_weights(
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
+def test_recomputed_layers_draw_no_dropout(fitted: dict[str, Path], shards: str, tmp_path: Path) -> None:
+    given = config(shards, tmp_path, "lora")
+    given["model"]["init_args"]["vlm"]["init_args"]["activation_checkpointing"] = True
+    assert run(given, tmp_path) == 0
+    ends = [load(root / "checkpoints/step=4.ckpt").vlm.trainable_state_dict() for root in (fitted["lora"], tmp_path)]
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, msg=name)
+
+
 def test_no_reference_without_kl(shards: str, tmp_path: Path) -> None:
     assert run(config(shards, tmp_path, "plain", kl_coeff=0.0), tmp_path) == 0
     assert "reference" not in torch.load(tmp_path / "checkpoints/step=4.ckpt", weights_only=True)

@@ -48,8 +48,8 @@ class Rollout:
 class RolloutCallback(Callback):
     """Fill `batch["rollout"]` with one `Rollout` for each micro-batch, before the training step.
 
-    Every completion's total is the sum of its rewards (eq. 3); advantages are those of its group (eq. 4). The vlm
-    samples in eval mode: no dropout, experts as in evaluation.
+    Every completion's total is the sum of its rewards (eq. 3); advantages are those of its group (eq. 4). `GRPO`
+    keeps the vlm in eval mode: no dropout, experts as in evaluation.
 
     Args:
         num_generations: Completions of each prompt; `global_batch_size` counts prompts.
@@ -110,23 +110,18 @@ class RolloutCallback(Callback):
 
     def roll_out(self, vlm: VLM, batch: Mapping[str, Any], step: int = 0) -> Rollout:
         """Answer and score the prompts of one micro-batch."""
-        trains = vlm.training
-        vlm.eval()
-        try:
-            sampled = vlm.run(
-                sample_groups,
-                batch,
-                self.num_generations,
-                self.max_new_tokens,
-                self.temperature,
-                self.top_p,
-                self.stop_after,
-                self.seed,
-                step,
-                all_ranks_done,
-            )
-        finally:
-            vlm.train(trains)
+        sampled = vlm.run(
+            sample_groups,
+            batch,
+            self.num_generations,
+            self.max_new_tokens,
+            self.temperature,
+            self.top_p,
+            self.stop_after,
+            self.seed,
+            step,
+            all_ranks_done,
+        )
         return self.scored(vlm, batch["samples"], sampled)
 
     def scored(self, vlm: VLM, samples: list[Sample], sampled: Sampled) -> Rollout:
