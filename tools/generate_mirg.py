@@ -1,6 +1,7 @@
 """MIRG trajectories (--style trajectory, cold start) or answer-only rows (--style answer, GRPO) of multi-image shards.
 
 python tools/generate_mirg.py 'shards/*.tar' --out DIR --reason openai:MODEL@URL --locate openai:VLM@URL [--limit 10000]
+python tools/generate_mirg.py 'DIR/mirg_trajectory-*.tar' --out OTHER --style reasoning    # the same without boxes
 """
 
 import argparse
@@ -12,7 +13,7 @@ from ts_lightning.data.sample import Sample
 from ts_lightning.pipelines.converters.source import Dropped
 from ts_lightning.pipelines.generate import add_arguments, run
 from ts_lightning.pipelines.llm_client import Chat
-from ts_lightning.pipelines.mirg import Trajectories
+from ts_lightning.pipelines.mirg import STYLES, Trajectories
 
 ROLES = ("reason", "locate", "rewrite")
 
@@ -24,7 +25,7 @@ def make(args: argparse.Namespace, chats: dict[str, Chat], dropped: Dropped) -> 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, ROLES)
-    parser.add_argument("--style", choices=("trajectory", "answer"), default="trajectory")
+    parser.add_argument("--style", choices=STYLES, default="trajectory")
     parser.add_argument("--limit", type=int, help="records of one shard at most (the paper: 10k and 7k in all)")
     args = parser.parse_args()
 

@@ -4,8 +4,10 @@ import copy
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,19 @@ VLMS = {
     "plain": ("PlainVLM", {"train": ["*language_model*"]}),
 }
 
+CALLS = count(1)
+
 
 def length(completion: Completion, sample: Any) -> float:
     """A reward with variance for a policy that knows nothing: shorter texts."""
     return -len(completion.text) / 50
+
+
+def deadly(completion: Completion, sample: Any) -> float:
+    """`length`; the process is killed at the call that the environment names, if it names one."""
+    if next(CALLS) == int(os.environ.get("DIE_AT_CALL", 0)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return length(completion, sample)
 
 
 def nan(completion: Completion, sample: Any) -> float:
@@ -72,7 +83,13 @@ def run(given: dict[str, Any], root: Path, *args: str) -> int:
 
 def rows(root: Path) -> list[dict[str, str]]:
     with (root / "metrics.csv").open() as file:
-        return [row for row in csv.DictReader(file) if row.get("train/loss")]
+        found = [row for row in csv.DictReader(file) if row.get("train/loss")]
+    return [{name: value for name, value in row.items() if "per_second" not in name} for row in found]
+
+
+def assert_equal_ends(root: Path, whole: Path) -> None:
+    ends = [load(folder / "checkpoints/step=4.ckpt").vlm.trainable_state_dict() for folder in (whole, root)]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
 @pytest.fixture(scope="module")
@@ -146,14 +163,34 @@ def test_resume_gives_the_same_rewards_losses_and_weights(
 ) -> None:
     middle = fitted[kind] / "checkpoints/step=2.ckpt"
     assert run(config(shards, tmp_path, kind), tmp_path, "--ckpt_path", str(middle)) == 0
-    whole, rest = rows(fitted[kind])[2:], rows(tmp_path)
+    rest = rows(tmp_path)
     assert len(rest) == 2
-    for a, b in zip(whole, rest, strict=True):
-        names = [name for name, value in b.items() if value and "per_second" not in name]
-        assert {"train/loss", "train/kl", "train/reward/own"} <= set(names)
-        assert {name: a[name] for name in names} == {name: b[name] for name in names}
-    ends = [load(root / "checkpoints/step=4.ckpt").vlm.trainable_state_dict() for root in (fitted[kind], tmp_path)]
-    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    assert rest == rows(fitted[kind])[2:]
+    assert_equal_ends(tmp_path, fitted[kind])
+
+
+def test_a_killed_run_goes_on_with_the_same_command(
+    fitted: dict[str, Path], shards: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """SIGKILL at call 40 of the reward: in step 4, twelve completions a step, with a checkpoint after step 2."""
+    given = config(shards, tmp_path, reward="deadly")
+    line = [sys.executable, "-m", "ts_lightning.cli", "fit", "-c", tiny.save(given, tmp_path / "given.yaml")]
+    died = subprocess.run(line, env={**os.environ, "DIE_AT_CALL": "40"}, capture_output=True, text=True, timeout=240)
+    assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
+    assert [path.name for path in (tmp_path / "checkpoints").glob("*.ckpt")] == ["step=2.ckpt"]
+    assert run(given, tmp_path) == 0
+    assert "step=2.ckpt after step 2" in capsys.readouterr().out
+    assert rows(tmp_path) == rows(fitted["twin"])
+    assert_equal_ends(tmp_path, fitted["twin"])
+
+
+def test_recomputed_layers_draw_no_dropout(fitted: dict[str, Path], shards: str, tmp_path: Path) -> None:
+    given = config(shards, tmp_path, "lora")
+    given["model"]["init_args"]["vlm"]["init_args"]["activation_checkpointing"] = True
+    assert run(given, tmp_path) == 0
+    ends = [load(root / "checkpoints/step=4.ckpt").vlm.trainable_state_dict() for root in (fitted["lora"], tmp_path)]
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, msg=name)
 
 
 def test_no_reference_without_kl(shards: str, tmp_path: Path) -> None:
@@ -180,7 +217,7 @@ def test_two_processes_give_what_one_gives(shards: str, tmp_path: Path) -> None:
             assert done.returncode == 0, done.stderr[-2000:]
         made.append(root)
     one, two = (rows(root) for root in made)
-    names = [name for name in one[0] if name.startswith("train/") and "per_second" not in name]
+    names = [name for name in one[0] if name.startswith("train/")]
     for a, b in zip(one, two, strict=True):
         assert [float(b[n]) for n in names if a[n]] == pytest.approx([float(a[n]) for n in names if a[n]], abs=1e-5)
     ends = [load(root / "checkpoints/step=2.ckpt").vlm.trainable_state_dict() for root in made]

@@ -241,6 +241,21 @@ def test_trajectories_in_three_stages() -> None:
     assert made.turns[1].text == "<answer>{region:0}</answer>"
 
 
+def test_reasoning_alone_is_a_trajectory_without_boxes_in_its_thought() -> None:
+    thought = "<think>Image 1 shows [a tree]. So [the dog] in image 2 it is.</think><answer>[the dog]</answer>"
+    tree, dog = (f"Image {i}: <|box_start|>(100,{y}00),(500,600)<|box_end|>" for i, y in ((1, 1), (2, 2)))
+    (full,) = Trajectories(Says(thought), Says(tree, dog))(multi())
+    maker = Trajectories(Says(), Says(), style="reasoning")
+    (made,) = maker(full)
+    made.validate()
+    expected = "<think>Image 1 shows a tree. So the dog in image 2 it is.</think><answer>{region:0}</answer>"
+    assert made.turns[1].text == expected
+    assert (made.tags, made.regions, made.answer) == (["reasoning"], full.regions, full.answer)
+    assert made.meta["generator"] == full.meta["generator"] == {"reason": "says", "locate": "says"}
+    assert list(maker(multi())) == []
+    assert "are no trajectories" in next(iter(maker.dropped))
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no COCO photos in {REAL}")
 def test_scout_from_real_photos() -> None:
     known = {one.image.name: one for one in scenes(coco.read(REAL, split="train2017", tasks=("detection",)))}

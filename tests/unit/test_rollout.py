@@ -1,5 +1,6 @@
 """Rollouts: scores and advantages, diagnostics, the reference policy, ranks that stop together."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,10 @@ def test_rewards_are_summed_and_advantages_are_of_the_group() -> None:
     assert figures["zero_variance"] == 0.5
     assert figures["reward/format"] == figures["reward/total"] == figures["reward_by_task/grounding"] == 0.25
     assert figures["cut_off"] == 0
+    batch["row_valid"][1] = False  # a stand-in: the loss leaves it out, and so do the figures
+    figures = sum_over_ranks(rollout_figures({"micro_batches": [batch]}, [rollout]))
+    assert figures["zero_variance"] == 0
+    assert figures["reward/format"] == figures["reward/total"] == figures["reward_by_task/grounding"] == 0.5
 
 
 def test_a_group_of_empty_completions_teaches_nothing() -> None:
@@ -81,20 +86,34 @@ def figures(form: float, thing: float, flat: float = 0.0) -> dict[str, float]:
     return {"reward/format": form, "reward/object": thing, "reward/total": form + thing, "zero_variance": flat}
 
 
-def test_warnings_come_once_and_only_when_due(caplog: pytest.LogCaptureFixture) -> None:
-    def lines(history: list[dict[str, float]]) -> list[str]:
-        caplog.clear()
-        watch = Watch(window=5)
-        for step, one in enumerate(history):
-            watch.add(step, one)
-        return [record.message for record in caplog.records]
+def lines(history: list[dict[str, float]], watch: Watch) -> list[str]:
+    return [line for step, one in enumerate(history) for line in watch.add(step, one)]
 
-    assert lines([figures(0.2 + i / 50, 0.1 + i / 50) for i in range(40)]) == []
-    (line,) = lines([figures(0.2 + i / 50, 0.1) for i in range(40)])
-    assert "only the format is learned" in line
-    assert "\n" not in line
-    (line,) = lines([figures(0.8, 0.5)] * 10 + [figures(0.0, 0.0, flat=1.0)] * 20)
-    assert "the run has collapsed: 100% of the groups have equal rewards" in line
+
+def test_warnings_come_once_and_only_when_due() -> None:
+    cases: list[tuple[list[dict[str, float]], list[str]]] = [
+        ([figures(0.2 + i / 50, 0.1 + i / 50) for i in range(40)], []),
+        ([figures(0.2 + 0.03 * i, 0.1) for i in range(20)], ["step 8: only the format is learned: format reward 0.38"]),
+        ([figures(0.95, 0.05)] * 20, ["step 4: only the format is learned: format reward 0.95 (+0.00"]),
+        ([figures(0.8, 0.5)] * 10 + [figures(0, 0.4)] * 20, ["step 13: the run has collapsed: rewards of 0.58"]),
+        ([figures(0.8, 0.5, flat=1.0)] * 20, ["step 4: nothing to learn: 100% of the groups have equal rewards, 1.30"]),
+        ([{"reward/total": -i / 10, "zero_variance": 0.5} for i in range(20)], []),
+    ]
+    for history, expected in cases:
+        said = lines(history, Watch(window=5))
+        assert [line[: len(start)] for line, start in zip(said, expected, strict=True)] == expected
+    assert lines([figures(0.8, 0.5, flat=1.0)] * 10, Watch())[0].startswith("step 9: ")
+
+
+def test_a_resumed_run_remembers_figures_and_what_was_said() -> None:
+    first, second, third = (RolloutCallback() for _ in range(3))
+    first.figures = {"reward_by_task/refer": 0.5}
+    assert lines([figures(0.8, 0.5, flat=1.0)] * 9, first.watch) == []
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert second.figures == first.figures
+    assert len(second.watch.add(9, figures(0.8, 0.5, flat=1.0))) == 1
+    third.load_state_dict(copy.deepcopy(second.state_dict()))
+    assert third.watch.add(10, figures(0.8, 0.5, flat=1.0)) == []
 
 
 @pytest.mark.parametrize("kind", VLMS)

@@ -1,4 +1,4 @@
-"""MIRG-RL's trajectories (2.2): chain of thought, image-object mapping, reassembly; answer-only rows for GRPO."""
+"""MIRG-RL's trajectories (2.2): chain of thought, image-object mapping, reassembly; the other rows of its Table 3."""
 
 import re
 from collections.abc import Iterator
@@ -18,11 +18,15 @@ _OBJECT = re.compile(r"\[([^\[\]]{1,80})\]")
 _SLOT = re.compile(r"\{object:(\d+)\}")
 _IMAGE = re.compile(r"image\s*(\d+)", re.IGNORECASE)
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+STYLES = ("trajectory", "reasoning", "answer")
 
 
 @dataclass
 class Trajectories:
-    """One trajectory for a multi-image question with one true region; `style` "answer" makes the answer-only row.
+    """One trajectory for a multi-image question with one true region, or another `style` of it.
+
+    "answer" makes the answer-only row (of a trajectory, or of the question itself), "reasoning" rewrites a trajectory:
+    the names of its objects in place of their boxes, then the answer's box. Neither asks a model.
 
     `reason` writes the chain of thought, `locate` places each object that it mentions in a picture, `rewrite` puts the
     text together. Without `rewrite` the marks are set where the objects stood. A trajectory whose answer object is not
@@ -37,8 +41,8 @@ class Trajectories:
     dropped: Dropped = field(default_factory=Dropped)
 
     def __post_init__(self) -> None:
-        if self.style not in ("trajectory", "answer"):
-            raise ValueError(f"style: seen {self.style!r}, expected trajectory or answer")
+        if self.style not in STYLES:
+            raise ValueError(f"style: seen {self.style!r}, expected one of {', '.join(STYLES)}")
         self.prompts = {name: template(f"mirg_{name}") for name in ("reason", "map", "reassemble")}
         self.template_hash = sha256("\0".join(self.prompts.values()).encode()).hexdigest()[:16]
 
@@ -48,15 +52,19 @@ class Trajectories:
             self.dropped["records without several pictures and one true region"] += 1
             return
         true = sample.answer.regions[0]
-        if self.style == "answer":
-            yield self._sample(sample, f"<answer>{{region:{true}}}</answer>", sample.regions, "answer")
-            return
         try:
-            text, regions = self._trajectory(sample, true)
+            text, regions = self._rendered(sample, true)
         except Rejected as reason:
             self.dropped[str(reason)] += 1
             return
-        yield self._sample(sample, text, regions, "trajectory")
+        yield self._sample(sample, text, regions)
+
+    def _rendered(self, sample: Sample, true: int) -> tuple[str, list[SampleRegion]]:
+        if self.style == "answer":
+            return f"<answer>{{region:{true}}}</answer>", sample.regions
+        if self.style == "reasoning":
+            return in_words(sample), sample.regions
+        return self._trajectory(sample, true)
 
     def _trajectory(self, sample: Sample, true: int) -> tuple[str, list[SampleRegion]]:
         target = sample.regions[true]
@@ -106,26 +114,34 @@ class Trajectories:
         regions.append(SampleRegion(image=image, phrase=name, box=box))
         return len(regions) - 1
 
-    def _sample(self, sample: Sample, text: str, regions: list[SampleRegion], style: str) -> Sample:
+    def _sample(self, sample: Sample, text: str, regions: list[SampleRegion]) -> Sample:
         true = sample.answer.regions[0] if sample.answer else 0
-        key = safe_key(sample.key, style)
+        key, old = safe_key(sample.key, self.style), sample.meta or {}
         names = {"reason": self.reason.name, "locate": self.locate.name}
-        meta = {"generator": names if style == "trajectory" else None, "templates": self.template_hash}
-        known = {
-            name: (sample.meta or {}).get(name) for name in ("image", "question_id") if name in (sample.meta or {})
-        }
+        wrote = {"trajectory": names, "reasoning": old.get("generator")}.get(self.style)
+        meta = {"generator": wrote, "templates": self.template_hash}
+        known = {name: old[name] for name in ("image", "question_id") if name in old}
         return replace(
             sample,
             id=f"mirg/{key}",
             key=key,
             source="mirg",
-            tags=["trajectory"] if style == "trajectory" else ["answer_only"],
+            tags=["answer_only" if self.style == "answer" else self.style],
             turns=[replace(sample.turns[0]), Turn("assistant", text)],
             regions=regions,
             answer=Answer(regions=[true]),
             meta=meta | {"seed": self.seed, "image": sample.regions[true].image, "origin": sample.id} | known,
             shard="",
         )
+
+
+def in_words(sample: Sample) -> str:
+    """A trajectory's text without boxes in its thought; Rejected for a sample that has none."""
+    match = _PARTS.fullmatch(sample.turns[-1].text)
+    if match is None:
+        raise Rejected("records that are no trajectories (make those first)")
+    thought = REGION_MARK.sub(lambda mark: sample.regions[int(mark[1])].phrase or "the object", match[1])
+    return f"<think>{thought}</think><answer>{match[2]}</answer>"
 
 
 def offline_thought(sample: Sample, true: int) -> str:

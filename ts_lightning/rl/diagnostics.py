@@ -1,8 +1,7 @@
-"""Figures of a step's rollouts over all ranks, and a line when a run stops learning what it should."""
+"""Figures of a step's rollouts over all ranks, and lines for a run that stops learning what it should."""
 
-import logging
-from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import distributed
@@ -10,8 +9,8 @@ from torch import distributed
 if TYPE_CHECKING:
     from ts_lightning.rl.rollout import Rollout
 
-log = logging.getLogger("ts_lightning.rl")
 Sums = dict[str, tuple[float, float]]  # name -> (sum, count)
+WATCHED = ("reward/format", "reward/object", "reward/total", "zero_variance")
 
 
 def rollout_figures(batch: Mapping[str, Any], rollouts: Sequence["Rollout"]) -> Sums:
@@ -28,12 +27,16 @@ def rollout_figures(batch: Mapping[str, Any], rollouts: Sequence["Rollout"]) -> 
 
     for micro, rollout in zip(batch["micro_batches"], rollouts, strict=True):
         total_BG = rollout.total.view(len(rollout.completions), -1)
-        for name, values_N in rollout.rewards.items():
-            add(f"reward/{name}", values_N.double().sum().item(), len(values_N))
-        add("reward/total", total_BG.double().sum().item(), total_BG.numel())
-        add("zero_variance", (total_BG == total_BG[:, :1]).all(1).sum().item(), len(total_BG))
-        for sample, group, rewards_G in zip(micro["samples"], rollout.completions, total_BG, strict=True):
-            add(f"reward_by_task/{sample.subtask or sample.task}", rewards_G.double().sum().item(), len(group))
+        for b, valid in enumerate(micro["row_valid"].tolist()):
+            if not valid:
+                continue  # a stand-in, which the loss leaves out
+            sample, group = micro["samples"][b], rollout.completions[b]
+            for name, values_N in rollout.rewards.items():
+                add(f"reward/{name}", values_N.view_as(total_BG)[b].double().sum().item(), len(group))
+            total = total_BG[b].double().sum().item()
+            add("reward/total", total, len(group))
+            add(f"reward_by_task/{sample.subtask or sample.task}", total, len(group))
+            add("zero_variance", float((total_BG[b] == total_BG[b, 0]).all()), 1)
             add("completion_length", sum(len(one.token_ids) for one in group), len(group))
             add("cut_off", sum(not one.stopped for one in group), len(group))
     return sums
@@ -50,48 +53,58 @@ def sum_over_ranks(sums: Sums) -> dict[str, float]:
     return {name: total / count for name, (total, count) in totals.items() if count}
 
 
+@dataclass
 class Watch:
-    """Says in one line, once each, that a run has collapsed or learns the format alone.
+    """Says once each, in one line, that a run has collapsed, has nothing to learn from, or learns the format alone.
 
-    Both look at means over `window` steps: format-only is a format reward that rose by `rise` since the first window
-    (or stands above 0.9) while the object reward rose by less than a tenth of it; collapsed is a run where more than
-    95% of the groups have zero variance and the total reward is below a tenth of what it once was, or nothing.
+    It looks at means over the last `window` steps. Collapsed: the total reward is below half of its best, and lower by
+    `rise` at least. Nothing to learn: more than 95% of the groups have equal rewards. Format alone: since the first
+    window the format reward rose by `rise` and the object reward by less than a tenth of that, or they stand above 0.9
+    and below 0.1. The fields are plain values: what a checkpoint keeps.
     """
 
-    def __init__(self, window: int = 50, rise: float = 0.1) -> None:
-        self.window, self.rise = window, rise
-        self.recent: deque[dict[str, float]] = deque(maxlen=window)
-        self.first: dict[str, float] | None = None
-        self.best = 0.0
-        self.said: set[str] = set()
+    window: int = 10
+    rise: float = 0.1
+    recent: list[dict[str, float]] = field(default_factory=list)
+    first: dict[str, float] | None = None
+    best: float = 0.0
+    said: list[str] = field(default_factory=list)
 
-    def add(self, step: int, figures: dict[str, float]) -> None:
-        """Look at one more step."""
-        self.recent.append(figures)
+    def add(self, step: int, figures: Mapping[str, float]) -> list[str]:
+        """Look at one more step; the lines to say about it."""
+        kept = {name: figures[name] for name in WATCHED if name in figures}
+        self.recent = [*self.recent, kept][-self.window :]
         if len(self.recent) < self.window:
-            return
-        names = ("reward/format", "reward/object", "reward/total", "zero_variance")
-        mean = {name: sum(f.get(name, 0.0) for f in self.recent) / self.window for name in names}
+            return []
+        mean = {name: sum(f.get(name, 0.0) for f in self.recent) / self.window for name in kept}
         if self.first is None:
             self.first = mean
-        self.best = max(self.best, mean["reward/total"])
-        flat = mean["zero_variance"] > 0.95
-        if flat and mean["reward/total"] <= 0.1 * self.best:
-            self._say(
-                "collapsed",
-                f"step {step}: the run has collapsed: {mean['zero_variance']:.0%} of the groups have equal rewards of "
-                f"{mean['reward/total']:.2f} on average (once {self.best:.2f}); lower the rate, raise kl_coeff",
-            )
-        gained = mean["reward/format"] - self.first["reward/format"]
-        learned = mean["reward/object"] - self.first["reward/object"]
-        if gained >= self.rise and learned < 0.1 * gained:
-            self._say(
-                "format",
-                f"step {step}: only the format is learned: format reward +{gained:.2f}, object reward {learned:+.2f} "
-                "since the first steps; start from a longer SFT or weigh the object reward more",
-            )
+        found = self._found(mean, self.first)
+        new = [kind for kind in found if kind not in self.said]
+        self.said += new
+        return [f"step {step}: {found[kind]}" for kind in new]
 
-    def _say(self, kind: str, line: str) -> None:
-        if kind not in self.said:
-            self.said.add(kind)
-            log.warning(line)
+    def _found(self, mean: dict[str, float], first: dict[str, float]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        total = mean.get("reward/total", 0.0)
+        self.best = max(self.best, total)
+        if self.best > 0 and total < self.best / 2 and total <= self.best - self.rise:
+            found["collapsed"] = (
+                f"the run has collapsed: rewards of {total:.2f} on average, once {self.best:.2f}; lower the rate, "
+                "raise kl_coeff"
+            )
+        if (flat := mean.get("zero_variance", 0.0)) > 0.95:
+            found["flat"] = (
+                f"nothing to learn: {flat:.0%} of the groups have equal rewards, {total:.2f} on average; raise "
+                "temperature or num_generations, take prompts that are neither too hard nor too easy"
+            )
+        if "reward/format" in mean and "reward/object" in mean:
+            form, thing = mean["reward/format"], mean["reward/object"]
+            gained, learned = form - first.get("reward/format", form), thing - first.get("reward/object", thing)
+            if (gained >= self.rise and learned < 0.1 * gained) or (form > 0.9 and thing < 0.1):
+                found["format"] = (
+                    f"only the format is learned: format reward {form:.2f} ({gained:+.2f} since the first steps), "
+                    f"object reward {thing:.2f} ({learned:+.2f}); start from a longer SFT or weigh the object reward "
+                    "more"
+                )
+        return found

@@ -1,7 +1,8 @@
 """The callback that answers a training batch's prompts and scores the answers. Shapes: N completions, S steps."""
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning as L
@@ -19,6 +20,7 @@ from ts_lightning.rl.rewards import load_rewards, score
 from ts_lightning.rl.sampling import Sampled, sample_groups
 from ts_lightning.rl.table import write_table
 
+log = logging.getLogger("ts_lightning.rl")
 REWARDS = {name: f"ts_lightning.rl.{name}_reward" for name in ("format", "image", "object")}
 
 
@@ -48,8 +50,8 @@ class Rollout:
 class RolloutCallback(Callback):
     """Fill `batch["rollout"]` with one `Rollout` for each micro-batch, before the training step.
 
-    Every completion's total is the sum of its rewards (eq. 3); advantages are those of its group (eq. 4). The vlm
-    samples in eval mode: no dropout, experts as in evaluation.
+    Every completion's total is the sum of its rewards (eq. 3); advantages are those of its group (eq. 4). `GRPO`
+    keeps the vlm in eval mode: no dropout, experts as in evaluation.
 
     Args:
         num_generations: Completions of each prompt; `global_batch_size` counts prompts.
@@ -96,37 +98,42 @@ class RolloutCallback(Callback):
             raise ValueError("difficulty: seen no reward named object, expected it: it says how hard a prompt is")
         self.table_every, self.table_prompts = table_every, table_prompts
         self.watch = Watch()
+        self.figures: dict[str, float] = {}  # the last value of each, for steps without that task
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"figures": self.figures, "watch": asdict(self.watch)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.figures, self.watch = state_dict["figures"], Watch(**state_dict["watch"])
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         with trainer.precision_plugin.forward_context():  # as in the training step
             batch["rollout"] = [self.roll_out(pl_module.vlm, micro, step) for micro in batch["micro_batches"]]
         figures = sum_over_ranks(rollout_figures(batch, batch["rollout"]))
-        pl_module.log_dict({f"train/{name}": value for name, value in figures.items()}, batch_size=1)
-        self.watch.add(step, figures)
+        self.figures |= figures
+        pl_module.log_dict({f"train/{name}": value for name, value in self.figures.items()}, batch_size=1)
+        for line in self.watch.add(step, figures):
+            if trainer.is_global_zero:
+                log.warning(line)
         if self.table_every and step % self.table_every == 0 and trainer.is_global_zero:
             vlm: VLM = pl_module.vlm
             write_table(trainer, vlm, batch["micro_batches"][0], batch["rollout"][0], step, self.table_prompts)
 
     def roll_out(self, vlm: VLM, batch: Mapping[str, Any], step: int = 0) -> Rollout:
         """Answer and score the prompts of one micro-batch."""
-        trains = vlm.training
-        vlm.eval()
-        try:
-            sampled = vlm.run(
-                sample_groups,
-                batch,
-                self.num_generations,
-                self.max_new_tokens,
-                self.temperature,
-                self.top_p,
-                self.stop_after,
-                self.seed,
-                step,
-                all_ranks_done,
-            )
-        finally:
-            vlm.train(trains)
+        sampled = vlm.run(
+            sample_groups,
+            batch,
+            self.num_generations,
+            self.max_new_tokens,
+            self.temperature,
+            self.top_p,
+            self.stop_after,
+            self.seed,
+            step,
+            all_ranks_done,
+        )
         return self.scored(vlm, batch["samples"], sampled)
 
     def scored(self, vlm: VLM, samples: list[Sample], sampled: Sampled) -> Rollout:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ts_lightning.data.sample import Sample
+from ts_lightning.grounding.coordinates import CoordinateSpace
 from ts_lightning.models.vlm import VLM
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def write_table(
     for b, (sample, group) in enumerate(zip(batch["samples"][:prompts], rollout.completions, strict=False)):
         pictures = seen_pictures(vlm, batch, b)
         path = folder / f"step-{step:06d}-{b}.png"
-        draw_group(pictures, sample, group).save(path)
+        draw_group(pictures, sample, group, vlm.backbone.encoder.pixel_mode == "pad").save(path)
         listed = [
             {
                 "text": completion.text,
@@ -56,16 +57,23 @@ def write_table(
     return paths
 
 
-def draw_group(pictures: list[Image.Image], sample: Sample, group: list[Any]) -> Image.Image:
-    """The pictures side by side with the true boxes and those of each completion."""
+def draw_group(pictures: list[Image.Image], sample: Sample, group: list[Any], padded: bool = False) -> Image.Image:
+    """The pictures side by side with the true boxes and those of each completion.
+
+    `padded`: the pictures are centred on a square, and boxes are not.
+    """
+    space = CoordinateSpace("decimals:6", "padded_square" if padded else "original")
     width, height = sum(p.width + 4 for p in pictures) or 4, max((p.height for p in pictures), default=4)
     sheet, left = Image.new("RGB", (width, height), "black"), 0
     for number, picture in enumerate(pictures):
         draw = ImageDraw.Draw(picture)
-        true = [r.box for i, r in enumerate(sample.regions) if i in _targets(sample) and r.image == number and r.box]
+        size = (sample.images[number].width, sample.images[number].height)
+        regions = [sample.regions[i] for i in _targets(sample) if sample.regions[i].image == number]
+        true = [box for region in regions for box in ([region.box] if region.box else region.boxes or [])]
         said = [(COLORS[g % len(COLORS)], o.box) for g, c in enumerate(group) for o in c.objects if o.image == number]
         for color, box in [*((TRUE, box) for box in true), *said]:
-            corners = [v * side for v, side in zip(box, (*picture.size, *picture.size), strict=True)]
+            framed = space.encode([box[:2], box[2:]], size)
+            corners = [v * side for v, side in zip(framed, (*picture.size, *picture.size), strict=True)]
             draw.rectangle(corners, outline=color)
         sheet.paste(picture, (left, 0))
         left += picture.width + 4

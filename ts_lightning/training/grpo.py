@@ -1,7 +1,5 @@
 """MIRG-RL's second stage: GRPO. Shapes: N completions, G of one prompt, S steps."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -62,6 +60,12 @@ class GRPO(BaseModule):
         self.kl_coeff, self.offload_reference = kl_coeff, offload_reference
         self.reference: ReferencePolicy | None = None
 
+    def train(self, mode: bool = True) -> "GRPO":
+        """The vlm stays in eval mode: a backward that recomputes layers would draw dropout, too."""
+        super().train(mode)
+        self.vlm.eval()
+        return self
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit" and self.kl_coeff and self.reference is None:
@@ -77,8 +81,7 @@ class GRPO(BaseModule):
             raise ValueError("trainer.callbacks: seen no rollouts, expected a ts_lightning.rl.RolloutCallback")
         for micro, rollout in zip(batch["micro_batches"], batch["rollout"], strict=True):
             micro["rollout"] = rollout
-        with _without_dropout(self.vlm):
-            return super().training_step(batch, batch_idx)
+        return super().training_step(batch, batch_idx)
 
     def loss_weight(self, batch: dict[str, Any]) -> Tensor:
         rollout = batch["rollout"]
@@ -126,13 +129,3 @@ class GRPO(BaseModule):
         super().on_load_checkpoint(checkpoint)
         if self.reference is not None and "reference" in checkpoint:
             self.reference.load_state_dict(checkpoint["reference"])
-
-
-@contextmanager
-def _without_dropout(vlm: VLM) -> Iterator[None]:
-    trains = vlm.training
-    vlm.eval()
-    try:
-        yield
-    finally:
-        vlm.train(trains)
