@@ -24,7 +24,7 @@ from ts_lightning.pipelines.converters.source import Dropped, Pictures, excluded
 
 
 def samples(name: str, read: Any, args: Namespace, pictures: Pictures) -> Iterator[Sample]:
-    own = {"path", "out", "prefix", "maxcount", "images", "exclude_images", "strict", "subset", "seed"}
+    own = {"path", "out", "prefix", "maxcount", "images", "exclude_images", "strict", "subset"}
     options = {key: value for key, value in vars(args).items() if key not in own}
     if name != "coco-regions":
         if args.path is None and options.get("annotations") is None:

@@ -1,6 +1,7 @@
 """The LoRA baseline: what trains, peft's own layout, equal parameters with TWIST."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import yaml
 from peft import PeftModel
 from transformers import LlavaForConditionalGeneration
 
+from ts_lightning.bench.geometry import MOE_LLAVA_PHI2
 from ts_lightning.data.collate import collate
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
@@ -112,13 +114,23 @@ def test_refusals() -> None:
         LoRAVLM(backbone(), rank=0)
 
 
-def test_the_toy_configuration_has_as_many_parameters_as_twist() -> None:
+@pytest.mark.parametrize(
+    ("twist", "lora", "base", "device"),
+    [
+        ("toy_twist", "lora_toy_equal", {"pretrained": "shipped"}, "cpu"),
+        ("twist_moe_llava_phi2", "lora_moe_llava_phi2_equal", {"config": MOE_LLAVA_PHI2, "dtype": "bfloat16"}, "meta"),
+    ],
+)
+def test_the_equal_configurations_have_as_many_parameters_as_twist(
+    twist: str, lora: str, base: dict[str, Any], device: str
+) -> None:
     """To within half of what one more rank would add."""
     counts = []
-    for name, kind in (("toy_twist", TwinExpertVLM), ("lora_toy_equal", LoRAVLM)):
+    for name, kind in ((twist, TwinExpertVLM), (lora, LoRAVLM)):
         spec = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]["init_args"]["vlm"]
-        spec["init_args"]["backbone"]["init_args"]["pretrained"] = "shipped"
-        vlm = instantiate(kind, **spec)
+        spec["init_args"]["backbone"]["init_args"] = base
+        with torch.device(device):
+            vlm = instantiate(kind, **spec)
         counts.append(sum(p.numel() for p in vlm.parameters() if p.requires_grad))
         if kind is LoRAVLM:
             matrices = [m for n, m in vlm.named_modules() if n.endswith(("lora_A.default", "lora_B.default"))]

@@ -128,10 +128,12 @@ def test_upcycling_a_dense_model(tmp_path: Path) -> None:
     with torch.no_grad():  # four equal experts, weights that sum to 1: the dense model
         a, b = (PlainVLM(one, train=["*"]).eval() for one in (base, moe))
         torch.testing.assert_close(a(batch_of(a, SAMPLES))["logits"], b(batch_of(b, SAMPLES))["logits"])
-    tuned = PlainVLM(moe, train=["*mlp*fc1*", "*mlp*fc2*", "*router*"])
+    tuned = PlainVLM(moe, train=["*language_model*mlp*fc1*", "*language_model*mlp*fc2*", "*router*"])
     names = [name for name, p in tuned.named_parameters() if p.requires_grad]
-    assert names
-    assert all(re.search("fc1|fc2|router", name) for name in names)
+    assert all(re.search(r"language_model\..*(mlp.*(fc1|fc2)|router)", name) for name in names)
+    assert not any("vision_tower" in name for name in names)
+    dense, routed = 2 * 4, 2 * (4 * 4 + 1)  # two layers of each kind: two weights and two biases an MLP, and a router
+    assert len(names) == dense + routed
     moe.save(tmp_path / "moe")
     assert MoELlavaBackbone(str(tmp_path / "moe")).public["moe"]["moe_layers_idx"] == [0, 2]
 

@@ -6,14 +6,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import ConcatDataset
 
 from ts_lightning.data.index import Manifest
 from ts_lightning.data.loader import BadRecords, EvalLoader, TrainLoader, log
 from ts_lightning.data.mixture import MixedStream
 from ts_lightning.data.noise import NoisyBoxes
 from ts_lightning.data.order import STATE_VERSION, MicroBatches, StreamState, TrainStream, eval_batches
-from ts_lightning.data.reader import ShardDataset
+from ts_lightning.data.reader import Draws, ShardDataset
 from ts_lightning.data.source import TRAIN_SHARDS, ShardSource, mixture_sha256
 
 
@@ -187,16 +186,17 @@ class ShardDataModule(L.LightningDataModule):
         rank, world_size = self._rank()
         batches = MicroBatches(self._stream, self.micro_batch_size, rank, world_size, endless=self.trainer is not None)
         prompts = bool(getattr(getattr(self.trainer, "lightning_module", None), "trains_on_prompts", False))
-        datasets, accounts = [], [self._loaded[name][1] for name in self._training]
+        accounts = [self._loaded[name][1] for name in self._training]
         bad_records = accounts[0]
         if len(accounts) > 1:
             bad_records = BadRecords(self._stream.num_samples, self.max_bad_fraction)
             bad_records.add([line for account in accounts for line in account.seen], log.debug)
-        for name, source in self._training.items():
-            encode, pad_id = self._encoder(source)
-            datasets.append(ShardDataset(self._loaded[name][0], encode, for_generation=prompts))
-        dataset = datasets[0] if len(datasets) == 1 else ConcatDataset(datasets)
-        loader = TrainLoader(dataset, batches, self.num_workers, pad_id, bad_records)
+        encode, pad_id = self._encoder()
+        sources = [
+            ShardDataset(self._loaded[name][0], encode, prompts, self._noise(source))
+            for name, source in self._training.items()
+        ]
+        loader = TrainLoader(Draws(sources), batches, self.num_workers, pad_id, bad_records)
         self._loaders.append(loader)
         return loader
 
@@ -242,23 +242,25 @@ class ShardDataModule(L.LightningDataModule):
 
     def _eval_loader(self, name: str) -> EvalLoader:
         manifest, bad_records = self._loaded[name]
-        encode, pad_id = self._encoder(self._sources(name.split(".")[0].replace("val", "validate"))[name])
+        source = self._sources(name.split(".")[0].replace("val", "validate"))[name]
+        encode, pad_id = self._encoder()
         batches = eval_batches(manifest.num_samples, self.eval_batch_size, *self._rank())
-        dataset = ShardDataset(manifest, encode, for_generation=True)
+        dataset = ShardDataset(manifest, encode, for_generation=True, noise=self._noise(source))
         loader = EvalLoader(dataset, batches, self.num_workers, pad_id, bad_records)
         self._loaders.append(loader)
         return loader
 
-    def _encoder(self, source: ShardSource | None) -> tuple[Callable[..., dict[str, Any]], int]:
+    def _encoder(self) -> tuple[Callable[..., dict[str, Any]], int]:
         vlm = None if self.trainer is None else getattr(self.trainer.lightning_module, "vlm", None)
         # Where workers are not forked the row maker is pickled: better the vlm's encoder alone than its whole model.
         encode = self._encode or getattr(vlm, "encoder", None) or getattr(vlm, "encode", None)
         pad_id = getattr(vlm, "pad_id", None) if self._pad_id is None else self._pad_id
         if encode is None or pad_id is None:
             raise ValueError("data.encode: seen no encode or pad_id, expected arguments or a trainer with a vlm")
-        if source is not None and source.box_noise:
-            encode = NoisyBoxes(encode, source.box_noise, self.seed)
         return encode, pad_id
+
+    def _noise(self, source: ShardSource) -> NoisyBoxes | None:
+        return NoisyBoxes(source.box_noise, self.seed) if source.box_noise else None
 
     def _rank(self) -> tuple[int, int]:
         """(rank, number of ranks) that share the data; tensor-parallel ranks count once."""

@@ -49,7 +49,7 @@ class MixedStream(TrainStream):
     def _after(self, epoch: int, position: int) -> tuple[int, int]:
         return epoch, position + self.global_batch_size
 
-    def batches(self, endless: bool) -> Iterator[np.ndarray]:
+    def draws(self, endless: bool) -> Iterator[np.ndarray]:
         position = self.state.samples_consumed
         a_pass = len(self) * self.global_batch_size
         stop = (position // a_pass + 1) * a_pass
@@ -58,7 +58,7 @@ class MixedStream(TrainStream):
             position += self.global_batch_size
 
     def rows(self, start: int, count: int) -> np.ndarray:
-        """Record numbers (sources counted one after the other) at positions start to start + count."""
+        """Draws (records of the sources counted one after the other) at positions start to start + count."""
         parts = []
         for block in range(start // BLOCK, (start + count - 1) // BLOCK + 1):
             sources, draws = self._block(block)
@@ -82,4 +82,4 @@ class MixedStream(TrainStream):
             self._orders.pop((source, epoch - 2), None)
             seed = int(keys(1, self.state.seed, source, 3)[0] >> np.uint64(1))
             self._orders[source, epoch] = epoch_order(self.sources[source], seed, epoch, self.window)
-        return int(self.offsets[source] + self._orders[source, epoch][place])
+        return int(self.offsets[source] + self._orders[source, epoch][place]) + epoch * self.num_samples

@@ -73,6 +73,10 @@ class TrainStream:
 
     def batches(self, endless: bool) -> Iterator[np.ndarray]:
         """Record numbers [global_batch_size] of every batch from `state` to the epoch's end, or for ever."""
+        return (draws % self.num_samples for draws in self.draws(endless))
+
+    def draws(self, endless: bool) -> Iterator[np.ndarray]:
+        """As `batches`, but a record's number is `num_samples` higher each time that it comes again."""
         epoch, position = self.state.epoch, self.state.samples_consumed
         if position + self.global_batch_size > self.num_samples:  # a smaller batch size was used before
             epoch, position = epoch + 1, 0
@@ -81,12 +85,12 @@ class TrainStream:
             order = epoch_order(self.shard_sizes, self.state.seed, epoch, self.window)
             now = epoch
             while now == epoch:
-                yield order[position : position + self.global_batch_size]
+                yield order[position : position + self.global_batch_size] + now * self.num_samples
                 epoch, position = self._after(epoch, position)
 
 
 class MicroBatches:
-    """This rank's micro-batches, record numbers as lists: the batch sampler of the training loader.
+    """This rank's micro-batches, draws as lists: the batch sampler of the training loader.
 
     Rank r owns rows r * share to (r + 1) * share of a global batch, cut into micro-batches in order: the
     micro-batches of one global batch are the same ones on any number of ranks.
@@ -107,7 +111,7 @@ class MicroBatches:
         return len(self.stream) * self.per_batch
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.stream.batches(self.endless):
+        for batch in self.stream.draws(self.endless):
             rows = batch[self.rank * self.share : (self.rank + 1) * self.share].tolist()
             for start in range(0, self.share, self.micro_batch_size):
                 yield rows[start : start + self.micro_batch_size]

@@ -1,9 +1,11 @@
 """Random access to the records of indexed shards, and the map-style dataset over them."""
 
 import os
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 from zlib import crc32
 
@@ -85,31 +87,44 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     Index -1 is a padding row. A padding row and the row of an unreadable record hold a readable neighbour's tensors
     with `row_valid` False and every step id -1, so any backbone can run them; `bad` then says "shard:key: why".
-    Where no neighbour can be read either, the row is `bad` alone.
+    Where no neighbour can be read either, the row is `bad` alone. `noise(sample, visit)` is what is encoded in a
+    sample's place.
     """
 
-    def __init__(self, manifest: Manifest, encode: Callable[..., dict[str, Any]], for_generation: bool = False) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        encode: Callable[..., dict[str, Any]],
+        for_generation: bool = False,
+        noise: Callable[[Sample, int], Sample] | None = None,
+    ) -> None:
         self.reader = ShardReader(manifest)
         self.encode = encode
         self.for_generation = for_generation
+        self.noise = noise
 
     def __len__(self) -> int:
         return self.reader.manifest.num_samples
 
     def __getitem__(self, i: int) -> dict[str, Any]:
+        return self.row(i)
+
+    def row(self, i: int, visit: int = 0) -> dict[str, Any]:
+        """`self[i]` after the record came `visit` times before."""
         if i < 0:
             return self._stand_in(0, None)
         try:
-            return self._row(i)
+            return self._row(i, visit)
         except ValueError as error:
             shard, r = self.reader.manifest.locate(i)
             where = f"{shard.path}:{shard.keys[r]}: "
             why = str(error).removeprefix(where).removeprefix(f"{shard.keys[r]}: ")
             return self._stand_in(i + 1, where + why)
 
-    def _row(self, i: int) -> dict[str, Any]:
+    def _row(self, i: int, visit: int = 0) -> dict[str, Any]:
         sample = self.reader.read(i)
-        row = self.encode(sample, for_generation=self.for_generation)
+        shown = sample if self.noise is None else self.noise(sample, visit)
+        row = self.encode(shown, for_generation=self.for_generation)
         return row | {"sample": sample.without_bytes(), "row_valid": True, "bad": None}
 
     def _stand_in(self, start: int, why: str | None) -> dict[str, Any]:
@@ -121,6 +136,22 @@ class ShardDataset(Dataset[dict[str, Any]]):
             masked = torch.full_like(row["step_ids"], -1)
             return row | {"step_ids": masked, "row_valid": False, "bad": why}
         return {"bad": why}
+
+
+class Draws(Dataset[dict[str, Any]]):
+    """Training sources one behind the other: row n is record n % len, which came n // len times before."""
+
+    def __init__(self, sources: Sequence[ShardDataset]) -> None:
+        self.sources = sources
+        self.starts = [0, *accumulate(map(len, sources))]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, n: int) -> dict[str, Any]:
+        visit, i = divmod(n, len(self))
+        source = bisect_right(self.starts, i) - 1
+        return self.sources[source].row(i - self.starts[source], visit)
 
 
 def with_bytes(sample: Sample) -> Sample:

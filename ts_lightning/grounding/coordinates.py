@@ -16,8 +16,8 @@ class CoordinateSpace:
 
     `grid`: "100", "999" or "1000" (integers 0..N), "decimals:n" or "pixels". `frame`: the image that the numbers refer
     to: "original" (displayed, EXIF applied), "padded_square" (centred on a square canvas) or "resized" (what the image
-    processor makes; `resized` is its (width, height), or gives it for an image's size). Points are (x, y), sizes
-    (width, height).
+    processor makes; `resized` is its (width, height), or gives it for an image's size; given with "padded_square", it
+    is what the square is resized to). Points are (x, y), sizes (width, height).
     """
 
     grid: str = "100"
@@ -67,7 +67,7 @@ class CoordinateSpace:
         if self.grid != "pixels":
             return float(self.grid), float(self.grid)
         size = image_size
-        if self.frame == "resized":
+        if self.frame == "resized" or (self.frame == "padded_square" and self.resized is not None):
             size = self.resized(self._need(image_size, "resized")) if callable(self.resized) else self.resized
         width, height = self._need(size, "pixels")
         side = max(width, height)

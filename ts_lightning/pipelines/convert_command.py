@@ -26,7 +26,6 @@ def arguments(name: str, read: Any, argv: list[str]) -> Namespace:
         parser.add_argument(
             "--subset", type=int, default=1000, help="images, drawn by --seed; ids: OUT/PREFIX.ids.json"
         )
-        parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args([option(word) for word in argv])
 
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-from ts_lightning.grounding.codecs import get_codec
-from ts_lightning.grounding.coordinates import CoordinateSpace
+from ts_lightning.grounding.codecs import backbone_codec
 from ts_lightning.models.backbones.hub_layout import (
     HubBackbone,
     check_source,
@@ -48,7 +47,7 @@ class InternVLBackbone(HubBackbone):
         seed: Of the random weights.
         dtype: Of the weights.
         codec: Notation of regions; InternVL's own boxes are [[x1, y1, x2, y2]] on 0-1000, which is scout on that grid.
-        codec_grid: The grid of the numbers.
+        codec_grid: The grid of the numbers; the frame stays the notation's.
         max_length: Longest row in tokens.
         pixel_mode: "stretch", as the original does with a single tile, or "pad".
     """
@@ -89,7 +88,7 @@ class InternVLBackbone(HubBackbone):
             image_size=side,
             max_length=max_length,
             pixel_mode=pixel_mode,
-            codec=get_codec(codec, CoordinateSpace(codec_grid)),
+            codec=backbone_codec(codec, codec_grid, (side, side), pixel_mode),
             template=INTERNVL,
         )
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
-from ts_lightning.grounding.codecs import get_codec
-from ts_lightning.grounding.coordinates import CoordinateSpace
+from ts_lightning.grounding.codecs import backbone_codec
 from ts_lightning.models.backbones.hub_layout import (
     HubBackbone,
     check_source,
@@ -63,7 +62,7 @@ class LlavaBackbone(HubBackbone):
             the config's is fresh: it has to be trained.
         dtype: Of the weights: "float32", "bfloat16", ...
         codec: Notation of regions.
-        codec_grid: Another grid than the notation's own.
+        codec_grid: Another grid than the notation's own; the frame stays its own.
         max_length: Longest row in tokens.
         pixel_mode: "pad" keeps the whole picture in shape; "stretch" fills the square with it.
     """
@@ -111,7 +110,7 @@ class LlavaBackbone(HubBackbone):
             image_size=vision.image_size,
             max_length=max_length,
             pixel_mode=pixel_mode,
-            codec=get_codec(codec, CoordinateSpace(codec_grid) if codec_grid else None),
+            codec=backbone_codec(codec, codec_grid, (vision.image_size, vision.image_size), pixel_mode),
             template=VICUNA,
         )
 

@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, PhiConfig
 
-from ts_lightning.grounding.codecs import get_codec
-from ts_lightning.grounding.coordinates import CoordinateSpace
+from ts_lightning.grounding.codecs import backbone_codec
 from ts_lightning.models.backbones.hub_layout import (
     check_tokens,
     load_tokenizer,
@@ -117,7 +116,7 @@ class MoELlavaBackbone(LlavaBackbone):
             image_size=vision.image_size,
             max_length=self.public.get("tokenizer_model_max_length", 2048),
             pixel_mode="pad",
-            codec=get_codec(codec, CoordinateSpace(codec_grid) if codec_grid else None),
+            codec=backbone_codec(codec, codec_grid, (vision.image_size, vision.image_size), "pad"),
             template=PHI,
         )
 

@@ -19,8 +19,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
-from ts_lightning.grounding.codecs import get_codec
-from ts_lightning.grounding.coordinates import CoordinateSpace
+from ts_lightning.grounding.codecs import backbone_codec
 from ts_lightning.models.backbones.hub_layout import (
     HubBackbone,
     check_source,
@@ -138,7 +137,7 @@ class QwenVLBackbone(HubBackbone):
         seed: Of the random weights.
         dtype: Of the weights: "float32", "bfloat16", ...
         codec: Notation of regions; None is the model's own (qwen2_vl on 0-1000, qwen2_5_vl in resized pixels).
-        codec_grid: Another grid than the notation's own.
+        codec_grid: Another grid than the notation's own; the frame stays its own.
         max_length: Longest row in tokens.
         min_pixels: Smaller pictures are enlarged to this area.
         max_pixels: Larger ones are reduced to it.
@@ -172,17 +171,14 @@ class QwenVLBackbone(HubBackbone):
         self.name = f"{settings.model_type}:{pretrained or f'random-{seed}'}"
         vision: Any = settings.vision_config
         factor = vision.patch_size * vision.spatial_merge_size
-        space = CoordinateSpace(codec_grid) if codec_grid else None
-        if space is None and (codec or settings.model_type) == "qwen2_5_vl":
-            resize = partial(smart_size, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
-            space = CoordinateSpace("pixels", "resized", resize)
+        resized = partial(smart_size, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
         self.encoder = PatchEncoder(
             tokenizer=tokenizer,
             image_token="<|image_pad|>",
             image_tokens=0,
             image_size=0,
             max_length=max_length,
-            codec=get_codec(codec or settings.model_type, space),
+            codec=backbone_codec(codec or settings.model_type, codec_grid, resized),
             template=CHATML,
             patch=vision.patch_size,
             merge=vision.spatial_merge_size,

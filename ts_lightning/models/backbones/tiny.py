@@ -15,8 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ts_lightning.grounding.codecs import get_codec
-from ts_lightning.grounding.coordinates import CoordinateSpace
+from ts_lightning.grounding.codecs import backbone_codec
 from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.backbones.moe_layout import from_public, install_moe, moe_config, to_public
 from ts_lightning.models.encode import Encoder
@@ -83,7 +82,7 @@ class TinyBackbone(Backbone):
             image_tokens=(vision.image_size // vision.patch_size) ** 2,
             image_size=vision.image_size,
             max_length=text.max_position_embeddings,
-            codec=get_codec(codec, CoordinateSpace(codec_grid) if codec_grid else None),
+            codec=backbone_codec(codec, codec_grid, (vision.image_size, vision.image_size)),
         )
 
     @property

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-_SHARED = ("files", "region_text", "source", "vqa")
+_SHARED = ("files", "pointing", "region_text", "source", "vqa")
 NAMES = sorted(
     file.stem.replace("_", "-")
     for file in Path(__file__).parent.glob("*.py")

@@ -1,7 +1,7 @@
 """COCO detection and caption files to samples: localization questions, captions, and all objects of a photo."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,12 @@ def photos(
     tasks: Sequence[str],
     subset: Subset | None,
     source: str,
+    more: Callable[..., Iterator[Sample]] | None = None,
 ) -> Iterator[Sample]:
-    """Samples of one annotation file in COCO's layout (LVIS and Objects365 share it)."""
+    """Samples of one annotation file in COCO's layout (LVIS and Objects365 share it).
+
+    `more(photo id, picture, [(annotation, box or None)], category names)` makes further ones of each photo.
+    """
     dropped = pictures.dropped
     instances = mapped(load_json(annotations, WHAT), annotations, WHAT)
     names = {one["id"]: one["name"] for one in _with(annotations, instances, "categories", ("id", "name"))}
@@ -135,6 +139,8 @@ def photos(
             yield _caption(photo["id"], known, said, source)
         if "detection" in tasks and boxed:
             yield _detection(photo["id"], known, boxed, names, said, source)
+        if more is not None:
+            yield from more(photo["id"], known, boxed, names)
     for number in sorted(set(objects) - seen):
         dropped.note("annotations of photos that the file does not list", number)
     if not found:

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
-from zlib import crc32
 
 from ts_lightning.data.images import inspect_image
-from ts_lightning.data.sample import IMAGE_MARK, Answer, Sample, SampleImage, SampleRegion, Turn
-from ts_lightning.grounding.prompts import templates
+from ts_lightning.data.sample import Sample, SampleImage
 from ts_lightning.pipelines.converters.coco import _by_image, _load, _with
+from ts_lightning.pipelines.converters.pointing import category_question, check_kind
 from ts_lightning.pipelines.converters.source import from_xywh, to_box
 
 
@@ -27,13 +26,19 @@ def read(
     detections: str | Path | None = None,
     image_ids: list[int] | None = None,
     dropped: Counter[str] | None = None,
+    region: str = "box",
+    seed: int = 0,
 ) -> Iterator[Sample]:
     """One question for each box of the photos `image_ids` (None: all), crowds left out.
+
+    `region` points at it with a "click", a "box", a "polygon" (the annotated outline, or one drawn around the box) or
+    "mixed", one of them; drawn from (`seed`, sample) alone.
 
     Without `detections` the boxes are the annotated ones, the category is the true answer and the score is 1. With a
     COCO results file the boxes and scores are a detector's, and nothing is known to be true. `meta` holds what COCO's
     evaluation needs: {image_id, bbox, score, category_id (None for a detection)}.
     """
+    check_kind(region)
     dropped = Counter() if dropped is None else dropped
     instances = _load(annotations)
     names = {one["id"]: one["name"] for one in _with(annotations, instances, "categories", ("id", "name"))}
@@ -56,33 +61,16 @@ def read(
                 dropped["crowds and boxes that are no box inside the photo"] += 1
                 continue
             name = names[one["category_id"]] if detections is None else None
-            yield _question(photo["id"], number, image, data, box, one, name)
-
-
-def _question(
-    photo: int, number: int, image: SampleImage, data: bytes, box: Any, one: dict[str, Any], name: str | None
-) -> Sample:
-    key = f"{photo:012d}-{number:04d}"
-    prompts = templates("coco_region")
-    prompt = prompts[crc32(key.encode()) % len(prompts)].replace("{region}", "{region:0}")
-    return Sample(
-        id=f"coco_regions/{key}",
-        key=key,
-        source="coco",
-        subtask="region_class",
-        tags=["region", "box"],
-        images=[image],
-        turns=[Turn("user", f"{IMAGE_MARK}\n{prompt}"), Turn("assistant", name or "unknown")],
-        regions=[SampleRegion(category=name, box=box)],
-        answer=Answer(name) if name else None,
-        meta={
-            "image_id": photo,
-            "bbox": one["bbox"],
-            "score": float(one.get("score", 1.0)),
-            "category_id": one["category_id"] if name else None,
-        },
-        image_bytes=[data],
-    )
+            meta = {
+                "image_id": photo["id"],
+                "bbox": one["bbox"],
+                "score": float(one.get("score", 1.0)),
+                "category_id": one["category_id"] if name else None,
+            }
+            key = f"{photo['id']:012d}-{number:04d}"
+            sample = category_question("coco", key, (image, data), one, box, name, "coco_region", region, seed, meta)
+            sample.id = f"coco_regions/{key}"
+            yield sample
 
 
 def _results(path: str | Path) -> list[dict[str, Any]]:

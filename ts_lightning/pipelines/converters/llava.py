@@ -9,18 +9,23 @@ from ts_lightning.data.sample import IMAGE_MARK, Sample, SampleRegion
 from ts_lightning.grounding.codecs import Codec, get_codec
 from ts_lightning.pipelines.converters.files import rows
 from ts_lightning.pipelines.converters.mig_bench import all_pictures
-from ts_lightning.pipelines.converters.source import Pictures, clean, make
+from ts_lightning.pipelines.converters.source import Pictures, clean, make, pick
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
 def read(
-    path: str | Path, pictures: Pictures | None = None, codec: str | None = None, task: str | None = None
+    path: str | Path,
+    pictures: Pictures | None = None,
+    codec: str | None = None,
+    task: str | None = None,
+    template: str | None = None,
 ) -> Iterator[Sample]:
     """One sample a row of a JSON list or JSON lines; rows without a picture are text only.
 
     With `codec` boxes of the texts in that notation become regions (of the first picture), and a conversation whose
-    answers have boxes is of task grounding; `task` sets it for all rows. Rows that `tools/export_dataset.py` wrote come
+    answers have boxes is of task grounding; `task` sets it for all rows. `template` names a file of prompts that wrap
+    the questions ({question}) or stand in their place. Rows that `tools/export_dataset.py` wrote come
     back as they were.
     """
     path, pictures = Path(path), pictures or Pictures()
@@ -32,12 +37,18 @@ def read(
         first: dict[str, Any] = next(rows(file, (), "LLaVA's conversations"), {})
         here = pictures.beside(file.parent, first, "images", "train2017", "coco/train2017")
         for number, row in enumerate(rows(file, ("conversations",), "LLaVA's conversations")):
-            if (made := _row(file.stem, number, row, here, notation, task)) is not None:
+            if (made := _row(file.stem, number, row, here, notation, task, template)) is not None:
                 yield made
 
 
 def _row(
-    stem: str, number: int, row: dict[str, Any], pictures: Pictures, codec: Codec | None, task: str | None
+    stem: str,
+    number: int,
+    row: dict[str, Any],
+    pictures: Pictures,
+    codec: Codec | None,
+    task: str | None,
+    template: str | None,
 ) -> Sample | None:
     images = row.get("image") or []
     names = [images] if isinstance(images, str) else list(images)
@@ -63,6 +74,8 @@ def _row(
     if "accu_reward_method" in row:
         fields["meta"] = {"accu_reward_method": row["accu_reward_method"]}
     key = f"{stem}-{number:07d}"
+    if template is not None:
+        texts[::2] = [pick(template, f"{key}-{turn}", question=text) for turn, text in enumerate(texts[::2])]
     sample = make(stem, key, known, list(zip(texts[::2], texts[1::2], strict=True)), **fields)
     if row.get("id") is not None:
         sample.meta = {"id": row["id"]} | (sample.meta or {})

@@ -51,5 +51,10 @@ def polygon(points: Sequence[Sequence[float]], size: tuple[int, int]) -> list[tu
     ):
         return None
     made = [(min(max(x / size[0], 0.0), 1.0), min(max(y / size[1], 0.0), 1.0)) for x, y in points]
-    turns = zip(made, [*made[1:], made[0]], strict=True)
-    return made if abs(sum(x1 * y2 - x2 * y1 for (x1, y1), (x2, y2) in turns)) > 1e-12 else None
+    return made if area(made) > 1e-12 else None
+
+
+def area(points: Sequence[tuple[float, float]]) -> float:
+    """The area of a polygon."""
+    turns = zip(points, [*points[1:], points[0]], strict=True)
+    return abs(sum(x1 * y2 - x2 * y1 for (x1, y1), (x2, y2) in turns)) / 2
