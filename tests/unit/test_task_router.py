@@ -139,3 +139,21 @@ def test_rows_take_the_task_that_is_asked_for(shipped: TaskRouter, tmp_path: Pat
     again = TwinExpertVLM.from_pretrained(tmp_path, TinyBackbone(pretrained=None, **SIZES))
     assert again.task_router is not None
     assert again.task_router.tasks == shipped.tasks
+
+
+def test_of_two_routers_the_one_that_knows_more_stays(shipped: TaskRouter, tmp_path: Path) -> None:
+    wide = train_router([*PAIRS, *((f"read line {i}", "reading") for i in range(8))], steps=20)
+    for skill, router in (("grounding", shipped), ("reading", wide)):
+        vlm = TwinExpertVLM(TinyBackbone(pretrained=None, **SIZES), package=skill)
+        vlm.task_router = router
+        vlm.save_pretrained(tmp_path / skill)
+    for first, second in (("grounding", "reading"), ("reading", "grounding")):
+        both = TwinExpertVLM.from_pretrained(tmp_path / first, TinyBackbone(pretrained=None, **SIZES))
+        both.install(tmp_path / second)
+        both.answer_as("auto")
+        assert both.router.tasks == wide.tasks
+    both.task_router = shipped
+    with pytest.raises(ValueError, match="router: seen understanding, grounding, expected reading among its tasks"):
+        both.answer_as("auto")
+    both.save_pretrained(tmp_path / "alone", name="reading")
+    assert not (tmp_path / "alone/task_router").exists()  # it could not choose this package
