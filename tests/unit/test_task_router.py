@@ -1,10 +1,14 @@
 """The task router: int8 by hand, its prompts, the shipped one against its bars, and who uses it."""
 
+import json
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
+import train_task_router
 from torch import nn
 
 from ts_lightning.data.collate import collate
@@ -157,3 +161,19 @@ def test_of_two_routers_the_one_that_knows_more_stays(shipped: TaskRouter, tmp_p
         both.answer_as("auto")
     both.save_pretrained(tmp_path / "alone", name="reading")
     assert not (tmp_path / "alone/task_router").exists()  # it could not choose this package
+
+
+def test_the_tool_measures_texts_that_were_not_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = tiny.write(tmp_path / "train", ["rec", "scout"])
+    asked = tiny.write(tmp_path / "val", ["rec", "colour", "colour"], name="val")
+    few = ["--paraphrases", "10", "--held-out", "10", "--out", str(tmp_path / "out")]
+    shards = ["--shards", trained, "--held-out-shards", asked]
+    monkeypatch.setattr(sys, "argv", ["train_task_router", "--router", str(SHIPPED), *few, *shards])
+    assert train_task_router.main() == 0
+    assert "held-out shards: 2 of 3 prompts have a text that was not trained on" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out/measured.json").read_text())
+    assert found["held-out shards"]["confusion"] == {"understanding -> understanding": 2}
+    assert found["shards"]["prompts"] == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["measured.json"]  # nothing was trained
