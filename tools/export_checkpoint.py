@@ -9,12 +9,25 @@ package: the experts, routers, alpha and token rows of TWIST. adapter: LoRA in p
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
+from ts_lightning.evaluation.card_scores import read_scores, run_scores
+from ts_lightning.models import TaskRouter, TwinExpertVLM
+from ts_lightning.models.vlm import VLM
 from ts_lightning.training import load
 from ts_lightning.training.export import TARGETS, export
+
+
+def give_router(vlm: VLM, kind: str, folder: Path) -> None:
+    """Let the package of `vlm` bring a task router; ValueError where there is no package, or no task for its skill."""
+    if not isinstance(vlm, TwinExpertVLM) or kind not in ("package", "standalone"):
+        seen = f"{kind} of a {type(vlm).__name__}"
+        raise ValueError(f"--router: seen --to {seen}, expected package or standalone of a TwinExpertVLM")
+    router = TaskRouter.load(folder)
+    if vlm.package not in router.tasks:
+        raise ValueError(f"--router {folder}: seen {', '.join(router.tasks)}, expected {vlm.package} among its tasks")
+    vlm.task_router = router
 
 
 def main() -> int:
@@ -22,11 +35,16 @@ def main() -> int:
     parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint, package, adapter or standalone folder")
     parser.add_argument("--to", choices=TARGETS, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--scores", type=Path, help="JSON of figures for the card, as {name: number}")
+    text = "JSON of figures for the card, flat or nested as report.json (default: the run's last validation)"
+    parser.add_argument("--scores", type=Path, help=text)
+    parser.add_argument("--router", type=Path, help="folder of tools/train_task_router.py, stored in the package")
     args = parser.parse_args()
     try:
-        scores = json.loads(args.scores.read_text()) if args.scores else {}
-        export(load(args.ckpt), args.to, args.out, {key: float(value) for key, value in scores.items()})
+        scores = read_scores(args.scores) if args.scores else run_scores(args.ckpt)
+        module = load(args.ckpt)
+        if args.router:
+            give_router(module.vlm, args.to, args.router)
+        export(module, args.to, args.out, scores)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

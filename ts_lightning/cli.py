@@ -71,6 +71,8 @@ class TSLightningCLI(LightningCLI):
         else:
             text = "Whose task answers: given (the record's), auto (the task router's), or one for every question."
             parser.add_argument("--task", type=str, default="given", help=text)
+            text = "Answer with this mixing weight, 0 to 1, in place of the learned one."
+            parser.add_argument("--alpha", type=float | None, default=None, help=text)
         if subcommand == "predict":
             text = "Draw answers with their boxes into <default_root_dir>/pictures: so many of each suite, 16 if bare."
             parser.add_argument("--pictures", nargs="?", type=int, const=16, default=0, help=text)
@@ -144,6 +146,7 @@ class TSLightningCLI(LightningCLI):
         self._dump_config()
         if self.subcommand != "fit":
             self.model.vlm.answer_as(self._get(self.config, "task"))
+            self.model.vlm.override_alpha(self._get(self.config, "alpha"))
         self.model.data_config = self.config_dump["data"]
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ts_lightning.models import PlainVLM, TwinExpertVLM
+from ts_lightning.demo.conversation import Conversation, found_boxes
+from ts_lightning.models import VLM, PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.pipelines.toy_world.render import render
 from ts_lightning.pipelines.toy_world.scene import sample_scene
@@ -171,22 +172,46 @@ def test_point_drag_polygon_and_ask(page: "playwright.Page", url: tuple[str, str
     assert page.locator("#drop").is_visible()
 
 
-def test_boxes_are_drawn_and_the_badge_names_the_path(page: "playwright.Page", url: tuple[str, str]) -> None:
+def test_boxes_are_drawn_in_the_colors_of_their_steps(
+    page: "playwright.Page", url: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if url[0] != "twist":
+        pytest.skip("one model is enough")
+    text = "Step 1: Find the star [[10,10,40,40]]. Step 2: It is left of the ring [[60,50,90,90]]."
+
+    def answer(vlm: VLM, conversation: Conversation, task: str, task_of: object) -> Iterator[dict]:
+        yield {"task": "grounding", "automatic": True}
+        yield {"text": text, "boxes": found_boxes(vlm, text, conversation)}
+
+    monkeypatch.setattr("ts_lightning.demo.server.answer", answer)
+    add(page, picture())
+    corners = [[0.1, 0.25], [0.6, 0.7]]  # on the left edge of either box
+    pixel = """([x, y]) => {
+        const canvas = document.getElementById("canvas");
+        const at = [Math.floor(x * canvas.width), Math.floor(y * canvas.height)];
+        return [...canvas.getContext("2d").getImageData(...at, 1, 1).data].slice(0, 3);
+    }"""
+    before = [page.evaluate(pixel, corner) for corner in corners]
+    assert text in ask(page, "Where is the star?")
+    marks = page.locator("#turns mark")
+    assert marks.all_inner_texts() == ["[[10,10,40,40]]", "[[60,50,90,90]]"]
+    colors = [mark.evaluate("e => getComputedStyle(e).borderBottomColor") for mark in marks.all()]
+    assert colors == ["rgb(230, 25, 75)", "rgb(10, 108, 255)"]
+    after = [page.evaluate(pixel, corner) for corner in corners]
+    assert after != before
+    assert [f"rgb({r}, {g}, {b})" for r, g, b in after] == colors
+
+
+def test_the_badge_names_the_path(page: "playwright.Page", url: tuple[str, str]) -> None:
     if url[0] != "twist":
         pytest.skip("one model is enough")
     add(page, picture(), picture(12))
     assert page.locator("#thumbs button").count() == 2
     page.click("#clear")
     add(page, picture(int(os.environ.get("TS_LIGHTNING_SCREENSHOT_SCENE", "11"))))
-    before = page.locator("#canvas").screenshot()
     scene = sample_scene(int(os.environ.get("TS_LIGHTNING_SCREENSHOT_SCENE", "11")))
     phrase = f"{scene.things[0].color} {scene.things[0].shape}"
-    text = ask(page, f"Find the {phrase} and answer with its box.")
-    assert "grounding (automatic)" in text
-    if page.locator("#turns mark").count():  # an untrained model may say no box
-        assert page.locator("#canvas").screenshot() != before
-    else:
-        assert tuned("twist") is None
+    assert "grounding (automatic)" in ask(page, f"Find the {phrase} and answer with its box.")
     shoot(page, "box")
     assert "understanding (automatic)" in ask(page, f"What color is the {scene.things[0].shape}?", turns=2)
     page.select_option("#task", "grounding")

@@ -14,6 +14,7 @@ from ts_lightning.cli import main
 from ts_lightning.data.collate import collate
 from ts_lightning.evaluation.certificate import certify_checkpoint
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
+from ts_lightning.models.task_router import SHIPPED
 from ts_lightning.training import BaseModule, load
 
 LORA = {
@@ -37,8 +38,8 @@ def fitted(request: pytest.FixtureRequest, shards: str, tmp_path_factory: pytest
     return path
 
 
-def export(monkeypatch: pytest.MonkeyPatch, source: Path, kind: str, target: Path) -> int:
-    monkeypatch.setattr(sys, "argv", ["export", "--ckpt", str(source), "--to", kind, "--out", str(target)])
+def export(monkeypatch: pytest.MonkeyPatch, source: Path, kind: str, target: Path, *more: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["export", "--ckpt", str(source), "--to", kind, "--out", str(target), *more])
     return export_checkpoint.main()
 
 
@@ -101,6 +102,51 @@ def test_the_task_is_chosen_on_the_command_line(fitted: Path, shards: str, tmp_p
     root = ["--trainer.default_root_dir", str(tmp_path), "--trainer.enable_progress_bar", "false"]
     assert main(["predict", "--ckpt_path", str(fitted), "--task", task, *root]) == 0
     assert (tmp_path / "predictions.jsonl").read_text().count("\n") == 10
+
+
+def test_a_package_brings_its_router(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    router = ["--router", str(SHIPPED)]
+    if not isinstance(load(fitted).vlm, TwinExpertVLM):
+        assert export(monkeypatch, fitted, "standalone", tmp_path / "folder", *router) == 2
+        assert "expected package or standalone of a TwinExpertVLM" in capsys.readouterr().err
+        return
+    assert export(monkeypatch, fitted, "package", tmp_path / "folder", *router) == 0
+    assert load(tmp_path / "folder").vlm.task_router.tasks == ("understanding", "grounding")
+    assert export(monkeypatch, fitted, "package", tmp_path / "other", "--router", str(tmp_path)) == 2
+    assert f"task router {tmp_path}" in capsys.readouterr().err
+
+
+def test_the_card_has_the_last_validation_of_the_run(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = {TwinExpertVLM: "package", LoRAVLM: "adapter"}.get(type(load(fitted).vlm))
+    if kind is None:
+        return
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    checkpoint = tmp_path / "run/checkpoints/last.ckpt"
+    checkpoint.write_bytes(fitted.read_bytes())  # of step 2
+    (tmp_path / "run/metrics.csv").write_text("step,train/loss,val/toy/miou\n0,,0.1\n1,2.5,\n1,,0.75\n5,,0.9\n")
+    assert export(monkeypatch, checkpoint, kind, tmp_path / "folder") == 0
+    assert "- val/toy/miou after 2 steps: 0.7500\n" in (tmp_path / "folder/README.md").read_text()
+
+
+def test_alpha_is_chosen_on_the_command_line(fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vlm, found = load(fitted).vlm, []
+    quiet = ["--ckpt_path", str(fitted), "--trainer.enable_progress_bar", "false"]
+    if not isinstance(vlm, TwinExpertVLM):
+        assert main(["validate", *quiet, "--alpha", "1"]) == 2
+        assert f"alpha: seen 1.0 for a {type(vlm).__name__}, expected a vlm with twin" in capsys.readouterr().err
+        return
+    for name, given in (("base", ["understanding"]), ("one", ["grounding", "--alpha", "1"])):
+        root = ["--trainer.default_root_dir", str(tmp_path / name)]
+        assert main(["predict", *quiet, *root, "--task", *given]) == 0
+        lines = (tmp_path / name / "predictions.jsonl").read_text().splitlines()
+        found.append([json.loads(line)["text"] for line in lines])
+    assert found[0] == found[1]
+    assert main(["validate", *quiet, "--alpha", "1.5"]) == 2
+    assert "alpha: seen 1.5, expected 0 (grounding experts only) to 1 (the base)" in capsys.readouterr().err
 
 
 def test_an_unknown_task_is_one_line(fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,11 @@ from PIL import Image
 from ts_lightning.evaluation.report import lookup, read_history, smooth, table, write_report
 
 REPORT = {
-    "base": {"miou": 0.0123, "acc50": 0.0, "miou_large": math.nan},
-    "tuned": {"miou": 0.5512, "acc50": 0.607, "miou_large": math.nan, "rule": "IoU >= 0.5"},
+    "base": {"miou": 0.0123, "acc50": 0.0, "miou_large": math.nan, "unparsed": 0.98},
+    "tuned": {
+        **{"miou": 0.5512, "acc50": 0.607, "miou_large": math.nan, "unparsed": 0.25},
+        **{"rule": "IoU >= 0.5", "parser": "lenient"},
+    },
     "understanding": {"before": 0.8731, "after": 0.8731},
     "certificate": {
         "passed": True,
@@ -37,6 +40,7 @@ def test_table_holds_the_numbers() -> None:
     assert lines[0].split() == ["base", "tuned"]
     assert ["mIoU", "0.012", "0.551"] in [line.split() for line in lines]
     assert any(line.startswith("Acc@0.5 (IoU >= 0.5)") and line.endswith("0.000   0.607") for line in lines)
+    assert any(line.startswith("no box could be read (lenient)") and line.endswith("0.980   0.250") for line in lines)
     assert not any("large" in line for line in lines)  # no large object was seen
     assert any("passed: 211 of 211 frozen tensors equal, logits bitwise equal" in line for line in lines)
     assert any(line.split() == ["time", "9", "min", "12", "s"] for line in lines)

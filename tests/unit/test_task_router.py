@@ -1,10 +1,14 @@
 """The task router: int8 by hand, its prompts, the shipped one against its bars, and who uses it."""
 
+import json
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
+import train_task_router
 from torch import nn
 
 from ts_lightning.data.collate import collate
@@ -139,3 +143,37 @@ def test_rows_take_the_task_that_is_asked_for(shipped: TaskRouter, tmp_path: Pat
     again = TwinExpertVLM.from_pretrained(tmp_path, TinyBackbone(pretrained=None, **SIZES))
     assert again.task_router is not None
     assert again.task_router.tasks == shipped.tasks
+
+
+def test_of_two_routers_the_one_that_knows_more_stays(shipped: TaskRouter, tmp_path: Path) -> None:
+    wide = train_router([*PAIRS, *((f"read line {i}", "reading") for i in range(8))], steps=20)
+    for skill, router in (("grounding", shipped), ("reading", wide)):
+        vlm = TwinExpertVLM(TinyBackbone(pretrained=None, **SIZES), package=skill)
+        vlm.task_router = router
+        vlm.save_pretrained(tmp_path / skill)
+    for first, second in (("grounding", "reading"), ("reading", "grounding")):
+        both = TwinExpertVLM.from_pretrained(tmp_path / first, TinyBackbone(pretrained=None, **SIZES))
+        both.install(tmp_path / second)
+        both.answer_as("auto")
+        assert both.router.tasks == wide.tasks
+    both.task_router = shipped
+    with pytest.raises(ValueError, match="router: seen understanding, grounding, expected reading among its tasks"):
+        both.answer_as("auto")
+    both.save_pretrained(tmp_path / "alone", name="reading")
+    assert not (tmp_path / "alone/task_router").exists()  # it could not choose this package
+
+
+def test_the_tool_measures_texts_that_were_not_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = tiny.write(tmp_path / "train", ["rec", "scout"])
+    asked = tiny.write(tmp_path / "val", ["rec", "colour", "colour"], name="val")
+    few = ["--paraphrases", "10", "--held-out", "10", "--out", str(tmp_path / "out")]
+    shards = ["--shards", trained, "--held-out-shards", asked]
+    monkeypatch.setattr(sys, "argv", ["train_task_router", "--router", str(SHIPPED), *few, *shards])
+    assert train_task_router.main() == 0
+    assert "held-out shards: 2 of 3 prompts have a text that was not trained on" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out/measured.json").read_text())
+    assert found["held-out shards"]["confusion"] == {"understanding -> understanding": 2}
+    assert found["shards"]["prompts"] == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["measured.json"]  # nothing was trained

@@ -60,8 +60,13 @@ def test_mixed_batch_keeps_understanding_rows() -> None:
 def test_alpha_override_one_is_the_base() -> None:
     tuned, base = shaken(twin()).eval(), PlainVLM(backbone()).eval()
     rows = batch(tuned, GROUNDING)
-    tuned.alpha_override = 1.0
+    tuned.override_alpha(1.0)
     assert torch.equal(tuned(rows)["logits"], base(rows)["logits"])
+    tuned.override_alpha(None)
+    assert not torch.equal(tuned(rows)["logits"], base(rows)["logits"])
+    for alpha in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"alpha: seen .*, expected 0 .* to 1"):
+            tuned.override_alpha(alpha)
 
 
 @pytest.mark.parametrize("samples", [GROUNDING, UNDERSTANDING, GROUNDING[:1]])

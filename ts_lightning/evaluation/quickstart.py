@@ -83,6 +83,7 @@ def grounding_scores(scores: Mapping[str, float]) -> dict[str, Any]:
     return {
         **{k: v for k, v in own.items() if "/" not in k},
         "rule": "IoU >= 0.5",
+        "parser": "lenient",
         "subtasks": {k: v for k, v in own.items() if "/" in k},
         "steps": {k.removeprefix("val/steps/"): v for k, v in scores.items() if k.startswith("val/steps/")},
     }

@@ -29,7 +29,9 @@ _ROWS = (
     ("mIoU, medium objects", "miou_medium"),
     ("mIoU, large objects", "miou_large"),
     ("Acc@0.5", "acc50"),
+    ("no box could be read", "unparsed"),
 )
+_NOTES = {"acc50": "rule", "unparsed": "parser"}  # what stands in brackets behind a row's name
 
 
 def lookup(report: Mapping[str, Any], key: str) -> Any:
@@ -70,7 +72,7 @@ def table(report: Mapping[str, Any]) -> str:
     for label, key in _ROWS:
         before, after = lookup(report, f"base.{key}"), lookup(report, f"tuned.{key}")
         if _is_number(before) or _is_number(after):
-            rule = lookup(report, "tuned.rule") if key == "acc50" else None
+            rule = lookup(report, f"tuned.{_NOTES[key]}") if key in _NOTES else None
             rows.append((f"{label} ({rule})" if rule else label, _share(before), _share(after)))
     before, after = (lookup(report, f"understanding.{key}") for key in ("before", "after"))
     rows.append(("understanding accuracy", _share(before), _share(after)))

@@ -109,7 +109,7 @@ class TwinExpertVLM(VLM):
             "max_new_tokens": max_new_tokens,
         }
         write_package(folder, self.package_tensors(name), config, scores or {})
-        if self.task_router is not None:
+        if self.task_router is not None and name in self.task_router.tasks:
             self.task_router.save(Path(folder) / ROUTER)
 
     def install(self, folder: str | Path, name: str | None = None) -> None:
@@ -123,6 +123,11 @@ class TwinExpertVLM(VLM):
         for tensor in self.package_tensors(name).values():
             tensor.requires_grad_(False)
         self.train(self.training)
+
+    def override_alpha(self, alpha: float | None) -> None:
+        if alpha is not None and not 0 <= alpha <= 1:
+            raise ValueError(f"alpha: seen {alpha}, expected 0 (grounding experts only) to 1 (the base)")
+        self.alpha_override = alpha
 
     def remove_packages(self) -> None:
         """Put the understanding experts back into their slots: the backbone is its base again."""
@@ -188,12 +193,14 @@ class TwinExpertVLM(VLM):
         return tensors
 
     def _read(self, folder: str | Path, name: str) -> None:
-        """Copy a folder's weights into the package `name`, and take its task router."""
+        """Copy a folder's weights into the package `name`; its task router is taken where it knows more tasks."""
         config, tensors = read_package(folder)
         check_base(config["base"], self.identity())
         load_weights({key: p.detach() for key, p in self.package_tensors(name).items()}, tensors)
         if (Path(folder) / ROUTER).is_dir():
-            self.task_router = TaskRouter.load(Path(folder) / ROUTER)
+            router = TaskRouter.load(Path(folder) / ROUTER)
+            if self.task_router is None or set(self.task_router.tasks) < set(router.tasks):
+                self.task_router = router
 
     @property
     def twins(self) -> list[TwinExpert]:

@@ -130,10 +130,16 @@ class VLM(Recorded, nn.Module):
         """[N, V] logits; `task_N` is the task of each one's row."""
         return self.backbone.head(hidden_NH)
 
+    def override_alpha(self, alpha: float | None) -> None:
+        """Answer with this mixing weight in place of the learned one (None); ValueError for a vlm without twins."""
+        if alpha is not None:
+            raise ValueError(f"alpha: seen {alpha} for a {type(self).__name__}, expected a vlm with twin experts")
+
     def answer_as(self, task: str) -> None:
         """Whose task generation takes: "given" (the record's), "auto" (the task router's), or this one for every row.
 
-        ValueError for a task without a package. Training and `encode` without `for_generation` keep the record's.
+        ValueError for a task without a package, or a skill that the router does not know. Training and `encode` without
+        `for_generation` keep the record's.
         """
         encoder, router = self.backbone.encoder, self.router if task == "auto" else None
         if task not in ("given", "auto"):
@@ -141,6 +147,8 @@ class VLM(Recorded, nn.Module):
         if router is not None:
             for name in router.tasks:
                 encoder.task_index(name, "task router")
+            if missing := [name for name in self.skills if name not in router.tasks]:
+                raise ValueError(f"task router: seen {', '.join(router.tasks)}, expected {missing[0]} among its tasks")
         encoder.task_of = None if task == "given" else router or partial(_always, task)
 
     @property
