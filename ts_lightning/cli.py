@@ -15,6 +15,7 @@ from jsonargparse import ArgumentError
 from lightning.fabric.plugins import CheckpointIO as LightningCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ts_lightning.training import BaseModule, CheckpointIO, PredictionWriter
@@ -44,6 +45,7 @@ class TSLightningCLI(LightningCLI):
     keeper: RunKeeper | None = None
 
     def __init__(self, args: Sequence[str]) -> None:
+        self.ckpt_path = _option(list(args), "--ckpt_path")
         super().__init__(
             BaseModule,
             L.LightningDataModule,
@@ -56,6 +58,11 @@ class TSLightningCLI(LightningCLI):
             trainer_defaults={"default_root_dir": "outputs", "use_distributed_sampler": False},
             args=with_stored_config(args),
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, without the argument that lets a configuration unpickle a checkpoint."""
+        return {name: skipped | {"weights_only"} for name, skipped in LightningCLI.subcommands().items()}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -81,17 +88,27 @@ class TSLightningCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would put the checkpoint's settings over the given ones; see with_stored_config."""
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse a checkpoint that a configuration names: with_stored_config read the command line's alone."""
+        seen = self._get(self.config, "ckpt_path")
+        if seen is not None and str(seen) != self.ckpt_path:
+            expected = "expected --ckpt_path on the command line"
+            raise ValueError(f"ckpt_path: seen {str(seen)!r} in a configuration, {expected}")
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
-        plugins = _as_list(config.get("plugins"))
-        if not any(isinstance(plugin, LightningCheckpointIO) for plugin in plugins):
-            plugins.append(CheckpointIO())
-        return super().instantiate_trainer(
-            plugins=plugins,
+        trainer = super().instantiate_trainer(
+            plugins=_with_our_io(_as_list(config.get("plugins"))),
             logger=self._loggers(config["default_root_dir"], config.get("logger"), config.get("fast_dev_run")),
             callbacks=_as_list(config.get("callbacks")) + self._callbacks(),
             **kwargs,
         )
+        reader = type(trainer.strategy).load_checkpoint
+        if reader is not Strategy.load_checkpoint and reader.__module__.startswith("lightning."):
+            expected = "expected ts_lightning.training's FSDP2Strategy or ZeRO2Strategy, or one such as ddp"
+            name = type(trainer.strategy).__name__
+            raise ValueError(f"trainer.strategy: seen {name}, which may unpickle a checkpoint, {expected}")
+        return trainer
 
     def _loggers(self, root: str, given: Any, fast_dev_run: Any) -> Any:
         """metrics.csv always, other loggers beside it; only `logger: false` switches it off."""
@@ -157,6 +174,8 @@ def with_stored_config(args: Sequence[str]) -> list[str]:
     """
     args = list(args)
     path = _option(args, "--ckpt_path")
+    if path is not None and "://" in path:
+        raise ValueError(f"--ckpt_path: seen the URL {path}, expected a file or a folder: fetch it first")
     if (
         path is None
         or not args
@@ -181,6 +200,15 @@ def _with_folder(args: list[str], folder: str) -> list[str]:
     at = next(i for i, arg in enumerate(args) if arg.startswith("--ckpt_path"))
     rest = args[1:at] + args[at + (1 if "=" in args[at] else 2) :]
     return [args[0], "--config", json.dumps({"model": folder_model(folder)}), *rest]
+
+
+def _with_our_io(plugins: list[Any]) -> list[Any]:
+    """The plugins with our CheckpointIO: Lightning's unpickle whatever a URL or `weights_only: false` leads to."""
+    for plugin in plugins:
+        if isinstance(plugin, LightningCheckpointIO) and not isinstance(plugin, CheckpointIO):
+            expected = "expected no CheckpointIO: checkpoints are read and written by ts_lightning's alone"
+            raise ValueError(f"trainer.plugins: seen {type(plugin).__name__}, {expected}")
+    return plugins if any(isinstance(plugin, CheckpointIO) for plugin in plugins) else [*plugins, CheckpointIO()]
 
 
 def _import(dotted: str) -> Any:

@@ -57,6 +57,7 @@ def fit_error(capsys: pytest.CaptureFixture, shards: str, root: Path, *args: str
         (["--model.init_args.optimizer", "subprocess.Popen"], ["subprocess.Popen", "not allowed"]),
         (["-c", "no.yaml"], ["no.yaml"]),
         (["--ckpt_path", "no.ckpt"], ["no.ckpt", "no such file"]),
+        (["--ckpt_path", "https://no.net/x.ckpt"], ["--ckpt_path: seen the URL https://no.net/x.ckpt"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
@@ -70,6 +71,27 @@ def test_arguments(
 def test_unknown_key_in_a_file(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     extra = tiny.save({"modle": {"class_path": "x.Y"}}, tmp_path / "extra.yaml")
     assert "modle" in fit_error(capsys, shards, tmp_path, "-c", extra)
+
+
+PLUGIN = {"class_path": "lightning.pytorch.plugins.io.AsyncCheckpointIO"}
+STRATEGY = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}
+
+
+@pytest.mark.parametrize(
+    ("extra", "parts"),
+    [
+        ({"ckpt_path": "no.ckpt"}, ["ckpt_path: seen 'no.ckpt' in a configuration", "--ckpt_path on the command line"]),
+        ({"weights_only": False}, ["weights_only"]),
+        ({"trainer": {"plugins": [PLUGIN]}}, ["trainer.plugins: seen AsyncCheckpointIO", "expected no CheckpointIO"]),
+        ({"trainer": {"strategy": STRATEGY}}, ["trainer.strategy: seen ModelParallelStrategy", "FSDP2Strategy"]),
+    ],
+    ids=["ckpt_path", "weights_only", "plugins", "strategy"],
+)
+def test_how_checkpoints_are_read_is_not_for_a_file_to_say(
+    extra: dict[str, Any], parts: list[str], shards: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    message = fit_error(capsys, shards, tmp_path, "-c", tiny.save(extra, tmp_path / "extra.yaml"))
+    assert all(part in message for part in parts), message
 
 
 def test_unknown_codec(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -19,6 +19,9 @@ def test_submit_prints_what_it_would_run(tmp_path: Path) -> None:
     words = done.stdout.split()
     assert words[:5] == ["sbatch", "--nodes=2", "--ntasks-per-node=4", "--time=8:00:00", "--signal=USR1@120"]
     assert words[-8:] == ["-c", str(config), "--trainer.num_nodes", "2", "--trainer.devices", "4", "--watchdog", "60"]
+    cores = ["--gpus-per-node", "4", "--cpus-per-task", "5", "--dry-run"]
+    done = subprocess.run([*line, *cores], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[3:6] == ["--gpus-per-node=4", "--cpus-per-task=5", "--time=8:00:00"]
     done = subprocess.run([*line[:3], "no.yaml", "--dry-run"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--config: seen ['no.yaml'], expected a YAML file" in done.stderr

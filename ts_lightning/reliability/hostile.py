@@ -55,6 +55,11 @@ def configurations(folder: Path, shards: str, hit: Path) -> Attempts:
     def callback(class_path: str, **init_args: Any) -> Callable[[dict[str, Any]], None]:
         return lambda c: c["trainer"]["callbacks"].append({"class_path": class_path, "init_args": init_args})
 
+    def resumed(given: dict[str, Any], **trainer: Any) -> None:
+        """Without a ckpt_path Lightning goes on from the file of this callback."""
+        callback("lightning.pytorch.callbacks.OnExceptionCheckpoint", dirpath=str(folder), filename="evil")(given)
+        given["trainer"] |= trainer
+
     def replaced(part: str, key: str, value: Any) -> Callable[[dict[str, Any]], None]:
         return lambda c: c[part].get("init_args", c[part]).__setitem__(key, value)
 
@@ -66,6 +71,10 @@ def configurations(folder: Path, shards: str, hit: Path) -> Attempts:
 
     grown = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 11))
     hub = {"class_path": "torch.hub.load", "init_args": {}}
+    evil = str(folder / "evil.ckpt")
+    asynchronous = [{"class_path": "lightning.pytorch.plugins.io.AsyncCheckpointIO"}]
+    sharded = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}
+    loader = {"class_path": "ts_lightning.training.SFT.load_from_checkpoint"}
     return {
         "pipe URL in a YAML": fit("pipe", lambda c: c["data"]["init_args"]["train"].update(shards=f"pipe:touch {hit}")),
         "python in a YAML": text("python", f"trainer: !!python/object/apply:os.system ['touch {hit}']\n"),
@@ -79,6 +88,16 @@ def configurations(folder: Path, shards: str, hit: Path) -> Attempts:
         "callable": fit("callable", callback("lightning.pytorch.callbacks.LambdaCallback", on_fit_start="os.abort")),
         "encoder": fit("encoder", replaced("data", "encode", "ts_lightning.cli.os.abort")),
         "reward": fit("reward", grpo),
+        "checkpoint": fit("checkpoint", lambda c: c.update(ckpt_path=evil)),
+        "checkpoint by a URL": fit("url", lambda c: c.update(ckpt_path="http://127.0.0.1/evil.ckpt")),
+        "weights_only": fit("weights_only", lambda c: c.update(ckpt_path=evil, weights_only=False)),
+        "checkpoint of a callback": fit("resumed", resumed),
+        "plugin that unpickles": fit("plugin", lambda c: resumed(c, plugins=asynchronous)),
+        "strategy that unpickles": fit("strategy", lambda c: resumed(c, strategy=sharded)),
+        "load_from_checkpoint": fit(
+            "load_from",
+            lambda c: c.update(model=loader | {"init_args": {"checkpoint_path": evil, "weights_only": False}}),
+        ),
     }
 
 
