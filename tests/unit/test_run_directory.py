@@ -79,7 +79,7 @@ def test_of_simultaneous_starters_one_passes(tmp_path: Path, monkeypatch: pytest
     first, second, path = RunLock(tmp_path), RunLock(tmp_path), tmp_path / "run.lock"
     dead = first.me | {"token": "dead", "started": "0"}
 
-    def first_is_faster(other: dict[str, Any]) -> bool:
+    def first_is_faster(*_: object) -> bool:
         monkeypatch.undo()
         first.acquire()
         return True
@@ -91,7 +91,8 @@ def test_of_simultaneous_starters_one_passes(tmp_path: Path, monkeypatch: pytest
         second.acquire()
     first.check()
     monkeypatch.setattr(run_lock, "STALE_SECONDS", -1.0)
-    path.write_text("damaged")
+    for damaged in (path, tmp_path / ".run.lock.1.next"):
+        damaged.write_text("")
     second.acquire()
     assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
 

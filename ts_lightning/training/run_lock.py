@@ -92,11 +92,11 @@ class RunLock:
         place, passed = self.path, []
         while not _placed(mine, place):
             other = _read(place)
-            if other is not None and other["token"] != self.me["token"] and not self._replaceable(other):
+            if other is not None and other["token"] != self.me["token"] and not self._replaceable(other, place):
                 seen = f"seen in use by {_name(other)}, expected no other run in this folder"
                 raise ValueError(f"{self.path.parent}: {seen}")
             passed.append(other)
-            place = self.path.with_name(f".{NAME}.{other['token'] if other else 'damaged'}.next")
+            place = self.path.with_name(f".{NAME}.{other['token'] if other else len(passed)}.next")
         if not passed:
             return True
         unchanged = self.path.exists() and _read(self.path) == passed[0]
@@ -112,10 +112,10 @@ class RunLock:
                 if time.time() - path.stat().st_mtime > STALE_SECONDS:
                     path.unlink()
 
-    def _replaceable(self, other: dict[str, Any]) -> bool:
+    def _replaceable(self, other: dict[str, Any], path: Path) -> bool:
         if other["job"] and other["job"] == self.me["job"]:
-            return int(other["restart"]) < int(self.me["restart"]) or not _alive(other, self.path)
-        return not _alive(other, self.path)
+            return int(other["restart"]) < int(self.me["restart"]) or not _alive(other, path)
+        return not _alive(other, path)
 
 
 def _placed(temporary: Path, path: Path) -> bool:
