@@ -14,17 +14,8 @@ from ts_lightning.training.metrics_csv import cut_metrics
 log = logging.getLogger("ts_lightning.training")
 # Paths (shards and the base are checked by sha256), ranks, workers and loggers: none of them changes what is trained.
 MAY_CHANGE = {
-    *(
-        "config",
-        "ckpt_path",
-        "default_root_dir",
-        "dirpath",
-        "save_dir",
-        "shards",
-        "manifest",
-        "pretrained",
-        "init_from",
-    ),
+    *("config", "ckpt_path", "default_root_dir", "dirpath", "save_dir"),
+    *("shards", "manifest", "pretrained", "init_from"),
     *("accelerator", "devices", "num_nodes", "strategy", "num_workers", "plugins"),
     *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "watchdog", "resume"),
 }

@@ -7,14 +7,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from ts_lightning.training.metrics_csv import cut_metrics
-from ts_lightning.training.resume import (
-    continue_run,
-    newest,
-    read_place,
-    remove_unfinished,
-    set_aside,
-    set_newer_aside,
-)
+from ts_lightning.training.resume import continue_run, newest, read_place, remove_unfinished, set_aside, set_newer_aside
 from ts_lightning.training.run_keeper import RunKeeper
 from ts_lightning.training.run_lock import RunLock
 from ts_lightning.training.watchdog import remove_marks
