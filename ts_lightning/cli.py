@@ -24,7 +24,7 @@ from ts_lightning.training.load import folder_model, stored_model
 from ts_lightning.training.metrics_csv import MetricsCSV
 from ts_lightning.training.random_state import RandomStates
 from ts_lightning.training.resume import set_aside
-from ts_lightning.training.run_directory import begin_run, first_process, keep_wandb_run
+from ts_lightning.training.run_directory import begin_run, first_process
 from ts_lightning.training.run_keeper import RunKeeper
 from ts_lightning.training.signals import StopOnSignal
 from ts_lightning.training.watchdog import Watchdog
@@ -73,13 +73,13 @@ class TSLightningCLI(LightningCLI):
                 "Go on from the newest whole checkpoint in <default_root_dir>/checkpoints; false: start anew beside it."
             )
             parser.add_argument("--resume", type=bool, default=True, help=text)
-            text = "End all ranks after so many seconds without a step, a validation batch or a save; 0: never."
-            parser.add_argument("--watchdog", type=float, default=1800.0, help=text)
         else:
             text = "Whose task answers: given (the record's), auto (the task router's), or one for every question."
             parser.add_argument("--task", type=str, default="given", help=text)
             text = "Answer with this mixing weight, 0 to 1, in place of the learned one."
             parser.add_argument("--alpha", type=float | None, default=None, help=text)
+        text = "End all ranks after so many seconds without a step, a batch of an evaluation or a save; 0: never."
+        parser.add_argument("--watchdog", type=float, default=1800.0, help=text)
         if subcommand == "predict":
             text = "Draw answers with their boxes into <default_root_dir>/pictures: so many of each suite, 16 if bare."
             parser.add_argument("--pictures", nargs="?", type=int, const=16, default=0, help=text)
@@ -118,7 +118,6 @@ class TSLightningCLI(LightningCLI):
         if any(isinstance(logger, CSVLogger) for logger in others):
             return others
         if self.subcommand == "fit" and not fast_dev_run:
-            keep_wandb_run(Path(root))
             return [MetricsCSV(root), *others]
         logger = CSVLogger(root, name="", version="" if self.subcommand == "fit" else self.subcommand)
         if not fast_dev_run and first_process():
@@ -127,16 +126,18 @@ class TSLightningCLI(LightningCLI):
 
     def _callbacks(self) -> list[L.Callback]:
         trainer = self._get(self.config_init, "trainer")
+        root, seconds = Path(trainer["default_root_dir"]), self._get(self.config, "watchdog")
+        if self.subcommand != "fit":
+            root = root / str(self.subcommand)
+        watchdog = [Watchdog(root, seconds)] if seconds and not trainer.get("fast_dev_run") else []
         if self.subcommand == "fit" and not trainer.get("fast_dev_run"):
-            root = Path(trainer["default_root_dir"])
             stop, self.keeper = StopOnSignal(root / "checkpoints"), RunKeeper()
             stop.install()
-            seconds = self._get(self.config, "watchdog")
-            return [self.keeper, RandomStates(), stop, *([Watchdog(root, seconds)] if seconds else [])]
+            return [self.keeper, RandomStates(), stop, *watchdog]
         if self.subcommand != "predict":
-            return []
+            return [*watchdog]
         number = self._get(self.config, "pictures")
-        return [PredictionWriter(), *([_import(PICTURES)(number)] if number else [])]
+        return [PredictionWriter(), *([_import(PICTURES)(number)] if number else []), *watchdog]
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

@@ -12,7 +12,6 @@ import torch
 
 from ts_lightning.cli import main
 from ts_lightning.training import BaseModule
-from ts_lightning.training.nonfinite import SkipNonFinite
 
 STEPS = 8
 
@@ -231,8 +230,10 @@ def test_nan_in_a_row_ends_the_run(shards: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(
         StepwiseSFT, "row_losses", lambda self, batch: {k: v * float("inf") for k, v in real(self, batch).items()}
     )
-    monkeypatch.setattr(SkipNonFinite.__init__, "__defaults__", (3,))
-    assert fit(shards, tmp_path) == 2
+    given = config(shards, tmp_path)
+    skip = {"class_path": "ts_lightning.training.SkipNonFinite", "init_args": {"limit": 3}}
+    given["trainer"]["callbacks"].append(skip)
+    assert main(["fit", "-c", tiny.save(given, tmp_path / "given.yaml")]) == 2
     error = capsys.readouterr().err
     assert "3 steps in a row, expected finite ones" in error
     assert "train-000000.tar:00" in error

@@ -193,11 +193,12 @@ def test_a_read_only_folder_is_fine(tmp_path, monkeypatch):
     path = shards(tmp_path, [2])[0]
 
     def refuse(*args: object, **kwargs: object) -> None:
-        raise PermissionError("read-only")
+        raise PermissionError("not here")
 
-    monkeypatch.setattr(index.tempfile, "NamedTemporaryFile", refuse)
-    assert index_shards(path).num_samples == 2
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    for name in ("json.dump", "tempfile.mkstemp"):  # a full disk, a folder without permission
+        monkeypatch.setattr(f"ts_lightning.data.index.{name}", refuse)
+        assert index_shards(path).num_samples == 2
+        assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_the_command_reports_and_exits(tmp_path, monkeypatch, capsys):

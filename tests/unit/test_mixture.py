@@ -11,6 +11,7 @@ import fsspec
 import index_shards as tool
 import pytest
 from data_samples import encode, sample, shards
+from fsspec.implementations.memory import MemoryFileSystem
 
 from ts_lightning.data import ShardDataModule, ShardSource, index_shards
 from ts_lightning.data.mixture import MixedStream, quotas
@@ -169,6 +170,30 @@ def test_other_protocols_are_refused(url: str, tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match=r"no\.tar: seen no readable shard"):
         index_shards("file:///nowhere/no.tar")
+
+
+def test_what_a_remote_library_raises_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Remote(MemoryFileSystem):
+        def info(self, path: str, **options: object) -> dict[str, object]:
+            return super().info(path, **options) | {"size": None}  # a server that sends in chunks
+
+    monkeypatch.setenv("TS_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    (path,) = shards(tmp_path / "a", [3])
+    remote = Remote()
+    remote.pipe("/chunked/s.tar", path.read_bytes())
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (remote, "/chunked/s.tar"))
+    assert index_shards("memory://chunked/s.tar").num_samples == 3
+    (note,) = (tmp_path / "cache").rglob("source.json")
+    note.write_text("{")  # a fetch that was killed
+    assert index_shards("memory://chunked/s.tar").num_samples == 3
+    remote.rm("/chunked", recursive=True)
+
+    def refuse(url: str) -> None:
+        raise RuntimeError("401,\nwho are you?")  # no OSError: libraries have classes of their own
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", refuse)
+    with pytest.raises(ValueError, match=r"^s3://b/x\.tar: seen no readable shard \(401, who are you\?\), expected"):
+        index_shards("s3://b/x.tar")
 
 
 def test_a_manifest_names_every_changed_shard(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

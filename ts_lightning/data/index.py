@@ -267,8 +267,12 @@ def _save(index: ShardIndex) -> ShardIndex:
     stored |= {"versions": [INDEX_VERSION, SCHEMA_VERSION], "members": index.members.tolist()}
     path = Path(index.path + ".idx")
     with suppress(OSError):
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-            json.dump(stored, file, separators=(",", ":"))
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        try:
+            with open(descriptor, "w") as file:
+                json.dump(stored, file, separators=(",", ":"))
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
     return index

@@ -31,7 +31,7 @@ def fetch(pattern: str) -> list[str]:
         files, path = fsspec.core.url_to_fs(pattern)
         names = sorted(files.glob(path)) if any(c in path for c in "*?[") else [path]
         return [_copy(files, str(name)) for name in names]
-    except (OSError, ImportError) as error:
+    except Exception as error:  # every protocol's library raises its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{pattern}: seen no readable shard ({reason}), expected a .tar file") from None
 
@@ -39,18 +39,19 @@ def fetch(pattern: str) -> list[str]:
 def _copy(files: Any, name: str) -> str:
     info = files.info(name)
     version = next((str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified", "created") if key in info), "")
-    now = {"name": files.unstrip_protocol(name), "size": info["size"], "version": version}
+    now: dict[str, Any] = {"name": files.unstrip_protocol(name), "size": info.get("size"), "version": version}
     root = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache/ts_lightning")
     folder = root / hashlib.sha256(now["name"].encode()).hexdigest()[:16]
     target, note = folder / os.path.basename(name), folder / "source.json"
-    if target.is_file() and note.is_file() and json.loads(note.read_text()) == now:
+    if target.is_file() and note.is_file() and note.read_text() == json.dumps(now):
         return str(target)
     folder.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
     os.close(descriptor)
     try:
         files.get_file(name, temporary)
-        if (size := os.path.getsize(temporary)) != now["size"]:
+        size = os.path.getsize(temporary)
+        if now["size"] not in (None, size):  # None: the server did not say
             raise OSError(f"{size} of {now['size']} bytes came")
         note.unlink(missing_ok=True)
         os.replace(temporary, target)

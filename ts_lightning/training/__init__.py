@@ -7,6 +7,7 @@ from ts_lightning.training.fsdp2 import FSDP2Strategy
 from ts_lightning.training.grpo import GRPO
 from ts_lightning.training.load import load
 from ts_lightning.training.lora_sft import LoRASFT
+from ts_lightning.training.nonfinite import SkipNonFinite
 from ts_lightning.training.save_checkpoints import SaveCheckpoints
 from ts_lightning.training.schedule import WarmupCosine
 from ts_lightning.training.sft import SFT
@@ -22,6 +23,7 @@ __all__ = [
     "LoRASFT",
     "PredictionWriter",
     "SaveCheckpoints",
+    "SkipNonFinite",
     "StepwiseSFT",
     "WarmupCosine",
     "ZeRO2Strategy",

@@ -41,7 +41,7 @@ class CheckpointIO(LightningCheckpointIO):
                     reason = str(error.__cause__ or error.__context__ or error).splitlines()[0]
                     raise OSError(f"checkpoint {path}: not saved ({reason}); the one before is untouched") from error
                 raise
-        _sync_folder(path.parent)
+        sync(path.parent)
         _write_sidecar(path, [digest])
 
     def load_checkpoint(
@@ -131,7 +131,7 @@ def _write_sidecar(path: Path, sums: list[str]) -> None:
         file.writelines(f"{digest}  {path.name}\n" for digest in dict.fromkeys(sums))
         _flush(file)
     os.replace(temporary, sidecar(path))
-    _sync_folder(path.parent)
+    sync(path.parent)
 
 
 def _flush(file: Any) -> None:
@@ -139,8 +139,9 @@ def _flush(file: Any) -> None:
     os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Put a file's bytes, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

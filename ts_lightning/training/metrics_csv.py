@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from ts_lightning.training.checkpoint_io import sync
 from ts_lightning.training.run_lock import RunLock
 
 
@@ -27,6 +28,13 @@ class MetricsCSV(CSVLogger):
         if self.lock is not None:
             self.lock.check()
         super().save()
+
+    def sync(self) -> None:
+        """Put the rows on the disk: after a power failure no checkpoint is ahead of them."""
+        path = Path(self.experiment.metrics_file_path)
+        if path.is_file():
+            sync(path)
+            sync(path.parent)
 
     def finalize(self, status: str) -> None:
         with nullcontext() if status == "success" else suppress(ValueError):  # the failure has been said
@@ -71,12 +79,16 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def write_rows(path: Path, names: list[str], rows: list[dict[str, str]]) -> None:
     """Replace the file in one rename."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", newline="", delete=False) as file:
-        writer = csv.DictWriter(file, fieldnames=names)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=names)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def cut_metrics(path: Path, steps: int, validation_follows: bool) -> None:

@@ -52,12 +52,6 @@ class RunKeeper(Callback):
             trainer.training = True
             epoch.completed = now
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self.lock is not None:
-            self.lock.refresh()
-
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._release(trainer)
 
@@ -89,3 +83,4 @@ def _flush_metrics(trainer: L.Trainer) -> None:
                 if len(row) > 1:
                     logger.log_metrics(row, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
             logger.save()
+            logger.sync()

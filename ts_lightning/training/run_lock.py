@@ -4,6 +4,7 @@ import atexit
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import Any
 NAME = "run.lock"
 STALE_SECONDS = 120.0
 REFRESH_SECONDS = 10.0
+FIELDS = {"token", "job", "restart", "host", "pid", "started"}
 
 
 class RunLock:
@@ -20,7 +22,8 @@ class RunLock:
 
     A requeued job (same job id, higher restart count) takes the lock over at once. So does anybody when the owner's
     process is gone (same host) or has not refreshed the file for `STALE_SECONDS` (another host). An owner that lost
-    its lock, say a node that was cut off and woke up, finds out in `check`, before it writes.
+    its lock, say a node that was cut off and woke up, finds out in `check`, before it writes. A thread refreshes the
+    file, whatever the run is busy with; with a process that is stopped it stops too.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -33,23 +36,27 @@ class RunLock:
             "pid": os.getpid(),
             "started": process_start(os.getpid()),
         }
-        self.refreshed = 0.0
+        self.held = False
 
     def acquire(self) -> None:
         """Take the lock; ValueError when another writer is alive or newer."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        other = self._read()
-        if other is not None and other["token"] != self.me["token"] and not self._replaceable(other):
-            raise ValueError(f"{self.path.parent}: seen in use by {_name(other)}, expected no other run in this folder")
-        temporary = self.path.with_name(f".{NAME}.{self.me['token']}")
-        temporary.write_text(json.dumps(self.me))
-        os.replace(temporary, self.path)
+        mine = self.path.with_name(f".{NAME}.{self.me['token']}")
+        mine.write_text(json.dumps(self.me))
+        try:
+            while not self._take(mine):
+                pass
+        finally:
+            mine.unlink(missing_ok=True)
+        self.held = True
+        threading.Thread(target=self._refresh, daemon=True, name="run lock").start()
         atexit.register(self.release)
+        self._remove_leftovers()
         self.check()
 
     def check(self) -> None:
         """ValueError when somebody else holds the lock by now."""
-        other = self._read()
+        other = _read(self.path)
         if other is None or other["token"] != self.me["token"]:
             by = "nobody (the lock was removed)" if other is None else _name(other)
             raise ValueError(
@@ -57,32 +64,79 @@ class RunLock:
                 "nothing was written"
             )
 
-    def refresh(self) -> None:
-        """Say that the owner is alive; cheap enough for every step."""
-        if time.monotonic() - self.refreshed > REFRESH_SECONDS:
-            self.refreshed = time.monotonic()
-            with suppress(OSError):
-                os.utime(self.path)
-
     def release(self) -> bool:
         """Remove the lock if it is still ours, which is returned."""
-        other = self._read()
+        self.held = False
+        other = _read(self.path)
         ours = other is not None and other["token"] == self.me["token"]
         if ours:
             self.path.unlink(missing_ok=True)
         return ours
 
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            stored = json.loads(self.path.read_text())
-            return stored if set(stored) == set(self.me) else None
-        except (OSError, ValueError, TypeError):
-            return None
+    def _refresh(self) -> None:
+        while self.held:
+            other = _read(self.path)
+            if other is not None and other["token"] != self.me["token"]:
+                return  # taken over: the file says that another one is alive
+            if other is not None:
+                with suppress(OSError):
+                    os.utime(self.path)
+            time.sleep(REFRESH_SECONDS)
 
-    def _replaceable(self, other: dict[str, Any]) -> bool:
+    def _take(self, mine: Path) -> bool:
+        """Put the file `mine` in the lock's place; False when the lock changed meanwhile, ValueError when it is kept.
+
+        A lock without an owner may be replaced by the one process that has the name of its successor; should that one
+        die too, by the successor of the successor.
+        """
+        place, passed = self.path, []
+        while not _placed(mine, place):
+            other = _read(place)
+            if other is not None and other["token"] != self.me["token"] and not self._replaceable(other, place):
+                seen = f"seen in use by {_name(other)}, expected no other run in this folder"
+                raise ValueError(f"{self.path.parent}: {seen}")
+            passed.append(other)
+            place = self.path.with_name(f".{NAME}.{other['token'] if other else len(passed)}.next")
+        if not passed:
+            return True
+        unchanged = self.path.exists() and _read(self.path) == passed[0]
+        if unchanged:
+            os.replace(mine, self.path)
+        place.unlink(missing_ok=True)
+        return unchanged
+
+    def _remove_leftovers(self) -> None:
+        """Delete what killed starters left over; younger files may be those of one that starts just now."""
+        for path in self.path.parent.glob(f".{NAME}.*"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                    path.unlink()
+
+    def _replaceable(self, other: dict[str, Any], path: Path) -> bool:
         if other["job"] and other["job"] == self.me["job"]:
-            return int(other["restart"]) < int(self.me["restart"]) or not _alive(other, self.path)
-        return not _alive(other, self.path)
+            return int(other["restart"]) < int(self.me["restart"]) or not _alive(other, path)
+        return not _alive(other, path)
+
+
+def _placed(temporary: Path, path: Path) -> bool:
+    """Give a file a second name unless that is taken; of several processes one succeeds."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links: two that start at the same moment may both pass
+        if path.exists():
+            return False
+        path.write_bytes(temporary.read_bytes())
+    return True
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        stored = json.loads(path.read_text())
+        return stored if set(stored) == FIELDS else None
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _alive(other: dict[str, Any], path: Path) -> bool:

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -22,11 +23,12 @@ EXIT_STATUS = 70
 
 
 class Watchdog(Callback):
-    """A thread on each rank that ends its process after `seconds` without a step, validation batch or save.
+    """A thread on each rank that ends its process after `seconds` without a step, evaluation batch or save.
 
     Ranks write where they stand to `<root>/.progress/rank-<r>.json` twice a second; the last words name the one
-    that is furthest behind. Stuck ranks on the same host are killed: a stopped process can't end itself. On other
-    hosts their own watchdog, or `srun --kill-on-bad-exit`, does it.
+    that is furthest behind. Marks carry a name of their run: those of another one do not count. Stuck ranks on the
+    same host are killed: a stopped process can't end itself. On other hosts their own watchdog, or
+    `srun --kill-on-bad-exit`, does it.
     """
 
     def __init__(self, root: str | Path, seconds: float = 1800.0) -> None:
@@ -42,13 +44,16 @@ class Watchdog(Callback):
         self.mark |= {"step": trainer.global_step, "phase": phase, "moves": moves, "time": time.time()}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if "rank" in self.mark:  # a validation inside of a fit
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
-        pid = os.getpid()
-        host = socket.gethostname()
-        self.mark |= {"rank": trainer.global_rank, "host": host, "pid": pid, "started": process_start(pid)}
+        pid, host, run = os.getpid(), socket.gethostname(), trainer.strategy.broadcast(uuid.uuid4().hex)
+        self.mark |= {"run": run, "rank": trainer.global_rank, "host": host, "pid": pid, "started": process_start(pid)}
         self._progress(trainer, "start")
         self._write()
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -67,6 +72,16 @@ class Watchdog(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._progress(trainer, "validation")
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._progress(trainer, "test")
+
+    def on_predict_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._progress(trainer, "predict")
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._progress(trainer, "saving")
@@ -91,7 +106,7 @@ class Watchdog(Callback):
         self.mark |= _standing(sys._current_frames().get(threading.main_thread().ident or 0))
         with suppress(OSError):  # a full disk is no reason to stop watching
             path = self._path(self.mark["rank"])
-            temporary = path.with_suffix(f".{os.getpid()}")
+            temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps(self.mark))
             temporary.replace(path)
 
@@ -116,11 +131,17 @@ class Watchdog(Callback):
     def _others(self) -> list[dict[str, Any]]:
         marks = []
         for path in sorted(self.folder.glob("rank-*.json")):
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, KeyError):
                 mark = json.loads(path.read_text())
-                if mark["rank"] != self.mark["rank"]:
+                if mark["run"] == self.mark["run"] and mark["rank"] != self.mark["rank"]:
                     marks.append(mark)
         return marks
+
+
+def remove_marks(root: Path) -> None:
+    """Delete the marks of earlier runs, which may have had more ranks; before any rank of this one has its watchdog."""
+    for path in (root / FOLDER).glob("rank-*"):
+        path.unlink(missing_ok=True)
 
 
 def _standing(frame: FrameType | None) -> dict[str, Any]:
