@@ -93,9 +93,8 @@ class BaseModule(ShardedModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
-        given = getattr(self.trainer, "callbacks")  # noqa: B009  Lightning declares no type for the list
-        ours = [] if any(isinstance(callback, SkipNonFinite) for callback in given) else [SkipNonFinite()]
-        return [DataPosition(), Throughput(), *ours]
+        given = any(isinstance(callback, SkipNonFinite) for callback in getattr(self.trainer, "callbacks"))  # noqa: B009
+        return [DataPosition(), Throughput(), *([] if given else [SkipNonFinite()])]
 
     def setup(self, stage: str) -> None:
         """With bf16-mixed, frozen weights are held in bf16; what trains, and AdamW's states, are fp32.
