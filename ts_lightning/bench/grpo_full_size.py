@@ -53,7 +53,7 @@ def main(rounds: int, model: str = MODELS[0], device: str = "cuda") -> int:
     case = make_case(model, device)
     dtype = case.vlm.backbone.embedding.weight.dtype
     errors = case.errors()
-    if any(errors[name] > limit for name, limit in TOLERANCE[dtype].items()):
+    if not all(errors[name] <= limit for name, limit in TOLERANCE[dtype].items()):
         return report("grpo_full_size", False, model=model, ratios={}, floor_ratio=None, relative_errors=errors)
     peaks = {name: peak_gib(case, shared, device) for name, shared in (("ours", True), ("repeated", False))}
     case.vlm.zero_grad()
