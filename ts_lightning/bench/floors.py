@@ -78,7 +78,8 @@ def attention_flops(vlm: VLM, prompt: int, group: int, steps: int) -> float:
     pairs = prompt * (prompt + 1) / 2 + group * (steps * prompt + steps * (steps + 1) / 2)
     total, behind = 0.0, False
     for layer in vlm.backbone.layers:
-        total += 4 * pairs * layer.get_submodule("self_attn.q_proj").out_features * (3 if behind else 1)
+        width = len(layer.get_parameter("self_attn.q_proj.weight"))
+        total += 4 * pairs * width * (3 if behind else 1)
         behind = behind or any(p.requires_grad for p in layer.parameters())
     return total
 
