@@ -1,6 +1,6 @@
 """Benchmarks beside their peers, in one process. The last line of standard output is one JSON object.
 
-    python tools/bench.py twin|sft|grpo|loader|score|full_size [--threads 2] [--rounds 5]
+    python tools/bench.py twin|sft|grpo|loader|score|full_size|grpo_full_size [--threads 2] [--rounds 5]
 
 A failed correctness check, which runs before any timing, exits with status 1.
 """
@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from ts_lightning.bench import full_size, grpo, loader, score, sft, twin
+from ts_lightning.bench import full_size, grpo, grpo_full_size, loader, score, sft, twin
 from ts_lightning.bench.geometry import MODELS
 
 
@@ -29,9 +29,14 @@ def main() -> int:
     cases.add_parser("grpo", help="a GRPO step with the prompt read once a group").set_defaults(run=grpo.main)
     cases.add_parser("loader", help="pictures to pixels").set_defaults(run=loader.main)
     cases.add_parser("score", help="scoring, and COCO AP against pycocotools").set_defaults(run=score.main)
-    case = cases.add_parser("full_size", help="a paper's model at full size on a CUDA device: memory and speed")
-    case.add_argument("--model", default=MODELS[0], choices=MODELS)
-    case.set_defaults(run=full_size.main)
+    on_cuda = {
+        "full_size": (full_size.main, "a paper's model at full size on a CUDA device: memory and speed"),
+        "grpo_full_size": (grpo_full_size.main, "a GRPO step at full size on a CUDA device, against its floors"),
+    }
+    for name, (run, text) in on_cuda.items():
+        case = cases.add_parser(name, help=text)
+        case.add_argument("--model", default=MODELS[0], choices=MODELS)
+        case.set_defaults(run=run)
     arguments = vars(parser.parse_args())
     torch.set_num_threads(arguments.pop("threads"))
     run, _ = arguments.pop("run"), arguments.pop("case")
