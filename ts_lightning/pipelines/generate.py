@@ -65,12 +65,28 @@ def names_in(paths: list[Path]) -> list[str]:
     return sorted({thing.name for path in paths for scene in scenes(shard_samples(path)) for thing in scene.things})
 
 
+def input_shards(patterns: list[str]) -> list[Path]:
+    """The shards of patterns; ValueError for two of one name, since outputs are named by it."""
+    known: dict[str, Path] = {}
+    for path in dict.fromkeys(Path(path) for one in patterns for path in expand(one)):
+        if (other := known.setdefault(path.stem, path)) != path:
+            raise ValueError(f"shards: seen {other} and {path}, expected names that differ (outputs are named by them)")
+    return [*known.values()]
+
+
+def share(text: str) -> tuple[int, int]:
+    """The two numbers of `--share`."""
+    number, mark, count = text.partition("/")
+    if not (mark and number.isdecimal() and count.isdecimal()):
+        raise ValueError(f"share: seen {text!r}, expected i/n, as 0/4")
+    return int(number), int(count)
+
+
 def run(args: argparse.Namespace, prefix: str, roles: tuple[str, ...], make: Maker, items: Items = scenes) -> int:
     """Work through the shards; 0, or 1 where requests failed (run again to go on), 2 for bad input."""
     try:
-        out, paths = Path(args.out), [Path(path) for one in args.shards for path in expand(one)]
-        share = [int(v) for v in args.share.split("/")] if args.share else [None, None]
-        mine = my_shards(paths, *share)
+        out, paths = Path(args.out), input_shards(args.shards)
+        mine = my_shards(paths, *(share(args.share) if args.share else (None, None)))
         out.mkdir(parents=True, exist_ok=True)
         if args.vocabulary:
             vocabulary = [line.strip() for line in Path(args.vocabulary).read_text().splitlines() if line.strip()]

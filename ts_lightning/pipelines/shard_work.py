@@ -30,14 +30,27 @@ def shard_samples(path: Path) -> Iterator[Sample]:
 
 
 def my_shards(paths: list[Path], number: int | None = None, count: int | None = None) -> list[Path]:
-    """Every `count`-th shard from `number`; by default what SLURM_ARRAY_TASK_ID and _COUNT say, else all."""
-    first = 0
+    """Every `count`-th shard from `number` (0 is the first); by default the SLURM array task's share, else all."""
     if number is None or count is None:
-        task = {name: os.environ.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT", "MIN")}
-        number, count, first = int(task["ID"] or 0), int(task["COUNT"] or 1), int(task["MIN"] or 0)
-    if not 0 <= number - first < count:
-        raise ValueError(f"shard share: seen number {number} of {count}, expected it from {first} and below the count")
-    return sorted(paths)[number - first :: count]
+        number, count = array_task()
+    if not 0 <= number < count:
+        raise ValueError(f"shard share: seen number {number} of {count}, expected one from 0 and below the count")
+    return sorted(paths)[number::count]
+
+
+def array_task() -> tuple[int, int]:
+    """This task's place in its SLURM array, and the array's size; (0, 1) outside of an array.
+
+    Raises ValueError for an array with gaps (3,7): a task can't tell which place it has among the others.
+    """
+    task = {name: int(os.environ.get(f"SLURM_ARRAY_TASK_{name}") or 0) for name in ("ID", "MIN", "MAX", "COUNT")}
+    if not task["COUNT"]:
+        return 0, 1
+    step = (task["MAX"] - task["MIN"]) // max(task["COUNT"] - 1, 1) or 1
+    if task["MIN"] + step * (task["COUNT"] - 1) != task["MAX"] or (task["ID"] - task["MIN"]) % step:
+        seen = f"{task['COUNT']} tasks from {task['MIN']} to {task['MAX']}"
+        raise ValueError(f"SLURM array: seen {seen}, expected --array=FIRST-LAST without gaps, or --share i/n")
+    return (task["ID"] - task["MIN"]) // step, task["COUNT"]
 
 
 def work(
