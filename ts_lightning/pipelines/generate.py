@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser, roles: Iterable[str]) -> None
     parser.add_argument("--workers", type=int, default=0, help="pictures at once (0: 1 offline, else --concurrency)")
     parser.add_argument("--concurrency", type=int, default=8, help="requests at once")
     parser.add_argument("--per-minute", type=float, default=0, help="requests in a minute at most (0: no limit)")
+    parser.add_argument("--max-tokens", type=int, default=512, help="of an answer; a longer one is cut off and dropped")
     parser.add_argument("--tries", type=int, default=6)
     parser.add_argument("--timeout", type=float, default=120)
     parser.add_argument("--first-wait", type=float, default=1.0, help="seconds before the second try; they double")
@@ -54,9 +55,9 @@ def backend(name: str, codec: str, args: argparse.Namespace, usage: Usage, vocab
         model, _, url = rest.partition("@")
         pace = {"concurrency": args.concurrency, "per_minute": args.per_minute, "tries": args.tries}
         waits = {"timeout": args.timeout, "first_wait": args.first_wait}
-        return OpenAIChat(model, url or None, None, codec, usage=usage, **pace, **waits)
+        return OpenAIChat(model, url or None, None, codec, max_tokens=args.max_tokens, usage=usage, **pace, **waits)
     if kind == "local" and rest:
-        return LocalChat(rest, codec)
+        return LocalChat(rest, codec, args.max_tokens)
     raise ValueError(f"backend: seen {name!r}, expected offline, openai:MODEL[@URL] or local:FOLDER")
 
 
@@ -132,6 +133,7 @@ def _one(
         "templates": getattr(maker, "template_hash", ""),
         "seed": args.seed,
         "most": args.most,
+        "max_tokens": args.max_tokens,
         "negatives": getattr(args, "negatives", None),
     }
     try:

@@ -16,9 +16,10 @@ from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines.converters.source import Dropped
-from ts_lightning.pipelines.llm_client import RequestFailed, Usage
+from ts_lightning.pipelines.llm_client import RequestFailed, RequestRefused, Usage
 from ts_lightning.pipelines.scout_checks import question_words
 
+REFUSED = "pictures that the server refuses to answer about"
 Make = Callable[[Any], Iterable[Sample]]  # of a scene, or of a sample where `items` says so
 
 
@@ -83,8 +84,15 @@ def work(
 
     asked: dict[str, set[str]] = {}
 
+    def tried(item: Any) -> list[Sample]:
+        try:
+            return list(make(item))
+        except RequestRefused as error:
+            dropped.note(REFUSED, f"{item.key}: {error}")
+            return []
+
     def made() -> Iterator[Sample]:
-        for found in in_order(make, items(shard_samples(path)), workers):
+        for found in in_order(tried, items(shard_samples(path)), workers):
             counts["scenes"] += 1
             for sample in found:
                 if repeated(sample, asked):
@@ -99,6 +107,8 @@ def work(
     first = next(samples, None)  # a shard without a described picture makes none
     shards = [] if first is None else write_shards(chain([first], samples), out, name)
     progress.end()
+    if dropped[REFUSED] and first is None:  # not this or that picture: nothing is asked as it should be
+        raise RequestFailed(f"seen no sample and the refusal of {dropped.names[REFUSED][0]}, expected answers")
     seconds = time.monotonic() - started
     result = {
         "settings": wanted,
