@@ -1,6 +1,8 @@
 """Generation over captions, local models and shares of an array."""
 
 import json
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +87,17 @@ def test_shares_of_an_array_and_shards_without_pictures(tmp_path, monkeypatch, c
     monkeypatch.setattr("sys.argv", ["tool", str(path), "--out", str(tmp_path / "out")])
     assert generate_scout.main() == 0
     assert "0 pictures, 0 samples" in capsys.readouterr().out
+
+
+def test_the_sbatch_file_passes_its_words_on(tmp_path) -> None:
+    (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    known = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "echo"}
+    script = Path(__file__).parents[2] / "tools/slurm/generate.sbatch"
+    done = subprocess.run(
+        ["bash", str(script), "scout", "a b", "--out", "o"], env=known, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "tools/generate_scout.py a b --out o\n")
 
 
 def test_shards_of_one_name_and_other_bad_words_are_one_line(tmp_path, monkeypatch, capsys) -> None:
