@@ -176,7 +176,7 @@ class Progress:
         rate = scenes / max(now - self.start, 1e-9)
         left = f", {(self.total - scenes) / rate:.0f} s left" if self.total > scenes else ""
         text = f"{self.name}: {scenes} pictures, {samples} samples, {rate:.1f} pictures/s"
-        text += f", {self.usage.retries} retries, {self.usage.failed} failures{left}"
+        text += f", {self.usage.retries} retries, {self.usage.failed + self.usage.refused} failures{left}"
         print(f"\r{text}" if self.terminal else text, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
 
     def end(self) -> None:
