@@ -19,7 +19,7 @@ from ts_lightning.data.index import index_shards
 from ts_lightning.data.sample import Sample
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines import converters
-from ts_lightning.pipelines.convert_command import PAPER_SUBSETS, arguments
+from ts_lightning.pipelines.convert_command import arguments, subset_line
 from ts_lightning.pipelines.converters.source import Dropped, Pictures, excluded_names
 
 
@@ -45,15 +45,21 @@ def main() -> int:
     name = sys.argv[1]
     read = import_module(f"{converters.__name__}.{name.replace('-', '_')}").read
     args = arguments(name, read, sys.argv[2:])
-    dropped = Dropped(args.strict)
+    listing = Path(args.out, f"{args.prefix}.left_out.txt")
+    dropped = Dropped(args.strict, listing)
     tasks: Counter[str] = Counter()
     photos: set[str] = set()
+    keys: set[str] = set()
 
     def counted() -> Iterator[Sample]:
         for sample in samples(name, read, args, pictures):
             if len(sample.image_bytes) != len(sample.images):
                 dropped.note("records without their pictures (--images DIR)", sample.images[0].name)
                 continue
+            if sample.key in keys:
+                dropped.note("records whose id comes twice", sample.key)
+                continue
+            keys.add(sample.key)
             tasks[sample.subtask or sample.task] += 1
             photos.update(image.name for image in sample.images)
             yield sample
@@ -63,15 +69,19 @@ def main() -> int:
         pictures = Pictures(Path(args.images) if args.images else None, excluded, dropped)
         manifest = index_shards(write_shards(counted(), args.out, args.prefix, args.maxcount))
     except (OSError, ValueError) as error:
+        dropped.close(keep=False)
+        print("\n".join(dropped.lines()), end="\n" * bool(dropped))
         print(f"error: {error}", file=sys.stderr)
         return 2
+    dropped.close()
     for shard in manifest.shards:
         print(f"{shard.path}  {len(shard.keys)} records  {shard.size} bytes")
     print(f"{manifest.num_samples} records: " + ", ".join(f"{n} {task}" for task, n in sorted(tasks.items())))
     if getattr(args, "max_objects", None) is not None:
-        found = f"{dropped.in_subset} photos with at most {args.max_objects} objects, {len(photos)} with a question"
-        print(f"{found}; the paper's subset: {PAPER_SUBSETS[name]} photos")
+        print(subset_line(name, args, dropped.in_subset, len(photos)))
     print("\n".join(dropped.lines()))
+    if listing.is_file():
+        print(f"{listing}  all that was left out or changed")
     return 0
 
 

@@ -17,7 +17,8 @@ from ts_lightning.pipelines.scout import Scout
 
 def make(args: argparse.Namespace, chats: dict[str, Chat], dropped: Dropped) -> Scout:
     answers = None if args.answerer == "caption" else chats["answers"]
-    return Scout(chats["questions"], answers, args.negatives, args.most, args.seed, args.second, dropped)
+    chosen = (args.negatives, args.most, args.seed, args.second)
+    return Scout(chats["questions"], answers, *chosen, dropped, args.templates)
 
 
 def main() -> int:
@@ -26,6 +27,7 @@ def main() -> int:
     parser.add_argument(
         "--answerer", choices=("vlm", "caption"), default="vlm", help="caption: never shows the picture"
     )
+    parser.add_argument("--templates", help="folder with an edited copy of ts_lightning/pipelines/templates")
     parser.add_argument("--negatives", type=float, default=0.075, help="share of questions about absent things")
     parser.add_argument("--second", action="store_true", help="ask again where a box fits no annotation")
     args = parser.parse_args()

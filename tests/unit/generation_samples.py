@@ -92,7 +92,10 @@ class Recorder(OfflineChat):
 
 
 class Server:
-    """A real HTTP server that answers from `heard`; `trouble(n)` says what happens to request n."""
+    """A real HTTP server that answers from `heard`; `trouble(n)` says what happens to request n.
+
+    Of what is heard, a number is an HTTP status and `CUT` in front of a text ends it at the most tokens.
+    """
 
     def __init__(self, heard: dict[str, str], trouble: Callable[[int], str] = lambda n: "right", port: int = 0) -> None:
         self.answered: Counter[str] = Counter()
@@ -131,11 +134,14 @@ class Server:
             return self.send(handler, 200, b'{"choices": [')
         request = asked(body)
         text = "" if what == "empty" else heard.get(request, "I cannot say.")
+        if text.isdecimal():
+            return self.send(handler, int(text), b'{"error": {"message": "no"}}')
+        end = "length" if text.startswith("CUT") else "stop"
         if what == "malformed":
             text = "Here you are: [[12, 300"
         with self.lock:
             self.answered[request] += 1
-        message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        message = {"index": 0, "finish_reason": end, "message": {"role": "assistant", "content": text}}
         usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
         reply = {
             "id": "x",

@@ -122,6 +122,60 @@ def test_bad_files_are_one_line(small, tmp_path, monkeypatch, capsys):
     assert not list((tmp_path / "out").glob("*"))
 
 
+def test_what_is_left_out_is_listed_and_strict_stops_at_what_is_no_choice(small, tmp_path, monkeypatch, capsys):
+    photos, annotations, _ = small
+    data = json.loads(annotations.read_text())
+    data["images"] = [*data["images"][:2], data["images"][1] | {"id": 6}]
+    data["annotations"] = data["annotations"][:6]
+    annotations.write_text(json.dumps(data))
+
+    def run(*words: str) -> tuple[int, str, str]:
+        args = [
+            "tool",
+            "coco",
+            "--images",
+            str(photos),
+            "--annotations",
+            str(annotations),
+            "--out",
+            str(tmp_path / "o"),
+        ]
+        monkeypatch.setattr("sys.argv", [*args, *words])
+        return tool.main(), *capsys.readouterr()
+
+    code, said, _ = run("--max-objects", "9", "--crowd", "count", "--count-by", "categories")
+    assert code == 0
+    line = "2 photos with at most 9 objects (split all, count-by categories, crowd count), 2 with a question"
+    assert f"{line}; the paper's subset: 3582 photos" in said
+    listing = tmp_path / "o/coco.left_out.txt"
+    assert str(listing) in said
+    assert listing.read_text().splitlines() == [
+        "categories with a crowd in a photo (no localization question)\tphoto 1 person",
+        "categories that occur more than once in a photo (no localization question)\tphoto 1 cat",
+        "boxes that leave the picture and were clipped (kept)\tphoto 2 annotation None",
+        "pictures without annotations\t6",
+    ]
+    code, said, error = run("--max-objects", "9", "--crowd", "count", "--strict")
+    assert (code, error) == (2, "error: 6: seen one of the pictures without annotations, expected none (strict)\n")
+    assert "4 records" not in said
+    assert len(listing.read_text().splitlines()) == 4  # the former run's, as its shards
+    code, said, error = run("--max-objects", "0")
+    assert error == f"error: {tmp_path}/o/coco: seen no samples to write, expected at least one\n"
+    assert "left out: 2 photos with no or more than 0 instances (crowd exclude) (1, 2)" in said
+
+
+def test_records_of_one_id_are_counted(tmp_path, monkeypatch, capsys):
+    row = {"questionId": 7, "question": "What?", "image": "p.png", "answers": ["1993"]}
+    (tmp_path / "val_v1.0.json").write_text(json.dumps({"data": [row, row, row | {"questionId": 8}]}))
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents/p.png").write_bytes(picture(1, (80, 60), "PNG"))
+    monkeypatch.setattr("sys.argv", ["tool", "docvqa", str(tmp_path), "--out", str(tmp_path / "o")])
+    assert tool.main() == 0
+    said = capsys.readouterr().out
+    assert "2 records: 2 vqa" in said
+    assert "left out: 1 records whose id comes twice (docvqa-7)" in said
+
+
 def test_displayed_sizes_and_formats():
     assert inspect_image(picture(0, (8, 6), "PNG")) == ("png", 8, 6)
     assert inspect_image(picture(0, (8, 6), "WEBP")) == ("webp", 8, 6)

@@ -22,7 +22,7 @@ from ts_lightning.pipelines.converters import (
     visual_genome,
     voc,
 )
-from ts_lightning.pipelines.converters.source import Dropped, Pictures, excluded_names
+from ts_lightning.pipelines.converters.source import Dropped, Pictures
 
 VOC = """<annotation><filename>000007.jpg</filename><size><width>100</width><height>50</height><depth>3</depth></size>
 <object><name>car</name><difficult>0</difficult><bndbox><xmin>11</xmin><ymin>6</ymin><xmax>60</xmax><ymax>50</ymax></bndbox></object>
@@ -47,6 +47,9 @@ def test_voc_counts_pixels_from_one(tmp_path: Path) -> None:
     assert dropped.names["pictures without annotations"] == ["000009.jpg"]
     assert len(list(voc.read(tmp_path, split="test", difficult=False, tasks=("localization",)))) == 1
     assert len(list(voc.read(tmp_path, max_objects=2))) == 0
+    put(tmp_path / "ImageSets/Main/test.txt", "000007\n000008\n")
+    assert len(list(voc.read(tmp_path, Pictures(dropped=dropped), split="test"))) == 3
+    assert dropped.names["names of the split without an annotation file"] == ["000008"]
     with pytest.raises(ValueError, match="boxes that are no box inside the picture, expected none"):
         list(voc.read(tmp_path, Pictures(dropped=Dropped(strict=True)), split="test"))
     put(tmp_path / "Annotations/000007.xml", VOC[:200])
@@ -103,7 +106,12 @@ def test_refcoco_refs_pickle_and_mdetr(tmp_path: Path) -> None:
     one, two = refcoco.read(folder, split="testA")
     assert (one.regions[0].phrase, two.regions[0].phrase) == ("left  man", "guy ")
     assert one.regions[0].box == pytest.approx((0.1, 0.1, 0.6, 0.5))
-    assert one.meta == {"ref_id": 1, "ann_id": 5, "split": "testA"}
+    assert one.meta == {"ref_id": 1, "ann_id": 5, "split": "testA", "split_by": "unc"}
+    (folder / "refs(google).p").write_bytes(pickle.dumps(REFS, protocol=2))
+    with pytest.raises(ValueError, match="refcoco: seen the refs of google, unc, expected --split-by with one of them"):
+        list(refcoco.read(folder))
+    assert next(refcoco.read(folder, split_by="google")).meta["split_by"] == "google"
+    (folder / "refs(google).p").unlink()
     with pytest.raises(ValueError, match="seen the split 'val', expected one of testA"):
         list(refcoco.read(folder, split="val"))
     mdetr = {
@@ -150,6 +158,9 @@ def test_flickr30k_entities(tmp_path: Path) -> None:
     assert caption.regions[1].boxes == [(0.0, 0.0, 0.5, 0.98), (0.5, 0.0, 0.99, 0.98)]
     assert [(p.subtask, p.regions[0].phrase) for p in phrases] == [("phrase", "A man"), ("phrase", "two hats")]
     assert dropped == {"phrases without a box (kept as text)": 2, "sentences without any box": 1}
+    put(tmp_path / "Sentences/37.txt", line)
+    assert len(list(flickr30k.read(tmp_path, Pictures(dropped=dropped)))) == 3
+    assert dropped.names["sentences without an annotation file"] == ["37"]
 
 
 def test_visual_genome(tmp_path: Path) -> None:
@@ -268,11 +279,3 @@ def test_bad_files_name_the_byte_and_the_line(tmp_path: Path) -> None:
         list(llava.read(tmp_path / "u.json"))
     with pytest.raises(ValueError, match=r"image_data.json"):
         list(visual_genome.read(tmp_path))
-
-
-def test_excluded_pictures_are_found_under_every_name(tmp_path: Path) -> None:
-    names = excluded_names(put(tmp_path / "x.txt", "COCO_train2014_000000000042.jpg\n77\n"))
-    pictures = Pictures(excluded=names)
-    found = ("000000000042.jpg", "COCO_val2014_000000000042.jpg", "000000000077.jpg")
-    assert all(map(pictures.is_excluded, found))
-    assert not pictures.is_excluded("000000000043.jpg")

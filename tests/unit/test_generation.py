@@ -1,6 +1,7 @@
 """Offline generation: SCOUT, captions, dialogues, trajectories; checks that reject; the report that can fail."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from ts_lightning.pipelines.mirg import Trajectories
 from ts_lightning.pipelines.offline import OfflineChat
 from ts_lightning.pipelines.quality import marked, problems, report
 from ts_lightning.pipelines.region_chat import dialogue
-from ts_lightning.pipelines.scenes import describe, scenes
+from ts_lightning.pipelines.scenes import TEMPLATES, describe, scenes
 from ts_lightning.pipelines.scout import Scout, from_notation, from_pixels, queries
 from ts_lightning.pipelines.scout_checks import Rejected, check_negative, check_positive, same_question
 
@@ -177,6 +178,24 @@ def test_tools_and_report(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("sys.argv", ["tool", str(path), "--out", str(tmp_path / "x"), "--questions", "nothing:x"])
     assert generate_scout.main() == 2
     assert "backend: seen 'nothing:x', expected offline" in capsys.readouterr().err
+
+
+def test_edited_templates_are_used_and_hashed(tmp_path, monkeypatch, capsys) -> None:
+    path = input_shard(tmp_path / "in", 1)
+    shutil.copytree(TEMPLATES, tmp_path / "mine")
+    hashes = set()
+    for number, words in enumerate(([], ["--templates", str(tmp_path / "mine")])):
+        for module in (generate_scout, generate_gic, generate_region_chat):
+            monkeypatch.setattr("sys.argv", ["tool", str(path), "--out", str(tmp_path / f"out{number}"), *words])
+            assert module.main() == 0
+        hashes |= {one.meta["templates"] for one in read(f"{tmp_path}/out{number}/*.tar")}
+        for file in (tmp_path / "mine").glob("*.txt"):
+            file.write_text(f"{file.read_text()}\nBe brief.")
+    assert len(hashes) == 6
+    (tmp_path / "mine/gic.txt").unlink()
+    monkeypatch.setattr("sys.argv", ["tool", str(path), "--out", str(tmp_path), "--templates", str(tmp_path / "mine")])
+    assert generate_gic.main() == 2
+    assert f"templates: seen no file {tmp_path}/mine/gic.txt, expected an edited copy" in capsys.readouterr().err
 
 
 def test_dialogues_and_names_before_boxes() -> None:

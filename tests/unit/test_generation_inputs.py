@@ -1,6 +1,8 @@
 """Generation over captions, local models and shares of an array."""
 
 import json
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,14 +70,46 @@ def test_a_local_model_answers(tmp_path) -> None:
 def test_shares_of_an_array_and_shards_without_pictures(tmp_path, monkeypatch, capsys) -> None:
     paths = [Path(f"{i}.tar") for i in range(5)]
     assert my_shards(paths, 1, 2) == [Path("1.tar"), Path("3.tar")]
-    for name, value in {"ID": "12", "COUNT": "3", "MIN": "10"}.items():
-        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
-    assert my_shards(paths) == [Path("2.tar")]
+    for array, expected in {(12, 10, 12, 3): [2], (7, 3, 7, 2): [1, 3], (3, 3, 3, 1): [0, 1, 2, 3, 4]}.items():
+        for name, value in zip(("ID", "MIN", "MAX", "COUNT"), array, strict=True):
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+        assert my_shards(paths) == [Path(f"{i}.tar") for i in expected], array
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MAX", "9")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
+    with pytest.raises(ValueError, match="seen 3 tasks from 3 to 9, expected --array=FIRST-LAST without gaps"):
+        my_shards(paths)
     with pytest.raises(ValueError, match="seen number 5 of 2"):
         my_shards(paths, 5, 2)
-    for name in ("ID", "COUNT", "MIN"):
+    for name in ("ID", "MIN", "MAX", "COUNT"):
         monkeypatch.delenv(f"SLURM_ARRAY_TASK_{name}")
     (path,) = write_shards([small_sample(1)], tmp_path, "plain")
     monkeypatch.setattr("sys.argv", ["tool", str(path), "--out", str(tmp_path / "out")])
     assert generate_scout.main() == 0
     assert "0 pictures, 0 samples" in capsys.readouterr().out
+
+
+def test_the_sbatch_file_passes_its_words_on(tmp_path) -> None:
+    (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    known = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "echo"}
+    script = Path(__file__).parents[2] / "tools/slurm/generate.sbatch"
+    done = subprocess.run(
+        ["bash", str(script), "scout", "a b", "--out", "o"], env=known, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "tools/generate_scout.py a b --out o\n")
+
+
+def test_shards_of_one_name_and_other_bad_words_are_one_line(tmp_path, monkeypatch, capsys) -> None:
+    paths = [write_shards([detection(i)], tmp_path / name, "in")[0] for i, name in enumerate("ab")]
+
+    def run(*words: str) -> str:
+        monkeypatch.setattr("sys.argv", ["tool", *words, "--out", str(tmp_path / "out")])
+        assert generate_scout.main() == 2
+        return capsys.readouterr().err
+
+    message = run(str(paths[0]), str(paths[0]), f"{tmp_path}/b/*.tar")
+    expected = f"error: shards: seen {paths[0]} and {paths[1]}, expected names that differ (outputs are named by them)"
+    assert message == f"{expected}\n"
+    assert run(str(paths[0]), "--share", "3") == "error: share: seen '3', expected i/n, as 0/4\n"
+    assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import generate_scout
 import pytest
-from generation_samples import KINDS, Recorder, Server, input_shard
+from generation_samples import KINDS, Recorder, Server, input_shard, read
 
 from ts_lightning.data import index_shards
 from ts_lightning.data.reader import ShardReader
@@ -156,6 +156,30 @@ def test_a_server_without_json_schemas_is_asked_without_one() -> None:
     assert chat.chat([{"role": "user", "content": "hi"}], schema=SCHEMA) == "hello"
     assert server.requests == 3
     server.stop()
+
+
+def test_what_one_request_can_not_have_does_not_stop_the_rest(world, tmp_path, monkeypatch, capsys) -> None:
+    path, heard, expected = world
+    steps = [request for request, text in heard.items() if text.startswith("Step 1")]
+    server = Server(heard | {steps[0]: "413", steps[20]: f"CUT{heard[steps[20]]}"})
+    assert run(monkeypatch, arguments(path, tmp_path, server.url, **{"max-tokens": 99})) == 0
+    made, kept = note(tmp_path), texts(tmp_path)
+    assert made["dropped"] == {
+        "pictures that the server refuses to answer about": 1,
+        "answer cut off at --max-tokens": 1,
+    }
+    assert (made["usage"]["refused"], made["usage"]["cut"], made["settings"]["max_tokens"]) == (1, 1, 99)
+    assert "refuses to answer about (p000000: HTTP 413" in capsys.readouterr().out
+    pictures = [one.images[0].name for one in read(f"{tmp_path}/*.tar")]
+    assert [*dict.fromkeys(pictures)] == [f"{i}.jpg" for i in range(1, 12)]
+    assert set(kept) <= set(expected)
+    assert len(kept) < len(expected)
+    server.stop()
+    nothing = Server(heard, lambda n: "400")
+    assert run(monkeypatch, arguments(path, tmp_path / "no", nothing.url)) == 1
+    assert "stopped: seen no sample and the refusal of p000000: HTTP 400" in capsys.readouterr().err
+    assert not list((tmp_path / "no").glob("*.json"))
+    nothing.stop()
 
 
 def test_errors_that_no_retry_helps_and_pace(tmp_path) -> None:

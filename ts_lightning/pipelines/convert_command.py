@@ -29,6 +29,14 @@ def arguments(name: str, read: Any, argv: list[str]) -> Namespace:
     return parser.parse_args([option(word) for word in argv])
 
 
+def subset_line(name: str, args: Namespace, number: int, asked: int) -> str:
+    """What the subset of few objects is, and its size beside the paper's."""
+    options = [(key, args[key]) for key in ("split", "count_by", "crowd", "difficult") if key in args]
+    chosen = ", ".join(f"{key.replace('_', '-')} {'all' if value is None else value}" for key, value in options)
+    found = f"{number} photos with at most {args.max_objects} objects ({chosen}), {asked} with a question"
+    return f"{found}; the paper's subset: {PAPER_SUBSETS[name]} photos"
+
+
 def option(word: str) -> str:
     """An option under its parameter's name: --max-objects and --max_objects are one."""
     name, mark, value = word.partition("=")

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser, roles: Iterable[str]) -> None
     parser.add_argument("--workers", type=int, default=0, help="pictures at once (0: 1 offline, else --concurrency)")
     parser.add_argument("--concurrency", type=int, default=8, help="requests at once")
     parser.add_argument("--per-minute", type=float, default=0, help="requests in a minute at most (0: no limit)")
+    parser.add_argument("--max-tokens", type=int, default=512, help="of an answer; a longer one is cut off and dropped")
     parser.add_argument("--tries", type=int, default=6)
     parser.add_argument("--timeout", type=float, default=120)
     parser.add_argument("--first-wait", type=float, default=1.0, help="seconds before the second try; they double")
@@ -54,9 +55,9 @@ def backend(name: str, codec: str, args: argparse.Namespace, usage: Usage, vocab
         model, _, url = rest.partition("@")
         pace = {"concurrency": args.concurrency, "per_minute": args.per_minute, "tries": args.tries}
         waits = {"timeout": args.timeout, "first_wait": args.first_wait}
-        return OpenAIChat(model, url or None, None, codec, usage=usage, **pace, **waits)
+        return OpenAIChat(model, url or None, None, codec, max_tokens=args.max_tokens, usage=usage, **pace, **waits)
     if kind == "local" and rest:
-        return LocalChat(rest, codec)
+        return LocalChat(rest, codec, args.max_tokens)
     raise ValueError(f"backend: seen {name!r}, expected offline, openai:MODEL[@URL] or local:FOLDER")
 
 
@@ -65,12 +66,28 @@ def names_in(paths: list[Path]) -> list[str]:
     return sorted({thing.name for path in paths for scene in scenes(shard_samples(path)) for thing in scene.things})
 
 
+def input_shards(patterns: list[str]) -> list[Path]:
+    """The shards of patterns; ValueError for two of one name, since outputs are named by it."""
+    known: dict[str, Path] = {}
+    for path in dict.fromkeys(Path(path) for one in patterns for path in expand(one)):
+        if (other := known.setdefault(path.stem, path)) != path:
+            raise ValueError(f"shards: seen {other} and {path}, expected names that differ (outputs are named by them)")
+    return [*known.values()]
+
+
+def share(text: str) -> tuple[int, int]:
+    """The two numbers of `--share`."""
+    number, mark, count = text.partition("/")
+    if not (mark and number.isdecimal() and count.isdecimal()):
+        raise ValueError(f"share: seen {text!r}, expected i/n, as 0/4")
+    return int(number), int(count)
+
+
 def run(args: argparse.Namespace, prefix: str, roles: tuple[str, ...], make: Maker, items: Items = scenes) -> int:
     """Work through the shards; 0, or 1 where requests failed (run again to go on), 2 for bad input."""
     try:
-        out, paths = Path(args.out), [Path(path) for one in args.shards for path in expand(one)]
-        share = [int(v) for v in args.share.split("/")] if args.share else [None, None]
-        mine = my_shards(paths, *share)
+        out, paths = Path(args.out), input_shards(args.shards)
+        mine = my_shards(paths, *(share(args.share) if args.share else (None, None)))
         out.mkdir(parents=True, exist_ok=True)
         if args.vocabulary:
             vocabulary = [line.strip() for line in Path(args.vocabulary).read_text().splitlines() if line.strip()]
@@ -116,6 +133,7 @@ def _one(
         "templates": getattr(maker, "template_hash", ""),
         "seed": args.seed,
         "most": args.most,
+        "max_tokens": args.max_tokens,
         "negatives": getattr(args, "negatives", None),
     }
     try:

@@ -22,16 +22,18 @@ _SMALL = {"a", "an", "the", "of", "and", "with", "in", "on", "is", "are", "kind"
 class Captions:
     """One grounded caption of a scene; left out where a box agrees with no annotated object of the name before it.
 
-    `least` is the share of boxes that must agree: 1 keeps captions without a wrong box.
+    `least` is the share of boxes that must agree: 1 keeps captions without a wrong box. `templates` is a folder of
+    edited prompts.
     """
 
     captions: Chat
     seed: int = 0
     least: float = 1.0
     dropped: Dropped = field(default_factory=Dropped)
+    templates: str | None = None
 
     def __post_init__(self) -> None:
-        self.prompt = template("gic")
+        self.prompt = template("gic", self.templates)
         self.template_hash = sha256(self.prompt.encode()).hexdigest()[:16]
 
     def __call__(self, scene: Scene) -> Iterator[Sample]:

@@ -11,13 +11,23 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ts_lightning.data.images import sniff_extension
+from ts_lightning.pipelines.scout_checks import Rejected
 
 Messages = list[dict[str, str]]  # {"role": "system" | "user" | "assistant", "content": text}
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
+REFUSED = {400, 413, 422}  # about this request alone: its picture or its length
 
 
 class RequestFailed(RuntimeError):
     """A request that got no answer after all tries; what was answered before is in the cache."""
+
+
+class RequestRefused(RuntimeError):
+    """A request that the server will never answer; others may be answered."""
+
+
+class CutAnswer(Rejected):
+    """An answer that ended at the most tokens."""
 
 
 class Chat(Protocol):
@@ -34,7 +44,7 @@ class Chat(Protocol):
 
 @dataclass
 class Usage:
-    """What a run asked for: requests, retries, failures, tokens and their price per million."""
+    """What a run asked for: requests, retries, failures, refused and cut ones, tokens and their price per million."""
 
     price_in: float = 0.0
     price_out: float = 0.0
@@ -42,6 +52,8 @@ class Usage:
     cached: int = 0
     retries: int = 0
     failed: int = 0
+    refused: int = 0
+    cut: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -53,7 +65,7 @@ class Usage:
 
     def as_dict(self) -> dict[str, float]:
         """Counts, and `cost` in the currency of the prices."""
-        counts = ("requests", "cached", "retries", "failed", "tokens_in", "tokens_out")
+        counts = ("requests", "cached", "retries", "failed", "refused", "cut", "tokens_in", "tokens_out")
         cost = (self.tokens_in * self.price_in + self.tokens_out * self.price_out) / 1e6
         return {name: getattr(self, name) for name in counts} | {"cost": round(cost, 6)}
 
@@ -64,6 +76,7 @@ class OpenAIChat:
     `concurrency` requests run at once, `per_minute` at most start in a minute (0: no limit). 429 and 5xx answers,
     time-outs and lost connections are tried `tries` times with growing pauses (Retry-After is obeyed, up to
     `longest_wait` seconds), then RequestFailed. A server that refuses a JSON schema is asked without one from then on.
+    400, 413 and 422 are RequestRefused, and an answer of `max_tokens` that isn't at its end is CutAnswer.
     """
 
     def __init__(
@@ -103,20 +116,25 @@ class OpenAIChat:
         body: dict[str, Any] = {"model": self.model, "messages": _with_images(messages, images), **self.options}
         if attempt:
             body |= {"seed": attempt, "temperature": max(0.7, float(self.options["temperature"]))}
+        form = schema if self.schemas else None
         with self.slots:
             for number in range(self.tries):
                 self.pace.wait()
                 try:
-                    return self._ask(body, schema)
+                    text = self._ask(body, form)
+                    self.schemas = self.schemas and form is schema
+                    return text
                 except (self.errors.APIConnectionError, self.errors.APIStatusError, EmptyAnswer) as error:
-                    status = getattr(error, "status_code", None)
-                    if status in (400, 422) and schema is not None and self.schemas:
-                        self.schemas = False
+                    last, status = error, getattr(error, "status_code", None)
+                    if status in (400, 422) and form is not None:
+                        form = None
                         continue
+                    if status in REFUSED:
+                        self.usage.add(refused=1)
+                        raise RequestRefused(f"HTTP {status} ({_line(error)})") from None
                     if status is not None and status not in RETRIED:
                         self.usage.add(failed=1)
                         raise RequestFailed(f"{self.name}: seen HTTP {status} ({_line(error)}), expected 200") from None
-                    last = error
                 if number + 1 < self.tries:
                     self.usage.add(retries=1)
                     time.sleep(self._pause(number, last))
@@ -124,19 +142,22 @@ class OpenAIChat:
         raise RequestFailed(f"{self.name}: seen {_line(last)} after {self.tries} tries, expected an answer")
 
     def _ask(self, body: dict[str, Any], schema: dict[str, Any] | None) -> str:
-        if schema is not None and self.schemas:
+        if schema is not None:
             form = {"name": "answer", "schema": schema, "strict": True}
             body = body | {"response_format": {"type": "json_schema", "json_schema": form}}
         self.usage.add(requests=1)
         try:
             reply = self.client.chat.completions.create(**body)
-            text = reply.choices[0].message.content
+            text, end = reply.choices[0].message.content, reply.choices[0].finish_reason
         except (json.JSONDecodeError, IndexError, AttributeError, TypeError) as error:  # a broken body
             raise EmptyAnswer(f"an unreadable answer ({type(error).__name__})") from None
-        if not isinstance(text, str) or not text.strip():
-            raise EmptyAnswer("an empty answer")
         if reply.usage is not None:
             self.usage.add(tokens_in=reply.usage.prompt_tokens or 0, tokens_out=reply.usage.completion_tokens or 0)
+        if end == "length":  # asked again, it would end there again
+            self.usage.add(cut=1)
+            raise CutAnswer("answer cut off at --max-tokens")
+        if not isinstance(text, str) or not text.strip():
+            raise EmptyAnswer("an empty answer")
         return text
 
     def _pause(self, number: int, error: Exception) -> float:

@@ -10,9 +10,10 @@ from zlib import crc32
 from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.grounding.prompts import templates
 from ts_lightning.pipelines.converters.source import Dropped, clean, make, safe_key
-from ts_lightning.pipelines.llm_client import Chat
+from ts_lightning.pipelines.llm_client import Chat, Messages
 from ts_lightning.pipelines.scene_grammar import SIDES, article, place, references, related
 from ts_lightning.pipelines.scenes import Scene, describe, template
+from ts_lightning.pipelines.scout_checks import Rejected
 
 _TURN = re.compile(r"^\s*(User|Assistant)\s*:\s*(.+?)\s*$", re.MULTILINE)
 _NUMBERS = re.compile(r"\[\s*\d+\s*,|\d+\s*,\s*\d+\s*,\s*\d+")
@@ -23,6 +24,7 @@ class RegionChat:
     """Dialogues about at most `most` objects of a scene, `turns` pairs each, through `dialogues`.
 
     A share of `image_level` dialogues asks about the whole picture. `mgvlid/region_chat.txt` wraps the first question.
+    `templates` is a folder of edited prompts for the model.
     """
 
     dialogues: Chat
@@ -31,9 +33,10 @@ class RegionChat:
     seed: int = 0
     image_level: float = 0.2
     dropped: Dropped = field(default_factory=Dropped)
+    templates: str | None = None
 
     def __post_init__(self) -> None:
-        self.prompt = template("region_chat")
+        self.prompt = template("region_chat", self.templates)
         self.template_hash = sha256(self.prompt.encode()).hexdigest()[:16]
 
     def __call__(self, scene: Scene) -> Iterator[Sample]:
@@ -53,12 +56,21 @@ class RegionChat:
                     {"role": "system", "content": f"dialogue {number}: answer in the form that is asked for."},
                     {"role": "user", "content": told.replace("<REGION>", region)},
                 ]
-                text = self.dialogues.chat(messages)
+                text = self._said(messages)
+            if text is None:
+                continue
             pairs = dialogue(text, whole)
             if pairs is None:
                 self.dropped["dialogue in another form than asked for"] += 1
                 continue
             yield self._sample(scene, number, ref.thing, pairs, whole)
+
+    def _said(self, messages: Messages) -> str | None:
+        try:
+            return self.dialogues.chat(messages)
+        except Rejected as reason:
+            self.dropped[str(reason)] += 1
+            return None
 
     def _sample(self, scene: Scene, number: int, thing: int, pairs: list[tuple[str, str]], whole: bool) -> Sample:
         key = safe_key(scene.key, f"chat{number:02d}")

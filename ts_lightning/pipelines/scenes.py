@@ -132,9 +132,12 @@ def pixels(things: list[Thing], size: tuple[int, int]) -> str:
     return boxes[0] if len(boxes) == 1 else f"[{', '.join(boxes)}]"
 
 
-def template(name: str) -> str:
-    """The text of an editable prompt file, `pipelines/templates/NAME.txt` or a path."""
-    path = Path(name) if name.endswith(".txt") else Path(__file__).parent / "templates" / f"{name}.txt"
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def template(name: str, folder: str | Path | None = None) -> str:
+    """The text of an editable prompt file, NAME.txt of `folder` (None: `TEMPLATES`)."""
+    path = Path(folder or TEMPLATES, f"{name}.txt")
     if not path.is_file():
-        raise ValueError(f"template: seen no file {path}, expected one of pipelines/templates or a path")
+        raise ValueError(f"templates: seen no file {path}, expected an edited copy of {TEMPLATES}")
     return path.read_text()

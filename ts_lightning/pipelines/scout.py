@@ -55,7 +55,8 @@ class Scout:
 
     `questions` and `answers` are separate backends; `answers` None is the paper's baseline that answers from the
     caption alone. `negatives` is the share of samples about things that are not there; they never go to the model that
-    sees. `second` asks again where a box fits no annotation, and keeps boxes that both answers have.
+    sees. `second` asks again where a box fits no annotation, and keeps boxes that both answers have. `templates` is a
+    folder of edited prompts.
     """
 
     questions: Chat
@@ -65,10 +66,11 @@ class Scout:
     seed: int = 0
     second: bool = False
     dropped: Dropped = field(default_factory=Dropped)
+    templates: str | None = None
 
     def __post_init__(self) -> None:
         names = ("scout_questions", "scout_negatives", "scout_steps", "scout_caption_steps")
-        self.prompts = {name: template(name) for name in names}
+        self.prompts = {name: template(name, self.templates) for name in names}
         self.template_hash = sha256("\0".join(self.prompts.values()).encode()).hexdigest()[:16]
 
     def __call__(self, scene: Scene) -> Iterator[Sample]:
@@ -106,10 +108,12 @@ class Scout:
             {"role": "user", "content": self.prompts[prompt].replace("<DESCRIPTION>", told)},
         ]
         for attempt in range(2):
-            found = queries(self.questions.chat(messages, (), SCHEMA, attempt))
-            if found:
-                return found
-            self.dropped[f"{task}: answer that holds no query"] += 1
+            try:
+                if found := queries(self.questions.chat(messages, (), SCHEMA, attempt)):
+                    return found
+                self.dropped[f"{task}: answer that holds no query"] += 1
+            except Rejected as reason:
+                self.dropped[f"{task}: {reason}"] += 1
             if getattr(self.questions, "look", None):
                 break
         return []

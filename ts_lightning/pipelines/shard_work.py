@@ -16,9 +16,10 @@ from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines.converters.source import Dropped
-from ts_lightning.pipelines.llm_client import RequestFailed, Usage
+from ts_lightning.pipelines.llm_client import RequestFailed, RequestRefused, Usage
 from ts_lightning.pipelines.scout_checks import question_words
 
+REFUSED = "pictures that the server refuses to answer about"
 Make = Callable[[Any], Iterable[Sample]]  # of a scene, or of a sample where `items` says so
 
 
@@ -30,14 +31,27 @@ def shard_samples(path: Path) -> Iterator[Sample]:
 
 
 def my_shards(paths: list[Path], number: int | None = None, count: int | None = None) -> list[Path]:
-    """Every `count`-th shard from `number`; by default what SLURM_ARRAY_TASK_ID and _COUNT say, else all."""
-    first = 0
+    """Every `count`-th shard from `number` (0 is the first); by default the SLURM array task's share, else all."""
     if number is None or count is None:
-        task = {name: os.environ.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT", "MIN")}
-        number, count, first = int(task["ID"] or 0), int(task["COUNT"] or 1), int(task["MIN"] or 0)
-    if not 0 <= number - first < count:
-        raise ValueError(f"shard share: seen number {number} of {count}, expected it from {first} and below the count")
-    return sorted(paths)[number - first :: count]
+        number, count = array_task()
+    if not 0 <= number < count:
+        raise ValueError(f"shard share: seen number {number} of {count}, expected one from 0 and below the count")
+    return sorted(paths)[number::count]
+
+
+def array_task() -> tuple[int, int]:
+    """This task's place in its SLURM array, and the array's size; (0, 1) outside of an array.
+
+    Raises ValueError for an array with gaps (3,7): a task can't tell which place it has among the others.
+    """
+    task = {name: int(os.environ.get(f"SLURM_ARRAY_TASK_{name}") or 0) for name in ("ID", "MIN", "MAX", "COUNT")}
+    if not task["COUNT"]:
+        return 0, 1
+    step = (task["MAX"] - task["MIN"]) // max(task["COUNT"] - 1, 1) or 1
+    if task["MIN"] + step * (task["COUNT"] - 1) != task["MAX"] or (task["ID"] - task["MIN"]) % step:
+        seen = f"{task['COUNT']} tasks from {task['MIN']} to {task['MAX']}"
+        raise ValueError(f"SLURM array: seen {seen}, expected --array=FIRST-LAST without gaps, or --share i/n")
+    return (task["ID"] - task["MIN"]) // step, task["COUNT"]
 
 
 def work(
@@ -70,8 +84,15 @@ def work(
 
     asked: dict[str, set[str]] = {}
 
+    def tried(item: Any) -> list[Sample]:
+        try:
+            return list(make(item))
+        except RequestRefused as error:
+            dropped.note(REFUSED, f"{item.key}: {error}")
+            return []
+
     def made() -> Iterator[Sample]:
-        for found in in_order(make, items(shard_samples(path)), workers):
+        for found in in_order(tried, items(shard_samples(path)), workers):
             counts["scenes"] += 1
             for sample in found:
                 if repeated(sample, asked):
@@ -86,6 +107,8 @@ def work(
     first = next(samples, None)  # a shard without a described picture makes none
     shards = [] if first is None else write_shards(chain([first], samples), out, name)
     progress.end()
+    if dropped[REFUSED] and first is None:  # not this or that picture: nothing is asked as it should be
+        raise RequestFailed(f"seen no sample and the refusal of {dropped.names[REFUSED][0]}, expected answers")
     seconds = time.monotonic() - started
     result = {
         "settings": wanted,
@@ -153,7 +176,7 @@ class Progress:
         rate = scenes / max(now - self.start, 1e-9)
         left = f", {(self.total - scenes) / rate:.0f} s left" if self.total > scenes else ""
         text = f"{self.name}: {scenes} pictures, {samples} samples, {rate:.1f} pictures/s"
-        text += f", {self.usage.retries} retries, {self.usage.failed} failures{left}"
+        text += f", {self.usage.retries} retries, {self.usage.failed + self.usage.refused} failures{left}"
         print(f"\r{text}" if self.terminal else text, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
 
     def end(self) -> None:

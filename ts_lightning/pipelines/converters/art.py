@@ -21,17 +21,18 @@ def read(path: str | Path, pictures: Pictures | None = None, template: str = "mg
     file = need(path, "train_labels.json", "*labels*.json") if path.is_dir() else path
     here = pictures.under(folder, "train_images", "images")
     for name, texts in mapped(load_json(file, WHAT), file, WHAT).items():
-        texts = listed(texts, f"{file}: {name}", ("transcription", "points"), WHAT)
-        corners = [point for one in texts for point in one["points"]] or [[1, 1]]
-        size = (int(max(p[0] for p in corners)) + 1, int(max(p[1] for p in corners)) + 1)
-        known = here.get(f"{name}.jpg", None if here.folder else size)
-        if known is None:
-            continue
-        for number, one in enumerate(texts):
-            text = "" if one.get("illegibility") or one["transcription"] == "###" else one["transcription"]
-            place = polygon(one["points"], (known[0].width, known[0].height))
-            key = f"{name}-{number}"
-            meta = {"image_id": name, "language": one.get("language"), "size_known": here.folder is not None}
-            made = reading("art", key, known, text, place, here, template, **meta)
-            if made is not None:
-                yield made
+        with here.dropped.row(f"{file.name} picture {name}"):
+            texts = listed(texts, f"{file}: {name}", ("transcription", "points"), WHAT)
+            corners = [point for one in texts for point in one["points"]] or [[1, 1]]
+            size = (int(max(p[0] for p in corners)) + 1, int(max(p[1] for p in corners)) + 1)
+            known = here.get(f"{name}.jpg", None if here.folder else size)
+            if known is None:
+                continue
+            for number, one in enumerate(texts):
+                text = "" if one.get("illegibility") or one["transcription"] == "###" else one["transcription"]
+                place = polygon(one["points"], (known[0].width, known[0].height))
+                key = f"{name}-{number}"
+                meta = {"image_id": name, "language": one.get("language"), "size_known": here.folder is not None}
+                made = reading("art", key, known, text, place, here, template, **meta)
+                if made is not None:
+                    yield made

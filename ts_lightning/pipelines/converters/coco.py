@@ -110,9 +110,8 @@ def photos(
     texts: dict[int, list[Item]] = {}
     if captions is not None:
         texts = _by_image(_with(captions, _load(captions), "annotations", ("image_id", "caption")))
-    found, seen = 0, set()
-    listing = sorted(_with(annotations, instances, "images", ("id",)), key=lambda photo: photo["id"])
-    for photo in listing:
+    looked, found, seen = 0, 0, set()
+    for photo in sorted(_with(annotations, instances, "images", ("id",)), key=lambda photo: photo["id"]):
         if photo["id"] in seen:
             dropped.note("photos whose id comes twice", photo["id"])
             continue
@@ -123,10 +122,12 @@ def photos(
             continue
         crowds = [bool(one.get("iscrowd")) for one in here]
         if subset is not None and not subset.holds([one["category_id"] for one in here], crowds):
-            dropped[f"photos with no or more than {subset.max_objects} {subset.count_by}, or a crowd"] += 1
+            reason = f"photos with no or more than {subset.max_objects} {subset.count_by} (crowd {subset.crowd})"
+            dropped.note(reason, photo["id"], stops=False)
             continue
         dropped.in_subset += subset is not None
-        size = (photo["width"], photo["height"]) if "width" in photo else None
+        size = (photo["width"], photo["height"]) if {"width", "height"} <= photo.keys() else None
+        looked += 1
         known = pictures.get(file_name(photo, annotations), size)
         found += pictures.folder is None or pictures.find(file_name(photo, annotations)) is not None
         if known is None:
@@ -134,7 +135,7 @@ def photos(
         boxed = _boxed(photo["id"], here, known, names, dropped)
         if "localization" in tasks:
             yield from _questions(photo["id"], known, boxed, names, source, dropped)
-        said = _texts(texts.get(photo["id"], []), dropped)
+        said = _texts(photo["id"], texts.get(photo["id"], []), dropped)
         if "caption" in tasks and said:
             yield _caption(photo["id"], known, said, source)
         if "detection" in tasks and boxed:
@@ -143,7 +144,7 @@ def photos(
             yield from more(photo["id"], known, boxed, names)
     for number in sorted(set(objects) - seen):
         dropped.note("annotations of photos that the file does not list", number)
-    if not found:
+    if looked and not found:
         raise ValueError(f"{pictures.folder}: seen none of the photos of {annotations}, expected *.jpg that it names")
 
 
@@ -173,13 +174,13 @@ def _boxed(
     out = []
     for one in objects:
         if one["category_id"] not in names:
-            seen = one["category_id"]
-            raise ValueError(f"photo {photo}: seen the category id {seen}, expected one of the file's categories")
+            raise ValueError(f"photo {photo}: seen category id {one['category_id']}, expected one of the file's")
         box = to_box(from_xywh(one["bbox"]), (picture[0].width, picture[0].height))
         if box is None:
             dropped.note(NO_BOX, f"photo {photo} annotation {one.get('id')}")
         elif _leaves(one["bbox"], picture):
-            dropped["boxes that leave the picture and were clipped (kept)"] += 1
+            reason = "boxes that leave the picture and were clipped (kept)"
+            dropped.note(reason, f"photo {photo} annotation {one.get('id')}", stops=False)
         out.append((one, box))
     return out
 
@@ -206,9 +207,10 @@ def _questions(
     """A localization sample for every category with one object and no crowd in this photo."""
     crowds = {one["category_id"] for one, _ in objects if one.get("iscrowd")}
     count = Counter(one["category_id"] for one, _ in objects if not one.get("iscrowd"))
-    several = sum(n > 1 for c, n in count.items() if c not in crowds)
-    dropped["categories that occur more than once in a photo (no localization question)"] += several
-    dropped["categories with a crowd in a photo (no localization question)"] += len(crowds)
+    for category in sorted({*crowds, *(c for c, n in count.items() if n > 1)}):
+        why = "with a crowd" if category in crowds else "that occur more than once"
+        reason = f"categories {why} in a photo (no localization question)"
+        dropped.note(reason, f"photo {photo} {names[category]}", stops=False)
     for one, box in sorted(objects, key=lambda pair: pair[0]["category_id"]):
         category = one["category_id"]
         if category in crowds or count[category] > 1 or box is None:
@@ -261,14 +263,14 @@ def _detection(
     )
 
 
-def _texts(captions: list[Item], dropped: Dropped) -> list[str]:
+def _texts(photo: int, captions: list[Item], dropped: Dropped) -> list[str]:
     texts = []
     for one in captions:
-        text = " ".join(one["caption"].split())
+        text = " ".join(str(one["caption"]).split())
         if not text or text != clean(text):
-            dropped["captions that are empty or hold a placeholder"] += 1
-            continue
-        texts.append(text)
+            dropped.note("captions that are empty or hold a placeholder", f"photo {photo}")
+        else:
+            texts.append(text)
     return texts
 
 

@@ -29,32 +29,33 @@ def read(
     data = mapped(load_json(file, WHAT), file, WHAT)
     images, notes = mapped(data.get("imgs"), file, WHAT), mapped(data.get("anns"), file, WHAT)
     cache: tuple[object, Picture | None] = (None, None)
-    for number, one in sorted(notes.items(), key=lambda item: (str(item[1]["image_id"]), int(item[0]))):
-        image = images.get(str(one["image_id"]))
-        if image is None:
-            here.dropped.note("annotations of photos that the file does not list", one["image_id"])
-            continue
-        if split is not None and image.get("set") != split:
-            continue
-        if one.get("legibility") == "illegible" and not illegible:
-            here.dropped["texts that are empty or not legible"] += 1
-            continue
-        if cache[0] != one["image_id"]:
-            cache = (one["image_id"], here.get(image["file_name"], (image["width"], image["height"])))
-        known = cache[1]
-        if known is None:
-            continue
-        box = to_box(from_xywh(one["bbox"]), (image["width"], image["height"]))
-        meta = {"image_id": one["image_id"], "annotation_id": int(number), "class": one.get("class")}
-        made = reading(
-            "coco_text",
-            f"text-{number}",
-            known,
-            one.get("utf8_string", ""),
-            box,
-            here,
-            template,
-            **meta,  # type: ignore[arg-type]
-        )
-        if made is not None:
-            yield made
+    for number, one in sorted(notes.items(), key=lambda item: (str(item[1].get("image_id")), int(item[0]))):
+        with here.dropped.row(f"{file.name} annotation {number}"):
+            image = images.get(str(one["image_id"]))
+            if image is None:
+                here.dropped.note("annotations of photos that the file does not list", one["image_id"])
+                continue
+            if split is not None and image.get("set") != split:
+                continue
+            if one.get("legibility") == "illegible" and not illegible:
+                here.dropped.note("texts that are empty or not legible", f"text-{number}", stops=False)
+                continue
+            if cache[0] != one["image_id"]:
+                cache = (one["image_id"], here.get(image["file_name"], (image["width"], image["height"])))
+            known = cache[1]
+            if known is None:
+                continue
+            box = to_box(from_xywh(one["bbox"]), (image["width"], image["height"]))
+            meta = {"image_id": one["image_id"], "annotation_id": int(number), "class": one.get("class")}
+            made = reading(
+                "coco_text",
+                f"text-{number}",
+                known,
+                one.get("utf8_string", ""),
+                box,
+                here,
+                template,
+                **meta,  # type: ignore[arg-type]
+            )
+            if made is not None:
+                yield made

@@ -19,9 +19,10 @@ def read(
     here = (pictures or Pictures()).under(file.parent if file.parent != folder else folder, "documents")
     rows = mapped(load_json(file, WHAT), file, WHAT).get("data")
     for one in listed(rows, file, ("questionId", "question", "image"), WHAT):
-        known = here.get(one["image"])
-        if known is not None:
-            meta = {name: one.get(name) for name in ("docId", "question_types", "ucsf_document_page_no")}
-            meta["question_id"] = one["questionId"]
-            key = f"docvqa-{one['questionId']}"
-            yield question("docvqa", key, known, one["question"], one.get("answers") or [], template, meta=meta)
+        with here.dropped.row(f"{file.name} question {one['questionId']}"):
+            known = here.get(one["image"])
+            if known is not None:
+                meta = {name: one.get(name) for name in ("docId", "question_types", "ucsf_document_page_no")}
+                meta["question_id"] = one["questionId"]
+                key = f"docvqa-{one['questionId']}"
+                yield question("docvqa", key, known, one["question"], one.get("answers") or [], template, meta=meta)

@@ -30,6 +30,9 @@ def read(
     if split is not None:
         ids = need(folder, f"{split}.txt").read_text().split()
     for number in ids:
+        if not (folder / "Annotations" / f"{number}.xml").is_file():
+            here.dropped.note("sentences without an annotation file", number)
+            continue
         boxes, size = _boxes(folder / "Annotations" / f"{number}.xml", here)
         known = here.get(f"{number}.jpg", size)
         if known is None:
@@ -78,7 +81,7 @@ def _sentence(
         between = sentence[at : match.start()]
         text, plain, at = text + between + phrase, plain + between + phrase, match.end()
         if not (found := boxes.get(entity)):
-            pictures.dropped["phrases without a box (kept as text)"] += 1
+            pictures.dropped.note("phrases without a box (kept as text)", f"{key} {phrase}", stops=False)
             continue
         category = kind.strip("/").split("/")[0]
         place = {"box": found[0]} if len(found) == 1 else {"boxes": found}

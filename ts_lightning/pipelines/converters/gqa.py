@@ -18,8 +18,9 @@ def read(
     file, folder = located(path, f"{split}_questions.json", f"questions/{split}_questions.json")
     here = (pictures or Pictures()).under(folder, "images", "../images")
     for number, one in mapped(load_json(file, WHAT), file, WHAT).items():
-        known = here.get(f"{one['imageId']}.jpg")
-        if known is not None:
-            meta = {"question_id": number, "types": one.get("types"), "full_answer": one.get("fullAnswer")}
-            answers = [one["answer"]] if "answer" in one else []
-            yield question("gqa", f"gqa-{number}", known, one["question"], answers, template, meta=meta)
+        with here.dropped.row(f"{file.name} question {number}"):
+            known = here.get(f"{one['imageId']}.jpg")
+            if known is not None:
+                meta = {"question_id": number, "types": one.get("types"), "full_answer": one.get("fullAnswer")}
+                answers = [one["answer"]] if "answer" in one else []
+                yield question("gqa", f"gqa-{number}", known, one["question"], answers, template, meta=meta)

@@ -19,12 +19,13 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
     references = {one["question_id"]: one.get("text", "") for one in _lines(folder / "answers_gpt4.jsonl")}
     captions = {one["image"]: one.get("caption", "") for one in _lines(folder / "context.jsonl")}
     for one in json_lines(file, "LLaVA-Bench's questions"):
-        known = here.get(one["image"])
-        if known is not None:
-            number = one["question_id"]
-            meta = {"question_id": number, "category": one.get("category"), "caption": captions.get(one["image"])}
-            answers = [references[number]] if number in references else []
-            yield question("llava_bench", f"llava-{number}", known, one["text"], answers, meta=meta)
+        with here.dropped.row(f"{file.name} question {one.get('question_id')}"):
+            known = here.get(one["image"])
+            if known is not None:
+                number = one["question_id"]
+                meta = {"question_id": number, "category": one.get("category"), "caption": captions.get(one["image"])}
+                answers = [references[number]] if number in references else []
+                yield question("llava_bench", f"llava-{number}", known, one["text"], answers, meta=meta)
 
 
 def _lines(path: Path) -> list[dict]:

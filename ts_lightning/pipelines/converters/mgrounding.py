@@ -27,34 +27,35 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
 def _file(path: Path, pictures: Pictures) -> Iterator[Sample]:
     what, keys = "MGrounding's rows", set()
     for number, row in enumerate(rows(path, ("images", "conversations"), what)):
-        known = all_pictures(pictures, row["images"])
-        if known is None:
-            continue
-        if len(row["conversations"]) < 2 or len(row["conversations"]) % 2:
-            pictures.dropped.note("conversations without an answer", f"{path.name} row {number}")
-            continue
-        regions: list[SampleRegion] = []
-        texts: list[str] = []
-        image: int | None = None
-        for turn in row["conversations"]:
-            text = clean(turn["value"].replace(f"{IMAGE_MARK}\n", ""))
-            asked = turn["from"] == "human"
-            named = image_index(text, last=asked)
-            image = named if named is not None or asked else image
-            texts.append(with_regions(text, regions, 0 if asked else min(image or 0, len(known) - 1))[0])
-        kind = row.get("type") or path.stem
-        key = f"{kind}-{row.get('id', number)}"
-        key = f"{key}-{number}" if key in keys else key
-        keys.add(key)
-        answered = [int(i) for i in re.findall(r"\{region:(\d+)\}", texts[-1])]
-        yield make(
-            "mgrounding",
-            key,
-            known,
-            list(zip(texts[::2], texts[1::2], strict=True)),
-            task="grounding",
-            subtask=kind,
-            regions=regions,
-            answer=answered or texts[-1],
-            meta={"image": image},
-        )
+        with pictures.dropped.row(f"{path.name} row {number}"):
+            known = all_pictures(pictures, row["images"])
+            if known is None:
+                continue
+            if len(row["conversations"]) < 2 or len(row["conversations"]) % 2:
+                pictures.dropped.note("conversations without an answer", f"{path.name} row {number}")
+                continue
+            regions: list[SampleRegion] = []
+            texts: list[str] = []
+            image: int | None = None
+            for turn in row["conversations"]:
+                text = clean(turn["value"].replace(f"{IMAGE_MARK}\n", ""))
+                asked = turn["from"] == "human"
+                named = image_index(text, last=asked)
+                image = named if named is not None or asked else image
+                texts.append(with_regions(text, regions, 0 if asked else min(image or 0, len(known) - 1))[0])
+            kind = row.get("type") or path.stem
+            key = f"{kind}-{row.get('id', number)}"
+            key = f"{key}-{number}" if key in keys else key
+            keys.add(key)
+            answered = [int(i) for i in re.findall(r"\{region:(\d+)\}", texts[-1])]
+            yield make(
+                "mgrounding",
+                key,
+                known,
+                list(zip(texts[::2], texts[1::2], strict=True)),
+                task="grounding",
+                subtask=kind,
+                regions=regions,
+                answer=answered or texts[-1],
+                meta={"image": image},
+            )

@@ -26,37 +26,40 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
     path = path / "MIG_data.json" if path.is_dir() else path
     keys, what = ("task", "images", "question", "answer"), "MIG-Bench's rows"
     for number, row in enumerate(rows(path, keys, what)):
-        known = all_pictures(pictures, row["images"])
-        if known is None:
-            continue
-        index, origin = target_image(row)
-        box = ordered(row["answer"])
-        if list(box) != list(map(float, row["answer"])):
-            pictures.dropped.note("true boxes put in order or clipped, and kept", f"{path.name} row {number}")
-        if index is not None and index >= len(known):
-            pictures.dropped.note("picture numbers beyond the pictures", f"{path.name} row {number}")
-            index, origin = None, "not stated"
-        question, regions = with_regions(clean(row["question"]))
-        regions.append(SampleRegion(image=index or 0, box=box))
-        answer = len(regions) - 1
-        meta = {
-            "image": index,
-            "image_from": origin,
-            "row": number,
-            "question": row["question"],
-            "answer": row["answer"],
-        }
-        yield make(
-            "mig_bench",
-            f"mig-{number:05d}",
-            known,
-            [(question, f"{{region:{answer}}}")],
-            task="grounding",
-            subtask=row["task"],
-            regions=regions,
-            answer=[answer],
-            meta=meta | {"sizes_known": pictures.folder is not None},
-        )
+        with pictures.dropped.row(f"{path.name} row {number}"):
+            known = all_pictures(pictures, row["images"])
+            if known is None:
+                continue
+            index, origin = target_image(row)
+            box = ordered(row["answer"])
+            if list(box) != list(map(float, row["answer"])):
+                reason = "true boxes put in order or clipped, and kept"
+                pictures.dropped.note(reason, f"{path.name} row {number}", stops=False)
+            if index is not None and index >= len(known):
+                reason = "picture numbers beyond the pictures (kept)"
+                pictures.dropped.note(reason, f"{path.name} row {number}", stops=False)
+                index, origin = None, "not stated"
+            question, regions = with_regions(clean(row["question"]))
+            regions.append(SampleRegion(image=index or 0, box=box))
+            answer = len(regions) - 1
+            meta = {
+                "image": index,
+                "image_from": origin,
+                "row": number,
+                "question": row["question"],
+                "answer": row["answer"],
+            }
+            yield make(
+                "mig_bench",
+                f"mig-{number:05d}",
+                known,
+                [(question, f"{{region:{answer}}}")],
+                task="grounding",
+                subtask=row["task"],
+                regions=regions,
+                answer=[answer],
+                meta=meta | {"sizes_known": pictures.folder is not None},
+            )
 
 
 def ordered(answer: list[float]) -> tuple[float, float, float, float]:

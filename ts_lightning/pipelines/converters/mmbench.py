@@ -23,30 +23,31 @@ def read(path: str | Path, pictures: Pictures | None = None, split: str | None =
     pictures = pictures or Pictures()
     seen: dict[str, Picture] = {}
     for row in table(file, ("index", "question", "A", "B", "image"), "MMBench's rows"):
-        if split is not None and row.get("split", split) != split:
-            continue
-        index, packed = row["index"], row["image"]
-        if len(packed) <= 64 and packed in seen:
-            known = seen[packed]
-        else:
-            try:
-                data = base64.b64decode(packed, validate=True)
-                extension, width, height = inspect_image(data)
-            except (ValueError, binascii.Error):
-                pictures.dropped.note("pictures that can't be decoded", f"row {index}")
+        with pictures.dropped.row(f"{file.name} row {row['index']}"):
+            if split is not None and row.get("split", split) != split:
                 continue
-            known = (SampleImage(f"{index}.{extension}", width, height), data)
-        seen[index] = known
-        choices = [row[letter] for letter in "ABCD" if row.get(letter) and row[letter] != "nan"]
-        answer = row.get("answer", "")
-        number = int(float(index)) % 1_000_000
-        meta = {"question_id": number, "index": index, "category": row.get("category"), "split": row.get("split")}
-        answers = [choices["ABCD".index(answer)]] if answer and "ABCD".find(answer) in range(len(choices)) else []
-        hint = row.get("hint") or ""
-        fields: dict[str, Any] = {
-            "choices": choices,
-            "hint": "" if hint == "nan" else hint,
-            "subtask": "multiple_choice",
-            "meta": meta,
-        }
-        yield question("mmbench", f"mmbench-{index}", known, row["question"], answers, **fields)
+            index, packed = row["index"], row["image"]
+            if len(packed) <= 64 and packed in seen:
+                known = seen[packed]
+            else:
+                try:
+                    data = base64.b64decode(packed, validate=True)
+                    extension, width, height = inspect_image(data)
+                except (ValueError, binascii.Error):
+                    pictures.dropped.note("pictures that can't be decoded", f"row {index}")
+                    continue
+                known = (SampleImage(f"{index}.{extension}", width, height), data)
+            seen[index] = known
+            choices = [row[letter] for letter in "ABCD" if row.get(letter) and row[letter] != "nan"]
+            answer = row.get("answer", "")
+            number = int(float(index)) % 1_000_000
+            meta = {"question_id": number, "index": index, "category": row.get("category"), "split": row.get("split")}
+            answers = [choices["ABCD".index(answer)]] if answer and "ABCD".find(answer) in range(len(choices)) else []
+            hint = row.get("hint") or ""
+            fields: dict[str, Any] = {
+                "choices": choices,
+                "hint": "" if hint == "nan" else hint,
+                "subtask": "multiple_choice",
+                "meta": meta,
+            }
+            yield question("mmbench", f"mmbench-{index}", known, row["question"], answers, **fields)

@@ -19,7 +19,12 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
     file, folder = located(path, "mm-vet.json")
     here = (pictures or Pictures()).under(folder, "images")
     for number, one in mapped(load_json(file, WHAT), file, WHAT).items():
-        known = here.get(one["imagename"])
-        if known is not None:
-            meta = {"question_id": number, "capability": one.get("capability"), "imagesource": one.get("imagesource")}
-            yield question("mmvet", f"mmvet-{number}", known, one["question"], [str(one["answer"])], meta=meta)
+        with here.dropped.row(f"{file.name} question {number}"):
+            known = here.get(one["imagename"])
+            if known is not None:
+                meta = {
+                    "question_id": number,
+                    "capability": one.get("capability"),
+                    "imagesource": one.get("imagesource"),
+                }
+                yield question("mmvet", f"mmvet-{number}", known, one["question"], [str(one["answer"])], meta=meta)

@@ -25,27 +25,28 @@ def read(path: str | Path, pictures: Pictures | None = None, task: str = "ground
     for file in files:
         here = pictures.beside(file.parent, next(rows(file, (), "ms-swift's messages"), {}), "images")
         for number, row in enumerate(rows(file, ("messages",), "ms-swift's messages")):
-            names = [one if isinstance(one, str) else one.get("path", "") for one in row.get("images") or []]
-            known = all_pictures(here, names)
-            if known is None:
-                continue
-            texts = [turn["content"] for turn in row["messages"] if turn["role"] in ("user", "assistant")]
-            if not texts or len(texts) % 2:
-                here.dropped.note("conversations that are not pairs of turns", f"{file.name} row {number}")
-                continue
-            filled = _fill(texts, row.get("objects") or {}, known)
-            if filled is None:
-                here.dropped.note(NO_BOX, f"{file.name} row {number}")
-                continue
-            marked, regions = filled
-            if "ts_lightning" in row:
-                yield restore(row["ts_lightning"], texts, known)
-                continue
-            marked = [clean(text) if not regions else text for text in marked]
-            marked[0] = marked[0].replace(f"{IMAGE_MARK}\n", "").replace(IMAGE_MARK, "")
-            pairs = list(zip(marked[::2], marked[1::2], strict=True))
-            fields = {"task": task if regions else "understanding", "subtask": "conversation", "regions": regions}
-            yield make(file.stem, f"{file.stem}-{number:07d}", known, pairs, **fields)
+            with here.dropped.row(f"{file.name} row {number}"):
+                names = [one if isinstance(one, str) else one.get("path", "") for one in row.get("images") or []]
+                known = all_pictures(here, names)
+                if known is None:
+                    continue
+                texts = [turn["content"] for turn in row["messages"] if turn["role"] in ("user", "assistant")]
+                if not texts or len(texts) % 2:
+                    here.dropped.note("conversations that are not pairs of turns", f"{file.name} row {number}")
+                    continue
+                filled = _fill(texts, row.get("objects") or {}, known)
+                if filled is None:
+                    here.dropped.note(NO_BOX, f"{file.name} row {number}")
+                    continue
+                marked, regions = filled
+                if "ts_lightning" in row:
+                    yield restore(row["ts_lightning"], texts, known)
+                    continue
+                marked = [clean(text) if not regions else text for text in marked]
+                marked[0] = marked[0].replace(f"{IMAGE_MARK}\n", "").replace(IMAGE_MARK, "")
+                pairs = list(zip(marked[::2], marked[1::2], strict=True))
+                fields = {"task": task if regions else "understanding", "subtask": "conversation", "regions": regions}
+                yield make(file.stem, f"{file.stem}-{number:07d}", known, pairs, **fields)
 
 
 def _fill(

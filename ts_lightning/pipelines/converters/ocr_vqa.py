@@ -21,14 +21,15 @@ def read(
     file, folder = located(path, "dataset.json")
     here = (pictures or Pictures()).under(folder, "images")
     for name, one in mapped(load_json(file, WHAT), file, WHAT).items():
-        if split is not None and one.get("split") != SPLITS[split]:
-            continue
-        known = here.get(f"{name}{Path(one.get('imageURL', '.jpg')).suffix or '.jpg'}")
-        if known is None:
-            continue
-        meta = {"image_id": name, "title": one.get("title"), "genre": one.get("genre"), "split": one.get("split")}
-        for number, (text, answer) in enumerate(zip(one["questions"], one["answers"], strict=False)):
-            key = f"ocrvqa-{name}-{number}"
-            yield question("ocr_vqa", key, known, text, [str(answer)], template, meta=meta)
-        if len(one["questions"]) != len(one["answers"]):
-            here.dropped.note("books with another number of answers than questions", name)
+        with here.dropped.row(f"{file.name} book {name}"):
+            if split is not None and one.get("split") != SPLITS[split]:
+                continue
+            known = here.get(f"{name}{Path(one.get('imageURL', '.jpg')).suffix or '.jpg'}")
+            if known is None:
+                continue
+            meta = {"image_id": name, "title": one.get("title"), "genre": one.get("genre"), "split": one.get("split")}
+            for number, (text, answer) in enumerate(zip(one["questions"], one["answers"], strict=False)):
+                key = f"ocrvqa-{name}-{number}"
+                yield question("ocr_vqa", key, known, text, [str(answer)], template, meta=meta)
+            if len(one["questions"]) != len(one["answers"]):
+                here.dropped.note("books with another number of answers than questions", name)

@@ -33,32 +33,33 @@ def read(
     file, folder = located(path, "looktwiceqa_dataset.json", "*LookTwiceQA/looktwiceqa_dataset.json", "*.jsonl")
     here = (pictures or Pictures()).under(folder, "VG_100K", "VG_100K_2", "vg/VG_100K", "vg/VG_100K_2", "images")
     for number, one in enumerate(_rows(file, split)):
-        name = Path(
-            str(one.get("file_path") or one.get("img_path") or f"{one.get('image_id', one.get('id'))}.jpg")
-        ).name
-        size = (int(one["img_w"]), int(one["img_h"])) if "img_w" in one and "img_h" in one else None
-        known = here.get(name, size)
-        if known is None:
-            continue
-        place = _place(one, region, (known[0].width, known[0].height))
-        if place is None:
-            here.dropped.note(NO_BOX, f"row {number}")
-            continue
-        answer = clean(one["answer"] if "answer" in one else one["ans"])
-        asked = clean(one.get(question) or one.get("question") or "")
-        key = f"pointqa-{region}-{number}"
-        yield make(
-            "pointqa",
-            key,
-            [known],
-            [(pick(template, key, question=asked, region="{region:0}"), answer)],
-            subtask=f"pointqa_{region}",
-            tags=["region", region, "contains"],
-            regions=[SampleRegion(category=one.get("obj_type"), **place)],
-            answer=answer,
-            answers=[answer],
-            meta={"question_id": one.get("qa_id", number), "question": asked},
-        )
+        with here.dropped.row(f"{file.name} row {number}"):
+            name = Path(
+                str(one.get("file_path") or one.get("img_path") or f"{one.get('image_id', one.get('id'))}.jpg")
+            ).name
+            size = (int(one["img_w"]), int(one["img_h"])) if "img_w" in one and "img_h" in one else None
+            known = here.get(name, size)
+            if known is None:
+                continue
+            place = _place(one, region, (known[0].width, known[0].height))
+            if place is None:
+                here.dropped.note(NO_BOX, f"row {number}")
+                continue
+            answer = clean(one["answer"] if "answer" in one else one["ans"])
+            asked = clean(one.get(question) or one.get("question") or "")
+            key = f"pointqa-{region}-{number}"
+            yield make(
+                "pointqa",
+                key,
+                [known],
+                [(pick(template, key, question=asked, region="{region:0}"), answer)],
+                subtask=f"pointqa_{region}",
+                tags=["region", region, "contains"],
+                regions=[SampleRegion(category=one.get("obj_type"), **place)],
+                answer=answer,
+                answers=[answer],
+                meta={"question_id": one.get("qa_id", number), "question": asked},
+            )
 
 
 def _rows(file: Path, split: str | None) -> Iterator[dict[str, Any]]:

@@ -18,9 +18,10 @@ def read(path: str | Path, pictures: Pictures | None = None, template: str | Non
     here = (pictures or Pictures()).under(path if path.is_dir() else path.parent, "val2014", "images")
     for file in files:
         for one in rows(file, ("question_id", "image", "text", "label"), "POPE's lines"):
-            known = here.get(one["image"])
-            if known is not None:
-                meta = {"question_id": one["question_id"], "file": file.name}
-                key = f"{file.stem}-{one['question_id']}"
-                answers = [one["label"]]
-                yield question("pope", key, known, one["text"], answers, template, "yes_no", meta=meta)
+            with here.dropped.row(f"{file.name} question {one['question_id']}"):
+                known = here.get(one["image"])
+                if known is not None:
+                    meta = {"question_id": one["question_id"], "file": file.name}
+                    key = f"{file.stem}-{one['question_id']}"
+                    answers = [one["label"]]
+                    yield question("pope", key, known, one["text"], answers, template, "yes_no", meta=meta)

@@ -50,24 +50,29 @@ def _from_mdetr(path: Path, pictures: Pictures) -> Iterator[Sample]:
     images = listed(data.get("images"), path, ("id", "file_name", "caption"), what)
     boxes = {one["image_id"]: one for one in listed(data.get("annotations"), path, ("image_id", "bbox"), what)}
     for image in images:
-        size = (image["width"], image["height"]) if "width" in image else None
-        known, one = pictures.get(image["file_name"], size), boxes.get(image["id"])
-        if known is None or one is None:
-            if known is not None:
-                pictures.dropped.note("expressions without a box", image["id"])
-            continue
-        box = to_box(from_xywh(one["bbox"]), (known[0].width, known[0].height))
-        if box is None:
-            pictures.dropped.note(NO_BOX, f"image {image['id']}")
-            continue
-        source = image.get("dataset_name", path.stem)
-        meta = {"image_id": image.get("original_id"), "annotation_id": one.get("original_id")}
-        key = f"{source}-{path.stem}-{image['id']}"
-        yield grounding(source, key, known, clean(image["caption"]), box, area_px=one.get("area"), meta=meta)
+        with pictures.dropped.row(f"{path.name} image {image['id']}"):
+            size = (image["width"], image["height"]) if "width" in image else None
+            known, one = pictures.get(image["file_name"], size), boxes.get(image["id"])
+            if known is None or one is None:
+                if known is not None:
+                    pictures.dropped.note("expressions without a box", image["id"])
+                continue
+            box = to_box(from_xywh(one["bbox"]), (known[0].width, known[0].height))
+            if box is None:
+                pictures.dropped.note(NO_BOX, f"image {image['id']}")
+                continue
+            source = image.get("dataset_name", path.stem)
+            meta = {"image_id": image.get("original_id"), "annotation_id": one.get("original_id")}
+            key = f"{source}-{path.stem}-{image['id']}"
+            yield grounding(source, key, known, clean(image["caption"]), box, area_px=one.get("area"), meta=meta)
 
 
 def _from_refs(folder: Path, pictures: Pictures, split: str | None, split_by: str | None) -> Iterator[Sample]:
     refs_file = need(folder, f"refs({split_by or '*'}).p")
+    choices = [file.stem.removeprefix("refs(").removesuffix(")") for file in sorted(folder.glob("refs(*).p"))]
+    if split_by is None and len(choices) > 1:
+        raise ValueError(f"{folder}: seen the refs of {', '.join(choices)}, expected --split-by with one of them")
+    split_by = refs_file.stem.removeprefix("refs(").removesuffix(")")
     refs: list[dict[str, Any]] = listed(
         plain_pickles(refs_file, 1)[0], refs_file, ("image_id", "ann_id", "split", "sentences"), "REFER's refs"
     )
@@ -81,21 +86,23 @@ def _from_refs(folder: Path, pictures: Pictures, split: str | None, split_by: st
         known_splits = ", ".join(sorted({str(ref["split"]) for ref in refs}))
         raise ValueError(f"{refs_file}: seen the split {split!r}, expected one of {known_splits}")
     for ref in refs:
-        if split is not None and ref["split"] != split:
-            continue
-        image, one = images.get(ref["image_id"]), objects.get(ref["ann_id"])
-        if image is None or one is None:
-            pictures.dropped.note("expressions whose image or annotation is not in instances.json", ref["ann_id"])
-            continue
-        known = pictures.get(image["file_name"], (image["width"], image["height"]))
-        if known is None:
-            continue
-        box = to_box(from_xywh(one["bbox"]), (known[0].width, known[0].height))
-        if box is None:
-            pictures.dropped.note(NO_BOX, f"annotation {ref['ann_id']}")
-            continue
-        for sentence in ref["sentences"]:
-            key = f"{folder.name}-{sentence['sent_id']}"
-            fields = {"category": names.get(one.get("category_id")), "area_px": one.get("area")}
-            meta = {"ref_id": ref.get("ref_id"), "ann_id": ref["ann_id"], "split": ref["split"]}
-            yield grounding(folder.name, key, known, clean(sentence["sent"]), box, meta=meta, **fields)
+        with pictures.dropped.row(f"{refs_file.name} ann_id {ref['ann_id']}"):
+            if split is not None and ref["split"] != split:
+                continue
+            image, one = images.get(ref["image_id"]), objects.get(ref["ann_id"])
+            if image is None or one is None:
+                pictures.dropped.note("expressions whose image or annotation is not in instances.json", ref["ann_id"])
+                continue
+            known = pictures.get(image["file_name"], (image["width"], image["height"]))
+            if known is None:
+                continue
+            box = to_box(from_xywh(one["bbox"]), (known[0].width, known[0].height))
+            if box is None:
+                pictures.dropped.note(NO_BOX, f"annotation {ref['ann_id']}")
+                continue
+            for sentence in ref["sentences"]:
+                key = f"{folder.name}-{sentence['sent_id']}"
+                fields = {"category": names.get(one.get("category_id")), "area_px": one.get("area")}
+                meta = {"ref_id": ref.get("ref_id"), "ann_id": ref["ann_id"], "split": ref["split"]}
+                meta["split_by"] = split_by
+                yield grounding(folder.name, key, known, clean(sentence["sent"]), box, meta=meta, **fields)

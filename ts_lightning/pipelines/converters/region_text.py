@@ -21,7 +21,7 @@ def reading(
     """A question for the text inside a box or polygon ([0, 1]); None, counted, for no place or no legible text."""
     words = clean(text)
     if not words.strip():
-        pictures.dropped["texts that are empty or not legible"] += 1
+        pictures.dropped.note("texts that are empty or not legible", key, stops=False)
         return None
     if place is None:
         pictures.dropped.note(NO_BOX, key)

@@ -31,21 +31,21 @@ def read(
             raise ValueError(f"{splits}: seen the split {split!r}, expected one of {', '.join(named)}")
         chosen = [str(number) for number in named[split]]
     for number in chosen:
-        one = problems.get(number)
-        if one is None:
-            here.dropped.note("problems of the split that problems.json does not have", number)
-            continue
-        if not one.get("image"):
-            here.dropped["problems without a picture"] += 1
-            continue
-        known = (
-            here.get(f"{one.get('split', split)}/{number}/{one['image']}") if here.folder else here.get(one["image"])
-        )
-        if known is None:
-            continue
-        known[0].name = f"{number}_{known[0].name}"  # every picture is called image.png
-        choices = one["choices"]
-        answers = [choices[one["answer"]]] if 0 <= one.get("answer", -1) < len(choices) else []
-        meta = {"question_id": number} | {name: one.get(name) for name in ("subject", "topic", "category", "grade")}
-        fields = {"choices": choices, "hint": one.get("hint", ""), "meta": meta, "subtask": "multiple_choice"}
-        yield question("scienceqa", f"sqa-{number}", known, one["question"], answers, template, **fields)
+        with here.dropped.row(f"{file.name} problem {number}"):
+            one = problems.get(number)
+            if one is None:
+                here.dropped.note("problems of the split that problems.json does not have", number)
+                continue
+            if not one.get("image"):
+                here.dropped.note("problems without a picture", number, stops=False)
+                continue
+            name = one["image"]
+            known = here.get(f"{one.get('split', split)}/{number}/{name}" if here.folder else name)
+            if known is None:
+                continue
+            known[0].name = f"{number}_{known[0].name}"  # every picture is called image.png
+            choices = one["choices"]
+            answers = [choices[one["answer"]]] if 0 <= one.get("answer", -1) < len(choices) else []
+            meta = {"question_id": number} | {name: one.get(name) for name in ("subject", "topic", "category", "grade")}
+            fields = {"choices": choices, "hint": one.get("hint", ""), "meta": meta, "subtask": "multiple_choice"}
+            yield question("scienceqa", f"sqa-{number}", known, one["question"], answers, template, **fields)

@@ -25,8 +25,9 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
     for file in files:
         keys = ("img_path", "boxes", "question", "cot_with_ans", "question_boxes_seq", "answer_boxes_seq")
         for number, row in enumerate(rows(file, keys, "Shikra's rows")):
-            if (made := _row(f"{file.stem}-{number}", row, here)) is not None:
-                yield made
+            with here.dropped.row(f"{file.name} row {number}"):
+                if (made := _row(f"{file.stem}-{number}", row, here)) is not None:
+                    yield made
 
 
 def _row(key: str, row: dict[str, Any], pictures: Pictures) -> Sample | None:

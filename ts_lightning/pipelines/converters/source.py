@@ -2,10 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zlib import crc32
 
 from ts_lightning.data.images import inspect_image
@@ -17,25 +18,55 @@ UNKNOWN = (1000, 1000)  # the size of a picture that is not here and whose file 
 NOT_HERE = "pictures that are not in the folder"
 NO_BOX = "boxes that are no box inside the picture"
 NO_ANNOTATION = "pictures without annotations"
+_COCO = re.compile(r"(?:COCO_\w+?_)?(\d{12})(?:_\d+)?")  # RefCOCO's refs name the annotation too
 Picture = tuple[SampleImage, bytes | None]
 
 
 class Dropped(Counter[str]):
-    """What was left out, counted by reason, with the first names of each; `strict` stops at the first one."""
+    """What was left out, counted by reason, with the first names of each; `strict` stops at the first one.
 
-    def __init__(self, strict: bool = False) -> None:
+    All names go to the file `path`, a line each (reason, tab, name), once `close` says so.
+    """
+
+    def __init__(self, strict: bool = False, path: Path | None = None) -> None:
         super().__init__()
-        self.strict = strict
+        self.strict, self.path = strict, path
+        self.file: IO[str] | None = None
         self.names: dict[str, list[str]] = {}
         self.in_subset = 0  # photos that a subset of few objects holds
 
-    def note(self, reason: str, name: object) -> None:
-        """Count one; ValueError "NAME: REASON" under `strict`."""
-        if self.strict:
+    def note(self, reason: str, name: object, stops: bool = True) -> None:
+        """Count one; ValueError "NAME: REASON" under `strict` unless it is so by choice or kept (`stops` False)."""
+        if self.strict and stops:
             raise ValueError(f"{name}: seen one of the {reason}, expected none (strict)")
         self[reason] += 1
         if len(names := self.names.setdefault(reason, [])) < 20:
             names.append(str(name))
+        if self.path is not None:
+            if self.file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.file = open(self.path.with_suffix(".tmp"), "w", encoding="utf-8")  # noqa: SIM115 (see `close`)
+            self.file.write(f"{reason}\t{name}\n")
+
+    @contextmanager
+    def row(self, where: object) -> Iterator[None]:
+        """Leaves out a row of a file that lacks what its layout has, or holds something of another kind there."""
+        try:
+            yield
+            return
+        except (LookupError, TypeError, AttributeError) as error:
+            seen = f"no {error}" if isinstance(error, KeyError) else str(error)
+        self.note("rows that lack a field, or have one of another kind", f"{where}: {seen}")
+
+    def close(self, keep: bool = True) -> None:
+        """Put the list at `path`, in the place of an older one; or throw it away."""
+        if keep and self.path is not None:
+            self.path.unlink(missing_ok=True)
+        if self.file is not None and self.path is not None:
+            self.file.close()
+            written = Path(self.file.name)
+            written.rename(self.path) if keep else written.unlink()
+            self.file = None
 
     def lines(self) -> list[str]:
         """The summary: one line a reason, with the first names."""
@@ -83,13 +114,14 @@ class Pictures:
         tries = (place / part for place in places for part in dict.fromkeys((name, short)))
         return next((path for path in tries if path.is_file()), None)
 
-    def get(self, name: str, size: tuple[int, int] | None = None) -> Picture | None:
+    def get(self, name: str, size: tuple[int, int] | None = None, also: str | None = None) -> Picture | None:
         """The picture and its bytes (None without a folder); None, counted, where it is missing, bad or excluded.
 
-        `size` is what the annotations say; another displayed size is a picture of another file.
+        `size` is what the annotations say; another displayed size is a picture of another file. `also` is the name of
+        the same picture in another dataset, which may be excluded.
         """
         short = Path(name).name
-        if self.excluded and self.is_excluded(short):
+        if self.excluded and any(self.is_excluded(one) for one in (short, also) if one):
             self.dropped.note("pictures that are excluded", short)
             return None
         if self.folder is None:
@@ -125,20 +157,27 @@ class Pictures:
 
 
 def same_picture(name: str) -> set[str]:
-    """The names of one picture in different releases: `COCO_train2014_000000000001.jpg`, `000000000001.jpg`, `1`."""
+    """A picture's name with and without ending; of COCO's `COCO_train2014_000000000001.jpg` also `000000000001.jpg`.
+
+    Other datasets number their pictures too (Flickr30k, Visual Genome), so that a bare number is no COCO picture.
+    """
     stem = Path(name).stem
-    number = re.sub(r"^COCO_\w+?_(?=\d+)", "", stem)
-    names = {Path(name).name, stem, number, f"{number}.jpg"}
-    return names | {str(int(number))} if number.isascii() and number.isdigit() else names
+    match = _COCO.fullmatch(stem)
+    return {Path(name).name, stem} | ({f"{match[1]}.jpg"} if match else set())
 
 
 def excluded_names(path: str | Path) -> frozenset[str]:
-    """Names of pictures from a text file, one a line: file names, or COCO's ids."""
+    """Names of pictures from a text file, one a line: file names, or COCO's ids (bare numbers)."""
     names: set[str] = set()
-    for line in Path(path).read_text().splitlines():
-        if line.strip():
-            names |= same_picture(line.strip())
+    for line in map(str.strip, Path(path).read_text().splitlines()):
+        if line:
+            names |= {coco_name(line)} if line.isascii() and line.isdigit() else same_picture(line)
     return frozenset(names)
+
+
+def coco_name(number: int | str) -> str:
+    """The file of a COCO id in the releases of 2017."""
+    return f"{int(number):012d}.jpg"
 
 
 def need(folder: Path, *names: str) -> Path:

@@ -23,8 +23,9 @@ def read(
     here = (pictures or Pictures()).under(folder, *sources, "images", "ST-VQA", f"{split}_images", f"{split}_imgs")
     rows = mapped(load_json(file, WHAT), file, WHAT).get("data")
     for number, one in enumerate(listed(rows, file, ("question", "file_path"), WHAT)):
-        known = here.get(one["file_path"])
-        if known is not None:
-            meta = {"question_id": one.get("question_id", number), "dataset": one.get("dataset")}
-            key = f"stvqa-{one.get('question_id', number)}"
-            yield question("st_vqa", key, known, one["question"], one.get("answers") or [], template, meta=meta)
+        with here.dropped.row(f"{file.name} item {number}"):
+            known = here.get(one["file_path"])
+            if known is not None:
+                meta = {"question_id": one.get("question_id", number), "dataset": one.get("dataset")}
+                key = f"stvqa-{one.get('question_id', number)}"
+                yield question("st_vqa", key, known, one["question"], one.get("answers") or [], template, meta=meta)

@@ -22,9 +22,10 @@ def read(
     here = (pictures or Pictures()).under(folder, "train_images", "train_val_images/train_images", "test_images")
     rows = mapped(load_json(file, WHAT), file, WHAT).get("data")
     for one in listed(rows, file, ("question", "image_id", "question_id"), WHAT):
-        known = here.get(f"{one['image_id']}.jpg")  # the file states the size of Flickr's original, not of this one
-        if known is not None:
-            meta = {"question_id": one["question_id"], "image_id": one["image_id"]}
-            answers = by_frequency(one.get("answers") or [])
-            key = f"textvqa-{one['question_id']}"
-            yield question("textvqa", key, known, one["question"], answers, template, meta=meta)
+        with here.dropped.row(f"{file.name} question {one['question_id']}"):
+            known = here.get(f"{one['image_id']}.jpg")  # the file states the size of Flickr's original, not of this one
+            if known is not None:
+                meta = {"question_id": one["question_id"], "image_id": one["image_id"]}
+                answers = by_frequency(one.get("answers") or [])
+                key = f"textvqa-{one['question_id']}"
+                yield question("textvqa", key, known, one["question"], answers, template, meta=meta)

@@ -7,7 +7,17 @@ from typing import Any
 
 from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.pipelines.converters.files import listed, load_json
-from ts_lightning.pipelines.converters.source import NO_BOX, Picture, Pictures, clean, make, need, pick, to_box
+from ts_lightning.pipelines.converters.source import (
+    NO_BOX,
+    Picture,
+    Pictures,
+    clean,
+    coco_name,
+    make,
+    need,
+    pick,
+    to_box,
+)
 
 TASKS = ("detection", "region_caption")
 
@@ -31,24 +41,26 @@ def read(path: str | Path, pictures: Pictures | None = None, tasks: tuple[str, .
     objects = _load(need(folder, "objects.json"), ("objects",), "Visual Genome's objects")
     here.without_annotations(f"{number}.jpg" for number in sizes)
     seen = set()
-    for row in objects:
-        number = int(row.get("image_id", row.get("id", -1)))
-        if number not in sizes:
-            here.dropped.note("annotations of pictures that image_data.json does not list", number)
-            continue
-        if number in seen:
-            here.dropped.note("pictures whose id comes twice", number)
-            continue
-        seen.add(number)
-        size = (sizes[number]["width"], sizes[number]["height"])
-        known = here.get(f"{number}.jpg", size)
-        if known is None:
-            continue
-        if "detection" in tasks:
-            said = attributes.get(number, [])
-            yield from _objects(number, known, row["objects"], said, relations.get(number, []), here)
-        if "region_caption" in tasks:
-            yield from _regions(number, known, described.get(number, []), here)
+    for place, row in enumerate(objects):
+        with here.dropped.row(f"objects.json item {place}"):
+            number = int(row.get("image_id", row.get("id", -1)))
+            if number not in sizes:
+                here.dropped.note("annotations of pictures that image_data.json does not list", number)
+                continue
+            if number in seen:
+                here.dropped.note("pictures whose id comes twice", number)
+                continue
+            seen.add(number)
+            size = (sizes[number]["width"], sizes[number]["height"])
+            coco = sizes[number].get("coco_id")
+            known = here.get(f"{number}.jpg", size, None if coco is None else coco_name(coco))
+            if known is None:
+                continue
+            if "detection" in tasks:
+                said = attributes.get(number, [])
+                yield from _objects(number, known, row["objects"], said, relations.get(number, []), here)
+            if "region_caption" in tasks:
+                yield from _regions(number, known, described.get(number, []), here)
 
 
 def _load(path: Path, keys: tuple[str, ...], what: str) -> list[dict[str, Any]]:
@@ -82,30 +94,33 @@ def _objects(
     regions: list[SampleRegion] = []
     index: dict[Any, int] = {}
     for one in objects:
-        size = (picture[0].width, picture[0].height)
-        box = to_box((one["x"], one["y"], one["x"] + one["w"], one["y"] + one["h"]), size)
-        if box is None:
-            pictures.dropped.note(NO_BOX, f"picture {number} object {one.get('object_id')}")
-            continue
-        if one.get("object_id") in index:
-            pictures.dropped.note("objects whose id comes twice", one.get("object_id"))
-            continue
-        index[one.get("object_id")] = len(regions)
-        for merged in one.get("merged_object_ids") or []:
-            index.setdefault(merged, len(regions))
-        name = _name(one)
-        phrase = " ".join([*dict.fromkeys(words[one.get("object_id")]), name])
-        regions.append(SampleRegion(phrase=phrase, category=name, area_px=float(one["w"] * one["h"]), box=box))
+        with pictures.dropped.row(f"picture {number} object {one.get('object_id')}"):
+            size = (picture[0].width, picture[0].height)
+            box = to_box((one["x"], one["y"], one["x"] + one["w"], one["y"] + one["h"]), size)
+            if box is None:
+                pictures.dropped.note(NO_BOX, f"picture {number} object {one.get('object_id')}")
+                continue
+            if one.get("object_id") in index:
+                pictures.dropped.note("objects whose id comes twice", one.get("object_id"))
+                continue
+            index[one.get("object_id")] = len(regions)
+            for merged in one.get("merged_object_ids") or []:
+                index.setdefault(merged, len(regions))
+            name = _name(one)
+            phrase = " ".join([*dict.fromkeys(words[one.get("object_id")]), name])
+            regions.append(SampleRegion(phrase=phrase, category=name, area_px=float(one["w"] * one["h"]), box=box))
     if not regions:
         pictures.dropped.note("pictures without objects", number)
         return
     triples = []
     for one in relations:
-        ends = [index.get(one[side].get("object_id")) for side in ("subject", "object")]
-        if None in ends:
-            pictures.dropped["relationships of objects that are left out"] += 1
-            continue
-        triples.append([ends[0], clean(one.get("predicate", "")).strip().lower(), ends[1]])
+        with pictures.dropped.row(f"picture {number} relationship {one.get('relationship_id')}"):
+            ends = [index.get(one[side].get("object_id")) for side in ("subject", "object")]
+            if None in ends:
+                name = f"picture {number} relationship {one.get('relationship_id')}"
+                pictures.dropped.note("relationships of objects that are left out", name, stops=False)
+                continue
+            triples.append([ends[0], clean(one.get("predicate", "")).strip().lower(), ends[1]])
     key = f"{number}-objects"
     said = ", ".join(f"{region.category} {{region:{i}}}" for i, region in enumerate(regions)) + "."
     yield make(
@@ -135,24 +150,25 @@ def _by_region(index: dict[Any, int], count: int) -> list[Any]:
 def _regions(number: int, picture: Picture, regions: list[dict[str, Any]], pictures: Pictures) -> Iterator[Sample]:
     seen = set()
     for one in regions:
-        corners = (one["x"], one["y"], one["x"] + one["width"], one["y"] + one["height"])
-        box = to_box(corners, (picture[0].width, picture[0].height))
-        if box is None:
-            pictures.dropped.note(NO_BOX, f"picture {number} region {one['region_id']}")
-            continue
-        if one["region_id"] in seen:
-            pictures.dropped.note("regions whose id comes twice", one["region_id"])
-            continue
-        seen.add(one["region_id"])
-        key, phrase = f"{number}-region-{one['region_id']}", clean(one["phrase"])
-        yield make(
-            "visual_genome",
-            key,
-            [picture],
-            [(pick("region_caption", key, region="{region:0}"), phrase)],
-            subtask="region_caption",
-            tags=["region", "box"],
-            regions=[SampleRegion(phrase=phrase, area_px=float(one["width"] * one["height"]), box=box)],
-            answer=phrase,
-            meta={"image_id": number, "region_id": one["region_id"]},
-        )
+        with pictures.dropped.row(f"picture {number} region {one.get('region_id')}"):
+            corners = (one["x"], one["y"], one["x"] + one["width"], one["y"] + one["height"])
+            box = to_box(corners, (picture[0].width, picture[0].height))
+            if box is None:
+                pictures.dropped.note(NO_BOX, f"picture {number} region {one['region_id']}")
+                continue
+            if one["region_id"] in seen:
+                pictures.dropped.note("regions whose id comes twice", one["region_id"])
+                continue
+            seen.add(one["region_id"])
+            key, phrase = f"{number}-region-{one['region_id']}", clean(one["phrase"])
+            yield make(
+                "visual_genome",
+                key,
+                [picture],
+                [(pick("region_caption", key, region="{region:0}"), phrase)],
+                subtask="region_caption",
+                tags=["region", "box"],
+                regions=[SampleRegion(phrase=phrase, area_px=float(one["width"] * one["height"]), box=box)],
+                answer=phrase,
+                meta={"image_id": number, "region_id": one["region_id"]},
+            )

@@ -22,8 +22,9 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
     here = pictures.under(path if path.is_dir() else path.parent, "val2017", "train2017", "train2014", "images")
     for file in files:
         for number, row in enumerate(rows(file, ("image", "problem", "solution"), "problem/solution rows")):
-            if (made := _row(file.stem, number, row, here)) is not None:
-                yield made
+            with here.dropped.row(f"{file.name} row {number}"):
+                if (made := _row(file.stem, number, row, here)) is not None:
+                    yield made
 
 
 def _row(stem: str, number: int, row: dict[str, Any], pictures: Pictures) -> Sample | None:

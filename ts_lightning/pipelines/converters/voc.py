@@ -43,6 +43,9 @@ def read(
         files = [folder / "Annotations" / f"{name}.xml" for name in names]
     here.without_annotations([file.with_suffix(".jpg").name for file in files] if split is None else _all(here))
     for file in files:
+        if not file.is_file():
+            here.dropped.note("names of the split without an annotation file", file.stem)
+            continue
         yield from _photo(file, here, wanted, subset, difficult, folder.name)
 
 
@@ -52,10 +55,7 @@ def _all(pictures: Pictures) -> list[str]:
 
 def parse_xml(path: Path) -> ElementTree.Element:
     """The root of an XML file; ValueError with the line where it breaks. Entities are refused."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ValueError(f"{path}: seen no such file, expected an annotation XML") from None
+    data = path.read_bytes()
     if b"<!ENTITY" in data:
         raise ValueError(f"{path}: seen an entity declaration, expected plain annotations")
     try:
@@ -73,7 +73,7 @@ def _photo(
     objects = [one for one in root.findall("object") if difficult or one.findtext("difficult", "0") != "1"]
     names = [one.findtext("name", "object") for one in objects]
     if subset is not None and not subset.holds(names, [False] * len(names)):
-        dropped[f"photos with no or more than {subset.max_objects} {subset.count_by}"] += 1
+        dropped.note(f"photos with no or more than {subset.max_objects} {subset.count_by}", file.stem, stops=False)
         return
     dropped.in_subset += subset is not None
     known = pictures.get(root.findtext("filename", f"{file.stem}.jpg"), size if all(size) else None)
@@ -96,7 +96,8 @@ def _photo(
     for region in regions if "localization" in tasks else ():
         name = str(region.category)
         if count[name] > 1:
-            dropped["categories that occur more than once in a photo (no localization question)"] += 1
+            reason = "objects of a category that occurs more than once in a photo (no localization question)"
+            dropped.note(reason, f"{file.stem} {name}", stops=False)
             continue
         key = f"{safe_key(file.stem)}-{safe_key(name)}"
         question = pick("localization", key, phrase=name)

@@ -17,13 +17,14 @@ def read(path: str | Path, pictures: Pictures | None = None, split: str | None =
     file, folder = located(path, "VQA_RAD Dataset Public.json", "*.json")
     here = (pictures or Pictures()).under(folder, "VQA_RAD Image Folder", "images")
     for one in rows(file, ("qid", "image_name", "question", "answer"), "VQA-RAD's rows"):
-        part = "test" if str(one.get("phrase_type", "")).startswith("test") else "train"
-        if split is not None and part != split:
-            continue
-        known = here.get(one["image_name"])
-        if known is not None:
-            meta = {"question_id": one["qid"], "split": part} | {
-                name: one.get(name) for name in ("answer_type", "question_type", "image_organ")
-            }
-            answers = [str(one["answer"])]
-            yield question("vqa_rad", f"rad-{one['qid']}", known, one["question"], answers, meta=meta)
+        with here.dropped.row(f"{file.name} question {one['qid']}"):
+            part = "test" if str(one.get("phrase_type", "")).startswith("test") else "train"
+            if split is not None and part != split:
+                continue
+            known = here.get(one["image_name"])
+            if known is not None:
+                meta = {"question_id": one["qid"], "split": part} | {
+                    name: one.get(name) for name in ("answer_type", "question_type", "image_organ")
+                }
+                answers = [str(one["answer"])]
+                yield question("vqa_rad", f"rad-{one['qid']}", known, one["question"], answers, meta=meta)

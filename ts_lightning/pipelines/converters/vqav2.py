@@ -28,19 +28,22 @@ def read(
         known_answers = {one["question_id"]: one for one in listed(rows, notes[0], ("question_id", "answers"), WHAT)}
     subtype = data.get("data_subtype", split)
     for one in listed(data.get("questions"), file, ("question_id", "image_id", "question"), WHAT):
-        known = here.get(f"COCO_{subtype}_{int(one['image_id']):012d}.jpg")
-        if known is None:
-            continue
-        note = known_answers.get(one["question_id"])
-        if note is None and known_answers:
-            here.dropped.note("questions without an annotation", one["question_id"])
-            continue
-        meta = {"question_id": one["question_id"], "image_id": one["image_id"]}
-        answers: list[str] = []
-        if note is not None:
-            answers = [answer["answer"] for answer in note["answers"]]
-            meta |= {"answer_type": note.get("answer_type"), "question_type": note.get("question_type")}
-        sample = question("vqav2", f"vqa-{one['question_id']}", known, one["question"], answers, template, meta=meta)
-        if note is not None and sample.answer is not None:
-            sample.turns[-1].text = sample.answer.text = note.get("multiple_choice_answer", answers[0])
-        yield sample
+        with here.dropped.row(f"{file.name} question {one['question_id']}"):
+            known = here.get(f"COCO_{subtype}_{int(one['image_id']):012d}.jpg")
+            if known is None:
+                continue
+            note = known_answers.get(one["question_id"])
+            if note is None and known_answers:
+                here.dropped.note("questions without an annotation", one["question_id"])
+                continue
+            meta = {"question_id": one["question_id"], "image_id": one["image_id"]}
+            answers: list[str] = []
+            if note is not None:
+                answers = [answer["answer"] for answer in note["answers"]]
+                meta |= {"answer_type": note.get("answer_type"), "question_type": note.get("question_type")}
+            sample = question(
+                "vqav2", f"vqa-{one['question_id']}", known, one["question"], answers, template, meta=meta
+            )
+            if note is not None and sample.answer is not None:
+                sample.turns[-1].text = sample.answer.text = note.get("multiple_choice_answer", answers[0])
+            yield sample

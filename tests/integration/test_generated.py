@@ -1,0 +1,27 @@
+"""What the data engine writes trains: generated questions with steps, through the command line."""
+
+from pathlib import Path
+
+import generate_scout
+import pytest
+import tiny
+from generation_samples import input_shard
+
+from ts_lightning.cli import main
+from ts_lightning.data import index_shards
+from ts_lightning.training import load
+
+
+def test_a_fit_on_generated_scout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "scout"
+    monkeypatch.setattr("sys.argv", ["tool", str(input_shard(tmp_path, 4)), "--out", str(out), "--negatives", "0.3"])
+    assert generate_scout.main() == 0
+    shards = f"{out}/*.tar"
+    assert index_shards(shards).num_samples > 20
+    config = tiny.config(shards, tmp_path / "run")
+    config["trainer"] |= {"max_steps": 2, "limit_val_batches": 1}
+    assert main(["fit", "-c", tiny.save(config, tmp_path / "given.yaml")]) == 0
+    (path,) = (tmp_path / "run/checkpoints").glob("*.ckpt")
+    trained = load(path).vlm.trainable_state_dict()
+    assert all(value.isfinite().all() for value in trained.values())
+    assert any(value.any() for value in trained.values())
