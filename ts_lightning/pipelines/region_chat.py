@@ -47,6 +47,7 @@ class RegionChat:
         for number, ref in enumerate(refs[: self.most]):
             whole = random.random() < self.image_level
             facts = _facts(scene, ref.thing)
+            text: str | None
             if hasattr(self.dialogues, "look"):
                 text = _offline(ref.phrase, facts, whole, self.turns, random)
             else:
