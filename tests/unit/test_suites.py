@@ -9,6 +9,7 @@ from typing import Any
 import compare_runs
 import pytest
 import score as score_tool
+import yaml
 from data_samples import picture
 
 from ts_lightning.data import index_shards
@@ -23,6 +24,7 @@ from ts_lightning.grounding import get_codec
 from ts_lightning.training.validation import prediction_record
 
 CODEC = get_codec("scout")
+CONFIGS = Path(__file__).parents[2] / "configs/eval"
 BOX = (0.1, 0.2, 0.5, 0.6)
 
 
@@ -106,6 +108,40 @@ def test_report_files(shards: str, tmp_path: Path) -> None:
     assert names == {"refcoco_val_best.png", "refcoco_val_worst.png", "refcoco_val_unparsable.png"}
     assert json.loads((tmp_path / "report.json").read_text())["refcoco_val"]["questions"] == 6
     assert "0.872 (TWIST" in (tmp_path / "report.md").read_text()
+
+
+def everything(suite: str) -> dict[str, Any]:
+    """A record that any protocol can score."""
+    truth = {"box": list(BOX), "boxes": [list(BOX)], "answers": ["yes", f"Yes. {RIGHT}"]}
+    return {
+        **{"suite": suite, "key": "k", "text": f"Yes. {RIGHT}", "box": list(BOX), "image_size": [80, 60]},
+        **{"subtask": "phrase", "choices": ["yes", "no"], "meta": {"category": "color", "image_id": 1}, "truth": truth},
+    }
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_suite_gets_through_a_report(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)  # as where it is not installed
+    suites = yaml.safe_load(path.read_text())["data"]["init_args"]["val"]
+    some = [everything(suite) for suite in suites]
+    scores = score_suites(some)
+    write_suite_report(scores, some, tmp_path, CODEC)
+    for suite, one in scores.items():
+        scored = one["convention"].get("scored", "")
+        assert one["score"] > 0 or "tools/" in scored or "pycocoevalcap" in scored, suite
+    table = (tmp_path / "report.md").read_text()
+    if path.stem == "gic":
+        assert "| gic_coco | - | 0 | AP | - | - | 0.15 (TWIST & SCOUT, Table 2) | - | - |" in table
+        assert "- scored: by tools/score_captions.py" in table
+        assert "- paper's AP50: 0.493 (TWIST & SCOUT, Table 2)" in table
+
+
+def test_a_suite_without_truth_leaves_the_others_their_scores() -> None:
+    bare = everything("bare") | {"truth": {"box": None, "answers": []}}
+    scores = score_suites([bare, everything("refcoco_val")])
+    assert (scores["bare"]["questions"], scores["bare"]["not_scored"]) == (0, 1)
+    assert scores["refcoco_val"]["score"] == 1.0
+    assert list(compare([bare, everything("refcoco_val")], [bare, everything("refcoco_val")])) == ["refcoco_val"]
 
 
 def test_answers_of_other_tools_are_joined_with_the_truth(shards: str, tmp_path: Path) -> None:
