@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from ts_lightning.cli import main as command
-from ts_lightning.evaluation.predictions import read_own
+from ts_lightning.evaluation.predictions import completeness, read_own
 from ts_lightning.evaluation.suite_report import markdown, write_suite_report
 from ts_lightning.evaluation.suites import score_suites
 from ts_lightning.training import load
@@ -59,7 +59,7 @@ def main() -> int:
         if status := command(["predict", "--ckpt_path", args.ckpt, "-c", overlay, *root, *options]):
             return status
         records = read_own(args.out / "predictions.jsonl")
-        scores = score_suites(records)
+        scores = score_suites(records, completeness=completeness(records))
         page = write_suite_report(scores, records, args.out, load(args.ckpt).vlm.codec, args.title)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
