@@ -1,13 +1,19 @@
 """The suites of several overlays in one run."""
 
 import json
+import re
+import shlex
 import sys
+from fnmatch import fnmatch
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import run_suites
 import yaml
+
+from ts_lightning.pipelines.convert_command import arguments
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -54,3 +60,16 @@ def test_overlays_that_do_not_fit_are_named(
     (tmp_path / "c.yaml").write_text("trainer: {}\n")
     with pytest.raises(ValueError, match=r"c.yaml: seen no data.init_args.val, expected an overlay"):
         run_suites.merged_overlays([str(tmp_path / "c.yaml")])
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("eval/*.yaml")), ids=lambda path: path.stem)
+def test_the_head_of_an_overlay_has_commands_that_parse(path: Path) -> None:
+    text = path.read_text()
+    head = text[: text.index("\ndata:")].replace(" \\\n#", "")
+    sources = yaml.safe_load(text)["data"]["init_args"]["val"].values()
+    for name, rest in re.findall(r"convert_dataset.py (\S+) ([^#\n]*)", head):
+        module = import_module(f"ts_lightning.pipelines.converters.{name.replace('-', '_')}")
+        args = arguments(name, module.read, shlex.split(rest))
+        shard = f"{args.out}/{args.prefix}-000000.tar"
+        assert any(fnmatch(shard, source["shards"]) for source in sources), shard
+    assert "--help" not in head

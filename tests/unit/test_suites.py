@@ -99,6 +99,29 @@ def test_two_runs_name_the_questions_that_flipped(
         compare(a, b[:-1])
 
 
+def test_a_table_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    pope = {f"pope_{name}": {"figures": {"f1": f1}} for name, f1 in (("random", 0.9), ("popular", 0.8))}
+    reports = {
+        "base": {"gqa": {"figures": {"accuracy": 0.614}}, "mme": {"figures": {"total": 1423.0}}, **pope},
+        "twist": {"mmvet": {"figures": {"score": 34.3}}, **pope, "pope_adversarial": {"figures": {"f1": 0.7}}},
+    }
+    for name, report in reports.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(report))
+    paths = [str(tmp_path / name / "report.json") for name in reports]
+    monkeypatch.setattr(sys, "argv", ["tool", "--table", *paths])
+    assert compare_runs.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| run | GQA | SQA | VQA^T | POPE | MME | LLaVA^W | MM-Vet |"
+    assert lines[2:] == [
+        "| base | 61.4 | - | - | - | 1423.0 | - | - |",  # two of POPE's three splits are no POPE
+        "| twist | - | - | - | 80.0 | - | - | 34.3 |",
+    ]
+    Path(paths[1]).write_text('{"gqa": ')
+    assert compare_runs.main() == 2
+    assert capsys.readouterr().err.startswith(f"error: {paths[1]}: seen no JSON")
+
+
 def test_report_files(shards: str, tmp_path: Path) -> None:
     some = records(shards, [RIGHT, RIGHT, WRONG, "<script>alert(1)</script>", RIGHT, RIGHT])
     page = write_suite_report(score_suites(some), some, tmp_path, CODEC, "A <title>").read_text()
