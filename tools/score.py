@@ -5,18 +5,25 @@ r"""Score stored predictions without a model: ours, or another tool's answers to
     python tools/score.py --predictions samples.jsonl --format lmms-eval --shards 'data_shards/refcoco/testA-*.tar' \
         --suite refcoco_testA --codec shikra --out outputs/scores
 
-A suite's protocol follows from its name or its truth; --protocol says another one.
+A suite's protocol follows from its name or its truth; --protocol says another one. --judge NAME has MM-Vet and
+LLaVA-Bench judged as tools/judge.py does. --submission FILE writes MMBench's answers for its server,
+tab-separated: save it as xlsx where the server asks for that.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from ts_lightning.evaluation.predictions import FORMATS, join, read_answers, read_own
+from judge import SUITES as JUDGED
+from judge import judged
+
+from ts_lightning.evaluation.predictions import FORMATS, completeness, join, read_answers, read_own
 from ts_lightning.evaluation.protocols import PROTOCOLS
+from ts_lightning.evaluation.submission import write_submission
 from ts_lightning.evaluation.suite_report import markdown, write_suite_report
-from ts_lightning.evaluation.suites import by_suite, score_suites
+from ts_lightning.evaluation.suites import by_suite, judged_entry, score_suites
 from ts_lightning.grounding import CoordinateSpace, get_codec
+from ts_lightning.pipelines.llm_client import RequestFailed
 
 
 def main() -> int:
@@ -28,7 +35,10 @@ def main() -> int:
     parser.add_argument("--codec", default="scout", help="the notation of the answers' boxes, with --shards")
     parser.add_argument("--grid", help="another grid than the notation's own: 100, 1000, decimals:n, pixels")
     parser.add_argument("--protocol", choices=sorted(PROTOCOLS))
-    parser.add_argument("--allow-missing", action="store_true", help="missing answers count as wrong")
+    parser.add_argument("--allow-missing", action="store_true", help="with --shards: missing answers count as wrong")
+    parser.add_argument("--judge", help="the model that judges MM-Vet and LLaVA-Bench")
+    parser.add_argument("--base-url", help="the judge's OpenAI-compatible server; the key is in OPENAI_API_KEY")
+    parser.add_argument("--submission", type=Path, help="tab-separated file for MMBench's server")
     parser.add_argument("--out", type=Path, required=True, help="folder for report.json, report.md, report.html")
     args = parser.parse_args()
     try:
@@ -36,14 +46,24 @@ def main() -> int:
         if args.shards:
             answers = read_answers(args.predictions, args.format)
             records = join(answers, args.shards, codec, args.suite, args.allow_missing)
+            missing = f"{len(records) - len(answers)} of {len(records)} questions of --shards have no answer: wrong"
+            told = {args.suite: missing}
+        elif args.allow_missing:
+            raise ValueError("--allow-missing: seen without --shards, expected them: they say what is missing")
         else:
             records = read_own(args.predictions)
+            told = completeness(records)
         if not records:
             raise ValueError(f"{args.predictions}: seen no prediction, expected some")
         chosen = dict.fromkeys(by_suite(records), args.protocol) if args.protocol else None
-        scores = score_suites(records, chosen)
+        scores = score_suites(records, chosen, told)
+        for suite in [suite for suite in scores if args.judge and suite in JUDGED]:
+            result = judged(by_suite(records)[suite], suite, args.judge, args.base_url, args.out)
+            scores[suite] = judged_entry(scores[suite], result)
+        if args.submission:
+            print(f"{args.submission}: {write_submission(records, args.submission)} answers for MMBench's server")
         write_suite_report(scores, records, args.out, codec)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ModuleNotFoundError, RequestFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(markdown(scores))

@@ -9,8 +9,9 @@ from typing import Any
 
 import judge as tool
 import pytest
+import score as score_tool
 
-from ts_lightning.evaluation.judge import judge, read_verdict
+from ts_lightning.evaluation.judge import MM_VET, judge, read_verdict
 
 
 def record(key: str, text: str, **meta: Any) -> dict[str, Any]:
@@ -80,7 +81,15 @@ def test_the_tool_asks_a_server_once(
     args = ["tool", "--predictions", str(tmp_path / "p.jsonl"), "--suite", "mmvet", "--model", "judge-1"]
     monkeypatch.setattr(sys, "argv", [*args, "--base-url", address, "--out", str(tmp_path)])
     assert [tool.main(), tool.main()] == [0, 0]
+    args = ["tool", "--predictions", str(tmp_path / "p.jsonl"), "--judge", "judge-1", "--base-url", address]
+    monkeypatch.setattr(sys, "argv", [*args, "--out", str(tmp_path)])
+    assert score_tool.main() == 0
     server.shutdown()
-    assert len(calls) == 2  # the second run reads the verdicts
+    assert len(calls) == 2  # the second run and the other tool read the verdicts
+    table = (tmp_path / "report.md").read_text()
+    assert "| mmvet | judge | 2 | score | 70.000 | - | 34.3 (TWIST & SCOUT, Table 3) | - | - |" in table
+    assert "- instruction: You grade one answer" in table
     assert "mmvet: 70.0 by judge-1" in capsys.readouterr().out
-    assert json.loads((tmp_path / "mmvet.json").read_text())["judge"] == "judge-1"
+    report = json.loads((tmp_path / "mmvet.json").read_text())
+    assert report["judge"] == "judge-1"
+    assert report["prompt"] == MM_VET

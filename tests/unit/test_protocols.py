@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from ts_lightning.evaluation.protocols import PROTOCOLS
-from ts_lightning.evaluation.protocols.boxes import predicted_image, score_boxes, score_mig
+from ts_lightning.evaluation.protocols.boxes import predicted_image, score_boxes, score_localization, score_mig
 from ts_lightning.evaluation.protocols.readings import reading_scores
 from ts_lightning.evaluation.protocols.words import score_choices, score_mme, score_pope
+from ts_lightning.evaluation.suites import compare, score_suites
 from ts_lightning.grounding import CoordinateSpace, get_codec
 from ts_lightning.metrics.vqa import normalise_vqa, read_choice, vqa_score
 from ts_lightning.pipelines.converters import mig_bench, refcoco
@@ -174,6 +175,43 @@ def planted(text: str, box: Any, canonical: bool = True, size: tuple[int, int] =
         "key": text, "suite": "s", "text": text, "box": box, "canonical": canonical, "image_size": list(size),
         "truth": {"box": [0.1, 0.1, 0.5, 0.5]},
     }  # fmt: skip
+
+
+def test_unequal_tasks_of_mig_bench_count_the_same_in_score_interval_and_difference() -> None:
+    right, wrong = (0.1, 0.1, 0.5, 0.5), (0.6, 0.6, 0.9, 0.9)
+    # nine of nine in one task, none of one in the other: (1 + 0) / 2, where the mean over questions is 0.9
+    a = [planted(f"{i}", right) | {"subtask": "group"} for i in range(9)] + [planted("9", wrong) | {"subtask": "diff"}]
+    b = [*a[:9], a[9] | {"box": right}]
+    run = score_suites(a, {"s": "mig"})["s"]
+    assert run["score"] == 0.5
+    assert run["interval"] == (0.5, 0.5)  # within a task every question is the same
+    for record in a + b:
+        record["suite"] = "mig_bench"
+    result = compare(a, b)["mig_bench"]
+    assert (result["a"], result["b"], result["mean"], result["gained"]) == (0.5, 1.0, 0.5, ["9"])
+
+
+def test_box_figures_are_of_double_precision() -> None:
+    iou = 0.699999999  # in single precision it is 0.7
+    records = [planted("", (0.1, 0.1, 0.1 + 0.4 * iou, 0.5)) | {"subtask": "diff"}]
+    mig, sizes = score_mig(records), score_localization(records)
+    assert (mig["acc70"], mig["acc50"]) == (0.0, 1.0)
+    assert mig["miou"] == sizes["miou"] == sizes["miou_medium"] == pytest.approx(iou, abs=1e-12)
+
+
+def test_captions_are_no_phrases_and_lists_of_boxes_no_rec() -> None:
+    box = [0.1, 0.1, 0.5, 0.5]
+    phrase = planted("a", box) | {"subtask": "phrase"}
+    caption = planted("b", None) | {"subtask": "caption", "truth": {"box": None, "boxes": [box, box]}}
+    for protocol, one in (("phrases", phrase), ("rec", phrase), ("localization", phrase), ("mig", phrase)):
+        entry = score_suites([one, caption], {"s": protocol})["s"]
+        assert (entry["questions"], entry["not_scored"], entry["score"]) == (1, 1, 1.0), protocol
+
+
+def test_answers_that_say_neither_yes_nor_no_are_counted() -> None:
+    meta = {"category": "color", "image_id": 1}
+    records = [{"text": t, "truth": {"answers": ["yes"]}, "meta": meta} for t in ("Yes", "maybe", "no", "no")]
+    assert score_pope(records)["unread"] == score_mme(records)["unread"] == 0.25
 
 
 def test_strict_lenient_and_oracle_columns_by_hand() -> None:

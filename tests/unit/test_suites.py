@@ -9,6 +9,7 @@ from typing import Any
 import compare_runs
 import pytest
 import score as score_tool
+import yaml
 from data_samples import picture
 
 from ts_lightning.data import index_shards
@@ -23,6 +24,7 @@ from ts_lightning.grounding import get_codec
 from ts_lightning.training.validation import prediction_record
 
 CODEC = get_codec("scout")
+CONFIGS = Path(__file__).parents[2] / "configs/eval"
 BOX = (0.1, 0.2, 0.5, 0.6)
 
 
@@ -97,6 +99,29 @@ def test_two_runs_name_the_questions_that_flipped(
         compare(a, b[:-1])
 
 
+def test_a_table_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    pope = {f"pope_{name}": {"figures": {"f1": f1}} for name, f1 in (("random", 0.9), ("popular", 0.8))}
+    reports = {
+        "base": {"gqa": {"figures": {"accuracy": 0.614}}, "mme": {"figures": {"total": 1423.0}}, **pope},
+        "twist": {"mmvet": {"figures": {"score": 34.3}}, **pope, "pope_adversarial": {"figures": {"f1": 0.7}}},
+    }
+    for name, report in reports.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(report))
+    paths = [str(tmp_path / name / "report.json") for name in reports]
+    monkeypatch.setattr(sys, "argv", ["tool", "--table", *paths])
+    assert compare_runs.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| run | GQA | SQA | VQA^T | POPE | MME | LLaVA^W | MM-Vet |"
+    assert lines[2:] == [
+        "| base | 61.4 | - | - | - | 1423.0 | - | - |",  # two of POPE's three splits are no POPE
+        "| twist | - | - | - | 80.0 | - | - | 34.3 |",
+    ]
+    Path(paths[1]).write_text('{"gqa": ')
+    assert compare_runs.main() == 2
+    assert capsys.readouterr().err.startswith(f"error: {paths[1]}: seen no JSON")
+
+
 def test_report_files(shards: str, tmp_path: Path) -> None:
     some = records(shards, [RIGHT, RIGHT, WRONG, "<script>alert(1)</script>", RIGHT, RIGHT])
     page = write_suite_report(score_suites(some), some, tmp_path, CODEC, "A <title>").read_text()
@@ -106,6 +131,40 @@ def test_report_files(shards: str, tmp_path: Path) -> None:
     assert names == {"refcoco_val_best.png", "refcoco_val_worst.png", "refcoco_val_unparsable.png"}
     assert json.loads((tmp_path / "report.json").read_text())["refcoco_val"]["questions"] == 6
     assert "0.872 (TWIST" in (tmp_path / "report.md").read_text()
+
+
+def everything(suite: str) -> dict[str, Any]:
+    """A record that any protocol can score."""
+    truth = {"box": list(BOX), "boxes": [list(BOX)], "answers": ["yes", f"Yes. {RIGHT}"]}
+    return {
+        **{"suite": suite, "key": "k", "text": f"Yes. {RIGHT}", "box": list(BOX), "image_size": [80, 60]},
+        **{"subtask": "phrase", "choices": ["yes", "no"], "meta": {"category": "color", "image_id": 1}, "truth": truth},
+    }
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_suite_gets_through_a_report(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)  # as where it is not installed
+    suites = yaml.safe_load(path.read_text())["data"]["init_args"]["val"]
+    some = [everything(suite) for suite in suites]
+    scores = score_suites(some)
+    write_suite_report(scores, some, tmp_path, CODEC)
+    for suite, one in scores.items():
+        scored = one["convention"].get("scored", "")
+        assert one["score"] > 0 or "tools/" in scored or "pycocoevalcap" in scored, suite
+    table = (tmp_path / "report.md").read_text()
+    if path.stem == "gic":
+        assert "| gic_coco | - | 0 | AP | - | - | 0.15 (TWIST & SCOUT, Table 2) | - | - |" in table
+        assert "- scored: by tools/score_captions.py" in table
+        assert "- paper's AP50: 0.493 (TWIST & SCOUT, Table 2)" in table
+
+
+def test_a_suite_without_truth_leaves_the_others_their_scores() -> None:
+    bare = everything("bare") | {"truth": {"box": None, "answers": []}}
+    scores = score_suites([bare, everything("refcoco_val")])
+    assert (scores["bare"]["questions"], scores["bare"]["not_scored"]) == (0, 1)
+    assert scores["refcoco_val"]["score"] == 1.0
+    assert list(compare([bare, everything("refcoco_val")], [bare, everything("refcoco_val")])) == ["refcoco_val"]
 
 
 def test_answers_of_other_tools_are_joined_with_the_truth(shards: str, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def judge(records: Sequence[Record], suite: str, ask: Ask) -> dict[str, Any]:
         "by_group": {name: _score(group, suite) for name, group in sorted(groups.items())},
         "unread_verdicts": unread,
         "questions": len(records),
+        "prompt": _template(suite),
         "prompt_sha256": prompt_sha256(suite),
         "verdicts": verdicts,
     }

@@ -21,12 +21,38 @@ _NAMED = 5  # so many keys stand in a message
 def read_own(path: str | Path) -> list[Record]:
     """Prediction records with their truth; ValueError for a line that is none, a repeated question, a NaN box."""
     records = read_predictions(path)
+    for number, record in enumerate(records, 1):
+        _check(record, f"{path}:{number}: {record['key']}")
     _unique([f"{r['suite']}:{r['key']}" for r in records], path)
-    for record in records:
-        for name, box in (("box", record.get("box")), ("truth.box", record["truth"].get("box"))):
-            if box is not None and (len(box) != 4 or not all(math.isfinite(v) for v in box)):
-                raise ValueError(f"{path}: {record['key']}: {name}: seen {box}, expected four finite numbers")
     return records
+
+
+def completeness(records: Sequence[Record]) -> dict[str, str]:
+    """For each suite, whether the shards that its records name ask more than is answered, where they are at hand.
+
+    A suite may ask only some of its shards' questions, so that a partial file is told, not refused; a shard without any
+    answer can't be noticed. ValueError for a record that its shard does not have.
+    """
+    asked: dict[str, dict[str, set[str]]] = {}
+    for record in records:
+        shards = asked.setdefault(record["suite"], {})
+        shards.setdefault(record.get("shard") or "", set()).add(record["key"])
+    known: dict[str, set[str]] = {}
+    said = {}
+    for suite, shards in asked.items():
+        if not all(Path(shard).is_file() for shard in shards):
+            said[suite] = "not checked: the shards of its answers are not here (tools/score.py --shards checks)"
+            continue
+        total = 0
+        for shard, keys in shards.items():
+            if shard not in known:
+                known[shard] = {key for one in index_shards(shard).shards for key in one.keys}
+            if foreign := sorted(keys - known[shard]):
+                raise ValueError(f"suite {suite}: seen {_listed(foreign)}, expected questions of their shard {shard}")
+            total += len(known[shard])
+        answered = sum(map(len, shards.values()))
+        said[suite] = f"{answered} of the {total} questions of the shards that its answers name"
+    return said
 
 
 def join(
@@ -55,7 +81,7 @@ def join(
 
 
 def read_answers(path: str | Path, kind: str) -> dict[str, str]:
-    """Answers by question from a result file of lmms-eval (samples, JSON lines) or VLMEvalKit (tsv, csv or json).
+    """Answers by question from a result file of lmms-eval (samples, JSON lines) or VLMEvalKit (tsv, csv, json).
 
     "ours" takes JSON lines with `key` and `text`. ValueError with the line for what is no such file.
     """
@@ -85,13 +111,20 @@ def _lmms_eval(path: Path) -> Iterable[tuple[str, str]]:
 
 
 def _vlmevalkit(path: Path) -> Iterable[tuple[str, str]]:
-    if path.suffix == ".json":
-        rows = json.loads(path.read_text())
-    else:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="," if path.suffix == ".csv" else "\t"))
-    for number, row in enumerate(rows, 2):
+    for number, row in enumerate(_rows(path), 2):
         yield _field(row, ("index",), f"{path}:{number}"), _field(row, ("prediction",), f"{path}:{number}")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if path.suffix not in (".tsv", ".csv", ".json"):
+        raise ValueError(f"{path}: seen {path.suffix or 'no suffix'}, expected tsv, csv or json")
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            if path.suffix == ".json":
+                return [dict(row) for row in json.load(file)]
+            return list(csv.DictReader(file, delimiter="," if path.suffix == ".csv" else "\t"))
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path}: seen no rows ({error}), expected tsv, csv or json (is the file cut off?)") from None
 
 
 def _json_lines(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
@@ -112,8 +145,39 @@ def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
 
 
 def _names(sample: Sample) -> list[str]:
-    question = (sample.meta or {}).get("question_id")
-    return [sample.key, sample.id, *([] if question is None else [str(question)])]
+    """What an answer may call a question: of MMBench, whose rotations share `question_id`, the index instead."""
+    meta = sample.meta or {}
+    name = meta.get("index", meta.get("question_id"))
+    return [sample.key, sample.id, *([] if name is None else [str(name)])]
+
+
+def _check(record: Record, where: str) -> None:
+    """ValueError unless what every protocol reads has its kind, and a question about a box has a box and a size."""
+    truth, what = record["truth"], "expected a prediction record"
+    if not isinstance(truth, dict) or not all(isinstance(record[name], str) for name in ("suite", "key", "text")):
+        raise ValueError(f"{where}: seen no object in truth or no text in suite, key, text, {what}")
+    answers = truth.get("answers") or []
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(f"{where}: truth.answers: seen {answers}, expected a list of texts")
+    named = [("box", record.get("box")), ("truth.box", truth.get("box"))]
+    for name, box in [*named, *(("truth.boxes", box) for box in truth.get("boxes") or [])]:
+        if box is not None and not _numbers(box, 4):
+            raise ValueError(f"{where}: {name}: seen {box}, expected four finite numbers")
+    if truth.get("box") is None:
+        return
+    for name in ("box", "image_size", "subtask"):
+        if name not in record:
+            raise ValueError(f"{where}: seen no {name}, {what} of a question about a box to have it")
+    if not _numbers(record["image_size"], 2) or min(record["image_size"]) <= 0:
+        raise ValueError(f"{where}: image_size: seen {record['image_size']}, expected width and height in pixels")
+
+
+def _numbers(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    )
 
 
 def _unique(keys: Sequence[str], path: str | Path) -> None:

@@ -70,7 +70,8 @@ def rows(scores: Scores) -> list[list[str]]:
             [
                 *(suite, one["protocol"], str(one["questions"]), one["main"], number(one["score"]), low_high),
                 "-" if paper is None else f"{paper[0]:g} ({paper[1]})",
-                *(number(figures.get(name)) for name in ("unparsed", "ceiling_miou")),
+                number(figures.get("unparsed", figures.get("unread"))),
+                number(figures.get("ceiling_miou")),
             ]
         )
     return table
@@ -81,7 +82,7 @@ def markdown(scores: Scores) -> str:
     lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
     lines += ["| " + " | ".join(row) + " |" for row in rows(scores)]
     for suite, one in scores.items():
-        lines += ["", f"## {suite}", "", *(f"- {k}: {v}" for k, v in details(one).items())]
+        lines += ["", f"## {suite}", "", *(f"- {k}: {' '.join(v.split())}" for k, v in details(one).items())]
     return "\n".join(lines)
 
 
@@ -89,7 +90,11 @@ def details(one: Mapping[str, Any]) -> dict[str, str]:
     """Everything of a suite that has no column: convention, warning, further figures, subtasks."""
     out = dict(one["convention"])
     figures = {k: v for k, v in one["figures"].items() if isinstance(v, int | float) and k != one["main"]}
-    out["figures"] = ", ".join(f"{k} {number(v)}" for k, v in figures.items() if v == v)
+    if figures:
+        out["figures"] = ", ".join(f"{k} {number(v)}" for k, v in figures.items() if v == v)
+    for name, (value, source) in one["paper"].items():
+        if name != one["main"]:
+            out[f"paper's {name}"] = f"{value:g} ({source})"
     for name in ("by_task", "by_category"):
         for key, value in one["figures"].get(name, {}).items():
             cells = value.items() if isinstance(value, Mapping) else [("score", value)]
@@ -99,7 +104,8 @@ def details(one: Mapping[str, Any]) -> dict[str, str]:
     if warning := one["figures"].get("warning"):
         out["warning"] = warning
     if one["not_scored"]:
-        out["not scored"] = f"{one['not_scored']} records without a truth of this kind"
+        why = "" if "scored" in one["convention"] else " without a truth of this kind"
+        out["not scored"] = f"{one['not_scored']} records{why}"
     return out
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from ts_lightning.evaluation.protocols import words
 from ts_lightning.evaluation.protocols.boxes import (
     iou_values,
+    mig_task,
     score_boxes,
     score_localization,
     score_mig,
@@ -23,13 +24,16 @@ Values = Callable[[Sequence[Record]], list[float]]
 class Protocol:
     """`score` gives the figures of a suite, `values` one number a question whose mean is the figure `main`.
 
-    `convention` is printed with every score.
+    With `stratum` the mean is the unweighted one of the strata's means. `needs` are the fields without which a
+    record can't be scored (`box`, `meta.category`). `convention` is printed with every score.
     """
 
     score: Score
     values: Values
     main: str
     convention: dict[str, str] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    stratum: Callable[[Record], str] | None = None
 
 
 def _hits(records: Sequence[Record]) -> list[float]:
@@ -41,6 +45,7 @@ def _by_answer(rule: Callable[[str, Sequence[str]], float]) -> Values:
 
 
 _BOX = {"parser": "lenient, the first box of the last step", "threshold": "IoU >= 0.5", "unparsed": "counts as wrong"}
+_BOX_NEEDS = ("box", "image_size")
 _WORDS = {"parser": "the whole answer", "unparsed": "counts as wrong"}
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -49,15 +54,19 @@ PROTOCOLS: dict[str, Protocol] = {
         iou_values,
         "miou",
         _BOX | {"sizes": "medium 32^2-96^2, large above 96^2 original pixels; small objects count in the total"},
+        _BOX_NEEDS,
     ),
-    "rec": Protocol(score_boxes, _hits, "acc50", _BOX),
+    "rec": Protocol(score_boxes, _hits, "acc50", _BOX, _BOX_NEEDS),
     "phrases": Protocol(
         score_phrases,
         lambda records: [score_phrases([r])["recall1_merged"] for r in records],
         "recall1_merged",
         _BOX | {"truth": "the box around all boxes of the phrase; any of them in recall1_any"},
+        ("box",),
     ),
-    "mig": Protocol(score_mig, _hits, "acc50", _BOX | {"mean": "unweighted over the tasks"}),
+    "mig": Protocol(
+        score_mig, _hits, "acc50", _BOX | {"mean": "unweighted over the tasks"}, ("box", "subtask"), mig_task
+    ),
     "vqa": Protocol(
         words.per_vqa,
         _by_answer(vqa_score),
@@ -88,12 +97,14 @@ PROTOCOLS: dict[str, Protocol] = {
         lambda records: [words.choice_right(r) for r in records],
         "accuracy",
         _WORDS | {"rule": "the option's letter, or the text of one option alone"},
+        ("choices",),
     ),
     "steps": Protocol(
         lambda records: words.score_steps(records) | {"right": sum(map(words.step_right, records)) / len(records)},
         lambda records: [words.step_right(r) for r in records],
         "right",
         _BOX | {"rule": "right: the final words of a valid question, or calling an invalid one so"},
+        ("steps",),
     ),
     "pope": Protocol(
         words.score_pope,
@@ -106,17 +117,29 @@ PROTOCOLS: dict[str, Protocol] = {
         lambda records: [],
         "total",
         _WORDS | {"rule": "100 x (accuracy + share of images with both right), summed over categories"},
+        ("meta.category", "meta.image_id"),
     ),
 }
 
 
-def protocol_of(records: Sequence[Record]) -> str:
-    """The protocol that fits records without a declared one: by their truth. ValueError where nothing is scored."""
+def has_truth(record: Record, protocol: str) -> bool:
+    """Whether a record asks what `protocol` scores: a photo's caption or list of objects is no phrase and no REC."""
+    truth = record["truth"]
+    if protocol == "steps":
+        return truth.get("steps") is not None
+    if protocol == "phrases":
+        boxed = truth.get("box") is not None or bool(truth.get("boxes"))
+        return boxed and record.get("subtask") == "phrase"
+    return truth.get("box") is not None if "box" in PROTOCOLS[protocol].needs else bool(truth.get("answers"))
+
+
+def protocol_of(records: Sequence[Record]) -> str | None:
+    """The protocol that fits records without a declared one, by their truth; None where nothing can be scored."""
     if any(r["truth"].get("steps") for r in records):
         return "steps"
     first = next((r for r in records if r["truth"].get("box") is not None or r["truth"].get("answers")), None)
     if first is None:
-        raise ValueError(f"suite {records[0]['suite']}: seen no truth in its records, expected a box or answers")
+        return None
     if first["truth"].get("box") is not None:
         return "mig" if (first.get("source") or "").startswith("mig") else "rec"
     if "contains" in first.get("tags", ()):

@@ -41,15 +41,15 @@ def score_boxes(records: Sequence[Record]) -> Figures:
         "unparsed": _mean([r["box"] is None for r in records]),
         "unparsed_strict": _mean([r["box"] is None or not r.get("canonical", True) for r in records]),
         "several": _mean([r.get("parse_status") == "several" for r in records]),
-        "ceiling_miou": _mean([c for r in records if (c := r["truth"].get("ceiling")) is not None]),
+        "ceiling_miou": _ceiling(records),
         "warning": frame_warning(records, strict),
     }
 
 
 def score_localization(records: Sequence[Record]) -> Figures:
     """PIN's protocol: `score_boxes`, and mIoU of small, medium and large objects (original pixels)."""
-    values = torch.tensor(iou_values(records))
-    area = torch.tensor([_area(r) for r in records])
+    values = torch.tensor(iou_values(records), dtype=torch.float64)
+    area = torch.tensor([_area(r) for r in records], dtype=torch.float64)
     sizes = {
         "small": area < MEDIUM_AREA_PX,
         "medium": (area >= MEDIUM_AREA_PX) & (area <= LARGE_AREA_PX),
@@ -63,7 +63,12 @@ def score_phrases(records: Sequence[Record]) -> Figures:
     pred = [box_tensor([] if r["box"] is None else [r["box"]]) for r in records]
     true = [box_tensor(r["truth"].get("boxes") or [r["truth"]["box"]]) for r in records]
     figures = {"recall1_merged": phrase_recall(pred, true, True), "recall1_any": phrase_recall(pred, true, False)}
-    return figures | {"unparsed": _mean([r["box"] is None for r in records])}
+    return figures | {"unparsed": _mean([r["box"] is None for r in records]), "ceiling_miou": _ceiling(records)}
+
+
+def mig_task(record: Record) -> str:
+    """The task of a MIG-Bench question under its name in the papers."""
+    return TASK_NAMES.get(record.get("subtask") or "") or str(record.get("subtask"))
 
 
 def score_mig(records: Sequence[Record]) -> Figures:
@@ -74,10 +79,10 @@ def score_mig(records: Sequence[Record]) -> Figures:
     """
     tasks: dict[str, list[Record]] = {}
     for record in records:
-        tasks.setdefault(TASK_NAMES.get(record["subtask"]) or str(record["subtask"]), []).append(record)
+        tasks.setdefault(mig_task(record), []).append(record)
     by_task = {}
     for task, group in tasks.items():
-        iou = torch.tensor(iou_values(group))
+        iou = torch.tensor(iou_values(group), dtype=torch.float64)
         scaled = [r if r["box"] is None else {**r, "box": y_scaled(r["box"])} for r in group]
         by_task[task] = {
             "questions": len(group),
@@ -92,8 +97,8 @@ def score_mig(records: Sequence[Record]) -> Figures:
         "spontaneous": _mean([row["acc50"] for task, row in by_task.items() if task in SPONTANEOUS]),
         "referential": _mean([row["acc50"] for task, row in by_task.items() if task not in SPONTANEOUS]),
     }
-    unparsed = _mean([r["box"] is None for r in records])
-    return {**mean, **groups, **image_figures(records), "unparsed": unparsed, "by_task": by_task}
+    whole = {"unparsed": _mean([r["box"] is None for r in records]), "ceiling_miou": _ceiling(records)}
+    return {**mean, **groups, **image_figures(records), **whole, "by_task": by_task}
 
 
 def image_figures(records: Sequence[Record]) -> Figures:
@@ -132,6 +137,10 @@ def _area(record: Record) -> float:
     x1, y1, x2, y2 = truth["box"]
     width, height = record["image_size"]
     return (x2 - x1) * width * (y2 - y1) * height
+
+
+def _ceiling(records: Sequence[Record]) -> float:
+    return _mean([c for r in records if (c := r["truth"].get("ceiling")) is not None])
 
 
 def _acc(iou: Sequence[float]) -> float:

@@ -65,9 +65,12 @@ def score_choices(records: Sequence[Record]) -> Figures:
 
 
 def score_pope(records: Sequence[Record]) -> Figures:
-    """POPE: accuracy, precision, recall, F1 and the share of yes, by POPE's own reading of an answer."""
+    """POPE: accuracy, precision, recall, F1 and the share of yes, by POPE's own reading of an answer.
+
+    POPE reads a yes into everything without a no; `unread` is the share of answers that say neither.
+    """
     true = [r["truth"]["answers"][0].strip().lower() == "yes" for r in records]
-    return binary_figures([pope_read(r["text"]) for r in records], true)
+    return binary_figures([pope_read(r["text"]) for r in records], true) | {"unread": _neither(records)}
 
 
 def score_mme(records: Sequence[Record]) -> Figures:
@@ -85,7 +88,11 @@ def score_mme(records: Sequence[Record]) -> Figures:
         name: 100 * (_mean([r for pair in images.values() for r in pair]) + _mean([all(p) for p in images.values()]))
         for name, images in categories.items()
     }
-    return {"total": sum(scores.values()), "by_category": scores}
+    return {"total": sum(scores.values()), "unread": _neither(records), "by_category": scores}
+
+
+def _neither(records: Sequence[Record]) -> float:
+    return _mean([read_yes_no(r["text"]) is None for r in records])
 
 
 def cider_values(records: Sequence[Record]) -> list[float]:
