@@ -1,6 +1,6 @@
 """Benchmarks beside their peers, in one process. The last line of standard output is one JSON object.
 
-    python tools/bench.py twin|sft|grpo|loader|score|full_size|grpo_full_size [--threads 2] [--rounds 5]
+    python tools/bench.py [--threads 2] [--rounds 5] twin|sft|grpo|loader|score|full_size|grpo_full_size
 
 A failed correctness check, which runs before any timing, exits with status 1.
 """
