@@ -1,37 +1,14 @@
-"""The GRPO benchmark's two forms, and the learning table's configurations, refusal and figures."""
+"""The learning table's configurations, refusal and figures."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from ts_lightning.bench import grpo as bench
 from ts_lightning.evaluation import grpo_toy
 
 CONFIGS = Path(__file__).parents[2] / "configs/fit"
-
-
-@pytest.mark.parametrize("pictures", [0, 2])
-def test_both_forms_of_the_benchmark_are_equal_and_train(pictures: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"hidden_size": 48, "intermediate_size": 64, "num_layers": 3, "num_heads": 4, "vision_layers": 1}
-    monkeypatch.setattr(bench, "SIZES", small)
-    case = bench.Case(90, 7, pictures)
-    assert case.check() < 1e-5
-    for shared in (True, False):
-        assert [len(t) for g in case.roll_out(shared, 7).tokens for t in g] == [7] * bench.GROUP  # none ends early
-        before = [p.detach().clone() for p in case.trainable]
-        case.whole(shared)
-        assert any(not torch.equal(a, b) for a, b in zip(before, case.trainable, strict=True))
-
-
-def test_repeated_prompts_are_the_same_prompt() -> None:
-    batch = {"input_ids": torch.tensor([[1, 2]]), "pixel_values": torch.zeros(3, 1), "samples": []}
-    rows = bench.repeat(batch)
-    assert rows["input_ids"].tolist() == [[1, 2]] * bench.GROUP
-    assert len(rows["pixel_values"]) == 3 * bench.GROUP
-    assert len({sample.id for sample in rows["samples"]}) == bench.GROUP
 
 
 def test_settings_of_the_runs(tmp_path: Path) -> None:
