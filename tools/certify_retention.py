@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from ts_lightning.evaluation.certificate import certify_checkpoint
+from ts_lightning.reports.certificate import certify_checkpoint
 
 
 def main() -> int:

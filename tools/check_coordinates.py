@@ -16,10 +16,10 @@ from pathlib import Path
 import yaml
 
 from ts_lightning.data import index_shards
-from ts_lightning.evaluation.coordinates import check_coordinates, write_contact_sheet
-from ts_lightning.evaluation.frames import RIGHT
+from ts_lightning.metrics.frames import RIGHT
 from ts_lightning.models.backbones.base import Backbone
-from ts_lightning.training.class_paths import instantiate
+from ts_lightning.reports.coordinates import check_coordinates, write_contact_sheet
+from ts_lightning.runs.class_paths import instantiate
 
 
 def backbone_of(config: Path) -> Backbone:

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ts_lightning.evaluation.predictions import read_own
-from ts_lightning.evaluation.suites import compare
-from ts_lightning.evaluation.understanding_table import understanding_table
+from ts_lightning.metrics.predictions import read_own
+from ts_lightning.metrics.suites import compare
+from ts_lightning.metrics.understanding_table import understanding_table
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from ts_lightning.evaluation.card_scores import read_scores, run_scores
 from ts_lightning.models import TaskRouter, TwinExpertVLM
 from ts_lightning.models.vlm import VLM
-from ts_lightning.training import load
-from ts_lightning.training.export import TARGETS, export
+from ts_lightning.reports.card_scores import read_scores, run_scores
+from ts_lightning.runs.export import TARGETS, export
+from ts_lightning.runs.load import load
 
 
 def give_router(vlm: VLM, kind: str, folder: Path) -> None:
@@ -37,7 +37,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     text = "JSON of figures for the card, flat or nested as report.json (default: the run's last validation)"
     parser.add_argument("--scores", type=Path, help=text)
-    parser.add_argument("--router", type=Path, help="folder of tools/train_task_router.py, stored in the package")
+    parser.add_argument(
+        "--router", type=Path, help="folder of -m tools.experiments.train_task_router, stored in the package"
+    )
     args = parser.parse_args()
     try:
         scores = read_scores(args.scores) if args.scores else run_scores(args.ckpt)

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ts_lightning.evaluation.judge import judge
-from ts_lightning.evaluation.predictions import read_own
+from ts_lightning.metrics.judge import judge
+from ts_lightning.metrics.predictions import read_own
 from ts_lightning.pipelines.llm_client import OpenAIChat, RequestFailed
 from ts_lightning.pipelines.response_cache import CachedChat
 

@@ -10,7 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from ts_lightning.evaluation.quickstart import quickstart
+from ts_lightning.cli.quickstart import quickstart
 from ts_lightning.pipelines.toy_world.shards import write_toy_shards
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,10 +13,10 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from ts_lightning.data.sample import REGION_MARK, Sample
-from ts_lightning.evaluation.drawing import Picture, draw_picture
 from ts_lightning.grounding.steps import step_spans
 from ts_lightning.pipelines.generate import annotated, notes, records
 from ts_lightning.pipelines.quality import marked, page, report, to_json
+from ts_lightning.reports.drawing import Picture, draw_picture
 
 
 def draw(sample: Sample) -> bytes:

@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 
 from ts_lightning.cli import main as command
-from ts_lightning.evaluation.predictions import completeness, read_own
-from ts_lightning.evaluation.suite_report import markdown, write_suite_report
-from ts_lightning.evaluation.suites import score_suites
-from ts_lightning.training import load
+from ts_lightning.metrics.predictions import completeness, read_own
+from ts_lightning.metrics.suites import score_suites
+from ts_lightning.reports.suite_report import markdown, write_suite_report
+from ts_lightning.runs.load import load
 
 
 def merged_overlays(paths: Sequence[str]) -> dict[str, Any]:

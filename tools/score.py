@@ -14,16 +14,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from judge import SUITES as JUDGED
-from judge import judged
-
-from ts_lightning.evaluation.predictions import FORMATS, completeness, join, read_answers, read_own
-from ts_lightning.evaluation.protocols import PROTOCOLS
-from ts_lightning.evaluation.submission import write_submission
-from ts_lightning.evaluation.suite_report import markdown, write_suite_report
-from ts_lightning.evaluation.suites import by_suite, judged_entry, score_suites
+from tools.judge import SUITES as JUDGED
+from tools.judge import judged
 from ts_lightning.grounding import CoordinateSpace, get_codec
+from ts_lightning.metrics.predictions import FORMATS, completeness, join, read_answers, read_own
+from ts_lightning.metrics.protocols import PROTOCOLS
+from ts_lightning.metrics.submission import write_submission
+from ts_lightning.metrics.suites import by_suite, judged_entry, score_suites
 from ts_lightning.pipelines.llm_client import RequestFailed
+from ts_lightning.reports.suite_report import markdown, write_suite_report
 
 
 def main() -> int:

@@ -14,11 +14,11 @@ import os
 import sys
 from pathlib import Path
 
-from ts_lightning.evaluation.gic import SYNONYMS, caption_pairs, score_captions
-from ts_lightning.evaluation.gic_names import PROMPT, AskedPairs
-from ts_lightning.evaluation.predictions import read_own
 from ts_lightning.grounding import CoordinateSpace, get_codec
 from ts_lightning.metrics.class_mapping import ClassMapper, sentence_embedder
+from ts_lightning.metrics.gic import SYNONYMS, caption_pairs, score_captions
+from ts_lightning.metrics.gic_names import PROMPT, AskedPairs
+from ts_lightning.metrics.predictions import read_own
 from ts_lightning.pipelines.llm_client import OpenAIChat, RequestFailed
 from ts_lightning.pipelines.response_cache import CachedChat
 

@@ -12,10 +12,10 @@ import json
 import sys
 from pathlib import Path
 
-from ts_lightning.evaluation.region_class import SUBTASK, score_region_class
-from ts_lightning.evaluation.robustness import by_noise, noise_table, plot_noise
-from ts_lightning.evaluation.scoring import read_predictions, score
 from ts_lightning.metrics.class_mapping import sentence_embedder
+from ts_lightning.metrics.region_class import SUBTASK, score_region_class
+from ts_lightning.metrics.robustness import by_noise, noise_table, plot_noise
+from ts_lightning.metrics.scoring import read_predictions, score
 
 
 def main() -> int:

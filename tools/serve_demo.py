@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ts_lightning.models import PlainVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
-from ts_lightning.training import load
+from ts_lightning.runs.load import load
 
 
 def main() -> int:
@@ -24,7 +24,7 @@ def main() -> int:
     try:
         import uvicorn
 
-        from ts_lightning.demo.server import make_app
+        from ts_lightning.serve.server import make_app
     except ImportError as error:
         print(f"error: {error}; expected the extra: pip install 'ts-lightning[demo]'", file=sys.stderr)
         return 2

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_backbones import MAKERS, SAMPLES, batch_of, sample
 
+from tests.unit.models.test_backbones import MAKERS, SAMPLES, batch_of, sample
 from ts_lightning.models import PlainVLM, TwinExpertVLM
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

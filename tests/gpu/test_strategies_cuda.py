@@ -14,7 +14,7 @@ sys.path.append(str(ROOT / "tests/integration"))
 import tiny  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-SAVER = {"class_path": "ts_lightning.training.SaveCheckpoints", "init_args": {"every_n_steps": 2, "keep": 2}}
+SAVER = {"class_path": "ts_lightning.runs.SaveCheckpoints", "init_args": {"every_n_steps": 2, "keep": 2}}
 
 
 def fit(root: Path, overlay: str | None, precision: str, *args: str) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def fit(root: Path, overlay: str | None, precision: str, *args: str) -> dict[str
     given = tiny.config(tiny.write(root, tiny.MIXED), root)
     given["data"]["init_args"]["micro_batch_size"] = 4  # DeepSpeed takes one micro-batch a step
     given["trainer"] |= {"accelerator": "cuda", "gradient_clip_val": 0.1, "callbacks": [SAVER], "precision": precision}
-    line = [sys.executable, "-m", "ts_lightning.cli", "fit", "-c", tiny.save(given, root / "given.yaml")]
+    line = [sys.executable, "-m", "ts_lightning", "fit", "-c", tiny.save(given, root / "given.yaml")]
     line += ["-c", str(ROOT / f"configs/trainer/{overlay}.yaml")] if overlay else []
     done = subprocess.run(
         [*line, "--trainer.devices", "1", *args], env=dict(os.environ), capture_output=True, text=True, timeout=300

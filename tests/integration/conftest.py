@@ -1,5 +1,6 @@
 import pytest
-import tiny
+
+from tests.integration import tiny
 
 
 @pytest.fixture(scope="session")

@@ -7,34 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import test_grpo  # noqa: F401  # the module of a reward, there before ranks are forked
-import tiny
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.tensor import DTensor
 
+from tests.integration import (
+    test_grpo,  # noqa: F401  # the module of a reward, there before ranks are forked
+    tiny,
+)
+from tests.reliability import processes
 from ts_lightning.data import ShardDataModule, ShardSource
 from ts_lightning.data.write import write_shards
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.pipelines.toy_world.multi_image import multi_image_samples
-from ts_lightning.reliability import processes
 from ts_lightning.rl import RolloutCallback
-from ts_lightning.training import (
-    GRPO,
-    SFT,
-    BaseModule,
-    CheckpointIO,
-    FSDP2Strategy,
-    LoRASFT,
-    SaveCheckpoints,
-    StepwiseSFT,
-)
-from ts_lightning.training.metrics_csv import MetricsCSV
+from ts_lightning.runs import CheckpointIO, FSDP2Strategy, SaveCheckpoints
+from ts_lightning.runs.metrics_csv import MetricsCSV
+from ts_lightning.training import GRPO, SFT, BaseModule, LoRASFT, StepwiseSFT
 
 OVERLAYS = Path(__file__).parents[2] / "configs/trainer"
-SAVER = {"class_path": "ts_lightning.training.SaveCheckpoints", "init_args": {"every_n_steps": 2, "keep": 2}}
-REWARDS = {"own": "test_grpo.length", "object": "ts_lightning.rl.object_reward"}
+SAVER = {"class_path": "ts_lightning.runs.SaveCheckpoints", "init_args": {"every_n_steps": 2, "keep": 2}}
+REWARDS = {"own": "tests.integration.test_grpo.length", "object": "ts_lightning.rl.object_reward"}
 
 
 def command(root: Path, shards: str, overlay: str | None, *args: str, ranks: int = 2) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 from jsonargparse._common import parsing_settings
 
+from tests.integration import tiny
 from ts_lightning.cli import main
-from ts_lightning.training.class_paths import EXTRA_VARIABLE
+from ts_lightning.runs.class_paths import EXTRA_VARIABLE
 
 MODULE = "from ts_lightning.training import SFT\nclass Mine(SFT):\n    pass\n"
 

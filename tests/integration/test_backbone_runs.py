@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_backbones
-import tiny
 import torch
 
+from tests.integration import tiny
+from tests.unit.models import test_backbones
 from ts_lightning.cli import main
 from ts_lightning.models.backbones.base import Backbone
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+from tests.integration import tiny
 from ts_lightning.cli import main
 
 

@@ -4,14 +4,14 @@ import json
 import sys
 from pathlib import Path
 
-import certify_retention
 import pytest
-import tiny
 import torch
 
+from tests.integration import tiny
+from tools import certify_retention
 from ts_lightning.cli import main
-from ts_lightning.evaluation.certificate import certify_on, understanding_samples
-from ts_lightning.training import load
+from ts_lightning.reports.certificate import certify_on, understanding_samples
+from ts_lightning.runs.load import load
 
 
 def fit(shards: str, folder: Path, vlm: dict) -> Path:

@@ -4,8 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-import compare_lora
 import pytest
+
+from tools.experiments import compare_lora
 
 
 @pytest.mark.slow

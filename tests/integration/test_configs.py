@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-import tiny
 import yaml
 
+from tests.integration import tiny
 from ts_lightning.cli import main
 from ts_lightning.models.backbones.tiny import SHIPPED
 

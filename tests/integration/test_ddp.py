@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+from tests.integration import tiny
 from ts_lightning.cli import main
 from ts_lightning.data.order import epoch_order
-from ts_lightning.training import load
+from ts_lightning.runs.load import load
 
 DDP = Path(__file__).parents[2] / "configs/trainer/ddp.yaml"
 
@@ -28,7 +28,7 @@ def run_two(command: str, config: dict[str, Any], root: Path, *args: str) -> Non
     root.mkdir(exist_ok=True)
     given = tiny.save(config, root / "given.yaml")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "ts_lightning.cli", command, "-c", given, *args]
+    line = [sys.executable, "-m", "ts_lightning", command, "-c", given, *args]
     done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
 

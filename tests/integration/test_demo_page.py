@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ts_lightning.demo.conversation import Conversation, found_boxes
 from ts_lightning.models import VLM, PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.pipelines.toy_world.render import render
 from ts_lightning.pipelines.toy_world.scene import sample_scene
-from ts_lightning.training import load
+from ts_lightning.runs.load import load
+from ts_lightning.serve.conversation import Conversation, found_boxes
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -30,7 +30,7 @@ SHOTS = os.environ.get("TS_LIGHTNING_SCREENSHOTS")  # a folder: the pictures of 
 
 
 def serve(vlm: PlainVLM | TwinExpertVLM) -> tuple[str, "uvicorn.Server"]:
-    from ts_lightning.demo.server import make_app
+    from ts_lightning.serve.server import make_app
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -183,7 +183,7 @@ def test_boxes_are_drawn_in_the_colors_of_their_steps(
         yield {"task": "grounding", "automatic": True}
         yield {"text": text, "boxes": found_boxes(vlm, text, conversation)}
 
-    monkeypatch.setattr("ts_lightning.demo.server.answer", answer)
+    monkeypatch.setattr("ts_lightning.serve.server.answer", answer)
     add(page, picture())
     corners = [[0.1, 0.25], [0.6, 0.7]]  # on the left edge of either box
     pixel = """([x, y]) => {

@@ -5,17 +5,18 @@ import json
 import sys
 from pathlib import Path
 
-import export_checkpoint
 import pytest
-import tiny
 import torch
 
+from tests.integration import tiny
+from tools import export_checkpoint
 from ts_lightning.cli import main
 from ts_lightning.data.collate import collate
-from ts_lightning.evaluation.certificate import certify_checkpoint
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
 from ts_lightning.models.task_router import SHIPPED
-from ts_lightning.training import BaseModule, load
+from ts_lightning.reports.certificate import certify_checkpoint
+from ts_lightning.runs.load import load
+from ts_lightning.training import BaseModule
 
 LORA = {
     "class_path": "ts_lightning.models.LoRAVLM",

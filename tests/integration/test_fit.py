@@ -8,14 +8,15 @@ from typing import Any
 
 import lightning as L
 import pytest
-import tiny
 import torch
 
+from tests.integration import tiny
 from ts_lightning.cli import main
 from ts_lightning.data import ShardDataModule, ShardSource
 from ts_lightning.models import TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
-from ts_lightning.training import SFT, StepwiseSFT, load
+from ts_lightning.runs.load import load
+from ts_lightning.training import SFT, StepwiseSFT
 
 
 def run(command: str, config: dict[str, Any] | None, root: Path, *args: str) -> None:

@@ -7,22 +7,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import export_checkpoint
 import pytest
 import torch
-from test_ddp import rows
 
-from ts_lightning.training import load
-
-HERE = Path(__file__).parent
+from tests.integration.test_ddp import rows
+from tools import export_checkpoint
+from ts_lightning.runs.load import load
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All runs of `fsdp2_runs`, by name."""
     folder = tmp_path_factory.mktemp("fsdp2")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TS_LIGHTNING_CLASS_PREFIXES": "test_grpo"}
-    line = [sys.executable, str(HERE / "fsdp2_runs.py"), str(folder)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TS_LIGHTNING_CLASS_PREFIXES": "tests.integration.test_grpo"}
+    line = [sys.executable, "-m", "tests.integration.fsdp2_runs", str(folder)]
     done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder

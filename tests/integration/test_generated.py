@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-import generate_scout
 import pytest
-import tiny
-from generation_samples import input_shard
 
+from tests.integration import tiny
+from tests.unit.generation_samples import input_shard
+from tools import generate_scout
 from ts_lightning.cli import main
 from ts_lightning.data import index_shards
-from ts_lightning.training import load
+from ts_lightning.runs.load import load
 
 
 def test_a_fit_on_generated_scout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+from tests.integration import tiny
 from ts_lightning.cli import main
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines.toy_world.multi_image import multi_image_samples
 from ts_lightning.rl.completion import Completion
-from ts_lightning.training import GRPO, load
+from ts_lightning.runs.load import load
+from ts_lightning.training import GRPO
 
 DDP = Path(__file__).parents[2] / "configs/trainer/ddp.yaml"
 BACKBONE = copy.deepcopy(tiny.BACKBONE)
@@ -58,8 +59,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def own_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TS_LIGHTNING_CLASS_PREFIXES", "test_grpo")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("TS_LIGHTNING_CLASS_PREFIXES", "tests.integration.test_grpo")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
 
 
 def config(shards: str, root: Path, kind: str = "twin", reward: str = "length", **model: Any) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def config(shards: str, root: Path, kind: str = "twin", reward: str = "length", 
     vlm = {"class_path": f"ts_lightning.models.{name}", "init_args": {"backbone": BACKBONE, **args}}
     made = tiny.config(shards, root, vlm, **model)
     made["model"]["class_path"] = "ts_lightning.training.GRPO"
-    rollout = {"num_generations": 3, "max_new_tokens": 6, "rewards": {"own": f"test_grpo.{reward}"}}
+    rollout = {"num_generations": 3, "max_new_tokens": 6, "rewards": {"own": f"tests.integration.test_grpo.{reward}"}}
     rollout["rewards"]["object"] = "ts_lightning.rl.object_reward"
     callbacks: list[dict[str, Any]] = [{"class_path": "ts_lightning.rl.RolloutCallback", "init_args": rollout}]
     saver = {"every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}"}
@@ -96,7 +97,7 @@ def assert_equal_ends(root: Path, whole: Path) -> None:
 def fitted(shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Four steps of each kind of policy, checkpoints after two and four."""
     roots = {kind: tmp_path_factory.mktemp(kind) for kind in VLMS}
-    os.environ["TS_LIGHTNING_CLASS_PREFIXES"] = "test_grpo"
+    os.environ["TS_LIGHTNING_CLASS_PREFIXES"] = "tests.integration.test_grpo"
     for kind, root in roots.items():
         given = config(shards, root, kind)
         given["trainer"]["callbacks"][0]["init_args"]["table_every"] = 2
@@ -174,7 +175,7 @@ def test_a_killed_run_goes_on_with_the_same_command(
 ) -> None:
     """SIGKILL at call 40 of the reward: in step 4, twelve completions a step, with a checkpoint after step 2."""
     given = config(shards, tmp_path, reward="deadly")
-    line = [sys.executable, "-m", "ts_lightning.cli", "fit", "-c", tiny.save(given, tmp_path / "given.yaml")]
+    line = [sys.executable, "-m", "ts_lightning", "fit", "-c", tiny.save(given, tmp_path / "given.yaml")]
     died = subprocess.run(line, env={**os.environ, "DIE_AT_CALL": "40"}, capture_output=True, text=True, timeout=240)
     assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
     assert [path.name for path in (tmp_path / "checkpoints").glob("*.ckpt")] == ["step=2.ckpt"]
@@ -210,7 +211,7 @@ def test_two_processes_give_what_one_gives(shards: str, tmp_path: Path) -> None:
             assert run(given, root) == 0
         else:
             root.mkdir()
-            line = [sys.executable, "-m", "ts_lightning.cli", "fit", "-c", tiny.save(given, root / "given.yaml")]
+            line = [sys.executable, "-m", "ts_lightning", "fit", "-c", tiny.save(given, root / "given.yaml")]
             env = {**os.environ, "OMP_NUM_THREADS": "1"}
             more = ["-c", str(DDP), "--trainer.accelerator", "cpu"]
             done = subprocess.run([*line, *more], env=env, capture_output=True, text=True, timeout=240)

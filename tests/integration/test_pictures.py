@@ -9,8 +9,8 @@ from PIL import Image
 
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.data.write import write_shards
-from ts_lightning.evaluation.pictures import PredictionPictures, make_picture, write_pictures, write_sheets
 from ts_lightning.grounding.codecs import get_codec
+from ts_lightning.reports.pictures import PredictionPictures, make_picture, write_pictures, write_sheets
 
 CODEC = get_codec("scout")
 

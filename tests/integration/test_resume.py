@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+from tests.integration import tiny
 from ts_lightning.cli import main
 from ts_lightning.training import BaseModule
 
@@ -31,7 +31,7 @@ def config(shards: str, root: Path) -> dict[str, Any]:
     saver = {"every_n_steps": 2, "keep": 2}
     given["trainer"] |= {"max_steps": STEPS, "limit_val_batches": 1.0}
     given["trainer"] |= {"check_val_every_n_epoch": None, "val_check_interval": 2}
-    given["trainer"]["callbacks"] = [{"class_path": "ts_lightning.training.SaveCheckpoints", "init_args": saver}]
+    given["trainer"]["callbacks"] = [{"class_path": "ts_lightning.runs.SaveCheckpoints", "init_args": saver}]
     return given
 
 
@@ -177,7 +177,7 @@ def test_resume_false_starts_anew_beside_the_old_run(shards: str, tmp_path: Path
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(shards: str, whole: Path, tmp_path: Path, caplog: Any) -> None:
-    from ts_lightning.training.resume import newest
+    from ts_lightning.runs.resume import newest
 
     folder = tmp_path / "checkpoints"
     folder.mkdir()
@@ -231,7 +231,7 @@ def test_nan_in_a_row_ends_the_run(shards: str, tmp_path: Path, monkeypatch: pyt
         StepwiseSFT, "row_losses", lambda self, batch: {k: v * float("inf") for k, v in real(self, batch).items()}
     )
     given = config(shards, tmp_path)
-    skip = {"class_path": "ts_lightning.training.SkipNonFinite", "init_args": {"limit": 3}}
+    skip = {"class_path": "ts_lightning.runs.SkipNonFinite", "init_args": {"limit": 3}}
     given["trainer"]["callbacks"].append(skip)
     assert main(["fit", "-c", tiny.save(given, tmp_path / "given.yaml")]) == 2
     error = capsys.readouterr().err

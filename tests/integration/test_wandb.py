@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-import tiny
 import wandb
 
+from tests.integration import tiny
 from ts_lightning.cli import main
 
 OVERLAY = Path(__file__).parents[2] / "configs/trainer/wandb.yaml"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ts_lightning.reliability import slurm
+from tests.reliability import slurm
 
 SUBMIT = Path(__file__).parents[2] / "tools/submit.py"
 

@@ -1,4 +1,4 @@
-"""A vlm whose weights are shared out between ranks (FSDP2), and whole tensors of it for files."""
+"""A vlm whose weights are shared out between ranks (FSDP2): its shards, norms of gradients, whole tensors for files."""
 
 from collections.abc import Iterable
 
@@ -7,6 +7,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 
 
 def shard(vlm: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh) -> None:
@@ -66,3 +67,26 @@ def all_ranks_done(done_N: Tensor) -> bool:
         distributed.all_reduce(flag, distributed.ReduceOp.MIN)
         done = flag.bool()
     return bool(done)
+
+
+def total_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """The 2-norm of all gradients together, a scalar; of sharded ones the norm over all ranks."""
+    kinds: dict[bool, list[Tensor]] = {}
+    for gradient in gradients:
+        kinds.setdefault(isinstance(gradient, DTensor), []).append(gradient)
+    norms = [torch.nn.utils.get_total_norm(kind) for kind in kinds.values()]  # torch mixes no whole and sharded ones
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    return torch.linalg.vector_norm(torch.stack(whole)) if len(whole) > 1 else whole[0] if whole else torch.zeros(())
+
+
+def clip_sharded(optimizer: Optimizer, limit: float, algorithm: str) -> None:
+    """Lightning's clipping, by "norm" or "value", where some gradients are sharded and some are whole."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    parts = [local(gradient) for gradient in gradients]
+    if not parts:  # a step that is skipped
+        return
+    if algorithm == "value":
+        torch._foreach_clamp_min_(parts, -limit)
+        torch._foreach_clamp_max_(parts, limit)
+    else:
+        torch._foreach_mul_(parts, (limit / (total_norm(gradients) + 1e-6)).clamp(max=1.0))

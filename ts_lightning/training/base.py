@@ -9,14 +9,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from ts_lightning.losses import num_loss_rows
+from ts_lightning.metrics.record import SuiteMetrics, prediction_records
 from ts_lightning.models.vlm import VLM
+from ts_lightning.runs.fsdp2 import ShardedModule
+from ts_lightning.runs.nonfinite import SkipNonFinite
+from ts_lightning.runs.package_state import pack, stored_hparams, unpack
 from ts_lightning.training.callbacks import DataPosition, Throughput
-from ts_lightning.training.fsdp2 import ShardedModule
-from ts_lightning.training.nonfinite import SkipNonFinite
 from ts_lightning.training.optimizer import build_optimizer, gradient_sync
-from ts_lightning.training.package_state import pack, stored_hparams, unpack
 from ts_lightning.training.schedule import WarmupCosine, planned_steps
-from ts_lightning.training.validation import SuiteMetrics, prediction_records
 
 
 class BaseModule(ShardedModule):
@@ -24,7 +24,7 @@ class BaseModule(ShardedModule):
 
     One Lightning batch is one optimizer step: its micro-batches run inside `training_step`, only the last one
     synchronises gradients. The loss is the sum over rows divided by the global batch's `loss_weight`.
-    Hyperparameters are stored as plain values, so `ts_lightning.training.load(path)` rebuilds the module; an argument
+    Hyperparameters are stored as plain values, so `ts_lightning.runs.load(path)` rebuilds the module; an argument
     that can't be stored is refused here with a ValueError.
     """
 

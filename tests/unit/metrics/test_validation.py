@@ -1,0 +1,119 @@
+"""Which question counts in which metric, with numbers worked out by hand."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
+from ts_lightning.grounding.codecs import get_codec
+from ts_lightning.metrics.record import SuiteMetrics, prediction_record, prediction_records
+
+CODEC = get_codec("scout")
+BOX = (0.1, 0.1, 0.5, 0.5)
+
+
+def sample(kind: str, text: str, answer: Answer | None, **fields: object) -> Sample:
+    task = "understanding" if kind == "colour" else "grounding"
+    turns = [Turn("user", "<image>\nWhere?"), Turn("assistant", text)]
+    images = [SampleImage("a.jpg", 200, 100)]
+    regions = [SampleRegion(box=BOX, area_px=500.0)]
+    return Sample(
+        id=kind, key=kind, task=task, subtask=kind, images=images, turns=turns, regions=regions, answer=answer, **fields
+    )
+
+
+REC = sample("rec", "{region:0}", Answer(None, [0]))
+COLOUR = sample("colour", "red", Answer("red"))
+CAPTION = sample("caption", "a dog {region:0}.", Answer(None, [0]))
+UNSCORED = sample("colour", "A long caption.", None)
+COT = sample("scout", "Step 1: Find it {region:0}. Step 2: So the answer is red.", Answer("red"), tags=["cot"])
+NEGATIVE = sample(
+    "negative", "There is a dog {region:0}, not a cat. This question is invalid.", Answer(), tags=["negative"]
+)
+
+
+def scores(*pairs: tuple[Sample, str, bool]) -> dict[str, float]:
+    metrics = SuiteMetrics(CODEC)
+    batch = {"samples": [s for s, _, _ in pairs], "row_valid": torch.tensor([valid for _, _, valid in pairs])}
+    metrics.update("toy", batch, [text for _, text, _ in pairs])
+    return metrics.compute(torch.device("cpu"))
+
+
+def test_boxes() -> None:
+    found = scores(
+        (REC, "[[10,10,50,50]]", True),  # IoU 1
+        (REC, "[[10,10,50,40]] or [[0,0,1,1]]", True),  # IoU 3/4, the first of several counts
+        (REC, "no idea", True),  # 0
+        (REC, "[[10,10,50,50]]", False),  # padding
+    )
+    assert found["toy/miou"] == pytest.approx(1.75 / 3)
+    assert found["toy/acc50"] == pytest.approx(2 / 3)
+    assert found["toy/unparsed"] == pytest.approx(1 / 3)
+    assert found["toy/several"] == pytest.approx(1 / 3)
+    assert found["toy/rec/miou"] == found["toy/miou"]
+    assert not any("medium" in key or "large" in key for key in found), "500 pixels are small"
+
+
+def test_words() -> None:
+    found = scores((COLOUR, "Red.", True), (COLOUR, "blue", True), (UNSCORED, "anything", True))
+    assert found == {"toy/accuracy": 0.5, "toy/colour/accuracy": 0.5}
+
+
+def test_captions_are_no_box_questions() -> None:
+    assert scores((CAPTION, "a dog [[10,10,50,50]].", True)) == {}
+
+
+def test_steps_and_rejections() -> None:
+    found = scores(
+        (COT, "Step 1: Find it [[10,10,50,50]]. Step 2: So the answer is red.", True),
+        (COT, "Step 1: Find it [[90,90,95,95]]. Step 2: So the answer is blue.", True),
+        (NEGATIVE, "There is a dog [[10,10,50,50]] in the image. This question is invalid.", True),
+    )
+    assert found["toy/answer_acc"] == 0.5
+    assert found["toy/step_precision"] == found["toy/step_recall"] == pytest.approx(2 / 3)
+    assert (found["toy/rejection_rate"], found["toy/false_rejection_rate"]) == (1.0, 0.0)
+    assert "toy/miou" not in found
+
+
+def test_reset_forgets() -> None:
+    metrics = SuiteMetrics(CODEC)
+    metrics.update("toy", {"samples": [COLOUR], "row_valid": torch.tensor([True])}, ["red"])
+    metrics.reset()
+    assert metrics.compute(torch.device("cpu")) == {}
+
+
+def test_prediction_record() -> None:
+    record = prediction_record(REC, "[[10,10,50,30]] and [[0,0,100,100]]", CODEC, "val")
+    assert record["regions"] == [
+        {"box": [0.1, 0.1, 0.5, 0.3], "box_px": [20.0, 10.0, 100.0, 30.0]},
+        {"box": [0.0, 0.0, 1.0, 1.0], "box_px": [0.0, 0.0, 200.0, 100.0]},
+    ]
+    assert (record["parse_status"], record["box"], record["box_px"]) == (
+        "several",
+        [0.1, 0.1, 0.5, 0.3],
+        [20, 10, 100, 30],
+    )
+    assert (record["question"], record["suite"], record["task"]) == ("Where?", "val", "grounding")
+    truth = {"text": "{region:0}", "answers": [], "box": list(BOX), "box_px": [20, 10, 100, 50], "area_px": 500.0}
+    assert {name: record["truth"][name] for name in truth} == truth
+
+
+def test_boxes_are_in_pixels_of_the_image_that_they_lie_on() -> None:
+    two = [SampleImage("a.jpg", 200, 100), SampleImage("b.jpg", 50, 80)]
+    second = replace(REC, images=two, regions=[SampleRegion(box=BOX, image=1)])
+    record = prediction_record(second, "[[10,10,50,50]]", CODEC, "toy")
+    assert record["image_size"] == [50, 80]
+    assert record["truth"]["box_px"] == [5.0, 8.0, 25.0, 40.0]
+    assert record["box_px"] == [5.0, 8.0, 25.0, 40.0]
+
+
+def test_understanding_record_asks_no_box() -> None:
+    record = prediction_record(COLOUR, "red [[1,2,3,4]]", CODEC, "val")
+    assert (record["parse_status"], record["box"], record["truth"]["answers"]) == ("not_asked", None, ["red"])
+    assert len(record["regions"]) == 1
+
+
+def test_padding_rows_give_no_record() -> None:
+    batch = {"samples": [REC, REC], "row_valid": torch.tensor([True, False])}
+    assert len(prediction_records(batch, ["", ""], CODEC, "val")) == 1

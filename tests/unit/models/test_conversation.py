@@ -1,0 +1,135 @@
+"""The engine of the page: what is encoded, which path answers, and what is refused."""
+
+import io
+
+import pytest
+import torch
+
+pytest.importorskip("fastapi", reason="fastapi is not installed")
+from fastapi.testclient import TestClient
+
+from ts_lightning.data.collate import collate
+from ts_lightning.data.sample import Sample, SampleImage, Turn
+from ts_lightning.grounding.regions import Region
+from ts_lightning.models import PlainVLM, TwinExpertVLM
+from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.models.generate import prefill
+from ts_lightning.pipelines.toy_world.render import jpeg, render
+from ts_lightning.pipelines.toy_world.scene import sample_scene
+from ts_lightning.serve.conversation import Conversation, answer, found_boxes, task_by_instruction
+from ts_lightning.serve.server import MAX_PICTURES, Pictures, make_app
+
+PICTURE = jpeg(render(sample_scene(11)))
+BASE = PlainVLM(TinyBackbone(), train=[]).eval()
+
+
+def moved_twins() -> TwinExpertVLM:
+    """Grounding experts that say something else than the base."""
+    vlm = TwinExpertVLM(TinyBackbone())
+    with torch.no_grad():
+        for parameter in vlm.trainable_state_dict().values():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)), alpha=0.3)
+    return vlm.eval()
+
+
+def test_an_understanding_turn_after_a_grounding_turn_is_the_base_bit_for_bit() -> None:
+    twins = moved_twins()
+    first = "Find the star and answer with its box."
+    events = list(answer(twins, Conversation([PICTURE], [], [first]), max_new_tokens=12))
+    assert events[0] == {"task": "grounding", "automatic": True}
+    talk = Conversation([PICTURE], [], [first, events[-1]["text"], "What color is the circle?"])
+    list(answer(twins, talk, max_new_tokens=4))
+    batches = [collate([v.encode(talk.sample(v, "understanding"), True)], v.pad_id, "left") for v in (twins, BASE)]
+    with torch.no_grad():
+        ours, base = (prefill(v, batch).logits_BV for v, batch in zip((twins, BASE), batches, strict=True))
+        grounding = collate([twins.encode(talk.sample(twins, "grounding"), True)], twins.pad_id, "left")
+        assert not torch.equal(prefill(twins, grounding).logits_BV, base)
+    assert torch.equal(ours, base)
+    texts = [list(answer(v, talk, max_new_tokens=6))[-1]["text"] for v in (twins, BASE)]
+    assert texts[0] == texts[1]
+
+
+def test_every_assistant_turn_of_a_conversation_is_trained_on() -> None:
+    turns = [Turn("user", "<image>\nWhat color?"), Turn("assistant", "red"), Turn("user", "What shape?")]
+    sample = Sample("1", images=[SampleImage("a.jpg", 10, 10)], turns=[*turns, Turn("assistant", "a star")])
+    sample.image_bytes = [PICTURE]
+    row = BASE.encode(sample)
+    tokens = [BASE.tokenizer.decode(row["input_ids"][row["step_ids"] == step]).strip() for step in range(2)]
+    assert tokens == ["red</s>", "a star</s>"]
+    assert " ASSISTANT: red</s>" in BASE.backbone.encoder.render(sample)[0]
+    assert set(row["step_ids"].tolist()) == {-1, 0, 1}
+
+
+def test_regions_are_named_by_number_and_earlier_boxes_are_said_again() -> None:
+    vlm = PlainVLM(TinyBackbone(codec="chatspot", codec_grid="100"), train=[])
+    regions = [(0, Region(((0.5, 0.25),))), (0, Region(((0.1, 0.2), (0.3, 0.4))))]
+    texts = ["What is in #2 and #1? <image> {region:0}", "It is <box>10,20,30,40</box>.", "And #1?"]
+    text, _ = vlm.backbone.encoder.render(Conversation([PICTURE], regions, texts).sample(vlm, "understanding"), True)
+    asked, said, again = text.split("<image>" * 36 + "\n")[1].split("</s>")[0].split(" ASSISTANT:")[0], text, text
+    assert asked.startswith("What is in <box>10,20,30,40</box> and <box>50,25</box>? <\u200bimage>")
+    assert " It is <box>10,20,30,40</box>.</s>" in said
+    assert "And <box>50,25</box>?" in again
+    with pytest.raises(ValueError, match="seen #3, expected #1 to #2"):
+        Conversation([PICTURE], regions, ["What is in #3?"]).sample(vlm, "understanding")
+    with pytest.raises(ValueError, match="codec scout: seen a click"):
+        list(answer(BASE, Conversation([PICTURE], regions[:1], ["What is in #1?"])))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "task"),
+    [
+        ("Where is the red circle? Answer with a box.", "grounding"),
+        ("find the star and answer with its box.", "grounding"),
+        ("What color is the star? Think in steps and give boxes.", "grounding"),
+        ("Describe the image with boxes.", "grounding"),
+        ("Where is the red circle?", "understanding"),
+        ("Describe the image.", "understanding"),
+        ("How many boxes are there?", "understanding"),
+    ],
+)
+def test_the_instruction_decides_the_task(prompt: str, task: str) -> None:
+    assert task_by_instruction(prompt) == task
+
+
+def test_boxes_know_their_step_and_characters() -> None:
+    text = "Step 1: Find the hat [[10,20,30,40]]. Step 2: It [[50,60,70,80]] is red."
+    first, second = found_boxes(BASE, text, Conversation([PICTURE]))
+    assert (first["step"], second["step"]) == (0, 1)
+    assert text[second["start"] : second["end"]] == "[[50,60,70,80]]"
+    assert first["points"] == [[0.1, 0.2], [0.3, 0.4]]
+
+
+def test_the_server_refuses_in_one_line_and_lives_on() -> None:
+    client = TestClient(make_app(BASE, "tiny"))
+    name = client.post("/api/image", content=PICTURE).json()["id"]
+    ask = {"images": [name], "regions": [], "texts": ["How many objects are there?"], "task": "auto"}
+    for wrong, expected in [
+        ({"texts": ["  "]}, "question: seen nothing"),
+        ({"texts": ["x" * 5000]}, "seen 5000 characters"),
+        ({"images": ["no"]}, "no longer has this picture"),
+        ({"regions": [{"image": 3, "points": [[0, 0]]}]}, "region #1: seen image 4"),
+        ({"regions": [{"image": 0, "points": []}]}, "expected at least 1"),
+        ({"regions": None}, "malformed"),
+    ]:
+        response = client.post("/api/ask", json=ask | wrong)
+        assert response.status_code == 400
+        assert expected in response.json()["error"]
+    assert client.post("/api/ask", content=b"{").status_code == 400
+    assert "seen 'all'" in client.post("/api/ask", json=ask | {"task": "all"}).text
+    assert client.post("/api/image", content=PICTURE[:300]).status_code == 400
+    assert client.get("/../server.py").status_code == 404
+    assert '{"done": true}' in client.post("/api/ask", json=ask).text
+    page = client.get("/")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_only_the_last_pictures_are_kept() -> None:
+    pictures = Pictures()
+    names = []
+    for i in range(MAX_PICTURES + 1):
+        buffer = io.BytesIO()
+        render(sample_scene(i)).save(buffer, "PNG")
+        names.append(pictures.add(buffer.getvalue())["id"])
+    assert pictures.get(names[1])
+    with pytest.raises(ValueError, match="no longer has"):
+        pictures.get(names[0])

@@ -1,0 +1,74 @@
+"""Tokenizer, encoder, packing."""
+
+import pickle
+
+import pytest
+import torch
+
+from tools.experiments.tiny_base.tokenizer import MARKUP
+from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.models.packing import branch_mask, pack_row, pad_rows
+from ts_lightning.pipelines.toy_world.shards import grounding_samples
+
+ENCODER = TinyBackbone(pretrained=None, hidden_size=32, num_layers=2, vision_layers=1, num_heads=2).encoder
+TOKENIZER = ENCODER.tokenizer
+
+
+def test_numbers_and_marks_are_one_token() -> None:
+    ENCODER.token_ids([*ENCODER.codec.coordinate_tokens(), *MARKUP])
+    with pytest.raises(ValueError, match="expected one token"):
+        ENCODER.token_ids(["nonsenseword"])
+
+
+@pytest.mark.parametrize(
+    "text", ["Step 1: Find the man [[10,9,79,100]].", "ünïcode ✓", "<|box_start|>(123,4),(5,6)<|box_end|>"]
+)
+def test_text_survives(text: str) -> None:
+    assert TOKENIZER.decode(TOKENIZER(text)["input_ids"]) == text
+
+
+def test_steps_and_prompt_have_their_ids() -> None:
+    sample = next(s for s in grounding_samples("train", 40, ("scout",)) if len(s.turns[1].steps) == 4)
+    row, prompt = ENCODER(sample), ENCODER(sample, for_generation=True)
+    length = len(prompt["input_ids"])
+    assert torch.equal(row["input_ids"][:length], prompt["input_ids"])
+    assert (row["step_ids"][:length] == -1).all()
+    answer = row["step_ids"][length:].tolist()
+    assert answer == sorted(answer)
+    assert set(answer) == {0, 1, 2, 3}
+    for step in range(4):
+        text = TOKENIZER.decode(row["input_ids"][row["step_ids"] == step])
+        assert text.strip().startswith(f"Step {step + 1}:")
+    assert row["input_ids"][-1] == TOKENIZER.eos_token_id
+    assert (row["input_ids"] == TOKENIZER.convert_tokens_to_ids("<image>")).sum() == ENCODER.image_tokens
+
+
+def test_encoder_travels_to_workers() -> None:
+    sample = next(iter(grounding_samples("train", 1)))
+    again = pickle.loads(pickle.dumps(ENCODER))
+    assert torch.equal(again(sample)["input_ids"], ENCODER(sample)["input_ids"])
+
+
+def test_long_rows_are_refused() -> None:
+    sample = next(iter(grounding_samples("train", 1)))
+    sample.turns[1].text = "word " * 3000
+    sample.turns[1].steps = None
+    with pytest.raises(ValueError, match=f"{sample.key}.*tokens, expected at most"):
+        ENCODER(sample)
+
+
+def test_packed_branches_see_prefix_and_self() -> None:
+    row = pack_row([1, 2], [([3], [4]), ([5, 6], [7])])
+    assert row["position_ids"] == [0, 1, 2, 3, 2, 3, 4]
+    batch = pad_rows([row, pack_row([1], [([2], [3])])], pad_id=9)
+    mask = branch_mask(batch["branch"])[:, 0].int()
+    assert mask[0].tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0],
+        [1, 1, 0, 0, 1, 1, 0],
+        [1, 1, 0, 0, 1, 1, 1],
+    ]
+    assert mask[1, 6].tolist() == [0, 0, 0, 1, 1, 1, 1]

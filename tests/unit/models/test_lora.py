@@ -1,0 +1,139 @@
+"""The LoRA baseline: what trains, peft's own layout, equal parameters with TWIST."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import LlavaForConditionalGeneration
+
+from tools.bench.geometry import MOE_LLAVA_PHI2
+from ts_lightning.data.collate import collate
+from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
+from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.models.moe import MoE
+from ts_lightning.pipelines.toy_world.shards import grounding_samples, understanding_samples
+from ts_lightning.runs.class_paths import instantiate
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 4, "vision_layers": 1, "num_heads": 2}
+SAMPLES = [*grounding_samples("train", 3, ("localization", "rec")), *understanding_samples("train", 3)]
+CONFIGS = Path(__file__).parents[3] / "configs/fit"
+
+
+class DenseTiny(TinyBackbone):
+    """The tiny backbone with plain MLPs: a plain `LlavaForConditionalGeneration`."""
+
+    def __init__(self) -> None:
+        super().__init__(pretrained=None, **SIZES)
+        for layer in self.layers:
+            if isinstance(layer.mlp, MoE):
+                layer.mlp = layer.mlp.experts[0]
+
+
+def backbone() -> TinyBackbone:
+    return TinyBackbone(pretrained=None, **SIZES)
+
+
+def shaken(vlm: LoRAVLM) -> LoRAVLM:
+    torch.manual_seed(1)
+    for parameter in vlm.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    return vlm.eval()
+
+
+def batch(vlm: PlainVLM | LoRAVLM) -> dict:
+    return collate([vlm.encode(sample) for sample in SAMPLES], vlm.pad_id)
+
+
+@torch.no_grad()
+def test_starts_as_the_base_and_is_it_without_the_adapter() -> None:
+    vlm, base = LoRAVLM(backbone(), rank=4, train_token_rows=["codec"]).eval(), PlainVLM(backbone(), train=()).eval()
+    rows = batch(vlm)
+    expected = base(rows)["logits"]
+    torch.testing.assert_close(vlm(rows)["logits"], expected, atol=1e-6, rtol=1e-6)
+    shaken(vlm)
+    assert not torch.allclose(vlm(rows)["logits"], expected, atol=1e-3)
+    with vlm.without_adapter():
+        torch.testing.assert_close(vlm(rows)["logits"], expected, atol=1e-6, rtol=1e-6)
+
+
+def test_adapters_train_and_nothing_else() -> None:
+    vlm = LoRAVLM(backbone(), rank=3, dropout=0.1).train()
+    trains = {name: p for name, p in vlm.named_parameters() if p.requires_grad}
+    # layers 0 and 2 have 4 experts, 1 and 3 one MLP: 10 MLPs of 32 -> 48 -> 32, two matrices each
+    assert sum(p.numel() for p in trains.values()) == 10 * 2 * 3 * (32 + 48)
+    assert all("lora_" in name and "vision" not in name for name in trains)
+    torch.manual_seed(0)
+    vlm(batch(vlm))["logits"].sum().backward()
+    assert all(p.grad is not None for p in trains.values())
+    assert all(p.grad is None for name, p in vlm.named_parameters() if name not in trains)
+    drops = {module.training for name, module in vlm.named_modules() if name.endswith("lora_dropout.default")}
+    assert drops == {True}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [[], ["codec"]], ids=["", "token rows"])
+def test_plain_peft_loads_it_onto_the_plain_model(rows: list[str], tmp_path: Path) -> None:
+    vlm = shaken(LoRAVLM(DenseTiny(), rank=4, targets=["fc1", "fc2", "q_proj"], train_token_rows=rows))
+    vlm.save_pretrained(tmp_path / "adapter", {"val/grounding/miou": 0.25})
+    DenseTiny().model.save_pretrained(tmp_path / "base")
+    plain = LlavaForConditionalGeneration.from_pretrained(tmp_path / "base")
+    theirs = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+    inputs = batch(vlm)
+    images = {"pixel_values": torch.zeros(len(SAMPLES), 3, 96, 96)}
+    ids = {"input_ids": inputs["input_ids"], "attention_mask": inputs["valid"].long()}
+    ours = vlm.backbone.model(**ids, **images).logits
+    assert torch.equal(theirs(**ids, **images).logits, ours)
+    assert "val/grounding/miou: 0.2500" in (tmp_path / "adapter/README.md").read_text()
+    merged = theirs.merge_and_unload()
+    assert type(merged) is LlavaForConditionalGeneration
+    torch.testing.assert_close(merged(**ids, **images).logits, ours, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_save_and_load_give_the_same_bits(tmp_path: Path) -> None:
+    vlm = shaken(LoRAVLM(backbone(), rank=4, train_token_rows=["codec"]))
+    vlm.save_pretrained(tmp_path)
+    rows = batch(vlm)
+    again = LoRAVLM.from_pretrained(tmp_path, backbone())
+    assert torch.equal(again(rows)["logits"], vlm(rows)["logits"])
+    with pytest.raises(ValueError, match="trained on a base of sha256"):
+        LoRAVLM.from_pretrained(tmp_path, TinyBackbone(pretrained=None, seed=3, **SIZES))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"no tensors at all")
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors can't be read"):
+        LoRAVLM.from_pretrained(tmp_path, backbone())
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="targets: seen 'gate', expected linear layers of the decoder: dense, fc1"):
+        LoRAVLM(backbone(), targets=["gate"])
+    with pytest.raises(ValueError, match="rank: seen 0"):
+        LoRAVLM(backbone(), rank=0)
+
+
+@pytest.mark.parametrize(
+    ("twist", "lora", "base", "device"),
+    [
+        ("toy_twist", "lora_toy_equal", {"pretrained": "shipped"}, "cpu"),
+        ("twist_moe_llava_phi2", "lora_moe_llava_phi2_equal", {"config": MOE_LLAVA_PHI2, "dtype": "bfloat16"}, "meta"),
+    ],
+)
+def test_the_equal_configurations_have_as_many_parameters_as_twist(
+    twist: str, lora: str, base: dict[str, Any], device: str
+) -> None:
+    """To within half of what one more rank would add."""
+    counts = []
+    for name, kind in ((twist, TwinExpertVLM), (lora, LoRAVLM)):
+        spec = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]["init_args"]["vlm"]
+        spec["init_args"]["backbone"]["init_args"] = base
+        with torch.device(device):
+            vlm = instantiate(kind, **spec)
+        counts.append(sum(p.numel() for p in vlm.parameters() if p.requires_grad))
+        if kind is LoRAVLM:
+            matrices = [m for n, m in vlm.named_modules() if n.endswith(("lora_A.default", "lora_B.default"))]
+            rank = spec["init_args"]["rank"]
+            one_more = sum(m.weight.numel() for m in matrices) / rank
+    assert abs(counts[0] - counts[1]) <= one_more / 2

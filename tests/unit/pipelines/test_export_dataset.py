@@ -1,0 +1,110 @@
+"""Round trips: samples to shards, out to other tools' files, and in again."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.unit.data_samples import picture, sample
+from tools import convert_dataset, export_dataset
+from ts_lightning.data import index_shards
+from ts_lightning.data.reader import ShardReader
+from ts_lightning.data.sample import Sample, SampleRegion, Turn
+from ts_lightning.data.write import write_shards
+from ts_lightning.grounding import get_codec
+from ts_lightning.pipelines.converters import coco, llava, ms_swift
+from ts_lightning.pipelines.converters.source import Pictures
+from ts_lightning.pipelines.export import to_llava, to_ms_swift
+
+REAL = Path(__file__).parents[4] / "shared/real/coco_mini"
+
+
+def back(pattern: str) -> Iterator[Sample]:
+    manifest = index_shards(pattern)
+    reader = ShardReader(manifest)
+    return (reader.read(i) for i in range(manifest.num_samples))
+
+
+def plain(samples: Iterator[Sample]) -> list[Sample]:
+    return sorted((replace(one, shard="") for one in samples), key=lambda one: one.key)
+
+
+def mixed() -> list[Sample]:
+    """Boxes, several boxes, a point, two pictures, no region, steps."""
+    one, two, three = sample(1), sample(2, images=2), sample(3)
+    two.regions[0].image = 1
+    two.turns += [Turn("user", "And {region:0}?"), Turn("assistant", "No, {region:1} {region:2}.")]
+    two.regions += [
+        SampleRegion(boxes=[(0.1, 0.2, 0.3, 0.4), (0.5, 0.5, 0.9, 1.0)]),
+        SampleRegion(points=[(0.25, 0.5)]),
+    ]
+    three.regions, three.answer, three.task = [], None, "understanding"
+    three.turns[1] = Turn("assistant", "Nothing.")
+    return [one, two, three]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, module: object, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["tool", *map(str, arguments)])
+    return module.main()
+
+
+@pytest.mark.parametrize("name", ["llava", "ms-swift"])
+def test_conversations_come_back_equal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards(mixed(), tmp_path / "shards", "x")
+    codec = ["--codec", "chatspot"] if name == "llava" else []
+    assert run(monkeypatch, export_dataset, name, f"{tmp_path}/shards/*.tar", "--out", tmp_path / "out", *codec) == 0
+    read = llava.read if name == "llava" else ms_swift.read
+    (file,) = (tmp_path / "out").glob("*.json*")
+    text = file.read_text()
+    assert "{region" not in text.replace('"{region', "")
+    again = list(read(file, Pictures(tmp_path / "out/images")))
+    assert plain(iter(again)) == plain(back(f"{tmp_path}/shards/*.tar"))
+    assert run(monkeypatch, convert_dataset, name, file, "--out", tmp_path / "again") == 0
+    assert plain(back(f"{tmp_path}/again/*.tar")) == plain(iter(again))
+
+
+def test_what_other_tools_read(tmp_path: Path) -> None:
+
+    to_llava(mixed(), tmp_path, get_codec("chatspot"))
+    row = json.loads((tmp_path / "llava.json").read_text())[0]
+    assert row["conversations"][1] == {"from": "gpt", "value": "Step 1: here <box>0.125,0.250,0.500,1.000</box>."}
+    to_ms_swift(mixed(), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "ms_swift.jsonl").read_text().splitlines()]
+    assert rows[1]["messages"][3] == {"role": "assistant", "content": "No, <bbox><bbox> <bbox>."}
+    assert rows[1]["objects"]["bbox"][2:] == [[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.9, 1.0], [0.25, 0.5]]
+    assert rows[1]["objects"]["image_id"] == [1, 1, 0, 0, 0]
+    assert "objects" not in rows[2]
+    bad = sample(4)
+    bad.regions[0] = SampleRegion(polygon=[(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)])
+    with pytest.raises(ValueError, match="region 0: seen a polygon, expected a point or a box"):
+        to_ms_swift([bad], tmp_path)
+    other = sample(5)
+    other.images[0].name, other.image_bytes = "1-0.jpg", [picture(9)]
+    with pytest.raises(ValueError, match=r"seen two pictures called '1-0\.jpg'"):
+        to_ms_swift([other], tmp_path)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no COCO photos in {REAL}")
+def test_coco_comes_back_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, convert_dataset, "coco", REAL, "--split", "val2017", "--out", tmp_path / "shards") == 0
+    first = plain(back(f"{tmp_path}/shards/*.tar"))
+    arguments = ["coco", f"{tmp_path}/shards/*.tar", "--out", tmp_path / "out", "--split", "val2017"]
+    assert run(monkeypatch, export_dataset, *arguments) == 0
+    again = plain(coco.read(tmp_path / "out"))
+    assert len(again) == len(first) > 200
+    for one, two in zip(first, again, strict=True):
+        for region, other in zip(one.regions, two.regions, strict=True):
+            assert other.box == pytest.approx(region.box, abs=1e-12)
+            other.box = region.box
+        assert two == one
+
+
+def test_unknown_dataset_and_missing_path_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    assert run(monkeypatch, convert_dataset, "nothing") == 2
+    assert capsys.readouterr().err.startswith("error: dataset: seen 'nothing', expected one of art, coco, ")
+    assert run(monkeypatch, convert_dataset, "gqa", tmp_path, "--out", tmp_path / "o") == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "seen no testdev_balanced_questions.json, expected" in message

@@ -1,0 +1,289 @@
+"""Offline generation: SCOUT, captions, dialogues, trajectories; checks that reject; the report that can fail."""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.unit.data_samples import sample as small_sample
+from tests.unit.generation_samples import KINDS, detection, input_shard, read, scene, scout
+from tools import generate_gic, generate_region_chat, generate_scout, report_dataset
+from ts_lightning.data.sample import Answer, Sample, SampleRegion, Turn
+from ts_lightning.grounding import get_codec
+from ts_lightning.grounding.boxes import iou
+from ts_lightning.pipelines.converters import coco
+from ts_lightning.pipelines.gic import names_before
+from ts_lightning.pipelines.mirg import Trajectories
+from ts_lightning.pipelines.offline import OfflineChat
+from ts_lightning.pipelines.quality import marked, problems, report
+from ts_lightning.pipelines.region_chat import dialogue
+from ts_lightning.pipelines.scenes import TEMPLATES, describe, scenes
+from ts_lightning.pipelines.scout import Scout, from_notation, from_pixels, queries
+from ts_lightning.pipelines.scout_checks import Rejected, check_negative, check_positive, same_question
+
+REAL = Path(__file__).parents[4] / "shared/real/coco_mini"
+
+
+def test_cogvlm_writes_three_digits() -> None:
+    codec = get_codec("cogvlm")
+    assert codec.format([(0.0, 0.05, 0.5, 1.0)]) == "[[000,050,500,999]]"
+    assert codec.parse("[[000,050,500,999]]")[0].boxes[0] == pytest.approx((0.0, 0.05, 0.5, 1.0), abs=1e-3)
+    assert codec.parse("[[010,020,100,200;300,400,500,600]]")[0].boxes[1] == pytest.approx(
+        (0.3, 0.4, 0.5, 0.6), abs=1e-3
+    )
+
+
+def test_descriptions_have_pixel_boxes() -> None:
+    text = describe(scene())
+    assert text == "dog [8, 12, 40, 48], cat [64, 54, 96, 114], car [112, 6, 152, 36]. Picture 0."
+
+
+def test_queries_in_both_forms() -> None:
+    text = (
+        "Query 1: what is it? [Answer]: dog\nQuery 2: Where? [Answer]: left.\n\n[Query 3]: not a question [Answer]: x"
+    )
+    assert queries(text) == [("What is it?", "dog"), ("Where?", "left.")]
+    packed = json.dumps({"queries": [{"question": "Who?", "answer": "man"}]})
+    assert queries(f"Sure: {packed}") == [("Who?", "man")]
+    assert queries("I cannot say.") == queries('{"queries": 3}') == []
+
+
+def test_boxes_become_numbers_before_any_check() -> None:
+    text, boxes = from_notation("the dog [[000,100,500,999]] and [[1,2,30,40;50,60,70,80]].", "cogvlm", (100, 50))
+    assert text == "the dog {region:0} and {region:1}, {region:2}."
+    assert boxes[0] == pytest.approx((0.0, 0.1, 0.5, 1.0), abs=1e-3)
+    text, boxes = from_pixels("a man [10, 5, 60, 25] on [[0, 0, 50, 50], [50, 0, 100, 50]]", (100, 50))
+    assert text == "a man {region:0} on {region:1}, {region:2}"
+    assert boxes == [(0.1, 0.1, 0.6, 0.5), (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]
+    for bad in ("[[500,100,000,999]]", "[[1,2,3,1200]]"):
+        with pytest.raises(Rejected):
+            from_notation(bad, "cogvlm", (100, 50))
+    for bad in ("[10, 5, 60]", "[10, 5, 160, 25]", "[60, 5, 10, 25]"):
+        with pytest.raises(Rejected):
+            from_pixels(bad, (100, 50))
+
+
+STEPS = "Step 1: Find the dog {region:0}. Step 2: The dog {region:0} is brown. Step 3: So the answer is brown."
+DOG = (0.05, 0.1, 0.25, 0.4)
+
+
+def test_what_a_positive_answer_must_hold() -> None:
+    draft = check_positive(scene(), "What color is the dog?", "brown", (STEPS, [DOG]), None)
+    assert (draft.answer, draft.steps) == ("brown", STEPS)
+    wrong = {
+        "answer that is no numbered steps": ("The dog {region:0} is brown.", [DOG]),
+        "no box in the steps": (STEPS.replace(" {region:0}", ""), []),
+        "no final answer": (STEPS.replace("So the answer is", "It is"), [DOG]),
+        "final answer differs from the question's": (STEPS.replace("brown", "black"), [DOG]),
+        "box that agrees with no annotation": (STEPS, [(0.5, 0.0, 0.6, 0.1)]),
+        "final answer that no step speaks of": (STEPS.replace("is brown. Step 3", "is here. Step 3"), [DOG]),
+    }
+    for reason, written in wrong.items():
+        with pytest.raises(Rejected, match=reason):
+            check_positive(scene(), "What color is the dog?", "brown", written, None)
+    loose = (0.5, 0.0, 0.6, 0.1)
+    draft = check_positive(scene(), "What color?", "brown", (STEPS, [loose]), lambda: (STEPS, [(0.5, 0.0, 0.6, 0.12)]))
+    assert draft.boxes == [loose]
+    with pytest.raises(Rejected, match="and no second answer"):
+        check_positive(scene(), "What color?", "brown", (STEPS, [loose]), lambda: (STEPS, [DOG]))
+
+
+def test_negatives_are_really_absent() -> None:
+    def check(thing: str, boxes: list) -> object:
+        parts = [
+            f"Find the {thing}",
+            f"There is a dog {{region:0}} in the image, not a {thing}",
+            "This question is invalid",
+        ]
+        return check_negative(scene(), f"Where is the {thing}?", "Step 1: ...", boxes, parts)
+
+    assert check("horse", [DOG]).negative
+    for thing, boxes in (("dogs", [DOG]), ("horse", []), ("horse", [(0.5, 0.0, 0.6, 0.1)])):
+        with pytest.raises(Rejected, match="negative"):
+            check(thing, boxes)
+    assert same_question("Where is the dog?", "where are dogs")
+    assert not same_question("What is left of the dog?", "What is the dog left of?")
+
+
+def test_offline_scout_is_right_by_the_rule_and_the_rule_finds_errors() -> None:
+    made = scout(negatives=0.2)
+    known = {one.image.name: one for one in scenes(map(detection, range(30)))}
+    samples = [sample for one in known.values() for sample in made(one)]
+    for one in samples:
+        one.validate()
+        assert problems(one, known[one.images[0].name]) == []
+    kinds = Counter(one.subtask for one in samples)
+    assert 0.15 < kinds["negative"] / len(samples) < 0.25
+    assert len({(one.images[0].name, one.meta["question"]) for one in samples}) == len(samples)
+    again = scout(negatives=0.2)
+    assert [one for scene in known.values() for one in again(scene)] == samples
+    sample = next(one for one in samples if "to the left of" in one.turns[1].text)
+    turned = sample.turns[1].text.replace("to the left of", "to the right of")
+    bad = replace(sample, turns=[sample.turns[0], Turn("assistant", turned)])
+    assert problems(bad, known[sample.images[0].name])[0].startswith("relation is not so")
+    moved = replace(sample, regions=[replace(region, box=(0.0, 0.0, 0.01, 0.01)) for region in sample.regions])
+    assert "has IoU 0.00" in problems(moved, known[sample.images[0].name])[0]
+    figures, shown = report([*samples, bad, moved], known, {"x": 2}, shown=10)
+    assert figures["accepted"] == {
+        "checked": len(samples) + 2,
+        "right": len(samples),
+        "share": round(len(samples) / (len(samples) + 2), 4),
+    }
+    assert (figures["table_a1"]["images"], figures["table_a1"]["qa_pairs"]) == (30, len(samples) + 2)
+    assert len(shown) == 10
+    assert marked({"a": True, "b": False, "c": True, "d": True}) == {"marked": 4, "right": 3, "accuracy": 0.75}
+
+
+def test_the_caption_baseline_never_shows_the_picture() -> None:
+    backend = OfflineChat("cogvlm", 6, KINDS)
+    samples = list(Scout(backend, None, most=6, negatives=0.0)(scene()))
+    assert len(samples) == 6
+    assert samples[0].tags == ["cot", "caption_only"]
+    assert samples[0].meta["generator"] == {"questions": "offline-0", "answers": "caption"}
+
+
+def test_tools_and_report(tmp_path, monkeypatch, capsys) -> None:
+    path = input_shard(tmp_path / "in", 20)
+    for module, name in ((generate_scout, "scout"), (generate_gic, "gic"), (generate_region_chat, "chat")):
+        monkeypatch.setattr("sys.argv", ["tool", str(path), "--out", str(tmp_path / name)])
+        assert module.main() == 0
+    captions = read(f"{tmp_path}/gic/*.tar")
+    assert len(captions) == 20
+    assert captions[0].turns[1].text == "There is a dog {region:0}, a cat {region:1} and a car {region:2}."
+    chats = read(f"{tmp_path}/chat/*.tar")
+    assert {one.subtask for one in chats} == {"region_chat", "image_chat"}
+    assert all(("{region:0}" in one.turns[0].text) == (one.subtask == "region_chat") for one in chats)
+    (tmp_path / "marks.json").write_text('{"a": true, "b": false}')
+    arguments = [
+        f"{tmp_path}/scout/*.tar",
+        "--annotations",
+        str(path),
+        "--out",
+        str(tmp_path / "scout"),
+        "--shown",
+        "5",
+    ]
+    monkeypatch.setattr("sys.argv", ["tool", *arguments, "--marks", str(tmp_path / "marks.json")])
+    assert report_dataset.main() == 0
+    figures = json.loads((tmp_path / "scout/report.json").read_text())
+    assert (figures["accepted"]["share"], figures["by_hand"]["accuracy"]) == (1.0, 0.5)
+    assert (tmp_path / "scout/report.html").read_text().count("<figure>") == 5
+    assert "templates (sha256" in (tmp_path / "scout/README.md").read_text()
+    monkeypatch.setattr("sys.argv", ["tool", str(path), "--out", str(tmp_path / "x"), "--questions", "nothing:x"])
+    assert generate_scout.main() == 2
+    assert "backend: seen 'nothing:x', expected offline" in capsys.readouterr().err
+
+
+def test_edited_templates_are_used_and_hashed(tmp_path, monkeypatch, capsys) -> None:
+    path = input_shard(tmp_path / "in", 1)
+    shutil.copytree(TEMPLATES, tmp_path / "mine")
+    hashes = set()
+    for number, words in enumerate(([], ["--templates", str(tmp_path / "mine")])):
+        for module in (generate_scout, generate_gic, generate_region_chat):
+            monkeypatch.setattr("sys.argv", ["tool", str(path), "--out", str(tmp_path / f"out{number}"), *words])
+            assert module.main() == 0
+        hashes |= {one.meta["templates"] for one in read(f"{tmp_path}/out{number}/*.tar")}
+        for file in (tmp_path / "mine").glob("*.txt"):
+            file.write_text(f"{file.read_text()}\nBe brief.")
+    assert len(hashes) == 6
+    (tmp_path / "mine/gic.txt").unlink()
+    monkeypatch.setattr("sys.argv", ["tool", str(path), "--out", str(tmp_path), "--templates", str(tmp_path / "mine")])
+    assert generate_gic.main() == 2
+    assert f"templates: seen no file {tmp_path}/mine/gic.txt, expected an edited copy" in capsys.readouterr().err
+
+
+def test_dialogues_and_names_before_boxes() -> None:
+    text = "User: What is {region}?\nAssistant: A dog.\nUser: Where?\nAssistant: On the left."
+    assert dialogue(text, False) == [("What is {region:0}?", "A dog."), ("Where?", "On the left.")]
+    assert dialogue(text, True) is None
+    assert dialogue("User: What is {region}?\nAssistant: At [1, 2, 3, 4].", False) is None
+    assert dialogue("A dog.", False) is None
+    assert names_before("A small dog {region:0} and two cats {region:1}, {region:2}.") == [
+        "small dog",
+        "two cats",
+        "two cats",
+    ]
+
+
+class Says:
+    """A backend with one answer."""
+
+    name, codec = "says", "qwen2_vl"
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = list(texts)
+
+    def chat(self, messages, images=(), schema=None, attempt=0) -> str:
+        return self.texts.pop(0)
+
+
+def multi() -> Sample:
+    one = small_sample(1, images=2)
+    one.regions = [SampleRegion(image=1, box=(0.1, 0.2, 0.5, 0.6))]
+    one.turns, one.answer = (
+        [Turn("user", "<image><image>Where is it?"), Turn("assistant", "{region:0}")],
+        Answer(regions=[0]),
+    )
+    return one
+
+
+def test_trajectories_in_three_stages() -> None:
+    thought = "<think>Image 1 shows [a tree]. So [the dog] in image 2 it is.</think><answer>[the dog]</answer>"
+    tree = "Image 1: <|box_start|>(100,100),(300,300)<|box_end|>"
+    dog = "Image 2: <|box_start|>(100,200),(500,600)<|box_end|>"
+    (made,) = Trajectories(Says(thought), Says(tree, dog))(multi())
+    made.validate()
+    expected = "<think>Image 1 shows {region:1}. So {region:0} in image 2 it is.</think><answer>{region:0}</answer>"
+    assert made.turns[1].text == expected
+    assert [(r.image, r.phrase) for r in made.regions] == [(1, "the dog"), (0, "a tree")]
+    assert (made.meta["image"], made.tags) == (1, ["trajectory"])
+    bad = {
+        "another form": (Says("no tags"), Says()),
+        "placed nowhere": (Says(thought), Says("none")),
+        "does not exist": (Says(thought), Says(tree.replace("Image 1", "Image 7"))),
+        "never reaches the true object": (Says(thought), Says(tree, dog.replace("Image 2", "Image 1"))),
+    }
+    for reason, (think, place) in bad.items():
+        maker = Trajectories(think, place)
+        assert list(maker(multi())) == []
+        assert reason in next(iter(maker.dropped))
+    offline = OfflineChat()
+    (made,) = Trajectories(offline, offline)(multi())
+    assert made.turns[1].text.endswith("is in the second image: {region:0}.</think><answer>{region:0}</answer>")
+    (made,) = Trajectories(offline, offline, style="answer")(multi())
+    assert made.turns[1].text == "<answer>{region:0}</answer>"
+
+
+def test_reasoning_alone_is_a_trajectory_without_boxes_in_its_thought() -> None:
+    thought = "<think>Image 1 shows [a tree]. So [the dog] in image 2 it is.</think><answer>[the dog]</answer>"
+    tree, dog = (f"Image {i}: <|box_start|>(100,{y}00),(500,600)<|box_end|>" for i, y in ((1, 1), (2, 2)))
+    (full,) = Trajectories(Says(thought), Says(tree, dog))(multi())
+    maker = Trajectories(Says(), Says(), style="reasoning")
+    (made,) = maker(full)
+    made.validate()
+    expected = "<think>Image 1 shows a tree. So the dog in image 2 it is.</think><answer>{region:0}</answer>"
+    assert made.turns[1].text == expected
+    assert (made.tags, made.regions, made.answer) == (["reasoning"], full.regions, full.answer)
+    assert made.meta["generator"] == full.meta["generator"] == {"reason": "says", "locate": "says"}
+    assert list(maker(multi())) == []
+    assert "are no trajectories" in next(iter(maker.dropped))
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no COCO photos in {REAL}")
+def test_scout_from_real_photos() -> None:
+    known = {one.image.name: one for one in scenes(coco.read(REAL, split="train2017", tasks=("detection",)))}
+    assert len(known) == 80
+    vocabulary = sorted({thing.name for one in known.values() for thing in one.things})
+    backend = OfflineChat("cogvlm", 24, vocabulary)
+    made = Scout(backend, backend, most=24)
+    samples = [sample for one in known.values() for sample in made(one)]
+    figures, _ = report(samples, known, made.dropped)
+    assert len({(one.images[0].name, one.meta["question"]) for one in samples}) == len(samples) >= 1000
+    assert 0.05 <= figures["negative_share"] <= 0.10
+    assert figures["accepted"]["share"] >= 0.95
+    for one in samples:
+        if one.subtask == "scout":
+            assert all(max(iou(r.box, t.box) for t in known[one.images[0].name].things) >= 0.5 for r in one.regions)

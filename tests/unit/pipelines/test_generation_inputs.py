@@ -1,0 +1,115 @@
+"""Generation over captions, local models and shares of an array."""
+
+import json
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.unit.data_samples import sample as small_sample
+from tests.unit.generation_samples import detection, read
+from tools import generate_scout
+from ts_lightning.data.sample import SampleRegion
+from ts_lightning.data.write import write_shards
+from ts_lightning.pipelines.llm_client import LocalChat, RequestFailed
+from ts_lightning.pipelines.scenes import describe, scene_of
+from ts_lightning.pipelines.shard_work import my_shards
+
+REAL = Path(__file__).parents[4] / "shared/real/coco_mini"
+
+DOG = (0.05, 0.1, 0.25, 0.4)
+
+
+def test_a_picture_with_several_captions_is_asked_once(tmp_path, monkeypatch) -> None:
+    captions = [replace(detection(0), key=f"c{i}", id=f"c{i}") for i in range(3)]
+    (path,) = write_shards([*captions, detection(1)], tmp_path, "in")
+    monkeypatch.setattr("sys.argv", ["tool", str(path), "--out", str(tmp_path / "out"), "--negatives", "0"])
+    assert generate_scout.main() == 0
+    samples = read(f"{tmp_path}/out/*.tar")
+    questions = [(one.images[0].name, one.meta["question"]) for one in samples]
+    assert len(set(questions)) == len(questions) > 10
+    (note,) = (tmp_path / "out").glob("scout-*.json")
+    assert json.loads(note.read_text())["dropped"]["near-duplicate question about the same picture"] > 10
+
+
+def test_captions_with_boxes_are_scenes_too() -> None:
+    one = detection(0)
+    one.subtask = "caption"
+    one.turns[1].text = "A man {region:0} holds two hats {region:1} ."
+    one.regions = [SampleRegion(phrase="A man", category="people", box=DOG)]
+    one.regions.append(
+        SampleRegion(phrase="two hats", category="clothing", boxes=[(0.5, 0.5, 0.6, 0.6), (0.7, 0.5, 0.8, 0.6)])
+    )
+    made = scene_of(one)
+    assert made is not None
+    assert describe(made) == "A man [8, 12, 40, 48] holds two hats [[80, 60, 96, 72], [112, 60, 128, 72]] ."
+    assert [thing.name for thing in made.things] == ["man", "hats", "hats"]
+    assert scene_of(replace(one, task="understanding")) is None
+
+
+def test_a_local_model_answers(tmp_path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(["<unk>", "USER:", "ASSISTANT:", "where", "is", "the", "dog"])}
+    plain = Tokenizer(models.WordLevel(words, "<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>").save_pretrained(tmp_path)
+    config = GPT2Config(vocab_size=7, n_embd=8, n_layer=1, n_head=1, n_positions=64, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    chat = LocalChat(str(tmp_path), max_tokens=4)
+    asked = [{"role": "user", "content": "where is the dog"}]
+    assert chat.chat(asked) == chat.chat(asked)
+    assert isinstance(chat.chat(asked, attempt=1), str)
+    with pytest.raises(RequestFailed, match="seen a picture, expected text alone"):
+        chat.chat(asked, [b"x"])
+
+
+def test_shares_of_an_array_and_shards_without_pictures(tmp_path, monkeypatch, capsys) -> None:
+    paths = [Path(f"{i}.tar") for i in range(5)]
+    assert my_shards(paths, 1, 2) == [Path("1.tar"), Path("3.tar")]
+    for array, expected in {(12, 10, 12, 3): [2], (7, 3, 7, 2): [1, 3], (3, 3, 3, 1): [0, 1, 2, 3, 4]}.items():
+        for name, value in zip(("ID", "MIN", "MAX", "COUNT"), array, strict=True):
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+        assert my_shards(paths) == [Path(f"{i}.tar") for i in expected], array
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MAX", "9")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
+    with pytest.raises(ValueError, match="seen 3 tasks from 3 to 9, expected --array=FIRST-LAST without gaps"):
+        my_shards(paths)
+    with pytest.raises(ValueError, match="seen number 5 of 2"):
+        my_shards(paths, 5, 2)
+    for name in ("ID", "MIN", "MAX", "COUNT"):
+        monkeypatch.delenv(f"SLURM_ARRAY_TASK_{name}")
+    (path,) = write_shards([small_sample(1)], tmp_path, "plain")
+    monkeypatch.setattr("sys.argv", ["tool", str(path), "--out", str(tmp_path / "out")])
+    assert generate_scout.main() == 0
+    assert "0 pictures, 0 samples" in capsys.readouterr().out
+
+
+def test_the_sbatch_file_passes_its_words_on(tmp_path) -> None:
+    (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    known = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "echo"}
+    script = Path(__file__).parents[3] / "tools/slurm/generate.sbatch"
+    done = subprocess.run(
+        ["bash", str(script), "scout", "a b", "--out", "o"], env=known, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "tools/generate_scout.py a b --out o\n")
+
+
+def test_shards_of_one_name_and_other_bad_words_are_one_line(tmp_path, monkeypatch, capsys) -> None:
+    paths = [write_shards([detection(i)], tmp_path / name, "in")[0] for i, name in enumerate("ab")]
+
+    def run(*words: str) -> str:
+        monkeypatch.setattr("sys.argv", ["tool", *words, "--out", str(tmp_path / "out")])
+        assert generate_scout.main() == 2
+        return capsys.readouterr().err
+
+    message = run(str(paths[0]), str(paths[0]), f"{tmp_path}/b/*.tar")
+    expected = f"error: shards: seen {paths[0]} and {paths[1]}, expected names that differ (outputs are named by them)"
+    assert message == f"{expected}\n"
+    assert run(str(paths[0]), "--share", "3") == "error: share: seen '3', expected i/n, as 0/4\n"
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,267 @@
+"""Rollouts: scores and advantages, diagnostics, the reference policy, ranks that stop together."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.unit.models.test_shared_prefix import VLMS, prompt, tiny, twin
+from ts_lightning.data.collate import collate
+from ts_lightning.models import LoRAVLM, TwinExpertVLM
+from ts_lightning.models.packing import PAD_BRANCH, pack_groups
+from ts_lightning.models.vlm import VLM
+from ts_lightning.rl import ReferencePolicy, RolloutCallback
+from ts_lightning.rl.diagnostics import Watch, rollout_figures, sum_over_ranks
+from ts_lightning.rl.log_probs import group_log_probs
+from ts_lightning.rl.sampling import Sampled
+
+
+def batch_of(vlm: VLM, images: list[int], task: str = "grounding") -> dict:
+    samples = [prompt(i, count) for i, count in enumerate(images)]
+    for sample in samples:
+        sample.task = task
+    return collate([vlm.encode(sample, for_generation=True) for sample in samples], vlm.pad_id)
+
+
+def test_rewards_are_summed_and_advantages_are_of_the_group() -> None:
+    vlm = twin()
+    callback = RolloutCallback(num_generations=2, rewards={"format": "ts_lightning.rl.format_reward"})
+    batch = batch_of(vlm, [0, 0])
+    texts = [["<think>a</think><answer>b</answer>", "no"], ["no", ""]]
+    tokens = [[[*vlm.tokenizer(text)["input_ids"], vlm.tokenizer.eos_token_id] for text in group] for group in texts]
+    longest = max(len(t) for group in tokens for t in group)
+    rollout = callback.scored(vlm, batch["samples"], Sampled(tokens, torch.zeros(4, longest), [[True, True]] * 2))
+    assert [[c.text for c in group] for group in rollout.completions] == texts
+    assert rollout.total.tolist() == [1, 0, 0, 0]
+    root = 0.5**0.5
+    assert rollout.advantages.tolist() == pytest.approx([root, -root, 0, 0])  # every completion alike: nothing to learn
+    assert rollout.mask_NS.sum(1).tolist() == [len(t) for group in tokens for t in group]
+    figures = sum_over_ranks(rollout_figures({"micro_batches": [batch]}, [rollout]))
+    assert figures["zero_variance"] == 0.5
+    assert figures["reward/format"] == figures["reward/total"] == figures["reward_by_task/grounding"] == 0.25
+    assert figures["cut_off"] == 0
+    batch["row_valid"][1] = False  # a stand-in: the loss leaves it out, and so do the figures
+    figures = sum_over_ranks(rollout_figures({"micro_batches": [batch]}, [rollout]))
+    assert figures["zero_variance"] == 0
+    assert figures["reward/format"] == figures["reward/total"] == figures["reward_by_task/grounding"] == 0.5
+
+
+def test_a_group_of_empty_completions_teaches_nothing() -> None:
+    vlm = twin()
+    eos = vlm.tokenizer.eos_token_id
+    callback = RolloutCallback(num_generations=3)
+    sampled = Sampled([[[eos]] * 3], torch.zeros(3, 1), [[True] * 3])
+    rollout = callback.scored(vlm, batch_of(vlm, [1])["samples"], sampled)
+    assert [c.text for c in rollout.completions[0]] == [""] * 3
+    assert not rollout.advantages.any()
+
+
+def test_difficulty_weighs_hard_groups_more() -> None:
+    vlm = twin()
+    tokens = [[[5], [6]], [[5], [6]]]
+    sampled = Sampled(tokens, torch.zeros(4, 1), [[True] * 2] * 2)
+    callback = RolloutCallback(num_generations=2, difficulty=1.0)
+    easy, hard = [0.9, 0.7], [0.1, 0.3]
+    values = iter([*easy, *hard])
+    callback.rewards = {"object": lambda completion, sample: next(values)}
+    rollout = callback.scored(vlm, batch_of(vlm, [0, 0])["samples"], sampled)
+    weights = rollout.advantages.abs() * 2**0.5
+    assert weights.tolist() == pytest.approx(torch.tensor([-0.3, -0.3, 0.3, 0.3]).exp().tolist())
+
+
+def test_wrong_options_are_refused() -> None:
+    for arguments, message in (
+        ({"num_generations": 1}, "num_generations: seen 1, expected at least 2"),
+        ({"temperature": 0.0}, "temperature, top_p: seen 0.0 and 1.0"),
+        ({"difficulty": 1.0, "rewards": {"format": "ts_lightning.rl.format_reward"}}, "difficulty: seen no reward"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            RolloutCallback(**arguments)
+
+
+def figures(form: float, thing: float, flat: float = 0.0) -> dict[str, float]:
+    return {"reward/format": form, "reward/object": thing, "reward/total": form + thing, "zero_variance": flat}
+
+
+def lines(history: list[dict[str, float]], watch: Watch) -> list[str]:
+    return [line for step, one in enumerate(history) for line in watch.add(step, one)]
+
+
+def test_warnings_come_once_and_only_when_due() -> None:
+    cases: list[tuple[list[dict[str, float]], list[str]]] = [
+        ([figures(0.2 + i / 50, 0.1 + i / 50) for i in range(40)], []),
+        ([figures(0.2 + 0.03 * i, 0.1) for i in range(20)], ["step 8: only the format is learned: format reward 0.38"]),
+        ([figures(0.95, 0.05)] * 20, ["step 4: only the format is learned: format reward 0.95 (+0.00"]),
+        ([figures(0.8, 0.5)] * 10 + [figures(0, 0.4)] * 20, ["step 13: the run has collapsed: rewards of 0.58"]),
+        ([figures(0.8, 0.5, flat=1.0)] * 20, ["step 4: nothing to learn: 100% of the groups have equal rewards, 1.30"]),
+        ([{"reward/total": -i / 10, "zero_variance": 0.5} for i in range(20)], []),
+    ]
+    for history, expected in cases:
+        said = lines(history, Watch(window=5))
+        assert [line[: len(start)] for line, start in zip(said, expected, strict=True)] == expected
+    assert lines([figures(0.8, 0.5, flat=1.0)] * 10, Watch())[0].startswith("step 9: ")
+
+
+def test_a_resumed_run_remembers_figures_and_what_was_said() -> None:
+    first, second, third = (RolloutCallback() for _ in range(3))
+    first.figures = {"reward_by_task/refer": 0.5}
+    assert lines([figures(0.8, 0.5, flat=1.0)] * 9, first.watch) == []
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert second.figures == first.figures
+    assert len(second.watch.add(9, figures(0.8, 0.5, flat=1.0))) == 1
+    third.load_state_dict(copy.deepcopy(second.state_dict()))
+    assert third.watch.add(10, figures(0.8, 0.5, flat=1.0)) == []
+
+
+@pytest.mark.parametrize("kind", VLMS)
+@pytest.mark.parametrize("offload", [False, True])
+def test_reference_is_the_policy_as_it_was(kind: str, offload: bool) -> None:
+    vlm = VLMS[kind]().eval()
+    batch, completions = batch_of(vlm, [0, 1]), [[[30, 31], [32]], [[33], [34, 35]]]
+    reference = ReferencePolicy(vlm, offload)
+
+    def scores() -> torch.Tensor:
+        with torch.no_grad():
+            return group_log_probs(vlm, batch, completions).logp_NT
+
+    before = scores()
+    with reference.active():
+        assert torch.equal(scores(), before)
+    trained = dict(vlm.trainable_state_dict())
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in vlm.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    after = scores()
+    assert not torch.allclose(after, before, atol=1e-4)
+    with reference.active():
+        assert torch.equal(scores(), before)
+    assert torch.equal(scores(), after)
+    assert vlm.trainable_state_dict().keys() == trained.keys()
+
+
+@pytest.mark.parametrize("kind", VLMS)
+def test_reference_under_autocast(kind: str) -> None:
+    vlm = VLMS[kind]().eval()
+    batch, completions = batch_of(vlm, [0, 1]), [[[30, 31], [32]], [[33], [34, 35]]]
+    reference = ReferencePolicy(vlm)
+    with torch.autocast("cpu", torch.bfloat16):
+        with reference.active():
+            before = group_log_probs(vlm, batch, completions).logp_NT
+        policy = group_log_probs(vlm, batch, completions).logp_NT
+        assert torch.equal(policy, before)
+        policy.sum().backward()
+    grads = [p.grad for name, p in vlm.named_parameters() if p.requires_grad and "lora_A" not in name]
+    assert any(grad is not None and grad.abs().max() > 0 for grad in grads)
+    if kind != "lora":  # a fresh adapter's reference is the adapter switched off: nothing to mix up
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            group_log_probs(vlm, batch, completions)
+            for parameter in vlm.parameters():
+                if parameter.requires_grad:
+                    parameter.mul_(1.5)
+            with reference.active():
+                assert torch.equal(group_log_probs(vlm, batch, completions).logp_NT, before)
+            torch.clear_autocast_cache()
+            assert not torch.equal(group_log_probs(vlm, batch, completions).logp_NT, before)
+
+
+def test_reference_costs_the_trainable_part_at_most() -> None:
+    vlm = twin()
+    assert isinstance(vlm, TwinExpertVLM)
+    before = sum(p.numel() for p in vlm.parameters())
+    trained = sum(p.numel() for p in vlm.parameters() if p.requires_grad)
+    ReferencePolicy(vlm)
+    layers = len(vlm.twins)  # alpha is shared by the layers: one copy
+    assert sum(p.numel() for p in vlm.parameters()) - before == trained
+    assert sum(p.requires_grad for p in vlm.parameters()) > layers
+    assert vlm.skills == ("grounding",)
+    lora = LoRAVLM(tiny(), rank=4)
+    assert ReferencePolicy(lora).held == {}
+
+
+def test_understanding_is_untouched_by_policy_and_reference() -> None:
+    vlm = twin().eval()
+    base = tiny()
+    batch = batch_of(vlm, [1], "understanding")
+    batch["step_ids"][:, -4:] = 0
+    ReferencePolicy(vlm)
+    with torch.no_grad():
+        ours = vlm(batch)["logits"]
+        hidden = base.decoder(
+            inputs_embeds=_embed(base, batch),
+            position_ids=batch["position_ids"],
+            use_cache=False,
+        ).last_hidden_state
+        theirs = base.head(hidden[:, -5:-1][0])
+    assert torch.equal(ours[:, : theirs.shape[1]], theirs)
+
+
+def _embed(base: object, batch: dict) -> torch.Tensor:
+    embeds = base.embedding(batch["input_ids"])
+    image = batch["input_ids"] == base.image_token_id
+    return embeds.masked_scatter(image[..., None], base.features(batch))
+
+
+def test_an_earlier_reference_package_is_refused() -> None:
+    vlm = twin()
+    ReferencePolicy(vlm)
+    with pytest.raises(ValueError, match="package: seen one named 'reference'"):
+        ReferencePolicy(vlm)
+
+
+def test_plain_reference_of_other_weights_is_refused() -> None:
+    reference, other = ReferencePolicy(VLMS["plain"]()), ReferencePolicy(VLMS["plain"]())
+    other.load_state_dict(reference.state_dict())
+    next(iter(other.held.values())).add_(1)
+    with pytest.raises(ValueError, match=r"reference policy: seen weights .*init_from has changed"):
+        other.load_state_dict(reference.state_dict())
+
+
+RANKS = """
+import sys, torch
+from torch import distributed
+from tests.unit.models.test_shared_prefix import prompt, twin
+from ts_lightning.data.collate import collate
+from ts_lightning.models import generate
+from ts_lightning.models.sharding import all_ranks_done
+from ts_lightning.rl.sampling import sample_groups
+
+rank = int(sys.argv[1])
+distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+vlm = twin().eval()
+logits, steps = vlm.logits, []
+def scripted(hidden, task):
+    steps.append(1)
+    out = torch.zeros_like(logits(hidden, task))
+    out[:, vlm.tokenizer.eos_token_id if len(steps) > (2, 7)[rank] else 40] = 1000
+    return out
+vlm.__dict__["logits"] = scripted
+batch = collate([vlm.encode(prompt(0, 0), for_generation=True)], vlm.pad_id)
+sampled = sample_groups(vlm, batch, 2, 30, all_done=all_ranks_done)
+print(len(steps), len(sampled.tokens[0][0]), sampled.logp_NS.shape[1])
+"""
+
+
+def test_ranks_stop_together(tmp_path: Path) -> None:
+    here = str(Path(__file__).parents[3])
+    line = [sys.executable, "-c", f"import sys; sys.path.insert(0, {here!r})\n{RANKS}"]
+    both = [
+        subprocess.Popen([*line, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    said = [process.communicate(timeout=120)[0].split() for process in both]
+    # forwards, tokens of the own completion: eight forwards each, three and eight tokens
+    assert said == [["8", "3", "3"], ["8", "8", "8"]]
+
+
+def test_padding_of_the_packed_form_is_not_valid() -> None:
+    vlm = twin()
+    packed = pack_groups(batch_of(vlm, [0, 1]), [[[30], [31, 32]], [[33], [34]]], vlm.pad_id)
+    assert torch.equal(packed["valid"], packed["branch"] != PAD_BRANCH)
+    assert packed["targets"].tolist() == [30, 31, 32, 33, 34]
+    assert packed["places"][0].tolist() == [0, 1, 1, 2, 3]
+    assert packed["places"][1].tolist() == [0, 0, 1, 0, 0]

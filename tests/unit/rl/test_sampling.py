@@ -1,0 +1,119 @@
+"""Sampling: the noise of a completion, nucleus, stops, and what can never be said."""
+
+import pytest
+import torch
+
+from tests.unit.models.test_shared_prefix import prompt, twin
+from ts_lightning.data.collate import collate
+from ts_lightning.models.generate import banned_tokens
+from ts_lightning.rl.log_probs import group_log_probs
+from ts_lightning.rl.sampling import pick, sample_groups
+
+
+def test_pick_inverts_the_cumulative_distribution() -> None:
+    logp = torch.tensor([[0.2, 0.5, 0.3]]).log().expand(5, 3)
+    noise = torch.tensor([0.0, 0.19, 0.21, 0.69, 0.999])
+    assert pick(logp, noise).tolist() == [0, 0, 1, 1, 2]
+    # the likeliest up to 0.75: tokens 1 and 2 with 5/8 and 3/8
+    assert pick(logp, torch.tensor([0.0, 0.62, 0.63, 0.9, 0.999]), top_p=0.75).tolist() == [1, 1, 2, 2, 2]
+    assert pick(logp, noise, top_p=0.4).tolist() == [1] * 5  # one token is always left
+    impossible = torch.tensor([[0.0, -torch.inf]])
+    assert pick(impossible, torch.tensor([0.9999999])).tolist() == [0]
+
+
+def test_frequencies() -> None:
+    logp = torch.tensor([[0.1, 0.2, 0.7]]).log().expand(20_000, 3)
+    drawn = pick(logp, torch.rand(20_000, generator=torch.Generator().manual_seed(0)))
+    shares = torch.bincount(drawn, minlength=3) / len(drawn)
+    torch.testing.assert_close(shares, torch.tensor([0.1, 0.2, 0.7]), atol=0.015, rtol=0)
+
+
+def test_a_completion_depends_on_its_sample_and_number_alone() -> None:
+    vlm = twin().eval()
+    rows = [vlm.encode(prompt(i, i), for_generation=True) for i in range(3)]
+    together = sample_groups(vlm, collate(rows, vlm.pad_id), 4, 6, seed=5, step=2)
+    for i, row in enumerate(rows):
+        alone = sample_groups(vlm, collate([row], vlm.pad_id), 3, 6, seed=5, step=2)
+        assert alone.tokens[0] == together.tokens[i][:3]
+    other = sample_groups(vlm, collate(rows, vlm.pad_id), 4, 6, seed=5, step=3)
+    assert other.tokens != together.tokens
+    assert len({tuple(tokens) for group in together.tokens for tokens in group}) == 12
+
+
+def test_log_probs_are_those_of_the_update() -> None:
+    vlm = twin().eval()
+    rows = [vlm.encode(prompt(i, i), for_generation=True) for i in range(2)]
+    batch = collate(rows, vlm.pad_id)
+    free = sample_groups(vlm, batch, 3, 8, temperature=1.7, top_p=0.8, stop_after=None)
+    said = [token for group in free.tokens for tokens in group for token in tokens[2:5]]
+    texts = [text for token in said if vlm.tokenizer(text := vlm.tokenizer.decode([token]))["input_ids"] == [token]]
+    sampled = sample_groups(vlm, batch, 3, 8, temperature=1.7, top_p=0.8, stop_after=texts[0])
+    assert len({len(tokens) for group in sampled.tokens for tokens in group}) > 1, "no completion ended early"
+    with torch.no_grad():
+        logp = group_log_probs(vlm, batch, sampled.tokens, 1.7).logp_NT
+    torch.testing.assert_close(logp, sampled.logp_NS, rtol=0, atol=1e-5)
+
+
+class Scripted:
+    """Logits that make `sequence` certain; -1 is any token."""
+
+    def __init__(self, vlm, sequence: list[int]) -> None:
+        self.logits, self.sequence, self.step = vlm.logits, sequence, 0
+        vlm.logits = self
+
+    def __call__(self, hidden, task):
+        logits = torch.zeros_like(self.logits(hidden, task))
+        if self.sequence[self.step] >= 0:
+            logits[:, self.sequence[self.step]] = 1000
+        self.step += 1
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("said", "kept", "stopped"),
+    [
+        ("<think>a</think><answer>b</answer> and more", "<think>a</think><answer>b</answer>", True),
+        ("a</s>b c", "a</s>", True),
+        ("a b c d e f g", "a b c d e f g", False),
+    ],
+)
+def test_stops(said: str, kept: str, stopped: bool) -> None:
+    vlm = twin().eval()
+    ids = vlm.tokenizer(said, add_special_tokens=False)["input_ids"]
+    batch = collate([vlm.encode(prompt(0, 0), for_generation=True)], vlm.pad_id)
+    vlm.__dict__["logits"] = vlm.logits
+    Scripted(vlm, ids)
+    sampled = sample_groups(vlm, batch, 2, len(ids))
+    assert [vlm.tokenizer.decode(tokens) for tokens in sampled.tokens[0]] == [kept] * 2
+    assert sampled.stopped == [[stopped] * 2]
+    assert sampled.logp_NS.shape == (2, len(sampled.tokens[0][0]))
+
+
+def test_a_stop_of_several_tokens() -> None:
+    vlm = twin().eval()
+    ids = vlm.tokenizer("a b zq b zq c", add_special_tokens=False)["input_ids"]
+    end = vlm.tokenizer("zq", add_special_tokens=False)["input_ids"]
+    assert len(end) > 1
+    batch = collate([vlm.encode(prompt(0, 0), for_generation=True)], vlm.pad_id)
+    vlm.__dict__["logits"] = vlm.logits
+    Scripted(vlm, [*ids[:1], *end, *end, *ids])
+    sampled = sample_groups(vlm, batch, 2, 9, stop_after="zq")
+    assert sampled.tokens[0][0] == [ids[0], *end]
+
+
+def test_pictures_and_padding_can_not_be_said() -> None:
+    vlm = twin().eval()
+    batch = collate([vlm.encode(prompt(0, 1), for_generation=True)], vlm.pad_id)
+    sampled = sample_groups(vlm, batch, 8, 40, temperature=100.0, stop_after=None)
+    said = {token for group in sampled.tokens for tokens in group for token in tokens}
+    assert len(said) > 150
+    assert not said & set(banned_tokens(vlm))
+
+
+def test_a_prompt_without_room_is_named() -> None:
+    vlm = twin().eval()
+    batch = collate([vlm.encode(prompt(0, 1), for_generation=True)], vlm.pad_id)
+    with pytest.raises(
+        ValueError, match=r"p0: seen a prompt of \d+ tokens and max_new_tokens 2040, expected at most 2048"
+    ):
+        sample_groups(vlm, batch, 2, 2040)

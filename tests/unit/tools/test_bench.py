@@ -1,0 +1,41 @@
+"""The benchmarks' own arithmetic, and the twin layer's memory, which needs no clock."""
+
+import json
+
+import pytest
+import torch
+
+from tools.bench import harness, loader, twin
+
+
+def test_twin_keeps_at_most_065_of_what_the_naive_loop_keeps() -> None:
+    case = twin.measure((64, 256, 256), torch.float32, "cpu", rounds=1)
+    assert case["correct"]
+    assert case["max_relative_error"] < 1e-5
+    assert case["saved_bytes_ratio"] <= 0.65
+    assert set(case["ratios"]) >= {"naive_loop"}
+
+
+def test_saved_bytes_counts_each_storage_once_and_no_weights() -> None:
+    weight = torch.randn(4, 4, requires_grad=True)
+    x = torch.randn(2, 4, requires_grad=True)
+    # x @ weight keeps both; (y * y) keeps y, two by four floats, once
+    assert harness.saved_bytes(lambda: (x @ weight).square().sum(), [weight]) == (2 * 4 + 2 * 4) * 4
+
+
+def test_ratio_is_the_median_of_the_rounds() -> None:
+    assert harness.ratio({"ours": [1.0, 4.0, 9.0], "peer": [2.0, 2.0, 3.0]}, "ours", "peer") == 2.0
+    seconds = harness.interleave({"a": lambda: None, "b": lambda: None}, rounds=3)
+    assert [len(seconds[name]) for name in "ab"] == [3, 3]
+
+
+def test_report_is_one_json_line_and_its_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness.report("x", True, ratios={"peer": 0.5}) == 0
+    assert json.loads(capsys.readouterr().out) == {"name": "x", "ratios": {"peer": 0.5}, "correct": True}
+    assert harness.report("x", False) == 1
+
+
+def test_loader_peer_is_the_normalised_picture() -> None:
+    (picture,) = loader.make_pictures(1)
+    levels = loader.peer(picture) * torch.tensor(loader.STD).view(3, 1, 1) + torch.tensor(loader.MEAN).view(3, 1, 1)
+    assert (levels * 255 - loader.ours(picture)).abs().max() <= 1.01

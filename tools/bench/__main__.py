@@ -1,0 +1,47 @@
+"""Benchmarks beside their peers, in one process. The last line of standard output is one JSON object.
+
+    python -m tools.bench [--threads 2] [--rounds 5] twin|sft|grpo|loader|score|full_size|grpo_full_size
+
+A failed correctness check, which runs before any timing, exits with status 1.
+"""
+
+import argparse
+import sys
+
+import torch
+
+from tools.bench import full_size, grpo, grpo_full_size, loader, score, sft, twin
+from tools.bench.geometry import MODELS
+
+
+def main() -> int:
+    """Run one benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    cases = parser.add_subparsers(dest="case", required=True)
+    case = cases.add_parser("twin", help="the twin layer, forward and backward")
+    case.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    case.add_argument("--device", default="cpu")
+    case.add_argument("--shapes", nargs="+", choices=tuple(twin.SHAPES))
+    case.set_defaults(run=twin.main)
+    cases.add_parser("sft", help="one training step against training everything").set_defaults(run=sft.main)
+    cases.add_parser("grpo", help="a GRPO step with the prompt read once a group").set_defaults(run=grpo.main)
+    cases.add_parser("loader", help="pictures to pixels").set_defaults(run=loader.main)
+    cases.add_parser("score", help="scoring, and COCO AP against pycocotools").set_defaults(run=score.main)
+    on_cuda = {
+        "full_size": (full_size.main, "a paper's model at full size on a CUDA device: memory and speed"),
+        "grpo_full_size": (grpo_full_size.main, "a GRPO step at full size on a CUDA device, against its floors"),
+    }
+    for name, (run, text) in on_cuda.items():
+        case = cases.add_parser(name, help=text)
+        case.add_argument("--model", default=MODELS[0], choices=MODELS)
+        case.set_defaults(run=run)
+    arguments = vars(parser.parse_args())
+    torch.set_num_threads(arguments.pop("threads"))
+    run, _ = arguments.pop("run"), arguments.pop("case")
+    return run(**arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

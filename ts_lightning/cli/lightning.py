@@ -1,0 +1,276 @@
+"""The command `ts-lightning {fit,validate,test,predict}`."""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from argparse import SUPPRESS
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import ArgumentError
+from lightning.fabric.plugins import CheckpointIO as LightningCheckpointIO
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from ts_lightning.runs import CheckpointIO
+from ts_lightning.runs.class_paths import FLAG, allowing, not_from_a_file, one_line, take_flag
+from ts_lightning.runs.load import folder_model, stored_model
+from ts_lightning.runs.metrics_csv import MetricsCSV
+from ts_lightning.runs.random_state import RandomStates
+from ts_lightning.runs.resume import set_aside
+from ts_lightning.runs.run_directory import begin_run, first_process
+from ts_lightning.runs.run_keeper import RunKeeper
+from ts_lightning.runs.signals import StopOnSignal
+from ts_lightning.runs.watchdog import Watchdog
+from ts_lightning.runs.yaml_loader import restrict_yaml
+from ts_lightning.training import BaseModule, PredictionWriter
+
+DEBUG_VARIABLE = "TS_LIGHTNING_DEBUG"
+PICTURES = "ts_lightning.reports.pictures.PredictionPictures"
+USER_ERRORS = (ValueError, OSError, ArgumentError, MisconfigurationException)
+
+
+class TSLightningCLI(LightningCLI):
+    """LightningCLI with checkpoints that are whole, runs that go on by themselves, evaluation by checkpoint.
+
+    `default_root_dir` gets `config.yaml` (resolved), `metrics.csv` and `checkpoints/` of `fit`; the other commands
+    write into a folder of their name there, `predict` its predictions.jsonl beside it.
+    """
+
+    keeper: RunKeeper | None = None
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.ckpt_path = _option(list(args), "--ckpt_path")
+        super().__init__(
+            BaseModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in self.subcommands()}},
+            trainer_defaults={"default_root_dir": "outputs", "use_distributed_sampler": False},
+            args=with_stored_config(args),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, without the argument that lets a configuration unpickle a checkpoint."""
+        return {name: skipped | {"weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        text = "Let configurations and checkpoints name classes of this package too; may be repeated; never in a file."
+        parser.add_argument(FLAG, type=not_from_a_file, default=SUPPRESS, metavar="PACKAGE", help=text)
+        if subcommand == "fit":
+            text = (
+                "Go on from the newest whole checkpoint in <default_root_dir>/checkpoints; false: start anew beside it."
+            )
+            parser.add_argument("--resume", type=bool, default=True, help=text)
+        else:
+            text = "Whose task answers: given (the record's), auto (the task router's), or one for every question."
+            parser.add_argument("--task", type=str, default="given", help=text)
+            text = "Answer with this mixing weight, 0 to 1, in place of the learned one."
+            parser.add_argument("--alpha", type=float | None, default=None, help=text)
+        text = "End all ranks after so many seconds without a step, a batch of an evaluation or a save; 0: never."
+        parser.add_argument("--watchdog", type=float, default=1800.0, help=text)
+        if subcommand == "predict":
+            text = "Draw answers with their boxes into <default_root_dir>/pictures: so many of each suite, 16 if bare."
+            parser.add_argument("--pictures", nargs="?", type=int, const=16, default=0, help=text)
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Does nothing: Lightning would put the checkpoint's settings over the given ones; see with_stored_config."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a checkpoint that a configuration names: with_stored_config read the command line's alone."""
+        seen = self._get(self.config, "ckpt_path")
+        if seen is not None and str(seen) != self.ckpt_path:
+            expected = "expected --ckpt_path on the command line"
+            raise ValueError(f"ckpt_path: seen {str(seen)!r} in a configuration, {expected}")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        config = self._get(self.config_init, "trainer")
+        trainer = super().instantiate_trainer(
+            plugins=_with_our_io(_as_list(config.get("plugins"))),
+            logger=self._loggers(config["default_root_dir"], config.get("logger"), config.get("fast_dev_run")),
+            callbacks=_as_list(config.get("callbacks")) + self._callbacks(),
+            **kwargs,
+        )
+        reader = type(trainer.strategy).load_checkpoint
+        if reader is not Strategy.load_checkpoint and reader.__module__.startswith("lightning."):
+            expected = "expected ts_lightning.training's FSDP2Strategy or ZeRO2Strategy, or one such as ddp"
+            name = type(trainer.strategy).__name__
+            raise ValueError(f"trainer.strategy: seen {name}, which may unpickle a checkpoint, {expected}")
+        return trainer
+
+    def _loggers(self, root: str, given: Any, fast_dev_run: Any) -> Any:
+        """metrics.csv always, other loggers beside it; only `logger: false` switches it off."""
+        if given is False:
+            return False
+        others = [] if given in (None, True) else _as_list(given)
+        if any(isinstance(logger, CSVLogger) for logger in others):
+            return others
+        if self.subcommand == "fit" and not fast_dev_run:
+            return [MetricsCSV(root), *others]
+        logger = CSVLogger(root, name="", version="" if self.subcommand == "fit" else self.subcommand)
+        if not fast_dev_run and first_process():
+            set_aside(Path(logger.log_dir) / "metrics.csv")
+        return [logger, *others]
+
+    def _callbacks(self) -> list[L.Callback]:
+        trainer = self._get(self.config_init, "trainer")
+        root, seconds = Path(trainer["default_root_dir"]), self._get(self.config, "watchdog")
+        if self.subcommand != "fit":
+            root = root / str(self.subcommand)
+        watchdog = [Watchdog(root, seconds)] if seconds and not trainer.get("fast_dev_run") else []
+        if self.subcommand == "fit" and not trainer.get("fast_dev_run"):
+            stop, self.keeper = StopOnSignal(root / "checkpoints"), RunKeeper()
+            stop.install()
+            return [self.keeper, RandomStates(), stop, *watchdog]
+        if self.subcommand != "predict":
+            return [*watchdog]
+        number = self._get(self.config, "pictures")
+        return [PredictionWriter(), *([_import(PICTURES)(number)] if number else []), *watchdog]
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "fit" and self.keeper is not None:
+            self.keeper.config = self.config_dump
+            root = Path(self.config_init["fit"]["trainer"]["default_root_dir"])
+            resume = self._get(self.config, "resume")
+            kwargs["ckpt_path"] = begin_run(root, self.keeper, kwargs.get("ckpt_path"), resume)
+        return kwargs
+
+    def after_validate(self) -> None:
+        """State the rule behind the figures."""
+        if self.trainer.is_global_zero:
+            print("acc50: a box is right at IoU >= 0.5; a missing or unparsable one is wrong, and counts 0 in miou")
+
+    after_test = after_validate
+
+    def after_predict(self) -> None:
+        """Say where the answers are."""
+        if self.trainer.is_global_zero:
+            print(f"predictions: {self.config_init['predict']['trainer']['default_root_dir']}/predictions.jsonl")
+
+    def after_instantiate_classes(self) -> None:
+        self._dump_config()
+        if self.subcommand != "fit":
+            self.model.vlm.answer_as(self._get(self.config, "task"))
+            self.model.vlm.override_alpha(self._get(self.config, "alpha"))
+        self.model.data_config = self.config_dump["data"]
+
+
+def with_stored_config(args: Sequence[str]) -> list[str]:
+    """`args` with the module and the data of their `--ckpt_path` put in front, as the weakest configuration.
+
+    So `validate --ckpt_path X` needs nothing else, and whatever is given (-c, dotted overrides) goes over it.
+    """
+    args = list(args)
+    path = _option(args, "--ckpt_path")
+    if path is not None and "://" in path:
+        raise ValueError(f"--ckpt_path: seen the URL {path}, expected a file or a folder: fetch it first")
+    if (
+        path is None
+        or not args
+        or args[0] not in TSLightningCLI.subcommands()
+        or path in ("best", "last", "hpc", "null")
+    ):
+        return args
+    if Path(path).is_dir():
+        return _with_folder(args, path)
+    checkpoint = CheckpointIO().load_checkpoint(path)
+    stored = {"model": stored_model(checkpoint, path)}
+    if checkpoint.get("data_config"):
+        stored["data"] = checkpoint["data_config"]
+    return [args[0], "--config", json.dumps(stored), *args[1:]]
+
+
+def _with_folder(args: list[str], folder: str) -> list[str]:
+    """A package, an adapter or a standalone model in place of a checkpoint: Lightning is given the model alone."""
+    if args[0] == "fit":
+        expected = "expected a checkpoint (the vlm's init_from starts from a folder)"
+        raise ValueError(f"--ckpt_path: seen the folder {folder}, {expected}")
+    at = next(i for i, arg in enumerate(args) if arg.startswith("--ckpt_path"))
+    rest = args[1:at] + args[at + (1 if "=" in args[at] else 2) :]
+    return [args[0], "--config", json.dumps({"model": folder_model(folder)}), *rest]
+
+
+def _with_our_io(plugins: list[Any]) -> list[Any]:
+    """The plugins with our CheckpointIO: Lightning's unpickle whatever a URL or `weights_only: false` leads to."""
+    for plugin in plugins:
+        if isinstance(plugin, LightningCheckpointIO) and not isinstance(plugin, CheckpointIO):
+            expected = "expected no CheckpointIO: checkpoints are read and written by ts_lightning's alone"
+            raise ValueError(f"trainer.plugins: seen {type(plugin).__name__}, {expected}")
+    return plugins if any(isinstance(plugin, CheckpointIO) for plugin in plugins) else [*plugins, CheckpointIO()]
+
+
+def _import(dotted: str) -> Any:
+    module, name = dotted.rsplit(".", 1)
+    return getattr(__import__(module, fromlist=[name]), name)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def _option(args: list[str], name: str) -> str | None:
+    """The value of the last `name VALUE` or `name=VALUE`."""
+    value = None
+    for i, arg in enumerate(args):
+        if arg == name and i + 1 < len(args):
+            value = args[i + 1]
+        elif arg.startswith(name + "="):
+            value = arg.partition("=")[2]
+    return value
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command; a user's error is one line on standard error and exit status 2.
+
+    TS_LIGHTNING_DEBUG=1 shows the traceback instead.
+    """
+    _quiet()
+    restrict_yaml()
+    try:
+        rest, names = take_flag(sys.argv[1:] if args is None else args)
+        with allowing(names):
+            TSLightningCLI(rest)
+    except USER_ERRORS as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        print(f"ts-lightning: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _quiet() -> None:
+    """Drop advice that does not fit: our loaders are sized and sharded on purpose, tiny ones need no workers."""
+    advice = (
+        ".*LightningCLI's args parameter.*",
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*module.s. in eval mode at the start of training.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*Total length of .* across ranks is zero.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*Experiment logs directory .* exists and is not empty.*",
+        ".*recommended to use .self.log.*sync_dist=True.*",  # our metrics are reduced already
+        ".*`srun` command is available.*",
+    )
+    for text in advice:
+        warnings.filterwarnings("ignore", message=text)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,1 +1,0 @@
-"""Evaluation: scores, reports, drawings and the retention certificate."""

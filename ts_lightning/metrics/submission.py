@@ -1,0 +1,27 @@
+"""MMBench's file for its evaluation server, which knows the answers of the test split."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from ts_lightning.metrics.scoring import Record
+
+COLUMNS = ("index", "question", "A", "B", "C", "D", "prediction")
+
+
+def write_submission(records: Sequence[Record], path: str | Path) -> int:
+    """Write the multiple-choice answers with `meta.index` as tab-separated rows of `COLUMNS`; returns how many.
+
+    The prediction is the answer as it is: the server reads the option from it. ValueError where nothing is of MMBench.
+    """
+    chosen = [r for r in records if r.get("choices") and (r.get("meta") or {}).get("index") is not None]
+    if not chosen:
+        raise ValueError("--submission: seen no record with choices and meta.index, expected questions of MMBench")
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter="\t")
+        writer.writerow(COLUMNS)
+        for record in chosen:
+            options = [*record["choices"], "", "", "", ""][:4]
+            question = (record.get("question") or "").split("\nA. ")[0]  # the options stand below it
+            writer.writerow([record["meta"]["index"], question, *options, record["text"]])
+    return len(chosen)

@@ -1,1 +1,0 @@
-"""Torture: kills, signals, damage and hostile input, each with a figure. `tools/torture.py` runs them."""

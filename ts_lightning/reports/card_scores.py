@@ -1,0 +1,46 @@
+"""Figures for the card of what is exported: from a JSON file, or from the metrics.csv of the run it comes from."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ts_lightning.models.package import read_checkpoint
+from ts_lightning.runs.metrics_csv import read_rows
+
+
+def read_scores(path: Path) -> dict[str, float]:
+    """The numbers of a JSON object, nested names joined by dots ("tuned.miou"); ValueError where there are none."""
+    try:
+        stored = json.loads(path.read_text())
+        found = dict(_numbers(stored)) if isinstance(stored, dict) else {}
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise ValueError(f"scores {path}: seen no JSON ({error}), expected an object of numbers") from None
+    if not found:
+        raise ValueError(f"scores {path}: seen no named number, expected an object of numbers, nested or not")
+    return found
+
+
+def run_scores(checkpoint: Path) -> dict[str, float]:
+    """The last validation of the run up to this checkpoint in its `checkpoints/`; empty for anything else."""
+    history = checkpoint.absolute().parent.parent / "metrics.csv"
+    if not checkpoint.is_file() or checkpoint.absolute().parent.name != "checkpoints" or not history.is_file():
+        return {}
+    steps = read_checkpoint(checkpoint).get("global_step", 0)
+    found: dict[str, float] = {}
+    for row in read_rows(history):
+        done = int(row["step"]) + 1
+        values = {name: value for name, value in row.items() if name.startswith("val/") and value}
+        if values and done <= steps:
+            found = {f"{name} after {done} steps": float(value) for name, value in values.items()}
+    return found
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every finite number below `value`; texts, lists and truth values are no scores."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _numbers(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        yield name, float(value)

@@ -1,0 +1,86 @@
+"""The retention certificate of a checkpoint: load it, load its base afresh, compare them on understanding questions."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ts_lightning.data import Sample, index_shards
+from ts_lightning.data.collate import collate
+from ts_lightning.data.reader import ShardReader
+from ts_lightning.models import VLM, PlainVLM
+from ts_lightning.reports.retention import certify
+from ts_lightning.runs.load import load
+
+UNDERSTANDING = "understanding"
+
+
+def certify_checkpoint(
+    ckpt: str | Path,
+    shards: str | Sequence[str],
+    max_samples: int = 512,
+    batch_size: int = 32,
+    max_new_tokens: int = 32,
+) -> dict[str, Any]:
+    """`certify` for a checkpoint or a folder of ours on the first `max_samples` understanding records of the shards.
+
+    The result also names what was compared: checkpoint and shards by sha256, base, threads and torch version.
+    ValueError for a checkpoint or shards that can't be used, or without understanding records.
+    """
+    samples, manifest_sha = understanding_samples(shards, max_samples)
+    tuned = load(ckpt).vlm
+    result = certify_on(tuned, samples, batch_size, max_new_tokens)
+    digest = weights_sha256(Path(ckpt))
+    return {
+        **result,
+        "checkpoint": {"path": str(ckpt), "sha256": digest},
+        "shards": {"manifest_sha256": manifest_sha, "samples": len(samples)},
+    }
+
+
+def weights_sha256(path: Path) -> str:
+    """The sha256 of a checkpoint file; for a folder, that of its weight files one after the other."""
+    digest = hashlib.sha256()
+    for part in [path] if path.is_file() else sorted(path.rglob("*.safetensors")):
+        with part.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def certify_on(tuned: VLM, samples: Sequence[Sample], batch_size: int = 32, max_new_tokens: int = 32) -> dict[str, Any]:
+    """`certify` for a tuned vlm, against a freshly loaded base, on understanding samples that carry their images."""
+    tuned, base = tuned.eval(), untouched(tuned)
+    parts = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
+
+    def collated(for_generation: bool) -> Iterator[dict[str, Any]]:
+        for part in parts:
+            rows = [tuned.encode(sample, for_generation) for sample in part]
+            yield collate(rows, tuned.pad_id, "left" if for_generation else "right")
+
+    result = certify(tuned, base, collated(False), collated(True), max_new_tokens)
+    machine = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    return {**result, "base": base.identity(), "machine": machine}
+
+
+def untouched(tuned: VLM) -> VLM:
+    """A VLM without twin experts over a backbone that is loaded again from where the tuned one came."""
+    backbone = type(tuned.backbone)(**tuned.backbone.init_args)
+    return PlainVLM(backbone, train=()).eval()
+
+
+def understanding_samples(shards: str | Sequence[str], limit: int) -> tuple[list[Sample], str]:
+    """The first `limit` readable understanding records of the shards, with their images, and the manifest's sha256."""
+    manifest = index_shards(shards)
+    reader, samples = ShardReader(manifest), list[Sample]()
+    for i in range(manifest.num_samples):
+        sample = reader.read(i)
+        if sample.task == UNDERSTANDING:
+            samples.append(sample)
+        if len(samples) == limit:
+            break
+    if not samples:
+        raise ValueError(f"{shards}: seen no record of task understanding, expected some to compare the models on")
+    return samples, manifest.sha256

@@ -1,0 +1,64 @@
+"""What was trained, in other shapes: a package or adapter folder, a checkpoint, a standalone transformers directory."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from ts_lightning.models import LoRAVLM, TwinExpertVLM
+from ts_lightning.runs.checkpoint_io import CheckpointIO
+from ts_lightning.runs.class_paths import plain
+from ts_lightning.runs.load import STANDALONE
+from ts_lightning.runs.package_state import pack
+
+TARGETS = ("package", "adapter", "checkpoint", "standalone")
+
+
+def export(module: L.LightningModule, kind: str, target: Path, scores: Mapping[str, float] | None = None) -> None:
+    """Write `module` as one of `TARGETS`; ValueError for a kind that its vlm does not have.
+
+    `standalone` holds base and package (TWIST), the merged model (LoRA) or the tuned model itself, in the layout of
+    the backbone: what is plain there loads in plain transformers.
+    """
+    vlm, wanted = module.vlm, {"package": TwinExpertVLM, "adapter": LoRAVLM}
+    if kind not in TARGETS:
+        raise ValueError(f"export: seen {kind!r}, expected one of {', '.join(TARGETS)}")
+    if kind in wanted and not isinstance(vlm, wanted[kind]):
+        raise ValueError(f"export: seen a {type(vlm).__name__}, expected a {wanted[kind].__name__} for a {kind}")
+    if kind == "checkpoint":
+        write_checkpoint(module, target)
+    elif kind == "standalone":
+        write_standalone(module, target, scores)
+    elif isinstance(vlm, TwinExpertVLM | LoRAVLM):
+        vlm.save_pretrained(target, scores, max_new_tokens=module.max_new_tokens)
+
+
+def write_checkpoint(module: L.LightningModule, path: Path) -> None:
+    """A checkpoint with the weights and hyperparameters of `module`, without a position in any run."""
+    checkpoint: dict[str, Any] = {
+        "hyper_parameters": dict(module.hparams),
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": {},
+        "epoch": 0,
+        "global_step": 0,
+        "loops": None,
+    }
+    pack(module, checkpoint)
+    CheckpointIO().save_checkpoint(checkpoint, path)
+
+
+def write_standalone(module: L.LightningModule, folder: Path, scores: Mapping[str, float] | None = None) -> None:
+    """Everything in one folder: nothing else is needed to load it."""
+    vlm, backbone = module.vlm, module.vlm.backbone
+    if isinstance(vlm, TwinExpertVLM):
+        vlm.save_pretrained(folder / "package", scores, max_new_tokens=module.max_new_tokens)
+        vlm.remove_packages()
+    elif isinstance(vlm, LoRAVLM):
+        vlm.merge()
+    backbone.save(folder, None)
+    spec = plain(backbone, "backbone")
+    spec["init_args"] = {k: v for k, v in spec["init_args"].items() if k not in backbone.made_by}
+    stored = {"backbone": spec, "max_new_tokens": module.max_new_tokens}
+    (folder / STANDALONE).write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,95 @@
+"""From a checkpoint file, or a folder that was exported, to the module that was trained."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
+
+from ts_lightning.models.lora import is_adapter, read_adapter
+from ts_lightning.models.saved_package import is_package, read_config
+from ts_lightning.runs.checkpoint_io import CheckpointIO
+from ts_lightning.runs.class_paths import instantiate
+
+STANDALONE = "ts_lightning.json"
+
+
+def load(path: str | Path) -> L.LightningModule:
+    """The LightningModule of the class, with the vlm and the weights, that a checkpoint or a folder stores; in eval.
+
+    A folder is a package, an adapter or a standalone model. FileNotFoundError or ValueError (one line) for a missing,
+    truncated or foreign file, and for another base.
+    """
+    if Path(path).is_dir():
+        return _build(folder_model(path)).eval()
+    checkpoint = CheckpointIO().load_checkpoint(path)
+    module = _build(stored_model(checkpoint, path))
+    module.on_load_checkpoint(checkpoint)
+    return module.eval()
+
+
+def _build(model: dict[str, Any]) -> L.LightningModule:
+    with _given_hyperparameters_context(dict(model["init_args"]), "lightning.pytorch.cli.instantiate_module"):
+        return instantiate(L.LightningModule, **model)
+
+
+def folder_model(folder: str | Path) -> dict[str, Any]:
+    """The {class_path, init_args} of a module over what a folder holds; ValueError for a folder of another kind."""
+    folder = Path(folder)
+    if is_package(folder):
+        stored = read_config(folder)
+        own = {"package": stored["package"], **stored["options"], "init_from": str(folder)}
+        vlm = {"class_path": "ts_lightning.models.TwinExpertVLM", "init_args": {"backbone": stored["backbone"], **own}}
+        return _module("StepwiseSFT", vlm, stored["max_new_tokens"])
+    if is_adapter(folder):
+        stored = read_adapter(folder)
+        own = {**stored["options"], "init_from": str(folder)}
+        vlm = {"class_path": "ts_lightning.models.LoRAVLM", "init_args": {"backbone": stored["backbone"], **own}}
+        return _module("LoRASFT", vlm, stored["max_new_tokens"])
+    if is_standalone(folder):
+        return standalone_model(folder)
+    raise ValueError(f"{folder}: seen none of our folders, expected a package, an adapter or a standalone model")
+
+
+def _module(name: str, vlm: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:
+    arguments = {"vlm": vlm, "max_new_tokens": max_new_tokens}
+    return {"class_path": f"ts_lightning.training.{name}", "init_args": arguments}
+
+
+def is_standalone(folder: Path) -> bool:
+    """Whether `folder` was written by `export.write_standalone`."""
+    return (folder / STANDALONE).is_file()
+
+
+def standalone_model(folder: Path) -> dict[str, Any]:
+    """The module over a standalone folder: its base from the folder, and the package or adapter inside of it."""
+    try:
+        stored = json.loads((folder / STANDALONE).read_text())
+        backbone = dict(stored["backbone"])
+        backbone["init_args"] = {**backbone["init_args"], "pretrained": str(folder)}
+        max_new_tokens = int(stored["max_new_tokens"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{folder / STANDALONE}: seen {error!r}, expected a file made by the export") from None
+    for part in ("package", "adapter"):
+        if (folder / part).is_dir():
+            model = folder_model(folder / part)
+            model["init_args"]["vlm"]["init_args"]["backbone"] = backbone
+            return model
+    vlm = {"class_path": "ts_lightning.models.PlainVLM", "init_args": {"backbone": backbone, "train": ["*"]}}
+    return _module("SFT", vlm, max_new_tokens)
+
+
+def stored_model(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """The {class_path, init_args} of a checkpoint's module; the vlm's `init_from` is dropped, own weights follow."""
+    given = checkpoint.get("hyper_parameters")
+    hparams = dict(given) if isinstance(given, dict) else {}
+    class_path = hparams.pop("_class_path", None)
+    if not isinstance(class_path, str):
+        raise ValueError(f"checkpoint {path}: seen no module class, expected a checkpoint written by ts_lightning")
+    hparams.pop("_instantiator", None)
+    vlm = hparams.get("vlm")
+    vlm_args = vlm.get("init_args") if isinstance(vlm, dict) else None
+    if isinstance(vlm_args, dict) and vlm_args.get("init_from"):
+        hparams["vlm"] = {**hparams["vlm"], "init_args": {**vlm_args, "init_from": None}}
+    return {"class_path": class_path, "init_args": hparams}
