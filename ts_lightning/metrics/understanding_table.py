@@ -11,7 +11,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], str, float]] = {
     "SQA": (("scienceqa",), "accuracy", 100),
     "VQA^T": (("textvqa",), "accuracy", 100),
     "POPE": (_POPE, "f1", 100),
-    "MME": (("mme",), "total", 1),
+    "MME": (("mme",), "perception", 1),
     "LLaVA^W": (("llava_bench",), "score", 1),
     "MM-Vet": (("mmvet",), "score", 1),
 }

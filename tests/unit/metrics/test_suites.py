@@ -102,7 +102,7 @@ def test_two_runs_name_the_questions_that_flipped(
 def test_a_table_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     pope = {f"pope_{name}": {"figures": {"f1": f1}} for name, f1 in (("random", 0.9), ("popular", 0.8))}
     reports = {
-        "base": {"gqa": {"figures": {"accuracy": 0.614}}, "mme": {"figures": {"total": 1423.0}}, **pope},
+        "base": {"gqa": {"figures": {"accuracy": 0.614}}, "mme": {"figures": {"perception": 1423.0}}, **pope},
         "twist": {"mmvet": {"figures": {"score": 34.3}}, **pope, "pope_adversarial": {"figures": {"f1": 0.7}}},
     }
     for name, report in reports.items():

@@ -14,7 +14,7 @@ from ts_lightning.metrics.protocols.boxes import (
     score_phrases,
 )
 from ts_lightning.metrics.protocols.readings import Record
-from ts_lightning.metrics.vqa import exact_score, vqa_score
+from ts_lightning.metrics.readings.words import gqa_score, vqa_score
 
 Score = Callable[[Sequence[Record]], dict[str, Any]]
 Values = Callable[[Sequence[Record]], list[float]]
@@ -73,7 +73,7 @@ PROTOCOLS: dict[str, Protocol] = {
         "accuracy",
         _WORDS | {"rule": "VQAv2's soft accuracy and normalisation (TextVQA too)"},
     ),
-    "gqa": Protocol(words.per_gqa, _by_answer(exact_score), "accuracy", _WORDS | {"rule": "exact match"}),
+    "gqa": Protocol(words.per_gqa, _by_answer(gqa_score), "accuracy", _WORDS | {"rule": "exact match"}),
     "answers": Protocol(
         words.per_answer(words.normalised_exact),
         _by_answer(words.normalised_exact),
@@ -90,13 +90,13 @@ PROTOCOLS: dict[str, Protocol] = {
         lambda records: {"cider": (values := words.cider_values(records)) and sum(values) / len(values)},
         words.cider_values,
         "cider",
-        _WORDS | {"rule": "CIDEr over lower-case words without punctuation"},
+        _WORDS | {"rule": "CIDEr over words as PTBTokenizer has them, without punctuation (our own tokenizer)"},
     ),
     "choices": Protocol(
         words.score_choices,
         lambda records: [words.choice_right(r) for r in records],
         "accuracy",
-        _WORDS | {"rule": "the option's letter, or the text of one option alone"},
+        _WORDS | {"rule": '"the answer is X", a letter alone, or the text of one option alone'},
         ("choices",),
     ),
     "steps": Protocol(
@@ -115,8 +115,8 @@ PROTOCOLS: dict[str, Protocol] = {
     "mme": Protocol(
         words.score_mme,
         lambda records: [],
-        "total",
-        _WORDS | {"rule": "100 x (accuracy + share of images with both right), summed over categories"},
+        "perception",
+        _WORDS | {"rule": "yes or no in the first four characters; 100 x (accuracy + pictures with both right)"},
         ("meta.category", "meta.image_id"),
     ),
 }

@@ -1,20 +1,16 @@
 """Protocols whose answer is in words: VQA, GQA, multiple choice, yes or no, step-by-step answers."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ts_lightning.metrics import AnswerAccuracy, ContainsAccuracy, StepAnswer, StepMetrics
 from ts_lightning.metrics.accuracy import normalise_answer
 from ts_lightning.metrics.protocols.readings import Record
-from ts_lightning.metrics.vqa import (
-    binary_figures,
-    exact_score,
-    pope_read,
-    read_choice,
-    read_yes_no,
-    vqa_score,
-)
+from ts_lightning.metrics.readings.captions import ptb_words
+from ts_lightning.metrics.readings.choices import read_option
+from ts_lightning.metrics.readings.mme import mme_figures
+from ts_lightning.metrics.readings.words import gqa_score, vqa_score
+from ts_lightning.metrics.readings.yes_no import mme_yes_no, pope_yes_no, read_yes_no
 
 Figures = dict[str, Any]
 
@@ -46,7 +42,7 @@ def choice_right(record: Record) -> float:
     """1 where the option that the answer takes is the true one (named by its text or its letter)."""
     choices, true = record["choices"], record["truth"]["answers"][0]
     wanted = choices.index(true) if true in choices else ord(true.strip()[:1].upper()) - 65
-    return float(read_choice(record["text"], choices) == wanted)
+    return float(read_option(record["text"], choices) == wanted)
 
 
 def score_choices(records: Sequence[Record]) -> Figures:
@@ -59,7 +55,7 @@ def score_choices(records: Sequence[Record]) -> Figures:
     for record in records:
         group = str((record.get("meta") or {}).get("question_id", record["key"]))
         right.setdefault(group, []).append(choice_right(record))
-    unread = [read_choice(r["text"], r["choices"]) is None for r in records]
+    unread = [read_option(r["text"], r["choices"]) is None for r in records]
     every = [value for values in right.values() for value in values]
     return {"accuracy": _mean(every), "circular": _mean([min(v) for v in right.values()]), "unread": _mean(unread)}
 
@@ -70,25 +66,37 @@ def score_pope(records: Sequence[Record]) -> Figures:
     POPE reads a yes into everything without a no; `unread` is the share of answers that say neither.
     """
     true = [r["truth"]["answers"][0].strip().lower() == "yes" for r in records]
-    return binary_figures([pope_read(r["text"]) for r in records], true) | {"unread": _neither(records)}
+    return binary_figures([pope_yes_no(r["text"]) for r in records], true) | {"unread": _neither(records)}
 
 
 def score_mme(records: Sequence[Record]) -> Figures:
-    """MME: for each category 100 x (accuracy + share of images with both questions right), and their sum.
+    """MME by its own reading and sums: `perception` (what papers print), `cognition`, each category, `unread`.
 
     `meta` has `category` and `image_id`; an answer that says neither yes nor no is wrong.
     """
-    categories: dict[str, dict[str, list[bool]]] = {}
-    for record in records:
-        meta = record["meta"]
-        said = read_yes_no(record["text"])
-        right = said is not None and said == (record["truth"]["answers"][0].strip().lower() == "yes")
-        categories.setdefault(meta["category"], {}).setdefault(str(meta["image_id"]), []).append(right)
-    scores = {
-        name: 100 * (_mean([r for pair in images.values() for r in pair]) + _mean([all(p) for p in images.values()]))
-        for name, images in categories.items()
+    said = [mme_yes_no(r["text"]) for r in records]
+    true = [r["truth"]["answers"][0].strip().lower() == "yes" for r in records]
+    pictures = [(r["meta"]["category"], str(r["meta"]["image_id"])) for r in records]
+    figures = mme_figures((*where, s is t) for where, s, t in zip(pictures, said, true, strict=True))
+    return {**figures, "unread": _mean([one is None for one in said])}
+
+
+def binary_figures(said: Sequence[bool], true: Sequence[bool]) -> dict[str, float]:
+    """POPE's figures with yes as the positive class: accuracy, precision, recall, f1, yes_ratio; 0 over nothing."""
+    pairs = list(zip(said, true, strict=True))
+    hits = sum(s and t for s, t in pairs)
+    precision, recall = _share(hits, sum(said)), _share(hits, sum(true))
+    return {
+        "accuracy": _share(sum(s == t for s, t in pairs), len(pairs)),
+        "precision": precision,
+        "recall": recall,
+        "f1": _share(2 * precision * recall, precision + recall),
+        "yes_ratio": _share(sum(said), len(pairs)),
     }
-    return {"total": sum(scores.values()), "unread": _neither(records), "by_category": scores}
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
 
 
 def _neither(records: Sequence[Record]) -> float:
@@ -96,7 +104,7 @@ def _neither(records: Sequence[Record]) -> float:
 
 
 def cider_values(records: Sequence[Record]) -> list[float]:
-    """CIDEr of each caption, by pycocoevalcap over lower-case words without punctuation (its tokenizer needs Java).
+    """CIDEr of each caption, by pycocoevalcap over `ptb_words` (its own tokenizer needs Java).
 
     ModuleNotFoundError in one line where the package is not installed.
     """
@@ -104,13 +112,9 @@ def cider_values(records: Sequence[Record]) -> list[float]:
         from pycocoevalcap.cider.cider import Cider
     except ModuleNotFoundError:
         raise ModuleNotFoundError("CIDEr needs pycocoevalcap: pip install 'ts-lightning[gic]'") from None
-    said = {i: [_plain_words(r["text"])] for i, r in enumerate(records)}
-    true = {i: [_plain_words(text) for text in r["truth"]["answers"]] for i, r in enumerate(records)}
+    said = {i: [" ".join(ptb_words(r["text"]))] for i, r in enumerate(records)}
+    true = {i: [" ".join(ptb_words(text)) for text in r["truth"]["answers"]] for i, r in enumerate(records)}
     return [float(value) for value in Cider().compute_score(true, said)[1]]
-
-
-def _plain_words(text: str) -> str:
-    return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
 
 
 def score_steps(records: Sequence[Record]) -> Figures:
@@ -137,4 +141,4 @@ def _mean(values: Sequence[float]) -> float:
     return sum(map(float, values)) / len(values) if values else float("nan")
 
 
-per_vqa, per_gqa = per_answer(vqa_score), per_answer(exact_score)
+per_vqa, per_gqa = per_answer(vqa_score), per_answer(gqa_score)
