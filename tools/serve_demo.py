@@ -19,11 +19,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ckpt", type=Path, help="a checkpoint of ts-lightning fit (default: the tiny base)")
     parser.add_argument("--host", default="127.0.0.1", help="another address makes the page public")
+    parser.add_argument(
+        "--name", action="append", default=[], help="a name by which visitors call a public page's host"
+    )
     parser.add_argument("--port", type=int, default=7860)
     args = parser.parse_args()
     try:
-        import uvicorn
-
+        from ts_lightning.serve.guard import run
         from ts_lightning.serve.server import make_app
     except ImportError as error:
         print(f"error: {error}; expected the extra: pip install 'ts-lightning[demo]'", file=sys.stderr)
@@ -35,7 +37,7 @@ def main() -> int:
         return 2
     print(f"http://{args.host}:{args.port}", flush=True)
     title = str(args.ckpt) if args.ckpt else "tiny base"
-    uvicorn.run(make_app(vlm, title, vlm.router), host=args.host, port=args.port, log_level="warning")
+    run(make_app(vlm, title, vlm.router, [args.host, *args.name]), args.host, args.port)
     return 0
 
 

@@ -21,11 +21,30 @@ GROUNDING_TEMPLATES = ("localization", "rec", "scout", "caption_grounded", "dete
 
 
 @cache
-def _instruction() -> re.Pattern[str]:
-    lines = [re.split(r"\\{\w+\\}", re.escape(line)) for name in GROUNDING_TEMPLATES for line in templates(name)]
-    return re.compile("|".join(".+".join(parts) for parts in lines), re.IGNORECASE | re.DOTALL)
+def _instructions() -> list[list[str]]:
+    """The fixed parts of every grounding template, in lower case; between two of them stands what is filled in."""
+    lines = [line.lower() for name in GROUNDING_TEMPLATES for line in templates(name)]
+    return [re.split(r"\{\w+\}", line) for line in dict.fromkeys(lines)]
 
 
 def carries_grounding_instruction(prompt: str) -> bool:
-    """Whether a prompt is one of the grounding templates, filled in: the rule where no task router is installed."""
-    return _instruction().search(prompt) is not None
+    """Whether a prompt is one of the grounding templates, filled in: the rule where no task router is installed.
+
+    Takes time in proportion to the prompt's length.
+    """
+    prompt = prompt.lower()
+    return any(_holds(prompt, parts) for parts in _instructions())
+
+
+def _holds(text: str, parts: list[str]) -> bool:
+    """Whether the parts follow each other in the text with at least one character between two.
+
+    The earliest place of each part leaves the others the most room, so no other place has to be tried.
+    """
+    end = -1
+    for part in parts:
+        start = text.find(part, end + 1)
+        if start < 0:
+            return False
+        end = start + len(part)
+    return True

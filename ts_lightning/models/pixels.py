@@ -11,13 +11,14 @@ import numpy as np
 import simplejpeg
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 CLIP_MEAN = (122, 116, 104)
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS, MAX_SIDE, MAX_ASPECT = 64_000_000, 32_768, 200  # above them a picture is an attack or a mistake
 _SIDEWAYS = (5, 6, 7, 8)
+_STRIP = 1_000_000  # pixels converted at once
 
 
 def load_pixels(
@@ -51,7 +52,8 @@ def _decode(data: bytes, fill: tuple[int, int, int]) -> np.ndarray:
         image = _open(data)
         if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and _orientation(image) == 1:
             return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
-        return np.array(_rgb(ImageOps.exif_transpose(image), fill))
+        ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image, fill)
     except Exception as error:  # decoders raise a dozen types on bad bytes; all mean the same to the caller
         raise _broken(data, error) from None
 
@@ -77,7 +79,17 @@ def _orientation(image: Image.Image) -> int:
     return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
-def _rgb(image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
+def _rgb(image: Image.Image, fill: tuple[int, int, int]) -> np.ndarray:
+    """uint8 [H, W, 3], made in strips: a whole copy of a picture of 40 megapixels in each mode would take 800 MB."""
+    rgb_HW3 = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        rgb_HW3[top : top + strip.height] = np.asarray(_flat(strip, fill))
+    return rgb_HW3
+
+
+def _flat(image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; PIL's own conversion to 8 bits clips instead of scaling
         image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).round().astype(np.uint8))
     if image.has_transparency_data:
@@ -107,4 +119,6 @@ def _square(rgb_HW3: Tensor, fill: tuple[int, int, int]) -> Tensor:
 
 def _broken(data: bytes, error: Exception) -> ValueError:
     reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = "not recognised"  # PIL's own text holds an address in memory, another one each time
     return ValueError(f"image: seen {len(data)} bytes ({reason}), expected a whole jpg, png or webp picture")

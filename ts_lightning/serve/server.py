@@ -1,127 +1,128 @@
 """The page's server: one folder of static files, pictures in memory, answers as JSON lines."""
 
 import asyncio
-import hashlib
 import json
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Generator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from ts_lightning.grounding.regions import Region
-from ts_lightning.models.pixels import image_size, load_pixels
 from ts_lightning.models.vlm import VLM
+from ts_lightning.serve.asked import Asked, read_asked
 from ts_lightning.serve.conversation import Conversation, answer, task_by_instruction
+from ts_lightning.serve.guard import Guard, Refused, read_body
+from ts_lightning.serve.line import Event, Line, LineFull, Question, answer_one_by_one
+from ts_lightning.serve.pictures import MAX_BYTES, Pictures, check_picture
 
 STATIC = Path(__file__).parent / "static"
 FILES = {"": "page.html", "page.js": "page.js", "regions.js": "regions.js", "page.css": "page.css"}
-MAX_BYTES = 20 * 2**20
-MAX_SIDE, MAX_PIXELS = 12_000, 40_000_000
-MAX_PICTURES = 64
-MAX_QUESTION = 4_000
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:"
+MAX_ASKED_BYTES = 512 * 2**10
+UPLOADS, WAITING_UPLOADS = 3, 64  # received at once; the others' bytes stay with their senders
 
 
-class Pictures:
-    """Uploaded pictures by the hash of their bytes; the oldest are forgotten."""
+def make_app(
+    vlm: VLM, title: str, task_of: Callable[[str], str] = task_by_instruction, hosts: Collection[str] = ()
+) -> Starlette:
+    """The web application over one vlm, for visitors who call it 127.0.0.1, localhost or one of `hosts`."""
+    pictures, line, uploads, waiting = Pictures(), Line(), asyncio.Semaphore(UPLOADS), 0
 
-    def __init__(self) -> None:
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
+    def events(asked: Asked, visitor: str) -> Generator[Event]:
+        images = [pictures.get(visitor, name) for name in asked.images]
+        yield from answer(vlm, Conversation(images, asked.regions, asked.texts), asked.task, task_of)
 
-    def add(self, data: bytes) -> dict[str, Any]:
-        """Check and keep a picture; ValueError in one line for a wrong or huge one."""
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"image: seen {len(data) / 2**20:.0f} MB, expected at most {MAX_BYTES // 2**20} MB")
-        width, height = image_size(data)
-        if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-            raise ValueError(
-                f"image: seen {width} x {height} pixels, expected at most {MAX_SIDE} a side and {MAX_PIXELS:,} in all"
-            )
-        load_pixels(data, 32)  # a cut file has a good header
-        name = hashlib.sha256(data).hexdigest()[:24]
-        self._kept[name] = data
-        self._kept.move_to_end(name)
-        while len(self._kept) > MAX_PICTURES:
-            self._kept.popitem(last=False)
-        return {"id": name, "width": width, "height": height}
-
-    def get(self, name: str) -> bytes:
-        if name not in self._kept:
-            raise ValueError("image: the server no longer has this picture, add it again")
-        return self._kept[name]
-
-
-def make_app(vlm: VLM, title: str, task_of: Callable[[str], str] = task_by_instruction) -> FastAPI:
-    """The web application over one vlm; answers are made one at a time."""
-    app, pictures, turn = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Pictures(), threading.Lock()
-
-    @app.middleware("http")
-    async def add_headers(request: Request, call_next: Any) -> Response:
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Cache-Control"] = "no-store"
-        return response
-
-    @app.get("/api/model")
-    def model() -> dict[str, Any]:
+    async def model(request: Request) -> Response:
         codec = vlm.codec
-        return {"title": title, "codec": codec.name, "kinds": codec.kinds, "example": codec.space.grid}
+        return JSONResponse(
+            {"title": title, "codec": codec.name, "kinds": [*codec.kinds], "example": codec.space.grid}
+            | {"max_bytes": MAX_BYTES}
+        )
 
-    @app.post("/api/image")
     async def image(request: Request) -> Response:
+        nonlocal waiting
+        if waiting >= WAITING_UPLOADS + UPLOADS:
+            raise Refused(503, "the server receives too many pictures at the moment, try again")
+        waiting += 1
         try:
-            data = b""
-            async for chunk in request.stream():
-                data += chunk
-                if len(data) > MAX_BYTES:
-                    break
-            return JSONResponse(await asyncio.to_thread(pictures.add, data))
-        except ValueError as error:
-            return JSONResponse({"error": str(error)}, 400)
+            async with uploads:
+                data = await read_body(request, MAX_BYTES)
+                width, height = await line.in_thread(check_picture, data)
+                name = pictures.add(_visitor(request), data)
+        finally:
+            waiting -= 1
+        return JSONResponse({"id": name, "width": width, "height": height})
 
-    @app.post("/api/ask")
     async def ask(request: Request) -> Response:
+        asked, visitor = read_asked(await read_body(request, MAX_ASKED_BYTES)), _visitor(request)
+        images = [pictures.get(visitor, name) for name in asked.images]  # here for its errors: a question in the
+        Conversation(images, asked.regions, asked.texts)  # line holds names alone, so that bytes are counted once
+        question = Question(lambda: events(asked, visitor))
         try:
-            asked = await request.json()
-            conversation, task = _conversation(asked, pictures)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = str(error) if isinstance(error, ValueError) else f"request: seen a malformed one ({error!r})"
-            return JSONResponse({"error": reason}, 400)
+            line.enter(question)
+        except LineFull:
+            raise Refused(503, f"{line.places} questions wait already, try again") from None
+        return Answer(line, question)
 
-        def lines() -> Iterator[str]:
-            with turn:
-                try:
-                    for event in answer(vlm, conversation, task, task_of):
-                        yield json.dumps(event) + "\n"
-                    yield json.dumps({"done": True}) + "\n"
-                except Exception as error:  # whatever it is, the page gets a line and the server lives on
-                    yield json.dumps({"error": " ".join(str(error).split()) or type(error).__name__}) + "\n"
-
-        return StreamingResponse(lines(), media_type="application/x-ndjson")
-
-    @app.get("/{name:path}")
-    def static(name: str) -> Response:
+    async def static(request: Request) -> Response:
+        name = request.path_params["name"]
         if name not in FILES:
-            return JSONResponse({"error": f"seen /{name}, expected the page"}, 404)
+            return JSONResponse({"error": f"seen /{name[:80]}, expected the page"}, 404)
         return FileResponse(STATIC / FILES[name])
 
-    return app
+    @asynccontextmanager
+    async def working(app: Starlette) -> AsyncIterator[None]:
+        worker = asyncio.create_task(answer_one_by_one(line))
+        yield
+        worker.cancel()
+        line.close()
+
+    routes = [
+        Route("/api/model", model),
+        Route("/api/image", image, methods=["POST"]),
+        Route("/api/ask", ask, methods=["POST"]),
+        Route("/{name:path}", static),
+    ]
+    handlers: dict[Any, Any] = {ValueError: _bad, Refused: _refused, ClientDisconnect: _gone}
+    guard = Middleware(Guard, hosts=hosts)
+    return Starlette(routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=working)
 
 
-def _conversation(asked: dict[str, Any], pictures: Pictures) -> tuple[Conversation, str]:
-    """The request {"images": [id], "regions": [{image, points}], "texts": [...], "task"}, checked."""
-    texts = [str(text) for text in asked["texts"]]
-    if len(texts) % 2 == 0 or not texts[-1].strip():
-        raise ValueError("question: seen nothing, expected a question")
-    if len(texts[-1]) > MAX_QUESTION:
-        raise ValueError(f"question: seen {len(texts[-1])} characters, expected at most {MAX_QUESTION}")
-    regions = []
-    for region in asked["regions"]:
-        points = tuple((min(max(float(x), 0.0), 1.0), min(max(float(y), 0.0), 1.0)) for x, y in region["points"])
-        regions.append((int(region["image"]), Region(points)))
-    return Conversation([pictures.get(str(name)) for name in asked["images"]], regions, texts), str(asked["task"])
+class Answer(StreamingResponse):
+    """The events of a question as JSON lines; when the client goes, so does the question."""
+
+    def __init__(self, line: Line, question: Question) -> None:
+        super().__init__(self._lines(question), media_type="application/x-ndjson")
+        self._leave = lambda: line.leave(question)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
+
+    @staticmethod
+    async def _lines(question: Question) -> AsyncIterator[str]:
+        while (event := await question.events.get()) is not None:
+            yield json.dumps(event) + "\n"
+
+
+def _visitor(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
+async def _bad(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": " ".join(str(error).split())}, 400)
+
+
+async def _refused(request: Request, error: Refused) -> Response:
+    return error.response()
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=400)  # nobody reads it

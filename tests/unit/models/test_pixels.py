@@ -11,6 +11,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from transformers import CLIPImageProcessorPil
 
+from ts_lightning.models import pixels
 from ts_lightning.models.pixels import image_size, load_pixels
 
 SIZE = 56
@@ -144,3 +145,18 @@ def test_flipped_bytes_raise_nothing_but_value_error() -> None:
 def test_unknown_mode() -> None:
     with pytest.raises(ValueError, match="mode: seen 'crop', expected 'stretch' or 'pad'"):
         load_pixels(encode(photo()), SIZE, mode="crop")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "CMYK", "I;16", "1"])
+def test_strips_give_the_pixels_of_the_whole_picture(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (50, 40, 4), np.uint8)
+    image = Image.fromarray(values, "RGBA")
+    image = Image.fromarray(values[..., 0].astype(np.uint16) * 200) if mode == "I;16" else image.convert(mode)
+    whole = np.asarray(pixels._flat(image, (1, 2, 3)))
+    monkeypatch.setattr(pixels, "_STRIP", 7 * 40)  # 7 rows: the last strip is a shorter one
+    assert np.array_equal(pixels._rgb(image, (1, 2, 3)), whole)
+
+
+def test_a_refusal_holds_no_address() -> None:
+    with pytest.raises(ValueError, match="seen 5 bytes \\(not recognised\\)"):
+        load_pixels(b"GIF89", 8)

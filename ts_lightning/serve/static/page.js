@@ -5,6 +5,7 @@ import { RegionCanvas, STEP_COLORS } from "./regions.js";
 const $ = (id) => document.getElementById(id);
 const HINTS = { click: "click on a thing", box: "drag a box", polygon: "click the corners, double-click to close" };
 let state = fresh();
+let maxBytes = Infinity;
 const canvas = new RegionCanvas($("canvas"), addRegion);
 
 function fresh() {
@@ -13,6 +14,7 @@ function fresh() {
 
 async function start() {
   const model = await (await fetch("api/model")).json();
+  maxBytes = model.max_bytes;
   $("model").textContent = `${model.title}, regions as ${model.codec}`;
   for (const button of document.querySelectorAll("#tools button")) {
     button.hidden = !model.kinds.includes(button.dataset.kind);
@@ -40,7 +42,9 @@ async function addFiles(files) {
   say("");
   for (const file of files) {
     try {
-      const answer = await fetch("api/image", { method: "POST", body: file });
+      if (file.size > maxBytes) throw new Error(`seen ${Math.ceil(file.size / 2 ** 20)} MB, expected at most ${maxBytes / 2 ** 20} MB`);
+      const headers = { "Content-Type": "application/octet-stream" };
+      const answer = await fetch("api/image", { method: "POST", headers, body: file });
       const picture = await answer.json();
       if (!answer.ok) throw new Error(picture.error);
       const image = new Image();

@@ -1,12 +1,7 @@
 """The engine of the page: what is encoded, which path answers, and what is refused."""
 
-import io
-
 import pytest
 import torch
-
-pytest.importorskip("fastapi", reason="fastapi is not installed")
-from fastapi.testclient import TestClient
 
 from ts_lightning.data.collate import collate
 from ts_lightning.data.sample import Sample, SampleImage, Turn
@@ -17,7 +12,6 @@ from ts_lightning.models.generate import prefill
 from ts_lightning.pipelines.toy_world.render import jpeg, render
 from ts_lightning.pipelines.toy_world.scene import sample_scene
 from ts_lightning.serve.conversation import Conversation, answer, found_boxes, task_by_instruction
-from ts_lightning.serve.server import MAX_PICTURES, Pictures, make_app
 
 PICTURE = jpeg(render(sample_scene(11)))
 BASE = PlainVLM(TinyBackbone(), train=[]).eval()
@@ -97,39 +91,3 @@ def test_boxes_know_their_step_and_characters() -> None:
     assert (first["step"], second["step"]) == (0, 1)
     assert text[second["start"] : second["end"]] == "[[50,60,70,80]]"
     assert first["points"] == [[0.1, 0.2], [0.3, 0.4]]
-
-
-def test_the_server_refuses_in_one_line_and_lives_on() -> None:
-    client = TestClient(make_app(BASE, "tiny"))
-    name = client.post("/api/image", content=PICTURE).json()["id"]
-    ask = {"images": [name], "regions": [], "texts": ["How many objects are there?"], "task": "auto"}
-    for wrong, expected in [
-        ({"texts": ["  "]}, "question: seen nothing"),
-        ({"texts": ["x" * 5000]}, "seen 5000 characters"),
-        ({"images": ["no"]}, "no longer has this picture"),
-        ({"regions": [{"image": 3, "points": [[0, 0]]}]}, "region #1: seen image 4"),
-        ({"regions": [{"image": 0, "points": []}]}, "expected at least 1"),
-        ({"regions": None}, "malformed"),
-    ]:
-        response = client.post("/api/ask", json=ask | wrong)
-        assert response.status_code == 400
-        assert expected in response.json()["error"]
-    assert client.post("/api/ask", content=b"{").status_code == 400
-    assert "seen 'all'" in client.post("/api/ask", json=ask | {"task": "all"}).text
-    assert client.post("/api/image", content=PICTURE[:300]).status_code == 400
-    assert client.get("/../server.py").status_code == 404
-    assert '{"done": true}' in client.post("/api/ask", json=ask).text
-    page = client.get("/")
-    assert "default-src 'none'" in page.headers["content-security-policy"]
-
-
-def test_only_the_last_pictures_are_kept() -> None:
-    pictures = Pictures()
-    names = []
-    for i in range(MAX_PICTURES + 1):
-        buffer = io.BytesIO()
-        render(sample_scene(i)).save(buffer, "PNG")
-        names.append(pictures.add(buffer.getvalue())["id"])
-    assert pictures.get(names[1])
-    with pytest.raises(ValueError, match="no longer has"):
-        pictures.get(names[0])

@@ -1,0 +1,115 @@
+"""The page's server: what it refuses, and in which words."""
+
+import io
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("starlette", reason="starlette is not installed")
+from starlette.testclient import TestClient
+
+from ts_lightning.models import PlainVLM
+from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.pipelines.toy_world.render import jpeg, render
+from ts_lightning.pipelines.toy_world.scene import sample_scene
+from ts_lightning.serve.server import make_app
+
+PICTURE = jpeg(render(sample_scene(11)))
+RAW = {"Content-Type": "application/octet-stream"}
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    app = make_app(PlainVLM(TinyBackbone(), train=[]).eval(), "tiny")
+    with TestClient(app, base_url="http://127.0.0.1:7860") as opened:
+        yield opened
+
+
+def upload(client: TestClient, data: bytes = PICTURE) -> str:
+    return client.post("/api/image", content=data, headers=RAW).json()["id"]
+
+
+def test_the_server_refuses_in_one_line_and_lives_on(client: TestClient) -> None:
+    ask = {"images": [upload(client)], "regions": [], "texts": ["How many objects are there?"], "task": "auto"}
+    for wrong, expected in [
+        ({"texts": ["  "]}, "question: seen nothing"),
+        ({"images": ["no"]}, "no longer has this picture"),
+        ({"regions": [{"image": 3, "points": [[0, 0]]}]}, "region #1: seen image 4"),
+    ]:
+        response = client.post("/api/ask", json=ask | wrong)
+        assert response.status_code == 400
+        assert expected in response.json()["error"]
+    assert client.post("/api/ask", content=b"{", headers={"Content-Type": "application/json"}).status_code == 400
+    assert client.get("/../server.py").status_code == 404
+    assert client.get("/api/ask").status_code == 404  # a file by that name, and there is none
+    assert '{"done": true}' in client.post("/api/ask", json=ask).text
+    assert "seen #2, expected no region" in client.post("/api/ask", json=ask | {"texts": ["And #2?"]}).text
+
+
+@pytest.mark.parametrize("data", [PICTURE[:300], b"no picture", b""])
+def test_a_broken_picture_is_a_line_without_addresses(client: TestClient, data: bytes) -> None:
+    response = client.post("/api/image", content=data, headers=RAW)
+    assert response.status_code == 400
+    assert "expected a whole jpg, png or webp" in response.json()["error"]
+    assert "0x" not in response.text
+    assert "BytesIO" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "127.0.0.1.evil.example:7860"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Host": ""}, 403),
+        ({"Host": "localhost:7860"}, 200),
+        ({"Host": "[::1]:7860"}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1:3000"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:7860"}, 200),
+    ],
+    ids=str,
+)
+def test_only_the_own_page_may_use_it(client: TestClient, headers: dict[str, str], status: int) -> None:
+    for path in ("/", "/api/model"):
+        assert client.get(path, headers=headers).status_code == status
+    assert client.post("/api/image", content=PICTURE, headers=RAW | headers).status_code == status
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data", "application/x-www-form-urlencoded", ""])
+def test_bodies_that_a_form_can_send_are_refused(client: TestClient, kind: str) -> None:
+    for path in ("/api/ask", "/api/image"):
+        response = client.post(path, content=b"{}", headers={"Content-Type": kind})
+        assert response.status_code == 415
+        assert "Content-Type: seen" in response.json()["error"]
+
+
+def test_every_answer_carries_the_policy(client: TestClient) -> None:
+    for response in (client.get("/"), client.get("/none"), client.get("/", headers={"Host": "x"})):
+        assert response.headers["content-security-policy"].startswith("default-src 'none'")
+        assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
+
+
+def test_large_bodies_are_refused_while_they_come(client: TestClient) -> None:
+    sent = 0
+
+    def blanks() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(64):
+            sent += 1
+            yield bytes(2**20)
+
+    assert client.post("/api/image", content=blanks(), headers=RAW).status_code == 413
+    declared = {"Content-Type": "application/json", "Content-Length": "800000000"}
+    response = client.post("/api/ask", content=b" ", headers=declared)
+    assert (response.status_code, response.json()["error"]) == (413, "body: seen 762.9 MB, expected at most 0.5 MB")
+
+
+def test_a_huge_picture_is_refused_before_it_is_decoded(client: TestClient) -> None:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("1", (7_000, 7_000)).save(buffer, "PNG")
+    response = client.post("/api/image", content=buffer.getvalue(), headers=RAW)
+    assert "seen 7000 x 7000 pixels, expected at most 12000 a side and 40,000,000" in response.json()["error"]

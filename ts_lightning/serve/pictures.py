@@ -1,0 +1,61 @@
+"""The pictures that visitors added: checked, kept in memory within a budget."""
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from ts_lightning.models.pixels import image_size, load_pixels
+
+MAX_BYTES = 20 * 2**20
+MAX_SIDE, MAX_PIXELS = 12_000, 40_000_000
+VISITOR_BYTES, ALL_BYTES = 64 * 2**20, 128 * 2**20
+
+
+def check_picture(data: bytes) -> tuple[int, int]:
+    """(width, height) of a picture that decodes to its end; ValueError in one line for a wrong or huge one."""
+    width, height = image_size(data)
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise ValueError(
+            f"image: seen {width} x {height} pixels, expected at most {MAX_SIDE} a side and {MAX_PIXELS:,} in all"
+        )
+    load_pixels(data, 32)  # a cut file has a good header
+    return width, height
+
+
+class Pictures:
+    """Bytes of pictures by a random name, each its visitor's alone.
+
+    Above `visitor_bytes` a visitor's longest unused picture is forgotten; above `all_bytes` that of the visitor who
+    keeps the most.
+    """
+
+    def __init__(self, visitor_bytes: int = VISITOR_BYTES, all_bytes: int = ALL_BYTES) -> None:
+        self.visitor_bytes, self.all_bytes = visitor_bytes, all_bytes
+        self._kept: dict[str, OrderedDict[str, bytes]] = {}
+
+    def add(self, visitor: str, data: bytes) -> str:
+        """Keep a picture; its name."""
+        name = secrets.token_urlsafe(16)
+        self._kept.setdefault(visitor, OrderedDict())[name] = data
+        while self.size(visitor) > self.visitor_bytes:
+            self._forget(visitor)
+        while sum(map(self.size, self._kept)) > self.all_bytes:
+            self._forget(max(self._kept, key=self.size))
+        return name
+
+    def get(self, visitor: str, name: str) -> bytes:
+        """The bytes; ValueError for a picture that is forgotten or another visitor's."""
+        own: Mapping[str, bytes] = self._kept.get(visitor, {})
+        if name not in own:
+            raise ValueError("image: the server no longer has this picture, add it again")
+        self._kept[visitor].move_to_end(name)
+        return own[name]
+
+    def size(self, visitor: str) -> int:
+        """Bytes that a visitor keeps."""
+        return sum(map(len, self._kept.get(visitor, {}).values()))
+
+    def _forget(self, visitor: str) -> None:
+        self._kept[visitor].popitem(last=False)
+        if not self._kept[visitor]:
+            del self._kept[visitor]
