@@ -195,6 +195,8 @@ def test_a_hundred_thousand_characters_take_linear_time(name: str) -> None:
         "(1,",
         '{"bbox_2d": [',
         '{"bbox_2d": [1,2,3,4], "label": "',
+        "{'a':\"",
+        '{"a":[',
         "<bbox_id>[",
     ]
     for opening in [*openings, "1,", " ", "[[1,2,3,4]]", "\\", '"']:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ts_lightning.grounding.codecs.base import NUMBER, Codec, Mention, read_numbers
+from ts_lightning.grounding.codecs.base import NUMBER, Codec, Mention
+from ts_lightning.grounding.codecs.qwen_json import BOX_KEYS, JsonObject, json_objects
 from ts_lightning.grounding.coordinates import CoordinateSpace, Size
 from ts_lightning.grounding.regions import Region
 
@@ -14,10 +15,6 @@ POINT = rf"\(\s{{0,3}}({NUMBER})\s{{0,3}},\s{{0,3}}({NUMBER})\s{{0,3}}\)"
 BOX = rf"{POINT}\s{{0,3}},\s{{0,3}}{POINT}"
 # A decoder that drops special tokens leaves the bare numbers; they count too, but not as canonical.
 _QWEN2 = re.compile(rf"(?:<\|box_start\|>)?{BOX}(?:<\|box_end\|>)?", re.ASCII)
-_LABEL = r'(?:\s{0,8},\s{0,8}"label"\s{0,8}:\s{0,8}"((?:[^"\\]|\\.){0,200})")?'
-_QWEN25 = re.compile(
-    rf'\{{\s{{0,8}}"(bbox_2d|point_2d)"\s{{0,8}}:\s{{0,8}}\[([0-9.,\s-]{{3,200}})\]{_LABEL}\s{{0,8}}\}}', re.ASCII
-)
 
 
 def unchanged(size: Size) -> Size:
@@ -54,7 +51,10 @@ class Qwen2VLCodec(Codec):
 
 @dataclass(frozen=True)
 class Qwen25VLCodec(Codec):
-    """`{"bbox_2d": [x1, y1, x2, y2]}`, points as `{"point_2d": [x, y]}`, several in a list; a label may follow."""
+    """`{"bbox_2d": [x1, y1, x2, y2]}`, points as `{"point_2d": [x, y]}`, several in a list; a label may follow.
+
+    Read leniently, as `json_objects` reads: other key orders and further keys, single quotes, a cut end.
+    """
 
     name: ClassVar[str] = "qwen2_5_vl"
     default_space: ClassVar[CoordinateSpace] = CoordinateSpace("pixels", "resized", unchanged)
@@ -85,21 +85,14 @@ class Qwen25VLCodec(Codec):
         return f'{{"{key}": [{self.numbers(region, image_size, ", ")}]{label}}}'
 
     def find(self, text: str, image_size: Size | None) -> list[Mention]:
-        found = []
-        for match in _QWEN25.finditer(text):
-            region = self.region(read_numbers(match[2]), image_size)
-            if region is not None and (region.kind == "click") != (match[1] == "point_2d"):
-                region = None
-            phrase = _unquoted(match[3]) if match[3] else None
-            found.append(Mention([region] if region else [], match.start(), match.end(), phrase=phrase))
-        return found
+        return [
+            Mention(self._regions(one, image_size), one.start, one.end, phrase=one.label) for one in json_objects(text)
+        ]
+
+    def _regions(self, one: JsonObject, image_size: Size | None) -> list[Region]:
+        kind = "box" if one.key in BOX_KEYS else "click"
+        known = [self.region(numbers, image_size) for numbers in one.numbers]
+        return [region for region in known if region is not None and region.kind == kind]
 
     def marks(self) -> list[str]:
         return ["[", "]", ","]
-
-
-def _unquoted(text: str) -> str:
-    try:
-        return json.loads(f'"{text}"')
-    except ValueError:
-        return text

@@ -1,0 +1,72 @@
+"""JSON objects as models write them: keys in any order, single quotes, trailing commas, a cut end."""
+
+import json
+import re
+from typing import NamedTuple
+
+from ts_lightning.grounding.codecs.base import read_numbers
+
+BOX_KEYS = ("bbox_2d", "bbox")
+POINT_KEYS = ("point_2d", "point")
+
+_STRING = r'"(?:[^"\\]|\\.)*+"|\'(?:[^\'\\]|\\.)*+\''
+_LIST = r"\[(?:[^\[\]{}]|\[[^\[\]{}]{0,200}\]){0,2000}\]"
+_MEMBER = re.compile(
+    rf"\s*+,?\s*+({_STRING})\s*+:\s*+({_STRING}|{_LIST}|\{{[^{{}}]{{0,2000}}\}}|[-+.\w]{{1,40}}+)", re.DOTALL
+)
+_END = re.compile(r"\s*+,?\s*+\}")
+_CUT = re.compile(r"\s*+(?:,[^{}<\[\]]*+)?\Z|\s*+,[^{}<\[\]]*+(?=<)")  # a last member that the answer's end cut off
+_INNER = re.compile(r"\[([^\[\]]*)\]")
+
+
+class JsonObject(NamedTuple):
+    """An object of characters [start, end) that has a box or a point: its `key`, its lists of numbers, its label."""
+
+    start: int
+    end: int
+    key: str
+    numbers: list[list[float]]
+    label: str | None
+
+
+def json_objects(text: str) -> list[JsonObject]:
+    """The objects of a text that have one of `BOX_KEYS` or `POINT_KEYS`, in order; never raises, in linear time.
+
+    `numbers` has an empty list where the value holds anything but numbers. Several boxes of one key are several lists.
+    """
+    found, start = [], text.find("{")
+    while start >= 0:
+        one = _object(text, start)
+        if one is not None:
+            found.append(one)
+        start = text.find("{", start + 1 if one is None else one.end)
+    return found
+
+
+def _object(text: str, start: int) -> JsonObject | None:
+    members: dict[str, str] = {}
+    end = start + 1
+    while match := _MEMBER.match(text, end):
+        members.setdefault(_unquoted(match[1]), match[2])
+        end = match.end()
+    key = next((key for key in (*BOX_KEYS, *POINT_KEYS) if members.get(key, "")[:1] == "["), None)
+    if key is None:
+        return None
+    if match := _END.match(text, end) or _CUT.match(text, end):
+        end = match.end()
+    label = members.get("label", "")
+    return JsonObject(start, end, key, _lists(members[key]), _unquoted(label) or None if label[:1] in "\"'" else None)
+
+
+def _lists(value: str) -> list[list[float]]:
+    inner = value[1:-1]
+    parts = _INNER.findall(inner) if "[" in inner else [inner]
+    return [read_numbers(part.replace('"', "").replace("'", "")) for part in parts]
+
+
+def _unquoted(text: str) -> str:
+    """What a string in double or single quotes says."""
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        return text[1:-1].replace("\\'", "'")
