@@ -23,7 +23,7 @@ from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.pipelines.toy_world.multi_image import multi_image_samples
 from ts_lightning.rl import RolloutCallback
 from ts_lightning.runs import CheckpointIO, FSDP2Strategy, SaveCheckpoints
-from ts_lightning.runs.metrics_csv import MetricsCSV
+from ts_lightning.runs.metrics_log import MetricsLog
 from ts_lightning.training import GRPO, SFT, BaseModule, LoRASFT, StepwiseSFT
 
 OVERLAYS = Path(__file__).parents[2] / "configs/trainer"
@@ -64,7 +64,7 @@ def fit(
             accelerator="cpu",
             devices=2,
             strategy=FSDP2Strategy() if strategy == "fsdp" else DDPStrategy(),
-            logger=MetricsCSV(str(root)),
+            logger=MetricsLog(root),
             callbacks=[SaveCheckpoints(), *callbacks],
             plugins=[CheckpointIO()],
             use_distributed_sampler=False,

@@ -21,11 +21,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from ts_lightning.runs import CheckpointIO
 from ts_lightning.runs.class_paths import FLAG, allowing, not_from_a_file, one_line, take_flag
 from ts_lightning.runs.load import folder_model, stored_model
-from ts_lightning.runs.metrics_csv import MetricsCSV
-from ts_lightning.runs.random_state import RandomStates
-from ts_lightning.runs.resume import set_aside
-from ts_lightning.runs.run_directory import begin_run, first_process
+from ts_lightning.runs.metrics_log import MetricsLog
+from ts_lightning.runs.resume import Finished, begin_run, first_process, set_aside
 from ts_lightning.runs.run_keeper import RunKeeper
+from ts_lightning.runs.run_lock import RunLock
 from ts_lightning.runs.signals import StopOnSignal
 from ts_lightning.runs.watchdog import Watchdog
 from ts_lightning.runs.yaml_loader import restrict_yaml
@@ -44,6 +43,8 @@ class TSLightningCLI(LightningCLI):
     """
 
     keeper: RunKeeper | None = None
+    lock: RunLock | None = None
+    metrics: MetricsLog | None = None
 
     def __init__(self, args: Sequence[str]) -> None:
         self.ckpt_path = _option(list(args), "--ckpt_path")
@@ -119,7 +120,9 @@ class TSLightningCLI(LightningCLI):
         if any(isinstance(logger, CSVLogger) for logger in others):
             return others
         if self.subcommand == "fit" and not fast_dev_run:
-            return [MetricsCSV(root), *others]
+            self.lock = RunLock(root)
+            self.metrics = MetricsLog(root, self.lock)
+            return [self.metrics, *others]
         logger = CSVLogger(root, name="", version="" if self.subcommand == "fit" else self.subcommand)
         if not fast_dev_run and first_process():
             set_aside(Path(logger.log_dir) / "metrics.csv")
@@ -132,9 +135,9 @@ class TSLightningCLI(LightningCLI):
             root = root / str(self.subcommand)
         watchdog = [Watchdog(root, seconds)] if seconds and not trainer.get("fast_dev_run") else []
         if self.subcommand == "fit" and not trainer.get("fast_dev_run"):
-            stop, self.keeper = StopOnSignal(root / "checkpoints"), RunKeeper()
+            stop, self.keeper = StopOnSignal(root / "checkpoints"), RunKeeper(self.lock or RunLock(root), self.metrics)
             stop.install()
-            return [self.keeper, RandomStates(), stop, *watchdog]
+            return [self.keeper, stop, *watchdog]
         if self.subcommand != "predict":
             return [*watchdog]
         number = self._get(self.config, "pictures")
@@ -146,7 +149,8 @@ class TSLightningCLI(LightningCLI):
             self.keeper.config = self.config_dump
             root = Path(self.config_init["fit"]["trainer"]["default_root_dir"])
             resume = self._get(self.config, "resume")
-            kwargs["ckpt_path"] = begin_run(root, self.keeper, kwargs.get("ckpt_path"), resume)
+            start = begin_run(root, self.keeper.lock, self.config_dump, kwargs.get("ckpt_path"), resume)
+            self.keeper.start, kwargs["ckpt_path"] = start, start.ckpt_path
         return kwargs
 
     def after_validate(self) -> None:
@@ -244,6 +248,9 @@ def main(args: Sequence[str] | None = None) -> int:
         rest, names = take_flag(sys.argv[1:] if args is None else args)
         with allowing(names):
             TSLightningCLI(rest)
+    except Finished as finished:
+        if first_process():
+            print(finished, flush=True)
     except USER_ERRORS as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise

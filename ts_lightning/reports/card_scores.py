@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_lightning.models.package import read_checkpoint
-from ts_lightning.runs.metrics_csv import read_rows
+from ts_lightning.runs.metrics_log import read_metrics
 
 
 def read_scores(path: Path) -> dict[str, float]:
@@ -24,14 +24,13 @@ def read_scores(path: Path) -> dict[str, float]:
 
 def run_scores(checkpoint: Path) -> dict[str, float]:
     """The last validation of the run up to this checkpoint in its `checkpoints/`; empty for anything else."""
-    history = checkpoint.absolute().parent.parent / "metrics.csv"
-    if not checkpoint.is_file() or checkpoint.absolute().parent.name != "checkpoints" or not history.is_file():
+    if not checkpoint.is_file() or checkpoint.absolute().parent.name != "checkpoints":
         return {}
     steps = read_checkpoint(checkpoint).get("global_step", 0)
     found: dict[str, float] = {}
-    for row in read_rows(history):
-        done = int(row["step"]) + 1
-        values = {name: value for name, value in row.items() if name.startswith("val/") and value}
+    for row in read_metrics(checkpoint.absolute().parent.parent):
+        done = row["step"] + 1
+        values = {name: value for name, value in row.items() if name.startswith("val/")}
         if values and done <= steps:
             found = {f"{name} after {done} steps": float(value) for name, value in values.items()}
     return found

@@ -1,6 +1,5 @@
 """The report of one tuning run: report.json, report.md, the one table that is printed, and curves.png."""
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+from ts_lightning.runs.metrics_log import read_metrics
 
 REQUIRED = (
     "base.miou",
@@ -90,7 +91,7 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def plot_curves(history: str | Path, out: str | Path) -> None:
-    """Draw loss, alpha and validation curves by step from a metrics.csv of Lightning's CSVLogger."""
+    """Draw loss, alpha and validation curves by step from a run's metrics.jsonl or metrics.csv."""
     columns = read_history(history)
     suites = [name for name in columns if name.startswith("val/") and name.count("/") == 2]
     panels = (
@@ -117,13 +118,12 @@ def plot_curves(history: str | Path, out: str | Path) -> None:
 
 
 def read_history(path: str | Path) -> dict[str, list[tuple[int, float]]]:
-    """Columns of a metrics.csv as (step, value) pairs; empty cells and columns without a finite value are left out."""
+    """Columns of a run's metrics as (step, value) pairs; what is not finite is left out (`runs.metrics_log`)."""
     columns: dict[str, list[tuple[int, float]]] = {}
-    with open(path, newline="") as file:
-        for row in csv.DictReader(file):
-            for name, cell in row.items():
-                if name not in ("step", "epoch") and cell and math.isfinite(float(cell)):
-                    columns.setdefault(name, []).append((int(row["step"]), float(cell)))
+    for row in read_metrics(path):
+        for name, value in row.items():
+            if name not in ("step", "epoch") and math.isfinite(value):
+                columns.setdefault(name, []).append((row["step"], float(value)))
     return columns
 
 

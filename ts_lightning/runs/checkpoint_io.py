@@ -3,7 +3,9 @@
 import hashlib
 import os
 import tempfile
+import uuid
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,24 +27,27 @@ class CheckpointIO(LightningCheckpointIO):
         OSError, one line, when the disk is full or fails; the file that was there stays as it was.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
-            try:
-                writer = _HashingWriter(file.file)
+        temporary = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+            with open(descriptor, "wb") as file:
+                writer = _HashingWriter(file)
                 torch.save(checkpoint, writer)  # type: ignore[arg-type]
                 _flush(file)
-                os.chmod(file.name, 0o644)
-                digest = writer.sha256.hexdigest()
-                _write_sidecar(path, [digest, *(sidecar_sums(path) if path.exists() else [])])
-                os.replace(file.name, path)
-            except BaseException as error:
-                Path(file.name).unlink(missing_ok=True)
-                if isinstance(error, OSError | RuntimeError):  # torch wraps what the disk says
-                    reason = str(error.__cause__ or error.__context__ or error).splitlines()[0]
-                    raise OSError(f"checkpoint {path}: not saved ({reason}); the one before is untouched") from error
-                raise
-        sync(path.parent)
-        _write_sidecar(path, [digest])
+            os.chmod(temporary, 0o644)
+            digest = writer.sha256.hexdigest()
+            _write_sidecar(path, [digest, *(sidecar_sums(path) if path.exists() else [])])
+            os.replace(temporary, path)
+            temporary = None
+            sync(path.parent)
+            _write_sidecar(path, [digest])
+        except (OSError, RuntimeError) as error:  # torch wraps what the disk says
+            reason = str(error.__cause__ or error.__context__ or error).splitlines()[0]
+            raise OSError(f"checkpoint {path}: not saved ({reason}); the one before is untouched") from error
+        finally:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
@@ -54,7 +59,8 @@ class CheckpointIO(LightningCheckpointIO):
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"checkpoint {path}: no such file")
+            kind = "no file, but something else" if path.exists() else "no such file"
+            raise FileNotFoundError(f"checkpoint {path}: {kind}")
         expected = sidecar_sums(path)
         if expected and (seen := file_sha256(path)) not in expected:
             raise ValueError(
@@ -126,12 +132,28 @@ class _HashingWriter:
 
 
 def _write_sidecar(path: Path, sums: list[str]) -> None:
-    temporary = path.with_name(f".{path.name}.sha256.tmp")
-    with temporary.open("w") as file:
-        file.writelines(f"{digest}  {path.name}\n" for digest in dict.fromkeys(sums))
-        _flush(file)
-    os.replace(temporary, sidecar(path))
+    replace_file(sidecar(path), "".join(f"{digest}  {path.name}\n" for digest in dict.fromkeys(sums)))
     sync(path.parent)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a small file in one rename; OSError in one line, with its name, where the disk is full or fails."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            _flush(file)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def disk_error(path: Path, error: OSError) -> OSError:
+    """What the disk said, with the name of the file that could not be written."""
+    return OSError(f"{path}: not written ({error.strerror or error})")
 
 
 def _flush(file: Any) -> None:

@@ -1,17 +1,23 @@
-"""Going on by itself: the newest whole checkpoint of a run directory, and whether it belongs to this configuration."""
+"""The start of `fit` in a run directory: take it, find the newest whole checkpoint, check that it belongs here."""
 
 import logging
+import os
 import re
+import secrets
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
-from ts_lightning.runs.checkpoint_io import file_sha256, sidecar, sidecar_sums
-from ts_lightning.runs.metrics_csv import cut_metrics
+from ts_lightning.runs.checkpoint_io import file_sha256, replace_file, sidecar, sidecar_sums
+from ts_lightning.runs.metrics_log import NAME, RESUMED, TABLE, MetricsLog, finished_steps
+from ts_lightning.runs.run_lock import RunLock
+from ts_lightning.runs.watchdog import remove_marks
 
-log = logging.getLogger("ts_lightning.training")
+log = logging.getLogger("ts_lightning.runs")
 # Paths (shards and the base are checked by sha256), ranks, workers and loggers: none of them changes what is trained.
 MAY_CHANGE = {
     *("config", "ckpt_path", "default_root_dir", "dirpath", "save_dir"),
@@ -19,8 +25,14 @@ MAY_CHANGE = {
     *("accelerator", "devices", "num_nodes", "strategy", "num_workers", "plugins"),
     *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "watchdog", "resume"),
 }
-UNFINISHED = (".*.ckpt*.tmp", ".metrics.csv.*")
+MAY_GROW = ("trainer.max_steps", "trainer.max_epochs")
+UNFINISHED = (".*.ckpt*.tmp", ".metrics.csv*", ".run.lock.*.tmp", ".wandb_run_id.*.tmp")
+PACKAGES = {"torch": "torch", "transformers": "transformers", "lightning": "lightning", "ts_lightning": "ts-lightning"}
 LISTED = 8
+
+
+class Finished(Exception):
+    """The run has nothing left to do; nothing was changed."""
 
 
 class Place(NamedTuple):
@@ -30,17 +42,93 @@ class Place(NamedTuple):
     steps: int
     validation_follows: bool
     config: dict[str, Any] | None
+    versions: dict[str, str]
+    epochs: int
+
+
+class Start(NamedTuple):
+    """How a run begins: the checkpoint to restore, if any, and what is done to its folder once all checks have passed.
+
+    `steps`: the run goes on after so many; None for a new run. `newer_than`: checkpoints with more steps are moved
+    away; None leaves all where they are.
+    """
+
+    ckpt_path: str | None
+    steps: int | None
+    newer_than: int | None
+    wandb_run: str | None
+
+
+def begin_run(root: Path, lock: RunLock, config: dict[str, Any], given: str | None, resume: bool) -> Start:
+    """Find what to restore: the given checkpoint, or the newest whole one of this run, or none.
+
+    A requeued job goes on from its own newest, also where its script names another `--ckpt_path`. Rank 0 takes the
+    lock of the directory; nothing else in it is touched before `settle`. ValueError when another run writes here, or
+    the configuration changed; `Finished` when this run has nothing left to do.
+    """
+    folder, is_first = root / "checkpoints", first_process()
+    requeued = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+    if is_first:
+        lock.acquire()
+    try:
+        found = newest(folder) if resume and (requeued or given is None) else None
+        if found is not None and (given is None or found.path.resolve() != Path(given).resolve()):
+            start = Start(str(found.path), found.steps, None, wandb_run(root, new=False))
+            _check(found, root, config)
+            if is_first:
+                print(f"resuming from {found.path} after step {found.steps}", flush=True)
+        elif given is not None and Path(given).is_file() and _within(Path(given), folder):
+            place = read_place(Path(given))
+            start = Start(given, place.steps, place.steps, wandb_run(root, new=False))
+        else:  # a new run; Lightning looks into the folder for "last" and "hpc"
+            elsewhere = given is not None and Path(given).is_file()
+            keeps = given is not None and not elsewhere
+            start = Start(given, None, None if keeps else -1, wandb_run(root, new=True))
+        if is_first:
+            remove_marks(root)  # the other ranks wait for this one before they write theirs
+        if start.wandb_run is not None:
+            os.environ["WANDB_RUN_ID"] = start.wandb_run
+        return start
+    except BaseException:
+        lock.release()
+        raise
+
+
+def settle(start: Start, root: Path, metrics: MetricsLog | None) -> None:
+    """Make the folder that of the run which begins: rank 0, when every check has passed and before the first step.
+
+    What killed processes left over is removed. What is no part of this run is renamed, never deleted.
+    """
+    folder = root / "checkpoints"
+    remove_unfinished(root)
+    remove_unfinished(folder)
+    if start.steps is None:
+        for name in (NAME, TABLE, "wandb_run_id"):
+            set_aside(root / name)
+    if start.ckpt_path is None:
+        set_aside(folder)
+    elif start.newer_than is not None:
+        set_newer_aside(folder, start.newer_than)
+    if start.steps is not None and metrics is not None:
+        metrics.mark(RESUMED, start.steps)
+    if start.wandb_run is not None and not (root / "wandb_run_id").exists():
+        replace_file(root / "wandb_run_id", start.wandb_run)
 
 
 def newest(folder: Path) -> Place | None:
-    """The checkpoint with the most steps whose bytes match their sha256; others are named and passed over."""
+    """The checkpoint with the most steps that is whole, of ours, and finite; others are named and passed over."""
     places = _places(folder)
     places.sort(key=lambda place: (place.steps, not place.validation_follows, place.path.stat().st_mtime_ns))
     for place in reversed(places):
         sums = sidecar_sums(place.path)
-        if sums and file_sha256(place.path) in sums:
+        if not sums or file_sha256(place.path) not in sums:
+            log.warning("%s: passed over (no sha256 that matches its bytes)", place.path)
+        elif place.config is None:
+            log.warning("%s: passed over (no configuration: `ts-lightning fit` did not write it)", place.path)
+        elif (name := _nonfinite(place.path)) is not None:
+            log.warning("%s: passed over (seen NaN or Inf in %s)", place.path, name)
+        else:
             return place
-        log.warning("%s: passed over (no sha256 that matches its bytes)", place.path)
     return None
 
 
@@ -50,33 +138,88 @@ def _places(folder: Path) -> list[Place]:
         try:
             places.append(read_place(path))
         except Exception as error:  # torch, pickle and zipfile each raise their own on a damaged file
-            log.warning("%s: passed over (%s)", path, str(error).splitlines()[0][:120])
+            log.warning("%s: passed over (%s)", path, (str(error) or type(error).__name__).splitlines()[0][:120])
     return places
 
 
 def read_place(path: Path) -> Place:
-    """Read a checkpoint's place without its tensors; ValueError when it is no training checkpoint."""
+    """Read a checkpoint's place without its tensors; ValueError (one line) when it has no place in a run."""
+    if not path.is_file():
+        raise ValueError(f"checkpoint {path}: seen something that is no file")
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    loops = checkpoint.get("loops")
-    if not loops:
-        raise ValueError("no position in a run")
-    total = loops["fit_loop"]["epoch_loop.batch_progress"]["total"]
-    return Place(path, checkpoint["global_step"], total["completed"] < total["processed"], checkpoint.get("config"))
+    try:
+        loops, steps = checkpoint["loops"]["fit_loop"], checkpoint["global_step"]
+        total, epochs = loops["epoch_loop.batch_progress"]["total"], loops["epoch_progress"]["current"]
+        taken = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
+        follows = checkpoint.get("validation_follows", total["completed"] < total["processed"])
+        ended = epochs["processed"]
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"checkpoint {path}: seen no position in a run") from None
+    if type(steps) is not int or not 0 <= steps == taken:
+        raise ValueError(f"checkpoint {path}: seen global_step {str(steps)[:40]!r}, expected {taken!r} as in its loops")
+    versions = checkpoint.get("versions")
+    return Place(
+        path, steps, follows is True, checkpoint.get("config"), versions if isinstance(versions, dict) else {}, ended
+    )
 
 
-def continue_run(place: Place, root: Path, config: dict[str, Any], first_process: bool) -> str:
-    """Check that `config` is the one of the checkpoint, cut metrics.csv to its step; returns the path to restore."""
-    if place.config is not None and (lines := differences(place.config, config)):
-        more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
+def _nonfinite(path: Path) -> str | None:
+    """The first of a checkpoint's weights with NaN or Inf."""
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    return next((name for name, value in state.items() if not torch.isfinite(value).all()), None)
+
+
+def _check(place: Place, root: Path, config: dict[str, Any]) -> None:
+    """ValueError when `config` is not the one of the checkpoint; `Finished` when that has done all of it.
+
+    Longer training is allowed and said, so are other versions of the libraries.
+    """
+    lines = differences(place.config or {}, config)
+    longer = [line for line in lines if _grows(line)]
+    if others := [line for line in lines if line not in longer]:
+        more = f"; and {len(others) - LISTED} more" if len(others) > LISTED else ""
         raise ValueError(
-            f"{root}: seen {'; '.join(lines[:LISTED])}{more}, expected the configuration of {place.path.name} in this "
-            "folder (paths, ranks, workers and loggers may change; --resume false starts anew, --ckpt_path goes on "
-            "with the new settings)"
+            f"{root}: seen {'; '.join(others[:LISTED])}{more}, expected the configuration of {place.path.name} in this "
+            "folder (paths, ranks, workers and loggers may change; max_steps and max_epochs may grow; --resume false "
+            "starts anew, --ckpt_path goes on with the new settings)"
         )
-    if first_process:
-        cut_metrics(root / "metrics.csv", place.steps, place.validation_follows)
-        print(f"resuming from {place.path} after step {place.steps}", flush=True)
-    return str(place.path)
+    trainer = config.get("trainer", {})
+    if not longer and _is_finished(place, root, trainer.get("max_steps"), trainer.get("max_epochs")):
+        raise Finished(
+            f"finished: {place.path} holds the last step, {place.steps}; nothing was changed (a larger "
+            "trainer.max_steps goes on from it, --resume false starts anew)"
+        )
+    if first_process():
+        for line in longer:
+            text = "goes on; from here on the learning rate follows the schedule of the longer run"
+            print(f"{line}: {text}, unless lr_scheduler has its own total_steps", flush=True)
+        now = versions_now()
+        if changed := [
+            f"{name} {old} -> {now[name]}" for name, old in place.versions.items() if now.get(name, old) != old
+        ]:
+            print(
+                f"{place.path.name} was written with other versions: {', '.join(changed)}; the run may not end bit "
+                "for bit as it would have",
+                flush=True,
+            )
+
+
+def _is_finished(place: Place, root: Path, max_steps: Any, max_epochs: Any) -> bool:
+    steps_done = isinstance(max_steps, int) and 0 < max_steps <= place.steps
+    epochs_done = isinstance(max_epochs, int) and 0 < max_epochs <= place.epochs
+    validated = not place.validation_follows or finished_steps(root) == place.steps
+    return (steps_done or epochs_done) and validated
+
+
+def versions_now() -> dict[str, str]:
+    """The versions that a checkpoint notes: of the libraries that decide on its numbers, and ours."""
+    found = {}
+    for name, distribution in PACKAGES.items():
+        try:
+            found[name] = version(distribution)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -90,6 +233,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         and not MAY_CHANGE & set(re.split(r"[.\[\]]+", name))
         and not (".packages." in name and name in before and name in after)
     ]
+
+
+def _grows(line: str) -> bool:
+    match = re.fullmatch(rf"({'|'.join(map(re.escape, MAY_GROW))}): (\d+) -> (-1|\d+)", line)
+    return match is not None and (match[3] == "-1" or int(match[3]) > int(match[2]))
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -128,3 +276,20 @@ def remove_unfinished(folder: Path) -> None:
     """Delete what killed writers left over in `folder`; only the owner of the run directory may."""
     for path in (path for pattern in UNFINISHED for path in folder.glob(pattern)):
         path.unlink(missing_ok=True)
+
+
+def wandb_run(root: Path, new: bool) -> str | None:
+    """The id of the one W&B run for this run over all its restarts; None where WANDB_RUN_ID is set already."""
+    path = root / "wandb_run_id"
+    if "WANDB_RUN_ID" in os.environ:
+        return None
+    return path.read_text().strip() if path.is_file() and not new else secrets.token_hex(4)
+
+
+def first_process() -> bool:
+    """Whether this process is rank 0, known before there is a trainer."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def _within(path: Path, folder: Path) -> bool:
+    return folder.resolve() in (path.parent.resolve(), path.resolve().parent)

@@ -1,86 +1,119 @@
-"""What a run needs to be continued exactly: its configuration and metrics in step with every checkpoint."""
+"""What a run needs to be continued exactly: its configuration, metrics, random numbers and position in every save."""
 
+import os
+import random
 from typing import Any
 
 import lightning as L
-from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
+import numpy as np
+import torch
 from lightning.pytorch.callbacks import Callback
 
-from ts_lightning.runs.metrics_csv import MetricsCSV
+from ts_lightning.runs.metrics_log import FINISHED, MetricsLog
+from ts_lightning.runs.position import between_steps
+from ts_lightning.runs.resume import Start, settle, versions_now
 from ts_lightning.runs.run_lock import RunLock
 
 
 class RunKeeper(Callback):
-    """Keeps lock, configuration and metrics.csv in step with the checkpoints, and makes up for lost validations.
+    """Keeps lock, configuration and metrics in step with the checkpoints, and makes up for lost validations.
 
-    Lightning writes a step's metrics after its checkpoint, and skips the validation of the step that a run is resumed
-    from. Here the row is on disk before the checkpoint, and that validation runs first.
+    A checkpoint says whether the validation of its last step is still to come. Then that runs first when the run goes
+    on, also where no step is left. Rows of metrics are on the disk before the checkpoint of their step. Every step
+    begins with its own seed, so that what draws from the global generators (a dropout, code of your own) draws the
+    same after a restart.
     """
 
-    def __init__(self) -> None:
-        self.lock: RunLock | None = None  # rank 0 of `fit` has one
+    def __init__(self, lock: RunLock, metrics: MetricsLog | None) -> None:
+        self.lock, self.metrics = lock, metrics
         self.config: dict[str, Any] | None = None
-        self.epoch = 0
+        self.start: Start | None = None
+        self.validation_follows: bool | None = False  # None: it may, which Lightning decides after the step's hooks
+        self.last_validation: int | None = None  # the step of a run that has only its validation left
+        self.max_steps = -1
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
-        if self.lock is not None:
-            self.lock.check()
-            _flush_metrics(trainer)
+        checkpoint["versions"] = versions_now()
+        checkpoint["validation_follows"] = self.validation_follows
+        self.lock.check()
+        if self.metrics is not None:
+            if self.validation_follows is None and trainer.global_step % trainer.log_every_n_steps == 0:
+                self._log_step(trainer)
+            self.metrics.sync()
+
+    def _log_step(self, trainer: L.Trainer) -> None:
+        """The row that Lightning writes after the hooks of this step: a save among them comes before it."""
+        assert self.metrics is not None
+        row = {name: value for name, value in trainer.logged_metrics.items() if name.startswith("train/")}
+        if row:
+            self.metrics.log_metrics({**row, "epoch": trainer.current_epoch}, trainer.global_step - 1)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.epoch = checkpoint["epoch"]
+        if not checkpoint.get("loops"):
+            return
+        total = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
+        follows = checkpoint.get("validation_follows", None if total["completed"] < total["processed"] else False)
+        epoch_ends = trainer.check_val_every_n_epoch is not None and trainer.val_check_interval == 1.0
+        between_steps(checkpoint, follows, trainer.check_val_every_n_epoch if epoch_ends else None)
+        if follows and checkpoint["global_step"] >= trainer.max_steps > 0:
+            self.last_validation = checkpoint["global_step"]
+            if trainer.strategy.restore_checkpoint_after_setup:
+                self._admit_last_validation(trainer)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
-                logger.lock = self.lock
+        if not trainer.strategy.restore_checkpoint_after_setup:  # the schedule has been made
+            self._admit_last_validation(trainer)
+
+    def _admit_last_validation(self, trainer: L.Trainer) -> None:
+        """Lightning leaves at once when it sees no step to do: it sees one until the validation has ended."""
+        if self.last_validation is not None:
+            self.max_steps = trainer.max_steps
+            trainer.fit_loop.epoch_loop.max_steps = self.last_validation + 1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         steps = trainer.strategy.broadcast(trainer.global_step)
         if steps != trainer.global_step:
             raise ValueError(f"resume: seen step {trainer.global_step} on this rank, expected {steps} as on rank 0")
-        loop = trainer.fit_loop.epoch_loop
-        if not (loop.restarting and _before_validation(trainer)):
-            return
-        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
-            epoch: Any = trainer.fit_loop.epoch_progress.current
-            loop.val_loop.restarting = False
-            now, epoch.completed = epoch.completed, self.epoch  # at an epoch's end Lightning has begun the next one
-            trainer.validating = True
-            loop.val_loop.run()
-            trainer.training = True
-            epoch.completed = now
+        if self.start is not None and trainer.is_global_zero:
+            settle(self.start, self.lock.path.parent, self.metrics)
+        trainer.strategy.barrier("run directory")
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.validation_follows = False
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # which the loggers take for the step
+        if "PL_GLOBAL_SEED" in os.environ:
+            place = (int(os.environ["PL_GLOBAL_SEED"]), trainer.global_step, trainer.global_rank)
+            seed = int(np.random.SeedSequence(place).generate_state(1)[0])
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.validation_follows = None
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.validation_follows = not trainer.sanity_checking
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.validation_follows = False
+        if self.last_validation is not None and not trainer.sanity_checking:
+            trainer.fit_loop.epoch_loop.max_steps = self.max_steps
+            self.last_validation = None
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.validation_follows = False
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.metrics is not None and self.config is not None:
+            self.metrics.mark(FINISHED, trainer.global_step)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._release(trainer)
+        self.lock.release()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._release(trainer)
-
-    def _release(self, trainer: L.Trainer) -> None:
-        if self.lock is None or not self.lock.release():
-            return
-        for logger in trainer.loggers:  # Lightning writes once more at the very end
-            if isinstance(logger, MetricsCSV):
-                logger.lock = None
-
-
-def _before_validation(trainer: L.Trainer) -> bool:
-    """Whether the last step's hooks (and a checkpoint in them) came before its metrics and validation."""
-    total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-    return bool(total.completed < total.processed)
-
-
-def _flush_metrics(trainer: L.Trainer) -> None:
-    """Write every row up to this step; Lightning's own, later row of this step is then left out."""
-    connector = trainer._logger_connector
-    for logger in trainer.loggers:
-        if isinstance(logger, MetricsCSV):
-            if trainer.training and _before_validation(trainer) and connector.should_update_logs:
-                row = convert_tensors_to_scalars(connector.metrics["log"])
-                row.setdefault("epoch", trainer.current_epoch)
-                if len(row) > 1:
-                    logger.log_metrics(row, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
-            logger.save()
-            logger.sync()
+        self.lock.release()

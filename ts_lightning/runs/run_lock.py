@@ -7,14 +7,20 @@ import socket
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-NAME = "run.lock"
+from filelock import FileLock, Timeout
+
+from ts_lightning.runs.checkpoint_io import replace_file
+
+NAME, GUARD = "run.lock", ".run.lock.guard"
 STALE_SECONDS = 120.0
 REFRESH_SECONDS = 10.0
-FIELDS = {"token", "job", "restart", "host", "pid", "started"}
+GUARD_SECONDS = 30.0
+FIELDS = {"token": str, "job": str, "restart": int, "host": str, "pid": int, "started": str}
 
 
 class RunLock:
@@ -24,14 +30,19 @@ class RunLock:
     process is gone (same host) or has not refreshed the file for `STALE_SECONDS` (another host). An owner that lost
     its lock, say a node that was cut off and woke up, finds out in `check`, before it writes. A thread refreshes the
     file, whatever the run is busy with; with a process that is stopped it stops too.
+
+    The kernel's lock alone (`filelock`) can't do that: it has no owner that is named, it is not handed over to a
+    requeued job while the first node hangs, and a node that lost it is not told. It guards the moment in which two
+    starters judge the same file.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.path = Path(root) / NAME
+        restart = os.environ.get("SLURM_RESTART_COUNT", "")
         self.me: dict[str, Any] = {
             "token": uuid.uuid4().hex,
             "job": os.environ.get("SLURM_JOB_ID", ""),
-            "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            "restart": int(restart) if restart.isdigit() else 0,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": process_start(os.getpid()),
@@ -41,21 +52,21 @@ class RunLock:
     def acquire(self) -> None:
         """Take the lock; ValueError when another writer is alive or newer."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        mine = self.path.with_name(f".{NAME}.{self.me['token']}")
-        mine.write_text(json.dumps(self.me))
-        try:
-            while not self._take(mine):
-                pass
-        finally:
-            mine.unlink(missing_ok=True)
+        with _guard(self.path.parent):
+            other = _read(self.path)
+            if other is not None and other["token"] != self.me["token"] and not self._replaceable(other):
+                seen = f"seen in use by {_name(other)}, expected no other run in this folder"
+                raise ValueError(f"{self.path.parent}: {seen}")
+            replace_file(self.path, json.dumps(self.me))
         self.held = True
         threading.Thread(target=self._refresh, daemon=True, name="run lock").start()
         atexit.register(self.release)
-        self._remove_leftovers()
         self.check()
 
     def check(self) -> None:
-        """ValueError when somebody else holds the lock by now."""
+        """ValueError when the lock was held and somebody else holds it by now."""
+        if not self.held:
+            return
         other = _read(self.path)
         if other is None or other["token"] != self.me["token"]:
             by = "nobody (the lock was removed)" if other is None else _name(other)
@@ -67,83 +78,68 @@ class RunLock:
     def release(self) -> bool:
         """Remove the lock if it is still ours, which is returned."""
         self.held = False
-        other = _read(self.path)
-        ours = other is not None and other["token"] == self.me["token"]
-        if ours:
-            self.path.unlink(missing_ok=True)
-        return ours
+        with suppress(OSError, ValueError):  # on a disk that went away there is nothing to remove
+            other = _read(self.path)
+            if other is not None and other["token"] == self.me["token"]:
+                self.path.unlink(missing_ok=True)
+                return True
+        return False
 
     def _refresh(self) -> None:
         while self.held:
-            other = _read(self.path)
-            if other is not None and other["token"] != self.me["token"]:
-                return  # taken over: the file says that another one is alive
-            if other is not None:
-                with suppress(OSError):
+            with suppress(OSError, ValueError):
+                other = _read(self.path)
+                if other is not None and other["token"] != self.me["token"]:
+                    return  # taken over: the file says that another one is alive
+                if other is not None:
                     os.utime(self.path)
             time.sleep(REFRESH_SECONDS)
 
-    def _take(self, mine: Path) -> bool:
-        """Put the file `mine` in the lock's place; False when the lock changed meanwhile, ValueError when it is kept.
-
-        A lock without an owner may be replaced by the one process that has the name of its successor; should that one
-        die too, by the successor of the successor.
-        """
-        place, passed = self.path, []
-        while not _placed(mine, place):
-            other = _read(place)
-            if other is not None and other["token"] != self.me["token"] and not self._replaceable(other, place):
-                seen = f"seen in use by {_name(other)}, expected no other run in this folder"
-                raise ValueError(f"{self.path.parent}: {seen}")
-            passed.append(other)
-            place = self.path.with_name(f".{NAME}.{other['token'] if other else len(passed)}.next")
-        if not passed:
-            return True
-        unchanged = self.path.exists() and _read(self.path) == passed[0]
-        if unchanged:
-            os.replace(mine, self.path)
-        place.unlink(missing_ok=True)
-        return unchanged
-
-    def _remove_leftovers(self) -> None:
-        """Delete what killed starters left over; younger files may be those of one that starts just now."""
-        for path in self.path.parent.glob(f".{NAME}.*"):
-            with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                    path.unlink()
-
-    def _replaceable(self, other: dict[str, Any], path: Path) -> bool:
-        if other["job"] and other["job"] == self.me["job"]:
-            return int(other["restart"]) < int(self.me["restart"]) or not _alive(other, path)
-        return not _alive(other, path)
+    def _replaceable(self, other: dict[str, Any]) -> bool:
+        same_job = other["job"] and other["job"] == self.me["job"]
+        return (same_job and other["restart"] < self.me["restart"]) or not _alive(other, self.path)
 
 
-def _placed(temporary: Path, path: Path) -> bool:
-    """Give a file a second name unless that is taken; of several processes one succeeds."""
+@contextmanager
+def _guard(folder: Path) -> Iterator[None]:
+    """Of several processes one at a time, where the file system can lock; else `check` finds the second one out."""
+    guard = FileLock(folder / GUARD)
     try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links: two that start at the same moment may both pass
-        if path.exists():
-            return False
-        path.write_bytes(temporary.read_bytes())
-    return True
+        guard.acquire(timeout=GUARD_SECONDS)
+    except Timeout:
+        raise ValueError(f"{folder}: seen others that start here for {GUARD_SECONDS:.0f} s, expected one") from None
+    except NotImplementedError:
+        pass
+    try:
+        yield
+    finally:
+        guard.release()
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """What the lock file says; None where there is none, or nothing of ours in it. ValueError for no file at all."""
+    if not path.exists():
+        return None
+    if not path.is_file():
+        raise ValueError(f"{path}: seen something that is no file, expected the lock of a run")
     try:
         stored = json.loads(path.read_text())
-        return stored if set(stored) == FIELDS else None
-    except (OSError, ValueError, TypeError):
+        known = set(stored) == set(FIELDS) and all(type(stored[name]) is kind for name, kind in FIELDS.items())
+        return stored if known else None
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, RecursionError):
         return None
 
 
 def _alive(other: dict[str, Any], path: Path) -> bool:
+    """Whether the owner's process lives; of another host, whether the file was refreshed by the clock of its disk."""
     if other["host"] == socket.gethostname():
         return process_start(other["pid"]) == other["started"]
+    clock = path.with_name(GUARD)  # hosts' clocks differ: a file that was touched just now shows the disk's
+    clock.touch()
     try:
-        return time.time() - path.stat().st_mtime < STALE_SECONDS
+        return abs(clock.stat().st_mtime - path.stat().st_mtime) < STALE_SECONDS
     except FileNotFoundError:
         return False
 

@@ -13,8 +13,9 @@ _NAME = re.compile(r"step=(\d+)\.ckpt")
 class SaveCheckpoints(Checkpoint):
     """Save `<default_root_dir>/checkpoints/step=<n>.ckpt` after every `every_n_steps` steps, keep the newest `keep`.
 
-    What is kept is read from the folder, so nothing is forgotten there when a run is killed; Lightning's
-    ModelCheckpoint with `save_top_k` loses track. The last step is always saved.
+    A step is saved before the validation that follows it, which may be long. What is kept is read from the folder, so
+    nothing is forgotten there when a run is killed; Lightning's ModelCheckpoint with `save_top_k` loses track. The
+    last step is always saved.
     """
 
     def __init__(self, every_n_steps: int = 500, keep: int = 2) -> None:
@@ -24,20 +25,32 @@ class SaveCheckpoints(Checkpoint):
         self.every_n_steps, self.keep = every_n_steps, keep
         self.saved = 0
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save_if_due(trainer)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % self.every_n_steps == 0:
-            self._save(trainer)
+        self._save_if_due(trainer)  # a step without a validation: its metrics are complete now
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save_if_due(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step and self.saved != trainer.global_step:
             self._save(trainer)
 
+    def _save_if_due(self, trainer: L.Trainer) -> None:
+        step = trainer.global_step
+        is_last = 0 < trainer.max_steps <= step
+        if step and self.saved != step and (step % self.every_n_steps == 0 or is_last):
+            self._save(trainer)
+
     def _save(self, trainer: L.Trainer) -> None:
         folder = Path(trainer.default_root_dir) / "checkpoints"
-        trainer.save_checkpoint(folder / f"step={trainer.global_step}.ckpt", weights_only=False)
-        self.saved = trainer.global_step
+        self.saved = trainer.global_step  # it is saved too: a run that goes on from here has this one
+        trainer.save_checkpoint(folder / f"step={self.saved}.ckpt", weights_only=False)
         if trainer.is_global_zero:
             steps = sorted(int(match[1]) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)))
             for step in [step for step in steps if step <= self.saved][: -self.keep]:

@@ -1,6 +1,5 @@
 """Stopping on SIGTERM and SIGUSR1: the handler sets a flag, all ranks agree between steps, save, requeue and exit."""
 
-import copy
 import os
 import signal
 import subprocess
@@ -24,15 +23,13 @@ class StopOnSignal(Callback):
     """Save `folder/stopped.ckpt` and exit when any rank was sent SIGTERM or SIGUSR1.
 
     SIGUSR1 (`#SBATCH --signal=USR1@120`, time is running out) also requeues the SLURM job. SIGTERM does not: it comes
-    from `scancel`, or from a preemption, after which SLURM requeues by itself. Between two validation batches the
-    state that is saved is the one before the validation, so that a resumed run begins it anew.
+    from `scancel`, or from a preemption, after which SLURM requeues by itself. What is saved is a moment between two
+    steps; a validation that was cut off begins anew when the run goes on.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.received = 0
-        self.stopping = False
-        self.loops: dict[str, Any] | None = None
 
     def install(self) -> None:
         """Set the handlers. They only set a flag: nothing is saved, sent or printed inside them."""
@@ -43,28 +40,21 @@ class StopOnSignal(Callback):
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.install()  # in place of Lightning's, which save and broadcast where any rank may be in a collective
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # python's last moments would die of it, with all work done
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            # Lightning's handlers save and broadcast inside the handler, where any rank may be in a collective.
-            setattr(trainer._signal_connector, "register_signal_handlers", lambda: None)  # noqa: B010
-            # behind ModelCheckpoint, whose save of this step counts too; Lightning declares no type for the list
-            others = [callback for callback in getattr(trainer, "callbacks") if callback is not self]  # noqa: B009
-            setattr(trainer, "callbacks", [*others, self])  # noqa: B010
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._stop_if_asked(trainer)
+        if trainer.global_step:
+            self._stop_if_asked(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.loops = copy.deepcopy(trainer._checkpoint_connector._get_loops_state_dict())
-            for count in self.loops["fit_loop"]["epoch_loop.batch_progress"].values():
-                if isinstance(count, dict):
-                    count["completed"] = count["processed"] - 1
+        if not trainer.sanity_checking:
+            self._stop_if_asked(trainer)
 
     def on_validation_batch_end(
         self,
@@ -75,15 +65,8 @@ class StopOnSignal(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self.loops is not None:
+        if not trainer.sanity_checking:
             self._stop_if_asked(trainer)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.loops = None
-
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self.loops is not None and self.stopping:  # ModelCheckpoint saves after a validation, and means it
-            checkpoint["loops"] = self.loops
 
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
         number = self.received
@@ -92,7 +75,7 @@ class StopOnSignal(Callback):
             number = int(trainer.strategy.reduce(asked, reduce_op="max"))
         if not number:
             return
-        path, self.stopping = self.folder / FILENAME, True
+        path = self.folder / FILENAME
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             name = signal.Signals(number).name

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ts_lightning.runs.metrics_csv import MetricsCSV, cut_metrics, read_rows, write_rows
+from ts_lightning.runs.run_directory import begin_run, keep_wandb_run
 
 from ts_lightning.runs import run_lock
 from ts_lightning.runs.checkpoint_io import CheckpointIO
-from ts_lightning.runs.metrics_csv import MetricsCSV, cut_metrics, read_rows, write_rows
 from ts_lightning.runs.resume import differences, set_aside
-from ts_lightning.runs.run_directory import begin_run, keep_wandb_run
 from ts_lightning.runs.run_keeper import RunKeeper
 from ts_lightning.runs.run_lock import RunLock, process_start
 
