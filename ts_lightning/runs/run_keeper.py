@@ -38,7 +38,7 @@ class RunKeeper(Callback):
         checkpoint["validation_follows"] = self.validation_follows
         self.lock.check()
         if self.metrics is not None:
-            if self.validation_follows is None and trainer.global_step % trainer.log_every_n_steps == 0:
+            if self.validation_follows is None and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
                 self._log_step(trainer)
             self.metrics.sync()
 
