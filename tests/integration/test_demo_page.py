@@ -29,13 +29,13 @@ pytestmark = [
 SHOTS = os.environ.get("TS_LIGHTNING_SCREENSHOTS")  # a folder: the pictures of docs/demo.md are made by these tests
 
 
-def serve(vlm: PlainVLM | TwinExpertVLM) -> tuple[str, "uvicorn.Server"]:
+def serve(vlm: PlainVLM | TwinExpertVLM, title: str = "test model") -> tuple[str, "uvicorn.Server"]:
     from ts_lightning.serve.server import make_app
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    config = uvicorn.Config(make_app(vlm, "test model"), host="127.0.0.1", port=port, log_level="error")
+    config = uvicorn.Config(make_app(vlm, title), host="127.0.0.1", port=port, log_level="error")
     server = uvicorn.Server(config)
     threading.Thread(target=server.run, daemon=True).start()
     while not server.started:

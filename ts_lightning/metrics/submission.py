@@ -4,6 +4,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from ts_lightning.grounding.foreign_text import table_cell
 from ts_lightning.metrics.scoring import Record
 
 COLUMNS = ("index", "question", "A", "B", "C", "D", "prediction")
@@ -12,7 +13,10 @@ COLUMNS = ("index", "question", "A", "B", "C", "D", "prediction")
 def write_submission(records: Sequence[Record], path: str | Path) -> int:
     """Write the multiple-choice answers with `meta.index` as tab-separated rows of `COLUMNS`; returns how many.
 
-    The prediction is the answer as it is: the server reads the option from it. ValueError where nothing is of MMBench.
+    The prediction is the answer as it is: the server reads the option from it, wherever it stands. A cell that a
+    spreadsheet would take for a formula gets an apostrophe in front (`table_cell`): people open this file before they
+    send it, and an answer of that kind names no option by its first character anyway. ValueError where nothing is of
+    MMBench.
     """
     chosen = [r for r in records if r.get("choices") and (r.get("meta") or {}).get("index") is not None]
     if not chosen:
@@ -23,5 +27,5 @@ def write_submission(records: Sequence[Record], path: str | Path) -> int:
         for record in chosen:
             options = [*record["choices"], "", "", "", ""][:4]
             question = (record.get("question") or "").split("\nA. ")[0]  # the options stand below it
-            writer.writerow([record["meta"]["index"], question, *options, record["text"]])
+            writer.writerow(map(table_cell, [record["meta"]["index"], question, *options, record["text"]]))
     return len(chosen)

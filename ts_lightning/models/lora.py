@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ts_lightning.grounding.foreign_text import markdown_code, markdown_text
 from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.package import check_base, load_weights
 from ts_lightning.models.vlm import VLM
@@ -147,8 +148,11 @@ def read_adapter(folder: str | Path) -> dict[str, Any]:
 
 def _card(stored: Mapping[str, Any], scores: Mapping[str, float]) -> str:
     base = stored["base"]
-    listed = "\n".join(f"- {key}: {value:.4f}" for key, value in sorted(scores.items())) or "None were given."
+    listed = (
+        "\n".join(f"- {markdown_text(key)}: {value:.4f}" for key, value in sorted(scores.items())) or "None were given."
+    )
     return (
-        f"# LoRA adapter\n\nBase: {base['class']} `{base['name']}`, sha256 of its weights `{base['sha256']}`.\n\n"
-        f"Options: `{json.dumps(stored['options'])}`\n\n## Scores\n\n{listed}\n"
+        f"# LoRA adapter\n\nBase: {markdown_text(base['class'])} {markdown_code(base['name'])}, "
+        f"sha256 of its weights {markdown_code(base['sha256'])}.\n\n"
+        f"Options: {markdown_code(json.dumps(stored['options']))}\n\n## Scores\n\n{listed}\n"
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from ts_lightning.data.index import expand
 from ts_lightning.data.sample import Sample
+from ts_lightning.grounding.foreign_text import markdown_code, markdown_text
 from ts_lightning.pipelines.converters.source import Dropped
 from ts_lightning.pipelines.llm_client import Chat, LocalChat, OpenAIChat, RequestFailed, Usage
 from ts_lightning.pipelines.offline import OfflineChat
@@ -174,15 +175,15 @@ def write_card(out: Path, prefix: str) -> None:
         f"{sum(n['samples'] for n in found)} samples of {sum(n['scenes'] for n in found)} described pictures, "
         f"{sum(len(n['shards']) for n in found)} shards.",
         "",
-        f"- generator: {', '.join(f'{role} {name}' for role, name in settings['generator'].items())}",
-        f"- templates (sha256, first 16): `{settings['templates']}`; seed {settings['seed']}",
-        f"- input: {', '.join(n['settings']['input'] for n in found)}",
+        f"- generator: {', '.join(f'{role} {markdown_text(name)}' for role, name in settings['generator'].items())}",
+        f"- templates (sha256, first 16): {markdown_code(settings['templates'])}; seed {settings['seed']}",
+        f"- input: {', '.join(markdown_text(n['settings']['input']) for n in found)}",
         "- every record's `meta` has its generator, templates and seed; boxes are checked against the annotations",
         "- licence and terms: those of the pictures and annotations of the input",
         "",
         "| left out because | number |",
         "|---|---|",
-        *(f"| {reason} | {number} |" for reason, number in sorted(reasons.items())),
+        *(f"| {markdown_text(reason)} | {number} |" for reason, number in sorted(reasons.items())),
     ]
     (out / "README.md").write_text("\n".join(lines) + "\n")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_lightning.grounding.codecs import Codec
+from ts_lightning.grounding.foreign_text import markdown_text
 from ts_lightning.metrics.protocols.boxes import iou_values, predicted_image
 from ts_lightning.metrics.suites import Record, by_suite
 from ts_lightning.reports.pictures import write_sheets
@@ -32,7 +33,7 @@ def write_suite_report(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(strict_json(scores), indent=1) + "\n")
-    (out / "report.md").write_text(f"# {title}\n\n{markdown(scores)}\n")
+    (out / "report.md").write_text(f"# {markdown_text(title)}\n\n{markdown(scores)}\n")
     galleries = {} if codec is None else write_galleries(records, out / "pictures", codec)
     page = _page(scores, title, {k: [p.relative_to(out) for p in v] for k, v in galleries.items()})
     (out / "report.html").write_text(page)
@@ -80,9 +81,10 @@ def rows(scores: Scores) -> list[list[str]]:
 def markdown(scores: Scores) -> str:
     """The table, and under it the other figures and the convention of each suite."""
     lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows(scores)]
+    lines += ["| " + " | ".join(map(markdown_text, row)) + " |" for row in rows(scores)]
     for suite, one in scores.items():
-        lines += ["", f"## {suite}", "", *(f"- {k}: {' '.join(v.split())}" for k, v in details(one).items())]
+        lines += ["", f"## {markdown_text(suite)}", ""]
+        lines += [f"- {markdown_text(k)}: {markdown_text(v)}" for k, v in details(one).items()]
     return "\n".join(lines)
 
 
