@@ -12,6 +12,7 @@ from ts_lightning.grounding.boxes import Box, check_box
 SCHEMA_VERSION = 1
 MAX_CHARACTERS = 200_000  # of all texts of a record; no model here reads a quarter of it
 IMAGE_MARK = "<image>"
+UNDERSTANDING = "understanding"  # the task of questions that are answered in words
 _HALF = re.compile(r"[\ud800-\udfff]")
 REGION_MARK = re.compile(r"\{region:(\d+)\}")
 
@@ -51,6 +52,11 @@ class SampleRegion:
     points: list[tuple[float, float]] | None = None
     polygon: list[tuple[float, float]] | None = None
 
+    @property
+    def all_boxes(self) -> list[Box]:
+        """Its boxes, none for points and polygons."""
+        return [self.box] if self.box is not None else list(self.boxes or [])
+
 
 @dataclass
 class Answer:
@@ -70,7 +76,7 @@ class Sample:
 
     id: str
     source: str = ""
-    task: str = "understanding"
+    task: str = UNDERSTANDING
     subtask: str | None = None
     tags: list[str] = field(default_factory=list)
     images: list[SampleImage] = field(default_factory=list)
@@ -88,6 +94,41 @@ class Sample:
     def where(self) -> str:
         """`shard:key`, the name of this record in messages."""
         return f"{self.shard}:{self.key or self.id}"
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Displayed (width, height) in pixels of every picture."""
+        return [(image.width, image.height) for image in self.images]
+
+    @property
+    def answer_regions(self) -> list[SampleRegion]:
+        """The regions that the expected answer names, in its order."""
+        return [] if self.answer is None else [self.regions[i] for i in self.answer.regions]
+
+    @property
+    def answer_image(self) -> int:
+        """The picture that the answer lies in, else the first."""
+        return self.answer_regions[0].image if self.answer_regions else 0
+
+    @property
+    def true_box(self) -> Box | None:
+        """The one box that the question asks for, if it asks for one (a caption of one object does not)."""
+        if self.task == UNDERSTANDING or len(self.answer_regions) != 1 or "caption" in (self.subtask or ""):
+            return None
+        boxes = self.answer_regions[0].all_boxes
+        return boxes[0] if len(boxes) == 1 else None
+
+    @property
+    def accepted_answers(self) -> list[str]:
+        """The answers in words that are right; empty when the question is not scored on words."""
+        if self.answers:
+            return self.answers
+        return [self.answer.text] if self.answer is not None and self.answer.text is not None else []
+
+    @property
+    def question(self) -> str:
+        """The last question without the marks of its pictures."""
+        return self.turns[-2].text.replace(IMAGE_MARK, "").strip()
 
     def without_bytes(self) -> "Sample":
         return replace(self, image_bytes=[])

@@ -7,7 +7,7 @@ from ts_lightning.grounding.boxes import Box
 from ts_lightning.grounding.codecs import Codec
 from ts_lightning.grounding.coordinates import Size
 
-_STEP = re.compile(r"(?<!\w)Step \d{1,3}[:;]")
+STEP = re.compile(r"(?<!\w)Step \d{1,3}[:;]")
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 _SENTENCE_ANSWER = re.compile(r"(?:so )?the answer is (.*?)\.?$", re.IGNORECASE | re.DOTALL)
 REJECTION = "This question is invalid."
@@ -22,7 +22,7 @@ class Prediction(NamedTuple):
 
 def step_spans(text: str) -> list[tuple[int, int]]:
     """Character spans [start, end) of the steps; the whole text is one step where none is marked."""
-    starts = [match.start() for match in _STEP.finditer(text)]
+    starts = [match.start() for match in STEP.finditer(text)]
     if not starts:
         return [(0, len(text))]
     starts[0] = 0  # whatever precedes "Step 1" is said in step 1
@@ -44,7 +44,7 @@ def answer_span(text: str) -> tuple[int, int]:
 def final_answer(text: str, codec: Codec) -> str:
     """The answer in words, lower case, without boxes, markers and the closing period."""
     start, end = answer_span(text)
-    part = _STEP.sub("", text[start:end]).strip()
+    part = STEP.sub("", text[start:end]).strip()
     for parsed in reversed(codec.parse(part)):
         part = part[: parsed.start] + part[parsed.end :]
     if match := _SENTENCE_ANSWER.match(part.strip()):

@@ -12,8 +12,9 @@ from importlib import import_module
 from typing import Any
 
 from ts_lightning.data.sample import Sample
+from ts_lightning.grounding.answer import Object
 from ts_lightning.grounding.boxes import Box, iou
-from ts_lightning.rl.completion import Completion, Object
+from ts_lightning.rl.completion import Completion
 
 Reward = Callable[[Completion, Sample], float]
 
@@ -38,7 +39,7 @@ def image_reward(completion: Completion, sample: Sample, empty_answers: bool = F
     targets = target_boxes(sample)
     if not targets:
         return _empty(completion) if empty_answers else 0.0
-    pairs = zip(targets, last_objects(completion, len(targets)), strict=True)
+    pairs = zip(targets, first_objects(completion, len(targets)), strict=True)
     return sum(thing is not None and thing.image == image for (image, _), thing in pairs) / len(targets)
 
 
@@ -49,11 +50,12 @@ def object_reward(
     matching: bool = False,
     empty_answers: bool = False,
 ) -> float:
-    """Eq. 1: IoU of the last object of the answer with the target, whichever picture it is said to be in.
+    """Eq. 1: IoU of the answer's box with the target, whichever picture it is said to be in.
 
-    Several targets take the last boxes in their order, and the mean of their IoUs. same_image: boxes on the wrong
-    picture count 0. matching: targets and objects are paired for the largest sum of IoUs, which is divided by the
-    larger number of both. empty_answers: where there is no such object, 1 for an answer without objects.
+    It is the box that evaluation scores: the first of the answer. Several targets take the first boxes in their order,
+    and the mean of their IoUs. same_image: boxes on the wrong picture count 0. matching: targets and objects are paired
+    for the largest sum of IoUs, which is divided by the larger number of both. empty_answers: where there is no such
+    object, 1 for an answer without objects.
     """
     targets = target_boxes(sample)
     if not targets:
@@ -67,7 +69,7 @@ def object_reward(
     if matching:
         table = [[overlap(target, thing) for thing in completion.objects] for target in targets]
         return best_matching(table) / max(len(targets), len(completion.objects))
-    pairs = zip(targets, last_objects(completion, len(targets)), strict=True)
+    pairs = zip(targets, first_objects(completion, len(targets)), strict=True)
     return sum(overlap(*pair) for pair in pairs) / len(targets)
 
 
@@ -81,15 +83,14 @@ def target_boxes(sample: Sample) -> list[tuple[int, Box]]:
                 f"{sample.where}: regions[{index}].image: seen {region.image}, "
                 f"expected the index of one of {len(sample.images)} pictures"
             )
-        boxes = [region.box] if region.box is not None else list(region.boxes or [])
-        targets += [(region.image, box) for box in boxes]
+        targets += [(region.image, box) for box in region.all_boxes]
     return targets
 
 
-def last_objects(completion: Completion, count: int) -> list[Object | None]:
-    """The last `count` objects in their order, None for each that is missing."""
-    last: list[Object | None] = list(completion.objects[-count:])
-    return last + [None] * (count - len(last))
+def first_objects(completion: Completion, count: int) -> list[Object | None]:
+    """The first `count` boxes of the answer in their order, None for each that is missing."""
+    first: list[Object | None] = list(completion.objects[:count])
+    return first + [None] * (count - len(first))
 
 
 def best_matching(table: list[list[float]]) -> float:

@@ -14,7 +14,7 @@ from ts_lightning.data.sample import Sample
 from ts_lightning.losses import group_advantages
 from ts_lightning.models.sharding import all_ranks_done
 from ts_lightning.models.vlm import VLM
-from ts_lightning.rl.completion import Completion, answer_objects
+from ts_lightning.rl.completion import Completion, read_completion
 from ts_lightning.rl.diagnostics import Watch, rollout_figures, sum_over_ranks
 from ts_lightning.rl.rewards import load_rewards, score
 from ts_lightning.rl.sampling import Sampled, sample_groups
@@ -167,4 +167,4 @@ class RolloutCallback(Callback):
 def _completion(vlm: VLM, sample: Sample, ids: list[int], stopped: bool) -> Completion:
     spoken = ids[:-1] if ids and ids[-1] == vlm.tokenizer.eos_token_id else ids
     text = vlm.tokenizer.decode(spoken, skip_special_tokens=False)
-    return Completion(text, ids, stopped, answer_objects(text, vlm.codec, sample))
+    return Completion(text, ids, stopped, read_completion(text, vlm.codec, sample))

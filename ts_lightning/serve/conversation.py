@@ -9,9 +9,9 @@ import torch
 
 from ts_lightning.data.collate import collate
 from ts_lightning.data.sample import Sample, SampleImage, SampleRegion, Turn
+from ts_lightning.grounding.answer import brackets, read_answer
 from ts_lightning.grounding.prompts import carries_grounding_instruction
 from ts_lightning.grounding.regions import Region
-from ts_lightning.grounding.steps import step_spans
 from ts_lightning.models.encode import UNDERSTANDING
 from ts_lightning.models.generate import decode, greedy, prefill
 from ts_lightning.models.pixels import image_size
@@ -75,12 +75,11 @@ class Conversation:
     def _answer(self, vlm: VLM, text: str, regions: list[SampleRegion]) -> str:
         """An earlier answer with its regions as placeholders, so that they are encoded as they were said."""
         pieces, end = [], 0
-        for mention in vlm.codec.parse(text, self.sizes[0] if self.sizes else None):
-            image = mention.image or 0
-            if len(mention.regions) == 1 and image < len(self.images):
-                pieces += [_hide(text[end : mention.start]), f"{{region:{len(regions)}}}"]
-                regions.append(_region(image, mention.regions[0].points, mention.phrase))
-                end = mention.end
+        for (start, stop), things in brackets(read_answer(text, vlm.codec, self.sizes)):
+            if len(things) == 1 and self.images:
+                pieces += [_hide(text[end:start]), f"{{region:{len(regions)}}}"]
+                regions.append(_region(things[0].image or 0, things[0].region.points, things[0].phrase))
+                end = stop
         return "".join(pieces) + _hide(text[end:])
 
 
@@ -119,16 +118,16 @@ def answer(
 
 def found_boxes(vlm: VLM, text: str, conversation: Conversation) -> list[dict[str, Any]]:
     """Every region of a text with its picture, its step and its characters."""
-    starts = [start for start, _ in step_spans(text)]
-    boxes = []
-    for mention in vlm.codec.parse(text, conversation.sizes[0] if conversation.sizes else None):
-        step = sum(start <= mention.start for start in starts) - 1
-        image = mention.image or 0
-        if image < len(conversation.images):
-            for region in mention.regions:
-                place = {"image": image, "step": max(step, 0), "start": mention.start, "end": mention.end}
-                boxes.append({**place, "points": [list(point) for point in region.points]})
-    return boxes
+    return [
+        {
+            "image": thing.image or 0,
+            "step": thing.step,
+            "start": thing.start,
+            "end": thing.end,
+            "points": [list(point) for point in thing.region.points],
+        }
+        for thing in read_answer(text, vlm.codec, conversation.sizes).objects
+    ]
 
 
 def _region(image: int, points: Sequence[tuple[float, float]], phrase: str | None = None) -> SampleRegion:

@@ -8,9 +8,9 @@ from random import Random
 import pytest
 
 from ts_lightning.grounding import CoordinateSpace, Region, get_codec
+from ts_lightning.grounding.answer import read_answer
 from ts_lightning.grounding.codecs import CODECS
 from ts_lightning.grounding.codecs.base import Codec
-from ts_lightning.grounding.steps import predicted_box
 
 SIZE = (640, 427)
 TOTAL = 100_000  # regions of every kind in every notation, and hostile answers
@@ -219,4 +219,4 @@ def test_codecs_travel_to_workers() -> None:
 
 def test_an_answer_that_names_the_object_of_its_reasoning() -> None:
     text = f"<think>{CANONICAL['mirg'][:-28]}</think><answer>It is <bbox_id>[2-1]</bbox_id>.</answer>"
-    assert predicted_box(text, get_codec("mirg"), strict=True) == ((0.001, 0.002, 0.003, 0.004), "ok")
+    assert read_answer(text, get_codec("mirg"), [(9, 9)] * 2).strict_box == (0.001, 0.002, 0.003, 0.004)

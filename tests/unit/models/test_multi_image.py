@@ -10,7 +10,7 @@ from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.grounding.coordinates import CoordinateSpace
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.pipelines.toy_world.multi_image import FIRST_SEED, TASKS, Story, multi_image_samples
-from ts_lightning.rl.completion import Completion, answer_objects
+from ts_lightning.rl.completion import Completion, read_completion
 from ts_lightning.rl.rewards import format_reward, image_reward, object_reward
 
 CODEC = get_codec("mirg", CoordinateSpace("100"))
@@ -136,7 +136,7 @@ def test_trajectories_earn_every_reward(style: str) -> None:
     for sample in multi_image_samples("val", 10, style):
         text, _ = encoder.render(sample)
         said = text.split(encoder.template.assistant)[1].removesuffix(encoder.template.end)
-        completion = Completion(said, [1], True, answer_objects(said, encoder.codec, sample))
+        completion = Completion(said, [1], True, read_completion(said, encoder.codec, sample))
         assert len(completion.objects) == 1
         assert format_reward(completion, sample) == (0 if style == "answer" else 1)
         assert image_reward(completion, sample) == 1

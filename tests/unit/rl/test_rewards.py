@@ -9,7 +9,7 @@ import pytest
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.grounding.coordinates import CoordinateSpace
-from ts_lightning.rl.completion import Completion, Object, answer_objects
+from ts_lightning.rl.completion import Completion, read_completion
 from ts_lightning.rl.rewards import (
     best_matching,
     format_reward,
@@ -55,7 +55,7 @@ TABLE: list[tuple[str, tuple[float, float, float]]] = [
     (f"<think>a</think>\n\n<answer>{OK}</answer>", (1, 1, 1)),
     (say("a", f"{ID2}{BOX}"), (1, 1, 1)),
     (say(f"{ID1}{REF}{AWAY} or {OK}", ID2), (1, 1, 1)),
-    (say(f"{OK} and {ID3}{REF}{AWAY}", f"{ID3} is not it, {ID2} is"), (1, 1, 1)),
+    (say(f"{OK} and {ID3}{REF}{AWAY}", f"{ID2} is it, {ID3} is not"), (1, 1, 1)),
     # a box that overlaps by half
     (say("a", f"{ID2}{REF}{HALF}"), (1, 1, 0.5)),
     (say(f"{ID2}{REF}{HALF}", ID2), (1, 1, 0.5)),
@@ -75,11 +75,11 @@ TABLE: list[tuple[str, tuple[float, float, float]]] = [
     (say("a", f"<bbox_id>[4-1]</bbox_id>{REF}{BOX}"), (1, 0, 0)),
     (say("a", f"<bbox_id>[0-1]</bbox_id>{REF}{BOX}"), (1, 0, 0)),
     (say("a", f"<bbox_id>[999-1]</bbox_id>{REF}{BOX}"), (1, 0, 0)),
-    # two boxes: the last counts
-    (say("a", f"{ID1}{REF}{AWAY} and {OK}"), (1, 1, 1)),
-    (say("a", f"{OK} and {ID1}{REF}{AWAY}"), (1, 0, 0)),
-    (say("a", f"{ID2}{REF}{AWAY} or rather {ID2}{REF}{BOX}"), (1, 1, 1)),
-    (say("a", f"{BOX} {HALF}"), (1, 0, 0.5)),
+    # two boxes: the first counts, as for every scorer
+    (say("a", f"{ID1}{REF}{AWAY} and {OK}"), (1, 0, 0)),
+    (say("a", f"{OK} and {ID1}{REF}{AWAY}"), (1, 1, 1)),
+    (say("a", f"{ID2}{REF}{AWAY} or rather {ID2}{REF}{BOX}"), (1, 1, 0)),
+    (say("a", f"{BOX} {HALF}"), (1, 0, 1)),
     (say("a", f"{OK} {OK}"), (1, 1, 1)),
     (say("a", f"{OK} {ID3}{REF}{BOX} {ID2}"), (1, 1, 1)),
     # no box
@@ -93,20 +93,22 @@ TABLE: list[tuple[str, tuple[float, float, float]]] = [
     (say("a", "[20, 20, 60, 60]"), (1, 0, 0)),
     ("", (0, 0, 0)),
     ("The cup.", (0, 0, 0)),
-    (OK, (0, 0, 0)),
-    # broken tags
+    # no or broken tags: the format is wrong, the box is read as evaluation reads it
+    (OK, (0, 1, 1)),
     (f"<answer>{OK}</answer>", (0, 1, 1)),
     (f"<think>a<answer>{OK}</answer>", (0, 1, 1)),
     (f"a</think><answer>{OK}</answer>", (0, 1, 1)),
-    (f"<think>a</think><answer>{OK}", (0, 0, 0)),
-    (f"<think>a</think>{OK}</answer>", (0, 0, 0)),
-    (f"<think>a</think>{OK}", (0, 0, 0)),
+    (f"<think>a</think><answer>{OK}", (0, 1, 1)),
+    (f"<think>a</think>{OK}</answer>", (0, 1, 1)),
+    (f"<think>a</think>{OK}", (0, 1, 1)),
+    (f"<think>a {OK}", (0, 0, 0)),  # a thought that never ended is no answer
     (f"<answer>{OK}</answer><think>a</think>", (0, 1, 1)),
     (f"<think>a</think><think>b</think><answer>{OK}</answer>", (0, 1, 1)),
-    (f"{say('a', OK)}<answer>{OK}</answer>", (0, 0, 0)),
-    (f"<think>a</think><answer><answer>{OK}</answer>", (0, 0, 0)),
+    (f"{say('a', OK)}<answer>{OK}</answer>", (0, 1, 1)),
+    (f"{say('a', OK)}<answer>{ID1}{REF}{AWAY}</answer>", (0, 0, 0)),  # the last answer counts
+    (f"<think>a</think><answer><answer>{OK}</answer>", (0, 1, 1)),
     (f"<Think>a</Think><answer>{OK}</answer>", (0, 1, 1)),
-    (f"<think>a</think><Answer>{OK}</Answer>", (0, 0, 0)),
+    (f"<think>a</think><Answer>{OK}</Answer>", (0, 1, 1)),
     (f"<think></think><answer>{OK}</answer>", (0, 1, 1)),
     ("<think>a</think><answer></answer>", (0, 0, 0)),
     ("<think>a</think><answer>  </answer>", (0, 0, 0)),
@@ -123,12 +125,20 @@ TABLE: list[tuple[str, tuple[float, float, float]]] = [
     (say("a", f"{ID2}{REF}<|box_start|>(20,20),(60,60)"), (1, 0, 1)),  # unclosed: read as a bare box
     (say("a", f"{ID2}{REF}<|box_start|>(a,b),(c,d)<|box_end|>"), (1, 0, 0)),
     (say("a", f"{ID2}{REF}<|box_start|>(0,0),(250,250)<|box_end|>"), (1, 1, 0.16)),  # clipped to the whole picture
-    (say("a", f"{ID2}{REF}<|box_start|>(20, 20), (60, 60)<|box_end|>"), (1, 1, 1)),  # blanks are forgiven
+    # blanks are forgiven, and an odd number of points is no box
+    (say("a", f"{ID2}{REF}<|box_start|>(20, 20), (60, 60)<|box_end|>"), (1, 1, 1)),
+    (say("a", f"{ID2} {REF}\n{BOX}"), (1, 1, 1)),
+    (say("a", f"{ID2}<|object_ref_start|>{'a < b ' * 50}<|object_ref_end|>{BOX}"), (1, 1, 1)),
+    (say("a", f"{ID2}{REF}<|box_start|>(20,20),(60,60),(70,80)<|box_end|>"), (1, 0, 0)),
+    # a picture named in words
+    (say("a", f"Image-2: {BOX}"), (1, 1, 1)),
+    (say("a", f"In the second image: {BOX}"), (1, 1, 1)),
+    (say("Image-1 first.", f"{BOX} in image 3"), (1, 0, 1)),
 ]
 
 
 def complete(text: str, sample: Sample = TARGET, stopped: bool = True) -> Completion:
-    return Completion(text, [1], stopped, answer_objects(text, CODEC, sample))
+    return Completion(text, [1], stopped, read_completion(text, CODEC, sample))
 
 
 def test_the_table_is_long_enough_and_has_no_repeats() -> None:
@@ -154,7 +164,7 @@ def test_with_one_picture_a_bare_box_is_on_it() -> None:
 def test_pixel_grids_are_read_with_the_size_of_the_named_picture() -> None:
     codec = get_codec("mirg", CoordinateSpace("pixels"))
     text = say("a", f"{ID2}{REF}<|box_start|>(10,15),(20,30)<|box_end|>")
-    (thing,) = answer_objects(text, codec, TARGET)  # the second picture has 41 x 30 pixels
+    (thing,) = read_completion(text, codec, TARGET).answered  # the second picture has 41 x 30 pixels
     assert thing.image == 1
     assert thing.box == pytest.approx((10 / 41, 0.5, 20 / 41, 1.0))
 
@@ -237,9 +247,10 @@ def test_rewards_by_dotted_path(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             load_rewards({"x": path}, options)
-    monkeypatch.setenv("TS_LIGHTNING_CLASS_PREFIXES", "test_rewards")
-    assert load_rewards({"mine": "test_rewards.broken"}, {})["mine"].__name__ == "broken"
+    monkeypatch.setenv("TS_LIGHTNING_CLASS_PREFIXES", __name__)
+    assert load_rewards({"mine": f"{__name__}.broken"}, {})["mine"].__name__ == "broken"
 
 
 def test_objects_are_plain() -> None:
-    assert complete(say("a", OK)).objects == [Object(1, (0.2, 0.2, 0.6, 0.6))]
+    (thing,) = complete(say("a", OK)).objects
+    assert (thing.image, thing.box, thing.phrase) == (1, (0.2, 0.2, 0.6, 0.6), "cup")

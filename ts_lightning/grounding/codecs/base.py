@@ -18,7 +18,7 @@ _NUMBER = re.compile(NUMBER, re.ASCII)
 class Mention(NamedTuple):
     """Regions written together, with the characters [start, end) that they were read from.
 
-    `image` (0-based) and `phrase` where the notation names them.
+    `image` (0-based), `phrase` and `name` (an object's id) where the notation has them; `why` where nothing is read.
     """
 
     regions: list[Region]
@@ -26,6 +26,8 @@ class Mention(NamedTuple):
     end: int
     image: int | None = None
     phrase: str | None = None
+    name: str | None = None
+    why: str | None = None
 
     @property
     def boxes(self) -> list[Box]:
@@ -65,7 +67,11 @@ class Codec:
 
     def parse_strict(self, text: str, image_size: Size | None = None) -> list[Mention]:
         """Only the brackets that are canonical: written as `format` would write what they say."""
-        return [m for m in self.parse(text, image_size) if self.canonical(m, image_size) == text[m.start : m.end]]
+        return [m for m in self.parse(text, image_size) if self.is_canonical(m, text[m.start : m.end], image_size)]
+
+    def is_canonical(self, mention: Mention, written: str, image_size: Size | None = None) -> bool:
+        """Whether `mention` stands in the text exactly as it would be written."""
+        return self.canonical(mention, image_size) == written
 
     def canonical(self, mention: Mention, image_size: Size | None = None) -> str:
         """What `mention` would be written as."""

@@ -13,7 +13,8 @@ from ts_lightning.grounding.regions import Region
 
 _OBJECT = re.compile(
     r"<bbox_id>\[(\d{1,3})-(\d{1,4})\]</bbox_id>"
-    rf"(?:<\|object_ref_start\|>([^<]{{0,200}})<\|object_ref_end\|>)?(?:<\|box_start\|>{BOX}<\|box_end\|>)?",
+    rf"(?:\s{{0,4}}<\|object_ref_start\|>((?:[^<]|<(?!\|)){{0,1000}})<\|object_ref_end\|>)?"
+    rf"(?:\s{{0,4}}<\|box_start\|>\s{{0,4}}{BOX}\s{{0,4}}<\|box_end\|>)?",
     re.ASCII,
 )
 
@@ -55,10 +56,11 @@ class MirgCodec(Qwen2VLCodec):
             if region is not None:
                 known[image, number] = region, phrase
             resolved = known.get((image, number)) if region is not None or not corners[0] else None
-            regions = [resolved[0]] if resolved else []
-            name = resolved[1] if resolved else phrase
-            index = int(image) - 1
-            found.append(Mention(regions if index >= 0 else [], match.start(), match.end(), index, name))
+            regions = [resolved[0]] if resolved and int(image) else []
+            phrase = resolved[1] if resolved else phrase
+            why = None if regions else "no well-formed box" if corners[0] else "an id without a box before it"
+            name = f"{image}-{number}"
+            found.append(Mention(regions, match.start(), match.end(), int(image) - 1, phrase, name, why))
         return [*found, *self._bare(text, ends, len(text), image_size)]
 
     def _bare(self, text: str, start: int, end: int, image_size: Size | None) -> list[Mention]:
@@ -68,11 +70,8 @@ class MirgCodec(Qwen2VLCodec):
             for mention in super().find(text[start:end], image_size)
         ]
 
-    def parse_strict(self, text: str, image_size: Size | None = None) -> list[Mention]:
-        """Canonical mentions; an id alone is canonical once its object has been introduced."""
-        return [m for m in self.parse(text, image_size) if self._is_canonical(m, text[m.start : m.end], image_size)]
-
-    def _is_canonical(self, mention: Mention, written: str, image_size: Size | None) -> bool:
+    def is_canonical(self, mention: Mention, written: str, image_size: Size | None = None) -> bool:
+        """An id alone is canonical once its object has been introduced."""
         match = _OBJECT.fullmatch(written)
         if match is None:
             return written == self.format(mention.regions, image_size)

@@ -14,7 +14,9 @@ from ts_lightning.grounding.regions import Region
 POINT = rf"\(\s{{0,3}}({NUMBER})\s{{0,3}},\s{{0,3}}({NUMBER})\s{{0,3}}\)"
 BOX = rf"{POINT}\s{{0,3}},\s{{0,3}}{POINT}"
 # A decoder that drops special tokens leaves the bare numbers; they count too, but not as canonical.
-_QWEN2 = re.compile(rf"(?:<\|box_start\|>)?{BOX}(?:<\|box_end\|>)?", re.ASCII)
+_MORE = rf"(?:\s{{0,3}},\s{{0,3}}\(\s{{0,3}}{NUMBER}\s{{0,3}},\s{{0,3}}{NUMBER}\s{{0,3}}\))*"
+_QWEN2 = re.compile(rf"(?:<\|box_start\|>\s{{0,4}})?{BOX}({_MORE})(?:\s{{0,4}}<\|box_end\|>)?", re.ASCII)
+_POINT = re.compile(POINT, re.ASCII)
 
 
 def unchanged(size: Size) -> Size:
@@ -41,8 +43,13 @@ class Qwen2VLCodec(Codec):
     def find(self, text: str, image_size: Size | None) -> list[Mention]:
         found = []
         for match in _QWEN2.finditer(text):
-            region = self.region([float(n) for n in match.groups()], image_size)
-            found.append(Mention([region] if region else [], match.start(), match.end()))
+            corners = [float(n) for n in match.groups()[:4]]
+            corners += [float(n) for point in _POINT.finditer(match[5]) for n in point.groups()]
+            if len(corners) % 4:  # an odd number of points is no box of the first two
+                found.append(Mention([], match.start(), match.end(), why=f"{len(corners) // 2} points"))
+                continue
+            regions = [self.region(corners[i : i + 4], image_size) for i in range(0, len(corners), 4)]
+            found.append(Mention([region for region in regions if region], match.start(), match.end()))
         return found
 
     def marks(self) -> list[str]:
