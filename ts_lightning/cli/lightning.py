@@ -20,8 +20,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ts_lightning.runs import CheckpointIO
 from ts_lightning.runs.class_paths import FLAG, allowing, not_from_a_file, one_line, take_flag
-from ts_lightning.runs.load import folder_model, stored_model
+from ts_lightning.runs.load import answering, folder_model, stored_model
 from ts_lightning.runs.metrics_log import MetricsLog
+from ts_lightning.runs.package_state import data_config
 from ts_lightning.runs.resume import Finished, begin_run, first_process, set_aside
 from ts_lightning.runs.run_keeper import RunKeeper
 from ts_lightning.runs.run_lock import RunLock
@@ -170,7 +171,6 @@ class TSLightningCLI(LightningCLI):
         if self.subcommand != "fit":
             self.model.vlm.answer_as(self._get(self.config, "task"))
             self.model.vlm.override_alpha(self._get(self.config, "alpha"))
-        self.model.data_config = self.config_dump["data"]
 
 
 def with_stored_config(args: Sequence[str]) -> list[str]:
@@ -192,9 +192,10 @@ def with_stored_config(args: Sequence[str]) -> list[str]:
     if Path(path).is_dir():
         return _with_folder(args, path)
     checkpoint = CheckpointIO().load_checkpoint(path)
-    stored = {"model": stored_model(checkpoint, path)}
-    if checkpoint.get("data_config"):
-        stored["data"] = checkpoint["data_config"]
+    model = stored_model(checkpoint, path)
+    stored = {"model": model if args[0] == "fit" else answering(model)}
+    if data := data_config(checkpoint):
+        stored["data"] = data
     return [args[0], "--config", json.dumps(stored), *args[1:]]
 
 

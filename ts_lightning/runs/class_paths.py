@@ -14,6 +14,18 @@ from torch import nn
 ALLOWED = ("ts_lightning", "lightning.pytorch", "torch.optim", "torch.nn", "torchmetrics")  # torch has hub and more
 EXTRA_VARIABLE = "TS_LIGHTNING_CLASS_PREFIXES"
 FLAG = "--allow_classes"
+# Where classes are now that a stored file may name by the place that they had when it was written.
+MOVED = {
+    f"ts_lightning.training.{old}": f"ts_lightning.runs.{new}"
+    for new, names in {
+        "CheckpointIO": ("CheckpointIO", "checkpoint_io.CheckpointIO"),
+        "FSDP2Strategy": ("FSDP2Strategy", "fsdp2.FSDP2Strategy"),
+        "SaveCheckpoints": ("SaveCheckpoints", "save_checkpoints.SaveCheckpoints"),
+        "SkipNonFinite": ("SkipNonFinite", "nonfinite.SkipNonFinite"),
+        "ZeRO2Strategy": ("ZeRO2Strategy", "zero2.ZeRO2Strategy"),
+    }.items()
+    for old in names
+}
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -75,6 +87,15 @@ def _names(text: str, where: str) -> list[str]:
         if not all(part.isidentifier() for part in name.split(".")):
             raise ValueError(f"{where}: seen {name!r}, expected the name of a package, such as my_package or my.module")
     return names
+
+
+def renamed(value: Any) -> Any:
+    """`value` of a stored file with the names of today in place of those that have moved (`MOVED`)."""
+    if isinstance(value, dict):
+        return {key: renamed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [renamed(item) for item in value]
+    return MOVED.get(value, value) if isinstance(value, str) else value
 
 
 def plain(value: Any, where: str) -> Any:

@@ -36,9 +36,8 @@ def export(module: L.LightningModule, kind: str, target: Path, scores: Mapping[s
 
 
 def write_checkpoint(module: L.LightningModule, path: Path) -> None:
-    """A checkpoint with the weights and hyperparameters of `module`, without a position in any run."""
+    """A checkpoint with the weights and the configuration of `module`, without a position in any run."""
     checkpoint: dict[str, Any] = {
-        "hyper_parameters": dict(module.hparams),
         "pytorch-lightning_version": "2.6.6",
         "state_dict": {},
         "epoch": 0,

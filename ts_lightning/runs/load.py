@@ -11,6 +11,7 @@ from ts_lightning.models.lora import is_adapter, read_adapter
 from ts_lightning.models.saved_package import is_package, read_config
 from ts_lightning.runs.checkpoint_io import CheckpointIO
 from ts_lightning.runs.class_paths import instantiate
+from ts_lightning.runs.package_state import model_config
 
 STANDALONE = "ts_lightning.json"
 
@@ -24,7 +25,7 @@ def load(path: str | Path) -> L.LightningModule:
     if Path(path).is_dir():
         return _build(folder_model(path)).eval()
     checkpoint = CheckpointIO().load_checkpoint(path)
-    module = _build(stored_model(checkpoint, path))
+    module = _build(answering(stored_model(checkpoint, path)))
     module.on_load_checkpoint(checkpoint)
     return module.eval()
 
@@ -82,14 +83,23 @@ def standalone_model(folder: Path) -> dict[str, Any]:
 
 def stored_model(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """The {class_path, init_args} of a checkpoint's module; the vlm's `init_from` is dropped, own weights follow."""
-    given = checkpoint.get("hyper_parameters")
-    hparams = dict(given) if isinstance(given, dict) else {}
-    class_path = hparams.pop("_class_path", None)
-    if not isinstance(class_path, str):
+    model = model_config(checkpoint)
+    arguments = model.get("init_args")
+    if not isinstance(model.get("class_path"), str) or not isinstance(arguments, dict):
         raise ValueError(f"checkpoint {path}: seen no module class, expected a checkpoint written by ts_lightning")
-    hparams.pop("_instantiator", None)
-    vlm = hparams.get("vlm")
-    vlm_args = vlm.get("init_args") if isinstance(vlm, dict) else None
-    if isinstance(vlm_args, dict) and vlm_args.get("init_from"):
-        hparams["vlm"] = {**hparams["vlm"], "init_args": {**vlm_args, "init_from": None}}
-    return {"class_path": class_path, "init_args": hparams}
+    vlm = arguments.get("vlm")
+    if isinstance(vlm, dict) and isinstance(vlm.get("init_args"), dict) and vlm["init_args"].get("init_from"):
+        arguments = {**arguments, "vlm": {**vlm, "init_args": {**vlm["init_args"], "init_from": None}}}
+    return {"class_path": model["class_path"], "init_args": arguments}
+
+
+def answering(model: dict[str, Any]) -> dict[str, Any]:
+    """The part of a module that answers: its vlm and plain settings; no optimizer, schedule or other object."""
+    kept = {k: v for k, v in model["init_args"].items() if k == "vlm" or not _names_a_class(v)}
+    return {"class_path": model["class_path"], "init_args": kept}
+
+
+def _names_a_class(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "class_path" in value or any(map(_names_a_class, value.values()))
+    return isinstance(value, list) and any(map(_names_a_class, value))

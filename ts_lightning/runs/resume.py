@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from ts_lightning.runs.checkpoint_io import file_sha256, replace_file, sidecar, sidecar_sums
+from ts_lightning.runs.class_paths import renamed
 from ts_lightning.runs.metrics_log import NAME, RESUMED, TABLE, MetricsLog, finished_steps
 from ts_lightning.runs.run_lock import RunLock
 from ts_lightning.runs.watchdog import remove_marks
@@ -157,9 +158,15 @@ def read_place(path: Path) -> Place:
         raise ValueError(f"checkpoint {path}: seen no position in a run") from None
     if type(steps) is not int or not 0 <= steps == taken:
         raise ValueError(f"checkpoint {path}: seen global_step {str(steps)[:40]!r}, expected {taken!r} as in its loops")
-    versions = checkpoint.get("versions")
+    versions, stored = checkpoint.get("versions"), checkpoint.get("config")
+    by_command = isinstance(stored, dict) and "trainer" in stored  # else of a module that no command line made
     return Place(
-        path, steps, follows is True, checkpoint.get("config"), versions if isinstance(versions, dict) else {}, ended
+        path,
+        steps,
+        follows is True,
+        renamed(stored) if by_command else None,
+        versions if isinstance(versions, dict) else {},
+        ended,
     )
 
 
@@ -174,7 +181,7 @@ def _check(place: Place, root: Path, config: dict[str, Any]) -> None:
 
     Longer training is allowed and said, so are other versions of the libraries.
     """
-    lines = differences(place.config or {}, config)
+    lines = differences(place.config, config) if place.config else []
     longer = [line for line in lines if _grows(line)]
     if others := [line for line in lines if line not in longer]:
         more = f"; and {len(others) - LISTED} more" if len(others) > LISTED else ""

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ts_lightning.runs.metrics_log import FINISHED, MetricsLog
 from ts_lightning.runs.position import between_steps
-from ts_lightning.runs.resume import Start, settle, versions_now
+from ts_lightning.runs.resume import Start, settle
 from ts_lightning.runs.run_lock import RunLock
 
 
@@ -34,7 +34,6 @@ class RunKeeper(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
-        checkpoint["versions"] = versions_now()
         checkpoint["validation_follows"] = self.validation_follows
         self.lock.check()
         if self.metrics is not None:

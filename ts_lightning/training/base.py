@@ -28,8 +28,6 @@ class BaseModule(ShardedModule):
     that can't be stored is refused here with a ValueError.
     """
 
-    data_config: dict[str, Any] | None = None  # the command line's datamodule as plain values, stored in checkpoints
-
     def __init__(
         self,
         vlm: VLM,
@@ -146,5 +144,5 @@ class BaseModule(ShardedModule):
         unpack(self, checkpoint)
 
     def _set_hparams(self, hp: Any) -> None:
-        """Called by save_hyperparameters: what is stored is plain and names the class, with the CLI and without it."""
-        super()._set_hparams(stored_hparams(self, hp))
+        """Called by save_hyperparameters: what is stored is plain, with the CLI and without it."""
+        super()._set_hparams(stored_hparams(hp))
