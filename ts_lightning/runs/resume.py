@@ -160,14 +160,8 @@ def read_place(path: Path) -> Place:
         raise ValueError(f"checkpoint {path}: seen global_step {str(steps)[:40]!r}, expected {taken!r} as in its loops")
     versions, stored = checkpoint.get("versions"), checkpoint.get("config")
     by_command = isinstance(stored, dict) and "trainer" in stored  # else of a module that no command line made
-    return Place(
-        path,
-        steps,
-        follows is True,
-        renamed(stored) if by_command else None,
-        versions if isinstance(versions, dict) else {},
-        ended,
-    )
+    config = renamed(stored) if by_command else None
+    return Place(path, steps, follows is True, config, versions if isinstance(versions, dict) else {}, ended)
 
 
 def _nonfinite(path: Path) -> str | None:
