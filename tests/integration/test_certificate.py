@@ -1,14 +1,12 @@
 """The certificate of real checkpoints, through the tool: a twin model passes, a fully tuned one does not."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.integration import tiny
-from tools import certify_retention
 from ts_lightning.cli import main
 from ts_lightning.reports.certificate import certify_on, understanding_samples
 from ts_lightning.runs.load import load
@@ -24,10 +22,9 @@ def fit(shards: str, folder: Path, vlm: dict) -> Path:
     return path
 
 
-def certify(monkeypatch: pytest.MonkeyPatch, ckpt: Path, shards: str, out: Path) -> tuple[int, dict]:
+def certify(ckpt: Path, shards: str, out: Path) -> tuple[int, dict]:
     options = ["--ckpt", str(ckpt), "--shards", shards, "--out", str(out), "--batch-size", "2", "--max-new-tokens", "4"]
-    monkeypatch.setattr(sys, "argv", ["certify_retention.py", *options])
-    status = certify_retention.main()
+    status = main(["certify", *options])
     return status, json.loads(out.read_text()) if out.exists() else {}
 
 
@@ -35,7 +32,7 @@ def test_a_twin_checkpoint_passes(
     shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ckpt = fit(shards, tmp_path / "twin", tiny.TWIN)
-    status, result = certify(monkeypatch, ckpt, shards, tmp_path / "certificate.json")
+    status, result = certify(ckpt, shards, tmp_path / "certificate.json")
     assert (status, result["passed"], result["differing"]) == (0, True, [])
     assert result["tensors_compared"] == len(result["sha256"]) > 40
     assert (result["logits"]["batches"], result["logits"]["bitwise_equal"]) == (2, True)
@@ -56,7 +53,7 @@ def test_a_fully_tuned_checkpoint_fails(
     shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ckpt = fit(shards, tmp_path / "plain", tiny.PLAIN)
-    status, result = certify(monkeypatch, ckpt, shards, tmp_path / "certificate.json")
+    status, result = certify(ckpt, shards, tmp_path / "certificate.json")
     assert (status, result["passed"], result["logits"]["bitwise_equal"]) == (1, False, False)
     assert "model.language_model.embed_tokens.weight" in result["differing"]
     assert result["logits"]["max_abs_diff"] > 0
@@ -67,7 +64,7 @@ def test_no_checkpoint_and_no_understanding_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grounding = tiny.write(tmp_path / "shards", ["rec", "rec"])
-    assert certify(monkeypatch, tmp_path / "no.ckpt", grounding, tmp_path / "c.json") == (2, {})
+    assert certify(tmp_path / "no.ckpt", grounding, tmp_path / "c.json") == (2, {})
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(ValueError, match="seen no record of task understanding"):
         understanding_samples(grounding, 5)

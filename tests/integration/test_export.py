@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.integration import tiny
-from tools import export_checkpoint
 from ts_lightning.cli import main
 from ts_lightning.data.collate import collate
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
@@ -39,9 +37,8 @@ def fitted(request: pytest.FixtureRequest, shards: str, tmp_path_factory: pytest
     return path
 
 
-def export(monkeypatch: pytest.MonkeyPatch, source: Path, kind: str, target: Path, *more: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["export", "--ckpt", str(source), "--to", kind, "--out", str(target), *more])
-    return export_checkpoint.main()
+def export(source: Path, kind: str, target: Path, *more: str) -> int:
+    return main(["export", "--ckpt", str(source), "--to", kind, "--out", str(target), *more])
 
 
 @torch.no_grad()
@@ -54,14 +51,14 @@ def test_there_and_back(fitted: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     module = load(fitted)
     expected = logits(module)
     own = {TwinExpertVLM: "package", LoRAVLM: "adapter", PlainVLM: "standalone"}[type(module.vlm)]
-    assert export(monkeypatch, fitted, own, tmp_path / "folder") == 0
+    assert export(fitted, own, tmp_path / "folder") == 0
     again = load(tmp_path / "folder")
     assert torch.equal(logits(again), expected)
     assert again.max_new_tokens == module.max_new_tokens == 4
     if own != "standalone":
-        assert export(monkeypatch, tmp_path / "folder", "checkpoint", tmp_path / "again.ckpt") == 0
+        assert export(tmp_path / "folder", "checkpoint", tmp_path / "again.ckpt") == 0
         assert torch.equal(logits(load(tmp_path / "again.ckpt")), expected)
-    assert export(monkeypatch, fitted, "standalone", tmp_path / "whole") == 0
+    assert export(fitted, "standalone", tmp_path / "whole") == 0
     exact = 0 if own != "adapter" else 1e-5  # merging rounds
     torch.testing.assert_close(logits(load(tmp_path / "whole")), expected, atol=exact, rtol=exact)
     files = [path.name for path in tmp_path.rglob("*") if path.is_file()]
@@ -71,7 +68,7 @@ def test_there_and_back(fitted: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_validate_reloads_it(fitted: Path, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = "standalone" if type(load(fitted).vlm) is PlainVLM else ""
     kind = kind or ("adapter" if isinstance(load(fitted).vlm, LoRAVLM) else "package")
-    assert export(monkeypatch, fitted, kind, tmp_path / "folder") == 0
+    assert export(fitted, kind, tmp_path / "folder") == 0
     suites = tmp_path / "suites.json"
     val = {"class_path": "ts_lightning.data.ShardDataModule", "init_args": {"val": {"toy": {"shards": shards}}}}
     suites.write_text(json.dumps({"data": val}))
@@ -91,7 +88,7 @@ def test_the_certificate_takes_a_folder(
 ) -> None:
     if not isinstance(load(fitted).vlm, TwinExpertVLM):
         return
-    assert export(monkeypatch, fitted, "package", tmp_path / "package") == 0
+    assert export(fitted, "package", tmp_path / "package") == 0
     result = certify_checkpoint(tmp_path / "package", shards, max_samples=4, batch_size=2, max_new_tokens=4)
     assert result["passed"]
     weights = (tmp_path / "package/package.safetensors").read_bytes()
@@ -110,12 +107,12 @@ def test_a_package_brings_its_router(
 ) -> None:
     router = ["--router", str(SHIPPED)]
     if not isinstance(load(fitted).vlm, TwinExpertVLM):
-        assert export(monkeypatch, fitted, "standalone", tmp_path / "folder", *router) == 2
+        assert export(fitted, "standalone", tmp_path / "folder", *router) == 2
         assert "expected package or standalone of a TwinExpertVLM" in capsys.readouterr().err
         return
-    assert export(monkeypatch, fitted, "package", tmp_path / "folder", *router) == 0
+    assert export(fitted, "package", tmp_path / "folder", *router) == 0
     assert load(tmp_path / "folder").vlm.task_router.tasks == ("understanding", "grounding")
-    assert export(monkeypatch, fitted, "package", tmp_path / "other", "--router", str(tmp_path)) == 2
+    assert export(fitted, "package", tmp_path / "other", "--router", str(tmp_path)) == 2
     assert f"task router {tmp_path}" in capsys.readouterr().err
 
 
@@ -129,7 +126,7 @@ def test_the_card_has_the_last_validation_of_the_run(
     checkpoint = tmp_path / "run/checkpoints/last.ckpt"
     checkpoint.write_bytes(fitted.read_bytes())  # of step 2
     (tmp_path / "run/metrics.csv").write_text("step,train/loss,val/toy/miou\n0,,0.1\n1,2.5,\n1,,0.75\n5,,0.9\n")
-    assert export(monkeypatch, checkpoint, kind, tmp_path / "folder") == 0
+    assert export(checkpoint, kind, tmp_path / "folder") == 0
     assert "- val/toy/miou after 2 steps: 0.7500\n" in (tmp_path / "folder/README.md").read_text()
 
 
@@ -162,10 +159,10 @@ def test_what_does_not_fit_is_one_line(
     fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = "adapter" if isinstance(load(fitted).vlm, TwinExpertVLM) else "package"
-    assert export(monkeypatch, fitted, wrong, tmp_path / "folder") == 2
-    assert capsys.readouterr().err.startswith("error: export: seen a ")
+    assert export(fitted, wrong, tmp_path / "folder") == 2
+    assert capsys.readouterr().err.startswith("ts-lightning: error: export: seen a ")
     tmp_path.joinpath("empty").mkdir()
-    assert export(monkeypatch, tmp_path / "empty", "checkpoint", tmp_path / "x") == 2
+    assert export(tmp_path / "empty", "checkpoint", tmp_path / "x") == 2
     assert "expected a package, an adapter or a standalone model" in capsys.readouterr().err
     assert main(["fit", "--ckpt_path", str(tmp_path / "empty")]) == 2
     assert "seen the folder" in capsys.readouterr().err

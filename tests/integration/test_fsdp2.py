@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.integration.test_ddp import rows
-from tools import export_checkpoint
+from ts_lightning.cli import main
 from ts_lightning.runs.load import load
 
 
@@ -103,8 +103,7 @@ def test_it_loads_and_exports_as_ddps(runs: Path, tmp_path: Path, monkeypatch: p
     assert all(torch.equal(value, stored[f"vlm.{name}"]) for name, value in vlm.trainable_state_dict().items())
     assert len(stored) < len(vlm.state_dict())
     line = ["export", "--ckpt", str(path), "--to", "package", "--out", str(tmp_path / "package")]
-    monkeypatch.setattr(sys, "argv", line)
-    assert export_checkpoint.main() == 0
+    assert main(line) == 0
     again = load(tmp_path / "package").vlm.trainable_state_dict()
     assert all(torch.equal(value, again[name]) for name, value in vlm.trainable_state_dict().items())
 

@@ -2,20 +2,17 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.integration import tiny
 from tests.unit.generation_samples import input_shard
-from tools import generate_scout
 from ts_lightning.cli import main
 from ts_lightning.data import index_shards
 from ts_lightning.runs.load import load
 
 
-def test_a_fit_on_generated_scout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fit_on_generated_scout(tmp_path: Path) -> None:
     out = tmp_path / "scout"
-    monkeypatch.setattr("sys.argv", ["tool", str(input_shard(tmp_path, 4)), "--out", str(out), "--negatives", "0.3"])
-    assert generate_scout.main() == 0
+    words = [str(input_shard(tmp_path, 4)), "--out", str(out), "--negatives", "0.3"]
+    assert main(["data", "generate", "scout", *words]) == 0
     shards = f"{out}/*.tar"
     assert index_shards(shards).num_samples > 20
     config = tiny.config(shards, tmp_path / "run")

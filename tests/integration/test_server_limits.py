@@ -35,14 +35,14 @@ RAW, JSON = {"Content-Type": "application/octet-stream"}, {"Content-Type": "appl
 
 
 class Server:
-    """tools/serve_demo.py on the tiny base, in a process of its own."""
+    """ts-lightning serve on the tiny base, in a process of its own."""
 
     def __init__(self, log: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.log = log
-        command = [sys.executable, "tools/serve_demo.py", "--port", str(self.port)]
+        command = [sys.executable, "ts-lightning serve", "--port", str(self.port)]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with log.open("w") as file:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)

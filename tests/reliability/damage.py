@@ -130,7 +130,7 @@ def _checker(folder: Path, paths: list[Path]) -> Callable[[], None]:
 
 
 def stored_manifest(folder: Path, manifest: Manifest) -> Path:
-    """The manifest's file, as tools/index_shards.py --out writes it."""
+    """The manifest's file, as ts-lightning data index --out writes it."""
     path = folder / "manifest.json"
     path.write_text(json.dumps(manifest.summary()))
     return path

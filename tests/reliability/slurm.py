@@ -51,7 +51,7 @@ class Cluster:
         self, given: dict[str, Any], name: str, *options: str, job: str = "train", nodes: int = 2, rest: Any = ()
     ) -> str:
         path = tiny_run.save(given, self.folder / f"{name}.yaml")
-        line = [sys.executable, str(ROOT / "tools/submit.py"), "--job", job, "--config", path, "--nodes", str(nodes)]
+        line = [sys.executable, "-m", "ts_lightning", "submit", "--job", job, "--config", path, "--nodes", str(nodes)]
         extra = [f"--sbatch=--output={self.folder}/{name}.log", *options]
         # ranks write their errors themselves: srun, which forwards them otherwise, dies with its node
         errors = dict.fromkeys(("SRUN_ERROR", "SLURM_STDERRMODE"), f"{self.folder}/{name}-%t.err")  # new and old names

@@ -15,6 +15,9 @@ PACKAGE = ROOT / "ts_lightning"
 def test_every_tracked_data_file_is_package_data() -> None:
     listed = subprocess.run(["git", "ls-files", "-z", PACKAGE], cwd=ROOT, capture_output=True, text=True, check=True)
     tracked = {ROOT / name for name in listed.stdout.split("\0") if name and not name.endswith(".py")}
+    linked = {path for path in tracked if path.is_symlink()}  # folders of the repository that a wheel has too
+    tracked = (tracked - linked) | {file for path in linked for file in path.rglob("*") if file.suffix != ".sh"}
+    tracked = {path for path in tracked if path.is_file()}
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     packed = {path for pattern in patterns["ts_lightning"] for path in PACKAGE.glob(pattern)}
     assert tracked

@@ -11,15 +11,14 @@ import warnings
 from pathlib import Path
 
 from tools.experiments.chatspot import chatspot
+from ts_lightning.cli.configurations import SHIPPED
 from ts_lightning.pipelines.toy_world.shards import write_region_shards
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "toy_chatspot")
-    parser.add_argument("--shards", type=Path, default=ROOT / "data_shards" / "toy_world")
+    parser.add_argument("--out", type=Path, default=Path("outputs") / "toy_chatspot")
+    parser.add_argument("--shards", type=Path, default=Path("data_shards/toy_world"))
     parser.add_argument("--train", type=int, default=16000, help="conversations to render for stage 2")
     parser.add_argument("--val", type=int, default=900, help="held-out questions")
     args, overrides = parser.parse_known_args()
@@ -28,7 +27,7 @@ def main() -> int:
     try:
         if write_region_shards(args.shards, args.train, args.val):
             print(f"rendered region questions into {args.shards}", flush=True)
-        result = chatspot(ROOT / "configs" / "fit", args.shards, args.out, overrides)
+        result = chatspot(SHIPPED / "fit", args.shards, args.out, overrides)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

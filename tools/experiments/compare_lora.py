@@ -13,16 +13,16 @@ import warnings
 from pathlib import Path
 
 from tools.experiments.comparison import compare
+from ts_lightning.cli.configurations import SHIPPED
 from ts_lightning.pipelines.toy_world.shards import write_toy_shards
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ("toy_twist", "lora_toy_equal")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "compare_lora")
-    parser.add_argument("--shards", type=Path, default=ROOT / "data_shards" / "toy_world")
+    parser.add_argument("--out", type=Path, default=Path("outputs") / "compare_lora")
+    parser.add_argument("--shards", type=Path, default=Path("data_shards/toy_world"))
     parser.add_argument("--train", type=int, default=16000, help="records to render for training")
     parser.add_argument("--val", type=int, default=400, help="held-out records of each suite")
     parser.add_argument("--steps", type=int, default=800)
@@ -32,7 +32,7 @@ def main() -> int:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         write_toy_shards(args.shards, args.train, args.val)
-        configs = [ROOT / "configs" / "fit" / f"{name}.yaml" for name in args.configs]
+        configs = [SHIPPED / "fit" / f"{name}.yaml" for name in args.configs]
         table = compare(configs, args.shards, args.out, args.steps, overrides)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,15 +13,14 @@ import warnings
 from pathlib import Path
 
 from tools.experiments.grpo_toy_study import learning_table
+from ts_lightning.cli.configurations import SHIPPED
 from ts_lightning.pipelines.toy_world.shards import write_multi_image_shards, write_toy_shards
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "grpo_toy")
-    parser.add_argument("--shards", type=Path, default=ROOT / "data_shards" / "toy_world")
+    parser.add_argument("--out", type=Path, default=Path("outputs") / "grpo_toy")
+    parser.add_argument("--shards", type=Path, default=Path("data_shards/toy_world"))
     parser.add_argument("--train", type=int, default=16000, help="trajectories, and prompts, to render")
     parser.add_argument("--questions", type=int, default=2000, help="held-out questions")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -33,7 +32,7 @@ def main() -> int:
     try:
         write_toy_shards(args.shards, 16000, 400)
         write_multi_image_shards(args.shards, args.train, args.train, args.questions)
-        configs, steps = ROOT / "configs" / "fit", args.sft_steps
+        configs, steps = SHIPPED / "fit", args.sft_steps
         table = learning_table(configs, args.shards, args.out, args.seeds, args.minutes, steps, args.questions)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -19,7 +19,7 @@ from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines.toy_world.render import jpeg, render
 from ts_lightning.pipelines.toy_world.scene import sample_scene
 
-GENERATE = Path(__file__).parent / "generate_scout.py"
+GENERATE = (sys.executable, "-m", "ts_lightning", "data", "generate", "scout")
 
 
 def detection(seed: int, data: bytes) -> Sample:
@@ -55,7 +55,7 @@ def main() -> int:
         write_shards((detection(i, data) for i in range(args.pictures)), folder / "in", "in", -(-args.pictures // 2))
         began = time.perf_counter()
         shards = str(folder / "in/*.tar")
-        line = [sys.executable, str(GENERATE), shards, "--out", str(folder / "out"), "--share"]
+        line = [*GENERATE, shards, "--out", str(folder / "out"), "--share"]
         runs = [subprocess.Popen([*line, f"{i}/2"], stdout=subprocess.DEVNULL) for i in (0, 1)]
         if any([run.wait() for run in runs]):
             return 1

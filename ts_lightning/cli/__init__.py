@@ -1,5 +1,135 @@
-"""The command `ts-lightning`."""
+"""The command `ts-lightning`: a verb is a function of its name, and the signature is what it takes.
 
-from ts_lightning.cli.lightning import main
+Nothing heavy is imported before a verb is known and its options are right.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+
+from ts_lightning import __version__
+from ts_lightning.cli.configurations import named_configurations
+from ts_lightning.cli.nearest import nearest
+
+DEBUG_VARIABLE = "TS_LIGHTNING_DEBUG"
+ABOUT = "Teach a pre-trained vision-language model to answer with boxes without forgetting what it knew."
+# A verb of one word `a` is the function `a` of cli/a.py; `data a` that of cli/data/a.py; `data a b` is `b` there.
+VERBS = {
+    "quickstart": "the whole path on the toy world: score the base, tune it, score again, certify, report",
+    "fit": "train by a configuration",
+    "validate": "the figures of the validation suites",
+    "test": "validate on the test suites of a configuration",
+    "predict": "answers as JSON lines, pictures of them on demand",
+    "evaluate": "answer and score suites, or score stored answers: one report",
+    "compare": "two runs with a paired test, or many in a table",
+    "certify": "prove that understanding is untouched, bit by bit",
+    "export": "a checkpoint as a package, an adapter, a standalone model, and back",
+    "assemble": "a LLaVA out of a language model and a vision tower",
+    "serve": "a local page: click, drag a box or draw a polygon, and ask",
+    "submit": "a job for SLURM",
+    "data convert": "a data set's own files into shards",
+    "data generate scout": "questions with stepwise grounded answers from annotated pictures",
+    "data generate gic": "grounded captions",
+    "data generate region-chat": "dialogues about regions",
+    "data generate mirg": "trajectories over several pictures",
+    "data index": "index shards and check every record",
+    "data check": "in which frame the boxes of shards were labelled",
+    "data export": "shards into the files of other tools",
+    "data report": "the quality of generated shards, with samples to mark by hand",
+    "data toy": "render the toy world",
+}
+LIGHTNING = ("fit", "validate", "test", "predict")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one verb; a user's error is one line on standard error and exit status 2.
+
+    TS_LIGHTNING_DEBUG=1 shows the traceback instead.
+    """
+    try:
+        return run(list(sys.argv[1:] if args is None else args))
+    except user_errors() as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        for note in getattr(error, "__notes__", ()):
+            print(note)
+        print(f"ts-lightning: error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def run(words: list[str]) -> int:
+    """The verb that `words` begin with, on the rest of them; ValueError for an unknown one."""
+    if words[:1] == ["--version"]:
+        print(f"ts-lightning {__version__}")
+        return 0
+    verb, rest = split_verb(words)
+    if verb in LIGHTNING:
+        from ts_lightning.cli import lightning
+
+        return lightning.main([verb, *named_configurations(rest)])
+    if verb not in VERBS:
+        return listing(verb, rest)
+    from ts_lightning.cli.parsing import call
+
+    name = verb.split()[-1].replace("-", "_")
+    module = import_module(".".join([__name__, *verb.replace("-", "_").split()[:2]]))
+    with allowed_classes(rest) as options:
+        return call(getattr(module, name), options, f"ts-lightning {verb}")
+
+
+def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The longest verb, or first words of one, that `words` begin with, and what follows."""
+    known = {" ".join(verb.split()[:n]) for verb in VERBS for n in (1, 2, 3)}
+    count = 0
+    while count < len(words) and " ".join(words[: count + 1]) in known:
+        count += 1
+    return " ".join(words[:count]), list(words[count:])
+
+
+def listing(group: str, rest: Sequence[str]) -> int:
+    """Print the verbs of a group ("" for all); ValueError where `rest` begins with something else than --help."""
+    own = {verb: text for verb, text in VERBS.items() if verb.startswith(f"{group} " if group else "")}
+    if rest and rest[0] not in ("-h", "--help"):
+        depth = len(group.split())
+        names = dict.fromkeys(verb.split()[depth] for verb in own)
+        raise ValueError(f"seen {' '.join([*group.split(), rest[0]])!r}, expected {nearest(rest[0], names)}")
+    print(f"usage: ts-lightning {group + ' ' if group else ''}VERB [options]\n\n{ABOUT}\n")
+    wide = max(map(len, own)) + 2
+    print("\n".join(f"  {verb:<{wide}}{text}" for verb, text in own.items()))
+    print("\n`ts-lightning VERB --help` has the options of a verb and an example. `ts-lightning --version`")
+    return 0 if rest or group == "" else 2
+
+
+@contextmanager
+def allowed_classes(words: Sequence[str]) -> Iterator[list[str]]:
+    """The words without --allow_classes; inside, checkpoints may name classes of its packages."""
+    if not any(word.startswith(("--allow_classes", "--allow-classes")) for word in words):
+        yield list(words)
+        return
+    from ts_lightning.runs.class_paths import allowing, take_flag
+
+    rest, names = take_flag([word.replace("--allow-classes", "--allow_classes") for word in words])
+    with allowing(names):
+        yield rest
+
+
+def user_errors() -> tuple[type[BaseException], ...]:
+    """What counts as the user's error; of libraries that were never imported there is none."""
+    kinds: list[type[BaseException]] = [ValueError, OSError]
+    for module, name in (
+        ("jsonargparse", "ArgumentError"),
+        ("lightning.pytorch.utilities.exceptions", "MisconfigurationException"),
+    ):
+        if module in sys.modules:
+            kinds.append(getattr(sys.modules[module], name))
+    return tuple(kinds)
+
+
+def one_line(error: BaseException) -> str:
+    """The message without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
 
 __all__ = ["main"]

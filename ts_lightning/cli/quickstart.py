@@ -1,17 +1,21 @@
-"""The main job from shards to report: score the base, tune it, score it again, certify that it forgot nothing."""
+"""`ts-lightning quickstart`: the main job from shards to report."""
 
 import json
+import logging
 import resource
 import shutil
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ts_lightning.cli import main as command
+from ts_lightning.cli.configurations import find_configuration
+from ts_lightning.cli.lightning import main as lightning
 from ts_lightning.data import ShardDataModule, ShardSource
 from ts_lightning.models import PlainVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.pipelines.toy_world.shards import write_toy_shards
 from ts_lightning.reports.certificate import certify_checkpoint
 from ts_lightning.reports.pictures import write_sheets
 from ts_lightning.reports.report import read_history, write_report
@@ -22,7 +26,40 @@ from ts_lightning.training import SFT, BaseModule
 SUITES = ("grounding", "steps", "understanding")
 
 
-def quickstart(config: Path, shards: Path, out: Path, overrides: Sequence[str] = ()) -> str:
+def quickstart(
+    *,
+    out: Path = Path("outputs/quickstart"),
+    shards: Path = Path("data_shards/toy_world"),
+    steps: int | None = None,
+    train: int = 16000,
+    val: int = 400,
+    overrides: Sequence[str] = (),
+) -> None:
+    """The main job on the toy world: render, score the base, tune, score again, certify, report.
+
+        ts-lightning quickstart
+        ts-lightning quickstart --steps 60 --train 2000 --val 100       (a look at it, a minute or two)
+
+    Any --trainer.X, --model.X and --data.X of `fit` goes to the training.
+
+    Args:
+        out: folder of the run, the report, the certificate and the pictures
+        shards: where the toy world is rendered
+        steps: of the training, in place of the configuration's 800
+        train: records to render for training
+        val: held-out records of each suite
+        overrides: options of `fit`
+    """
+    warnings.filterwarnings("ignore", ".*does not have many workers.*|.*litlogger.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if write_toy_shards(shards, train, val):
+        print(f"rendered the toy world into {shards}", flush=True)
+    limits = [] if steps is None else [f"--trainer.max_steps={steps}"]
+    table = run(find_configuration("fit/toy_twist.yaml"), shards, out, [*limits, *overrides])
+    print(f"\n{table}\n\n{out}/report.md, report.json, curves.png, pictures/")
+
+
+def run(config: Path, shards: Path, out: Path, overrides: Sequence[str] = ()) -> str:
     """Run the main job on `shards` with the fit configuration `config`; writes everything under `out`.
 
     Returns the table to print. SystemExit when the command line fails.
@@ -35,7 +72,7 @@ def quickstart(config: Path, shards: Path, out: Path, overrides: Sequence[str] =
     data += [f"--data.init_args.val.{name}.shards={source.shards}" for name, source in suites.items()]
     fit = out / "fit"
     shutil.rmtree(fit, ignore_errors=True)  # a new run, not the continuation of an old one
-    if command(["fit", "-c", str(config), f"--trainer.default_root_dir={fit}", *data, *overrides]) != 0:
+    if lightning(["fit", "-c", str(config), f"--trainer.default_root_dir={fit}", *data, *overrides]) != 0:
         raise SystemExit(2)  # the command has said why
     checkpoint = fit / "checkpoints" / "last.ckpt"
     tuned_module = load(checkpoint)

@@ -169,7 +169,7 @@ def expand(paths: Paths) -> list[str]:
 
 
 def check_manifest(manifest: Manifest, path: Path) -> None:
-    """ValueError naming the first shard whose bytes are not those of a manifest file (tools/index_shards.py --out).
+    """ValueError naming the first shard whose bytes are not those of a manifest file (ts-lightning data index --out).
 
     Every byte is read: the index beside a tar is trusted by size and time, this is not.
     """
@@ -194,7 +194,7 @@ def _stored_hashes(path: Path) -> list[tuple[str, str]]:
             (os.path.basename(shard["path"]), str(shard["sha256"])) for shard in json.loads(path.read_text())["shards"]
         ]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        wanted = "a manifest made by tools/index_shards.py --out"
+        wanted = "a manifest made by ts-lightning data index --out"
         raise ValueError(f"{path}: seen no list of shards ({error!r:.80}), expected {wanted}") from None
 
 

@@ -18,7 +18,7 @@ class ShardSource:
     `max_samples` are used (None: all), so smaller choices lie within larger ones. `weight` is the share in a mixture.
     The word "@train" in a suite stands for the training source's shards (scores on them are memorization). `box_noise`
     moves each edge of a question's boxes by up to this share of the side (`data.noise`). With `manifest`, a file of
-    tools/index_shards.py, every shard's bytes are checked against it at the start.
+    ts-lightning data index, every shard's bytes are checked against it at the start.
     """
 
     shards: str | list[str]

@@ -41,7 +41,7 @@ def completeness(records: Sequence[Record]) -> dict[str, str]:
     said = {}
     for suite, shards in asked.items():
         if not all(Path(shard).is_file() for shard in shards):
-            said[suite] = "not checked: the shards of its answers are not here (tools/score.py --shards checks)"
+            said[suite] = "not checked: the shards of its answers are not here (ts-lightning evaluate --shards checks)"
             continue
         total = 0
         for shard, keys in shards.items():

@@ -1,11 +1,11 @@
 """From backends by name to finished shards: what the generation commands share."""
 
-import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ts_lightning.data.index import expand
 from ts_lightning.data.sample import Sample
@@ -17,48 +17,67 @@ from ts_lightning.pipelines.response_cache import CachedChat
 from ts_lightning.pipelines.scenes import Scene, scenes
 from ts_lightning.pipelines.shard_work import my_shards, shard_samples, work
 
-Maker = Callable[[argparse.Namespace, dict[str, Chat], Dropped], Any]
+Maker = Callable[[dict[str, Chat], Dropped], Any]
 Items = Callable[[Iterator[Sample]], Iterable[Any]]
 
 
-def add_arguments(parser: argparse.ArgumentParser, roles: Iterable[str]) -> None:
-    """Arguments of every generation command; a backend for each of `roles`."""
-    parser.add_argument("shards", nargs="+", help="input shards (tars or patterns): detection or boxed caption records")
-    parser.add_argument("--out", required=True, help="folder for shards, notes, cache, report and card")
-    for role in roles:
-        parser.add_argument(
-            f"--{role}",
-            default="offline",
-            help="offline, openai:MODEL, openai:MODEL@URL (key: OPENAI_API_KEY), local:FOLDER",
-        )
-        parser.add_argument(f"--{role}-codec", default="cogvlm", help="the notation of this model's boxes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--most", type=int, default=16, help="questions of a picture at most")
-    parser.add_argument("--vocabulary", help="text file of names for negatives; default: the categories of the shards")
-    parser.add_argument("--workers", type=int, default=0, help="pictures at once (0: 1 offline, else --concurrency)")
-    parser.add_argument("--concurrency", type=int, default=8, help="requests at once")
-    parser.add_argument("--per-minute", type=float, default=0, help="requests in a minute at most (0: no limit)")
-    parser.add_argument("--max-tokens", type=int, default=512, help="of an answer; a longer one is cut off and dropped")
-    parser.add_argument("--tries", type=int, default=6)
-    parser.add_argument("--timeout", type=float, default=120)
-    parser.add_argument("--first-wait", type=float, default=1.0, help="seconds before the second try; they double")
-    parser.add_argument("--price-in", type=float, default=0.0, help="price of a million input tokens")
-    parser.add_argument("--price-out", type=float, default=0.0, help="price of a million output tokens")
-    parser.add_argument("--share", help="i/n: every n-th shard from the i-th; default: the SLURM array's share, or all")
+@dataclass(frozen=True)
+class Generation:
+    """What every generation is told beside its own options.
+
+    Args:
+        out: folder for shards, notes, cache, report and card
+        seed: of every choice
+        most: questions of a picture at most
+        vocabulary: text file of names for negatives; the categories of the shards when missing
+        workers: pictures at once (0: 1 offline, else --concurrency)
+        concurrency: requests at once
+        per_minute: requests in a minute at most (0: no limit)
+        max_tokens: of an answer; a longer one is cut off and dropped
+        tries: requests of one answer at most
+        timeout: seconds of a request
+        first_wait: seconds before the second try; they double
+        price_in: price of a million input tokens
+        price_out: price of a million output tokens
+        share: i/n: every n-th shard from the i-th; the SLURM array's share, or all, when missing
+    """
+
+    out: Path
+    seed: int = 0
+    most: int = 16
+    vocabulary: Path | None = None
+    workers: int = 0
+    concurrency: int = 8
+    per_minute: float = 0
+    max_tokens: int = 512
+    tries: int = 6
+    timeout: float = 120
+    first_wait: float = 1.0
+    price_in: float = 0.0
+    price_out: float = 0.0
+    share: str | None = None
 
 
-def backend(name: str, codec: str, args: argparse.Namespace, usage: Usage, vocabulary: list[str]) -> Chat:
+class Role(NamedTuple):
+    """Who answers: offline, openai:MODEL, openai:MODEL@URL (key: OPENAI_API_KEY) or local:FOLDER; its notation."""
+
+    backend: str
+    codec: str
+
+
+def backend(role: Role, told: Generation, usage: Usage, vocabulary: list[str]) -> Chat:
     """The backend that a command line names; ValueError for another form."""
+    name, codec = role
     kind, _, rest = name.partition(":")
     if kind == "offline":
-        return OfflineChat(codec, args.most, vocabulary, args.seed)
+        return OfflineChat(codec, told.most, vocabulary, told.seed)
     if kind == "openai" and rest:
         model, _, url = rest.partition("@")
-        pace = {"concurrency": args.concurrency, "per_minute": args.per_minute, "tries": args.tries}
-        waits = {"timeout": args.timeout, "first_wait": args.first_wait}
-        return OpenAIChat(model, url or None, None, codec, max_tokens=args.max_tokens, usage=usage, **pace, **waits)
+        pace: dict[str, Any] = {"concurrency": told.concurrency, "per_minute": told.per_minute, "tries": told.tries}
+        waits: dict[str, Any] = {"timeout": told.timeout, "first_wait": told.first_wait}
+        return OpenAIChat(model, url or None, None, codec, max_tokens=told.max_tokens, usage=usage, **pace, **waits)
     if kind == "local" and rest:
-        return LocalChat(rest, codec, args.max_tokens)
+        return LocalChat(rest, codec, told.max_tokens)
     raise ValueError(f"backend: seen {name!r}, expected offline, openai:MODEL[@URL] or local:FOLDER")
 
 
@@ -67,7 +86,7 @@ def names_in(paths: list[Path]) -> list[str]:
     return sorted({thing.name for path in paths for scene in scenes(shard_samples(path)) for thing in scene.things})
 
 
-def input_shards(patterns: list[str]) -> list[Path]:
+def input_shards(patterns: Sequence[str]) -> list[Path]:
     """The shards of patterns; ValueError for two of one name, since outputs are named by it."""
     known: dict[str, Path] = {}
     for path in dict.fromkeys(Path(path) for one in patterns for path in expand(one)):
@@ -84,58 +103,61 @@ def share(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def run(args: argparse.Namespace, prefix: str, roles: tuple[str, ...], make: Maker, items: Items = scenes) -> int:
-    """Work through the shards; 0, or 1 where requests failed (run again to go on), 2 for bad input."""
-    try:
-        out, paths = Path(args.out), input_shards(args.shards)
-        mine = my_shards(paths, *(share(args.share) if args.share else (None, None)))
-        out.mkdir(parents=True, exist_ok=True)
-        if args.vocabulary:
-            vocabulary = [line.strip() for line in Path(args.vocabulary).read_text().splitlines() if line.strip()]
-        else:
-            vocabulary = names_in(paths)
-        failed = 0
-        for path in mine:
-            failed += not _one(path, out, prefix, args, roles, make, vocabulary, items)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    write_card(out, prefix)
+def run(
+    shards: Sequence[str],
+    told: Generation,
+    prefix: str,
+    roles: Mapping[str, Role],
+    make: Maker,
+    items: Items = scenes,
+    negatives: float | None = None,
+) -> int:
+    """Work through the shards; 0, or 1 where requests failed (run again to go on). ValueError for bad input."""
+    paths = input_shards(shards)
+    mine = my_shards(paths, *(share(told.share) if told.share else (None, None)))
+    told.out.mkdir(parents=True, exist_ok=True)
+    if told.vocabulary:
+        vocabulary = [line.strip() for line in told.vocabulary.read_text().splitlines() if line.strip()]
+    else:
+        vocabulary = names_in(paths)
+    failed = 0
+    for path in mine:
+        failed += not _one(path, told, prefix, roles, make, vocabulary, items, negatives)
+    write_card(told.out, prefix)
     return 1 if failed else 0
 
 
 def _one(
     path: Path,
-    out: Path,
+    told: Generation,
     prefix: str,
-    args: argparse.Namespace,
-    roles: tuple[str, ...],
+    roles: Mapping[str, Role],
     make: Maker,
     vocabulary: list[str],
     items: Items,
+    negatives: float | None,
 ) -> bool:
-    usage, dropped = Usage(args.price_in, args.price_out), Dropped()
-    named = {role: (getattr(args, role), getattr(args, f"{role}_codec")) for role in roles}
-    made: dict[tuple[str, str], Chat] = {}  # one backend for two roles is one object
-    for name, codec in named.values():
-        if (name, codec) not in made and name != "caption":
-            made[name, codec] = backend(name, codec, args, usage, vocabulary)
+    usage, dropped, out = Usage(told.price_in, told.price_out), Dropped(), told.out
+    made: dict[Role, Chat] = {}  # one backend for two roles is one object
+    for role in roles.values():
+        if role not in made and role.backend != "caption":
+            made[role] = backend(role, told, usage, vocabulary)
     caches = []
-    for number, (known, chat) in enumerate(made.items()):
+    for number, (role, chat) in enumerate(made.items()):
         if not isinstance(chat, OfflineChat):
-            made[known] = CachedChat(chat, out / "cache" / f"{prefix}-{path.stem}-{number}.jsonl", usage)
-            caches.append(made[known])
-    chats = {role: made[known] for role, known in named.items() if known in made}
-    maker = make(args, chats, dropped)
+            made[role] = CachedChat(chat, out / "cache" / f"{prefix}-{path.stem}-{number}.jsonl", usage)
+            caches.append(made[role])
+    chats = {name: made[role] for name, role in roles.items() if role in made}
+    maker = make(chats, dropped)
     offline = any(isinstance(chat, OfflineChat) for chat in made.values())
-    workers = 1 if offline else args.workers or args.concurrency  # the offline backend is told of one picture at a time
+    workers = 1 if offline else told.workers or told.concurrency  # the offline backend is told of one picture at a time
     settings = {
-        "generator": {role: name for role, (name, _) in named.items()},
+        "generator": {name: role.backend for name, role in roles.items()},
         "templates": getattr(maker, "template_hash", ""),
-        "seed": args.seed,
-        "most": args.most,
-        "max_tokens": args.max_tokens,
-        "negatives": getattr(args, "negatives", None),
+        "seed": told.seed,
+        "most": told.most,
+        "max_tokens": told.max_tokens,
+        "negatives": negatives,
     }
     try:
         result = work(items, path, out, prefix, maker, settings, dropped, usage, workers)
@@ -188,7 +210,7 @@ def write_card(out: Path, prefix: str) -> None:
     (out / "README.md").write_text("\n".join(lines) + "\n")
 
 
-def annotated(paths: list[str]) -> dict[str, Scene]:
+def annotated(paths: Sequence[str]) -> dict[str, Scene]:
     """Scenes by picture name, without the pictures' bytes; records of one picture are joined."""
     known: dict[str, Scene] = {}
     for one in paths:
@@ -202,6 +224,6 @@ def annotated(paths: list[str]) -> dict[str, Scene]:
     return known
 
 
-def records(paths: list[str]) -> Iterable[Sample]:
+def records(paths: Sequence[str]) -> Iterable[Sample]:
     """The records of shards, one after the other."""
     return (sample for one in paths for path in expand(one) for sample in shard_samples(Path(path)))

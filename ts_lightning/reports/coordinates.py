@@ -36,7 +36,7 @@ def raw_boxes(manifest: Manifest) -> Iterator[tuple[Labelled, bytes]]:
 
 
 def check_coordinates(backbone: Backbone, manifest: Manifest) -> dict[str, Any]:
-    """The report of `tools/check_coordinates.py` as plain values."""
+    """The report of `ts-lightning data check` as plain values."""
     codec, collapsed, impossible = backbone.encoder.codec, 0, 0
     labels: list[Labelled] = []
     sizes: dict[str, tuple[Size, Size]] = {}
@@ -70,6 +70,24 @@ def check_coordinates(backbone: Backbone, manifest: Manifest) -> dict[str, Any]:
         "frames": {name: report._asdict() for name, report in reports.items()},
         "verdict": verdict(labels, reports, backbone.encoder.resized) if labels else "cannot tell: seen no box",
     }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    lines = [
+        f"codec {report['codec']}, grid {report['grid']}, frame {report['frame']}",
+        f"{report['boxes']} boxes on {report['images']} images, {report['impossible_boxes']} impossible",
+        f"round trip: IoU min {_figure(report['iou']['min'])}, mean {_figure(report['iou']['mean'])}, "
+        f"{report['collapsed_boxes']} boxes collapse",
+    ]
+    for name, ceiling in report["ceiling"].items():
+        lines.append(f"  ceiling, {name:20} {_figure(ceiling['mean_iou'])}  ({ceiling['boxes']} boxes)")
+    lines.append(f"{'frame':34} {'boxes inside':>12} {'on its border':>14}")
+    for name, frame in report["frames"].items():
+        same = "  same here" if frame["coincides"] else ""
+        lines.append(f"{name:34} {frame['inside']:12.1%} {frame['border']:14.1%}{same}")
+    lines += [f"wrong size  {line}" for line in report["wrong_sizes"][:10]]
+    return "\n".join([*lines, f"verdict: {report['verdict']}"])
 
 
 def write_contact_sheet(backbone: Backbone, manifest: Manifest, path: Path, limit: int = 12) -> int:
@@ -110,3 +128,7 @@ def seen_box(box: Sequence[float], size: Size, pixel_mode: str) -> Box:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

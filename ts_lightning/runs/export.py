@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from ts_lightning.models import LoRAVLM, TwinExpertVLM
+from ts_lightning.models import VLM, LoRAVLM, TaskRouter, TwinExpertVLM
 from ts_lightning.runs.checkpoint_io import CheckpointIO
 from ts_lightning.runs.class_paths import plain
 from ts_lightning.runs.load import STANDALONE
@@ -33,6 +33,17 @@ def export(module: L.LightningModule, kind: str, target: Path, scores: Mapping[s
         write_standalone(module, target, scores)
     elif isinstance(vlm, TwinExpertVLM | LoRAVLM):
         vlm.save_pretrained(target, scores, max_new_tokens=module.max_new_tokens)
+
+
+def give_router(vlm: VLM, kind: str, folder: Path) -> None:
+    """Let the package of `vlm` bring a task router; ValueError where there is no package, or no task for its skill."""
+    if not isinstance(vlm, TwinExpertVLM) or kind not in ("package", "standalone"):
+        seen = f"{kind} of a {type(vlm).__name__}"
+        raise ValueError(f"--router: seen --to {seen}, expected package or standalone of a TwinExpertVLM")
+    router = TaskRouter.load(folder)
+    if vlm.package not in router.tasks:
+        raise ValueError(f"--router {folder}: seen {', '.join(router.tasks)}, expected {vlm.package} among its tasks")
+    vlm.task_router = router
 
 
 def write_checkpoint(module: L.LightningModule, path: Path) -> None:

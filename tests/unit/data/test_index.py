@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.data_samples import picture, sample, shards
-from tools import index_shards as tool
+from ts_lightning.cli import main
 from ts_lightning.data import index, index_shards
 from ts_lightning.data.write import write_shards
 
@@ -201,13 +201,12 @@ def test_a_read_only_folder_is_fine(tmp_path, monkeypatch):
         assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_the_command_reports_and_exits(tmp_path, monkeypatch, capsys):
+def test_the_command_reports_and_exits(tmp_path, capsys):
     path = shards(tmp_path, [2])[0]
     out = tmp_path / "manifest.json"
-    monkeypatch.setattr("sys.argv", ["index_shards.py", str(path), "--out", str(out)])
-    assert tool.main() == 0
+    assert main(["data", "index", str(path), "--out", str(out)]) == 0
     assert json.loads(out.read_text())["num_samples"] == 2
     assert json.loads(out.read_text())["sha256"] == index_shards(path).sha256
     path.write_bytes(b"")
-    assert tool.main() == 2
-    assert capsys.readouterr().err.startswith(f"error: {path}: seen an empty file")
+    assert main(["data", "index", str(path)]) == 2
+    assert capsys.readouterr().err.startswith(f"ts-lightning: error: {path}: seen an empty file")

@@ -8,33 +8,35 @@ import pytest
 
 from tests.reliability import damage
 from tests.unit.data_samples import put, shards
-from tools import index_shards as tool
+from ts_lightning.cli import main
 from ts_lightning.data import index_shards
 from ts_lightning.data.index import check_manifest
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
-    monkeypatch.setattr("sys.argv", ["index_shards.py", *map(str, args)])
-    return tool.main()
+def command(*args: object) -> int:
+    return main(["data", "index", *map(str, args)])
 
 
 def test_a_replaced_shard_is_named_although_size_and_time_are_the_same(tmp_path, monkeypatch, capsys):
     paths, other = shards(tmp_path, [2, 2]), shards(tmp_path / "other", [2, 2], start=4)
     out, pattern = tmp_path / "m.json", f"{tmp_path}/*.tar"
-    assert command(monkeypatch, pattern, "--out", out) == 0
-    assert command(monkeypatch, pattern, "--check", out) == 0
+    assert command(pattern, "--out", out) == 0
+    assert command(pattern, "--check", out) == 0
     stat, data = paths[1].stat(), other[1].read_bytes()
     assert len(data) == stat.st_size
     paths[1].write_bytes(data)
     os.utime(paths[1], ns=(stat.st_atime_ns, stat.st_mtime_ns))
     capsys.readouterr()
-    assert command(monkeypatch, pattern, "--check", out) == 2
-    assert capsys.readouterr().err.startswith(f"error: {paths[1]}: seen sha256 ")
+    assert command(pattern, "--check", out) == 2
+    assert capsys.readouterr().err.startswith(f"ts-lightning: error: {paths[1]}: seen sha256 ")
     paths[1].unlink()
-    assert command(monkeypatch, pattern, "--check", out) == 2
-    assert capsys.readouterr().err == f"error: {paths[1].name}: seen no such shard, expected it as in {out}\n"
+    assert command(pattern, "--check", out) == 2
+    assert (
+        capsys.readouterr().err
+        == f"ts-lightning: error: {paths[1].name}: seen no such shard, expected it as in {out}\n"
+    )
 
 
 def test_shards_of_one_name_in_two_folders(tmp_path):
@@ -100,7 +102,7 @@ def test_wids_reads_the_same_samples(tmp_path, monkeypatch):
     wids = pytest.importorskip("wids")  # of the `test` extra
     shards(tmp_path, [2, 1, 3])
     out = tmp_path / "manifest.json"
-    assert command(monkeypatch, f"{tmp_path}/*.tar", "--out", out) == 0
+    assert command(f"{tmp_path}/*.tar", "--out", out) == 0
     reader = ShardReader(index_shards(f"{tmp_path}/*.tar"))
     ours = [reader.read(i) for i in range(6)]
     theirs = wids.ShardListDataset(str(out), cache_dir=str(tmp_path / "cache"), keep=True, transformations=[])

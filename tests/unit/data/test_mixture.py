@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.unit.data_samples import encode, sample, shards
-from tools import index_shards as tool
+from ts_lightning.cli import main
 from ts_lightning.data import ShardDataModule, ShardSource, index_shards
 from ts_lightning.data.mixture import MixedStream, quotas
 from ts_lightning.data.order import StreamState
@@ -202,8 +201,7 @@ def test_a_manifest_names_every_changed_shard(tmp_path: Path, capsys: pytest.Cap
     pattern = f"{tmp_path}/*.tar"
 
     def run(*args: str) -> tuple[int, str]:
-        sys.argv = ["index_shards", pattern, *args]
-        return tool.main(), capsys.readouterr().err
+        return main(["data", "index", pattern, *args]), capsys.readouterr().err
 
     assert run("--out", str(out))[0] == 0
     stored = json.loads(out.read_text())

@@ -127,23 +127,18 @@ def test_the_command_names_the_frame_and_fails(tmp_path: Path) -> None:
         samples.append(sample)
     write_shards(samples, tmp_path, "train")
     command = [
-        sys.executable,
-        "tools/check_coordinates.py",
-        "--shards",
+        *(sys.executable, "-m", "ts_lightning", "data", "check"),
         f"{tmp_path}/train-*.tar",
-        "--out",
-        str(tmp_path),
+        *("--out", str(tmp_path)),
     ]
-    done = subprocess.run(
-        [*command, "--config", "configs/fit/toy_twist.yaml"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([*command, "--config", "fit/toy_twist.yaml"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "verdict: padded square read as original" in done.stdout
     assert Image.open(tmp_path / "seen.png").width > 300
     assert json.loads((tmp_path / "report.json").read_text())["boxes"] == 240
     broken = subprocess.run([*command, "--config", "pyproject.toml"], cwd=ROOT, capture_output=True, text=True)
     assert broken.returncode == 2
-    assert broken.stderr.startswith("error: pyproject.toml: seen no model")
+    assert broken.stderr.startswith("ts-lightning: error: pyproject.toml: seen no model")
 
 
 def jpeg(orientation: int, size: Size = (64, 48), mark: tuple[int, int, int, int] = (8, 8, 24, 20)) -> bytes:

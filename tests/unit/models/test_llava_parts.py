@@ -1,7 +1,6 @@
 """A LLaVA out of a LLaMA and a CLIP: the parts are theirs, the projector is new."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaForCausalLM
 
 from tests.unit.models.test_backbones import batch_of, sample
 from tests.unit.models.test_public_folders import sentence_piece
-from tools import assemble_llava
+from ts_lightning.cli import main
 from ts_lightning.models import PlainVLM
 from ts_lightning.models.backbones.llava import LlavaBackbone
 
@@ -31,8 +30,7 @@ def parts(tmp_path: Path) -> Path:
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path, projector: str = "linear", vision: str = "clip") -> int:
     arguments = ["--language", str(folder / "llama"), "--vision", str(folder / vision), "--dtype", "float32"]
     arguments += ["--projector", projector, "--out", str(folder / projector)]
-    monkeypatch.setattr(sys, "argv", ["assemble", *arguments])
-    return assemble_llava.main()
+    return main(["assemble", *arguments])
 
 
 @pytest.mark.parametrize("projector", ["linear", "mlp"])

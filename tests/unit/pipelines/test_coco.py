@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.data_samples import picture
-from tools import convert_dataset as tool
+from ts_lightning.cli import main
 from ts_lightning.data import index_shards
 from ts_lightning.data.images import inspect_image
 from ts_lightning.data.reader import ShardReader
@@ -98,13 +98,12 @@ def test_captions_and_the_papers_subset(small):
     assert [s.key for s in subset] == ["000000000002-02"]
 
 
-def test_bad_files_are_one_line(small, tmp_path, monkeypatch, capsys):
+def test_bad_files_are_one_line(small, tmp_path, capsys):
     photos, annotations, _ = small
 
     def run(**changes: str) -> str:
         args = {"images": str(photos), "annotations": str(annotations), "out": str(tmp_path / "out")} | changes
-        monkeypatch.setattr("sys.argv", ["tool", "coco", *(a for k, v in args.items() for a in (f"--{k}", v))])
-        assert tool.main() == 2
+        assert main(["data", "convert", "coco", *(a for k, v in args.items() for a in (f"--{k}", v))]) == 2
         captured = capsys.readouterr()
         assert captured.err.count("\n") == 1
         return captured.err
@@ -122,7 +121,7 @@ def test_bad_files_are_one_line(small, tmp_path, monkeypatch, capsys):
     assert not list((tmp_path / "out").glob("*"))
 
 
-def test_what_is_left_out_is_listed_and_strict_stops_at_what_is_no_choice(small, tmp_path, monkeypatch, capsys):
+def test_what_is_left_out_is_listed_and_strict_stops_at_what_is_no_choice(small, tmp_path, capsys):
     photos, annotations, _ = small
     data = json.loads(annotations.read_text())
     data["images"] = [*data["images"][:2], data["images"][1] | {"id": 6}]
@@ -130,18 +129,8 @@ def test_what_is_left_out_is_listed_and_strict_stops_at_what_is_no_choice(small,
     annotations.write_text(json.dumps(data))
 
     def run(*words: str) -> tuple[int, str, str]:
-        args = [
-            "tool",
-            "coco",
-            "--images",
-            str(photos),
-            "--annotations",
-            str(annotations),
-            "--out",
-            str(tmp_path / "o"),
-        ]
-        monkeypatch.setattr("sys.argv", [*args, *words])
-        return tool.main(), *capsys.readouterr()
+        args = ["coco", "--images", str(photos), "--annotations", str(annotations), "--out", str(tmp_path / "o")]
+        return main(["data", "convert", *args, *words]), *capsys.readouterr()
 
     code, said, _ = run("--max-objects", "9", "--crowd", "count", "--count-by", "categories")
     assert code == 0
@@ -156,21 +145,23 @@ def test_what_is_left_out_is_listed_and_strict_stops_at_what_is_no_choice(small,
         "pictures without annotations\t6",
     ]
     code, said, error = run("--max-objects", "9", "--crowd", "count", "--strict")
-    assert (code, error) == (2, "error: 6: seen one of the pictures without annotations, expected none (strict)\n")
+    assert (code, error) == (
+        2,
+        "ts-lightning: error: 6: seen one of the pictures without annotations, expected none (strict)\n",
+    )
     assert "4 records" not in said
     assert len(listing.read_text().splitlines()) == 4  # the former run's, as its shards
     code, said, error = run("--max-objects", "0")
-    assert error == f"error: {tmp_path}/o/coco: seen no samples to write, expected at least one\n"
+    assert error == f"ts-lightning: error: {tmp_path}/o/coco: seen no samples to write, expected at least one\n"
     assert "left out: 2 photos with no or more than 0 instances (crowd exclude) (1, 2)" in said
 
 
-def test_records_of_one_id_are_counted(tmp_path, monkeypatch, capsys):
+def test_records_of_one_id_are_counted(tmp_path, capsys):
     row = {"questionId": 7, "question": "What?", "image": "p.png", "answers": ["1993"]}
     (tmp_path / "val_v1.0.json").write_text(json.dumps({"data": [row, row, row | {"questionId": 8}]}))
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents/p.png").write_bytes(picture(1, (80, 60), "PNG"))
-    monkeypatch.setattr("sys.argv", ["tool", "docvqa", str(tmp_path), "--out", str(tmp_path / "o")])
-    assert tool.main() == 0
+    assert main(["data", "convert", "docvqa", str(tmp_path), "--out", str(tmp_path / "o")]) == 0
     said = capsys.readouterr().out
     assert "2 records: 2 vqa" in said
     assert "left out: 1 records whose id comes twice (docvqa-7)" in said
@@ -188,12 +179,11 @@ def test_displayed_sizes_and_formats():
 
 
 @needs_photos
-def test_real_photos(tmp_path, monkeypatch, capsys):
+def test_real_photos(tmp_path, capsys):
     notes = REAL / "annotations"
     arguments = ["--images", REAL / "train2017", "--annotations", notes / "instances_train2017.json", "--out", tmp_path]
     arguments += ["--tasks", '["localization"]']
-    monkeypatch.setattr("sys.argv", ["tool", "coco", *map(str, arguments)])
-    assert tool.main() == 0
+    assert main(["data", "convert", "coco", *map(str, arguments)]) == 0
     assert "171 records: 171 localization" in capsys.readouterr().out
     manifest = index_shards(f"{tmp_path}/*.tar")
     assert (manifest.num_samples, manifest.bad) == (171, [])

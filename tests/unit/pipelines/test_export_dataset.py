@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.data_samples import picture, sample
-from tools import convert_dataset, export_dataset
+from ts_lightning.cli import main
 from ts_lightning.data import index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample, SampleRegion, Turn
@@ -45,23 +45,22 @@ def mixed() -> list[Sample]:
     return [one, two, three]
 
 
-def run(monkeypatch: pytest.MonkeyPatch, module: object, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["tool", *map(str, arguments)])
-    return module.main()
+def run(*arguments: object) -> int:
+    return main(["data", *map(str, arguments)])
 
 
 @pytest.mark.parametrize("name", ["llava", "ms-swift"])
 def test_conversations_come_back_equal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(mixed(), tmp_path / "shards", "x")
     codec = ["--codec", "chatspot"] if name == "llava" else []
-    assert run(monkeypatch, export_dataset, name, f"{tmp_path}/shards/*.tar", "--out", tmp_path / "out", *codec) == 0
+    assert run("export", name, f"{tmp_path}/shards/*.tar", "--out", tmp_path / "out", *codec) == 0
     read = llava.read if name == "llava" else ms_swift.read
     (file,) = (tmp_path / "out").glob("*.json*")
     text = file.read_text()
     assert "{region" not in text.replace('"{region', "")
     again = list(read(file, Pictures(tmp_path / "out/images")))
     assert plain(iter(again)) == plain(back(f"{tmp_path}/shards/*.tar"))
-    assert run(monkeypatch, convert_dataset, name, file, "--out", tmp_path / "again") == 0
+    assert run("convert", name, file, "--out", tmp_path / "again") == 0
     assert plain(back(f"{tmp_path}/again/*.tar")) == plain(iter(again))
 
 
@@ -88,10 +87,10 @@ def test_what_other_tools_read(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no COCO photos in {REAL}")
 def test_coco_comes_back_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(monkeypatch, convert_dataset, "coco", REAL, "--split", "val2017", "--out", tmp_path / "shards") == 0
+    assert run("convert", "coco", REAL, "--split", "val2017", "--out", tmp_path / "shards") == 0
     first = plain(back(f"{tmp_path}/shards/*.tar"))
     arguments = ["coco", f"{tmp_path}/shards/*.tar", "--out", tmp_path / "out", "--split", "val2017"]
-    assert run(monkeypatch, export_dataset, *arguments) == 0
+    assert run("export", *arguments) == 0
     again = plain(coco.read(tmp_path / "out"))
     assert len(again) == len(first) > 200
     for one, two in zip(first, again, strict=True):
@@ -102,9 +101,11 @@ def test_coco_comes_back_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_unknown_dataset_and_missing_path_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
-    assert run(monkeypatch, convert_dataset, "nothing") == 2
-    assert capsys.readouterr().err.startswith("error: dataset: seen 'nothing', expected one of art, coco, ")
-    assert run(monkeypatch, convert_dataset, "gqa", tmp_path, "--out", tmp_path / "o") == 2
+    assert run("convert", "nothing") == 2
+    assert capsys.readouterr().err.startswith(
+        "ts-lightning: error: data convert: seen the data set 'nothing', expected one of art, "
+    )
+    assert run("convert", "gqa", tmp_path, "--out", tmp_path / "o") == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "seen no testdev_balanced_questions.json, expected" in message

@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.data_samples import sample as small_sample
 from tests.unit.generation_samples import KINDS, detection, input_shard, read, scene, scout
-from tools import generate_gic, generate_region_chat, generate_scout, report_dataset
+from ts_lightning.cli import main
 from ts_lightning.data.sample import Answer, Sample, SampleRegion, Turn
 from ts_lightning.grounding import get_codec
 from ts_lightning.grounding.boxes import iou
@@ -145,11 +145,10 @@ def test_the_caption_baseline_never_shows_the_picture() -> None:
     assert samples[0].meta["generator"] == {"questions": "offline-0", "answers": "caption"}
 
 
-def test_tools_and_report(tmp_path, monkeypatch, capsys) -> None:
+def test_verbs_and_report(tmp_path, capsys) -> None:
     path = input_shard(tmp_path / "in", 20)
-    for module, name in ((generate_scout, "scout"), (generate_gic, "gic"), (generate_region_chat, "chat")):
-        monkeypatch.setattr("sys.argv", ["tool", str(path), "--out", str(tmp_path / name)])
-        assert module.main() == 0
+    for verb, name in (("scout", "scout"), ("gic", "gic"), ("region-chat", "chat")):
+        assert main(["data", "generate", verb, str(path), "--out", str(tmp_path / name)]) == 0
     captions = read(f"{tmp_path}/gic/*.tar")
     assert len(captions) == 20
     assert captions[0].turns[1].text == "There is a dog {region:0}, a cat {region:1} and a car {region:2}."
@@ -166,32 +165,31 @@ def test_tools_and_report(tmp_path, monkeypatch, capsys) -> None:
         "--shown",
         "5",
     ]
-    monkeypatch.setattr("sys.argv", ["tool", *arguments, "--marks", str(tmp_path / "marks.json")])
-    assert report_dataset.main() == 0
+    assert main(["data", "report", *arguments, "--marks", str(tmp_path / "marks.json")]) == 0
     figures = json.loads((tmp_path / "scout/report.json").read_text())
     assert (figures["accepted"]["share"], figures["by_hand"]["accuracy"]) == (1.0, 0.5)
     assert (tmp_path / "scout/report.html").read_text().count("<figure>") == 5
     assert "templates (sha256" in (tmp_path / "scout/README.md").read_text()
-    monkeypatch.setattr("sys.argv", ["tool", str(path), "--out", str(tmp_path / "x"), "--questions", "nothing:x"])
-    assert generate_scout.main() == 2
+    words = [str(path), "--out", str(tmp_path / "x"), "--questions", "nothing:x"]
+    assert main(["data", "generate", "scout", *words]) == 2
     assert "backend: seen 'nothing:x', expected offline" in capsys.readouterr().err
 
 
-def test_edited_templates_are_used_and_hashed(tmp_path, monkeypatch, capsys) -> None:
+def test_edited_templates_are_used_and_hashed(tmp_path, capsys) -> None:
     path = input_shard(tmp_path / "in", 1)
     shutil.copytree(TEMPLATES, tmp_path / "mine")
     hashes = set()
     for number, words in enumerate(([], ["--templates", str(tmp_path / "mine")])):
-        for module in (generate_scout, generate_gic, generate_region_chat):
-            monkeypatch.setattr("sys.argv", ["tool", str(path), "--out", str(tmp_path / f"out{number}"), *words])
-            assert module.main() == 0
+        for verb in ("scout", "gic", "region-chat"):
+            out = ["--out", str(tmp_path / f"out{number}")]
+            assert main(["data", "generate", verb, str(path), *out, *words]) == 0
         hashes |= {one.meta["templates"] for one in read(f"{tmp_path}/out{number}/*.tar")}
         for file in (tmp_path / "mine").glob("*.txt"):
             file.write_text(f"{file.read_text()}\nBe brief.")
     assert len(hashes) == 6
     (tmp_path / "mine/gic.txt").unlink()
-    monkeypatch.setattr("sys.argv", ["tool", str(path), "--out", str(tmp_path), "--templates", str(tmp_path / "mine")])
-    assert generate_gic.main() == 2
+    words = [str(path), "--out", str(tmp_path), "--templates", str(tmp_path / "mine")]
+    assert main(["data", "generate", "gic", *words]) == 2
     assert f"templates: seen no file {tmp_path}/mine/gic.txt, expected an edited copy" in capsys.readouterr().err
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.data_samples import sample as small_sample
 from tests.unit.generation_samples import detection, read
-from tools import generate_scout
+from ts_lightning.cli import main
 from ts_lightning.data.sample import SampleRegion
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines.llm_client import LocalChat, RequestFailed
@@ -19,14 +19,14 @@ from ts_lightning.pipelines.shard_work import my_shards
 
 REAL = Path(__file__).parents[4] / "shared/real/coco_mini"
 
+SCOUT = ("data", "generate", "scout")
 DOG = (0.05, 0.1, 0.25, 0.4)
 
 
 def test_a_picture_with_several_captions_is_asked_once(tmp_path, monkeypatch) -> None:
     captions = [replace(detection(0), key=f"c{i}", id=f"c{i}") for i in range(3)]
     (path,) = write_shards([*captions, detection(1)], tmp_path, "in")
-    monkeypatch.setattr("sys.argv", ["tool", str(path), "--out", str(tmp_path / "out"), "--negatives", "0"])
-    assert generate_scout.main() == 0
+    assert main([*SCOUT, str(path), "--out", str(tmp_path / "out"), "--negatives", "0"]) == 0
     samples = read(f"{tmp_path}/out/*.tar")
     questions = [(one.images[0].name, one.meta["question"]) for one in samples]
     assert len(set(questions)) == len(questions) > 10
@@ -84,8 +84,7 @@ def test_shares_of_an_array_and_shards_without_pictures(tmp_path, monkeypatch, c
     for name in ("ID", "MIN", "MAX", "COUNT"):
         monkeypatch.delenv(f"SLURM_ARRAY_TASK_{name}")
     (path,) = write_shards([small_sample(1)], tmp_path, "plain")
-    monkeypatch.setattr("sys.argv", ["tool", str(path), "--out", str(tmp_path / "out")])
-    assert generate_scout.main() == 0
+    assert main([*SCOUT, str(path), "--out", str(tmp_path / "out")]) == 0
     assert "0 pictures, 0 samples" in capsys.readouterr().out
 
 
@@ -97,19 +96,18 @@ def test_the_sbatch_file_passes_its_words_on(tmp_path) -> None:
     done = subprocess.run(
         ["bash", str(script), "scout", "a b", "--out", "o"], env=known, capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout) == (0, "tools/generate_scout.py a b --out o\n")
+    assert (done.returncode, done.stdout) == (0, "-m ts_lightning data generate scout a b --out o\n")
 
 
 def test_shards_of_one_name_and_other_bad_words_are_one_line(tmp_path, monkeypatch, capsys) -> None:
     paths = [write_shards([detection(i)], tmp_path / name, "in")[0] for i, name in enumerate("ab")]
 
     def run(*words: str) -> str:
-        monkeypatch.setattr("sys.argv", ["tool", *words, "--out", str(tmp_path / "out")])
-        assert generate_scout.main() == 2
+        assert main([*SCOUT, *words, "--out", str(tmp_path / "out")]) == 2
         return capsys.readouterr().err
 
     message = run(str(paths[0]), str(paths[0]), f"{tmp_path}/b/*.tar")
-    expected = f"error: shards: seen {paths[0]} and {paths[1]}, expected names that differ (outputs are named by them)"
-    assert message == f"{expected}\n"
-    assert run(str(paths[0]), "--share", "3") == "error: share: seen '3', expected i/n, as 0/4\n"
+    expected = f"shards: seen {paths[0]} and {paths[1]}, expected names that differ (outputs are named by them)"
+    assert message == f"ts-lightning: error: {expected}\n"
+    assert run(str(paths[0]), "--share", "3") == "ts-lightning: error: share: seen '3', expected i/n, as 0/4\n"
     assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.generation_samples import KINDS, Recorder, Server, input_shard, read
-from tools import generate_scout
+from ts_lightning.cli import main
 from ts_lightning.data import index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.pipelines.llm_client import OpenAIChat, Pace, RequestFailed, Usage
@@ -42,9 +42,8 @@ def arguments(path: Path, out: Path, url: str, **more: object) -> list[str]:
     return [str(path), "--out", str(out), *(str(v) for k, one in options.items() for v in (f"--{k}", one))]
 
 
-def run(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> int:
-    monkeypatch.setattr("sys.argv", ["tool", *arguments])
-    return generate_scout.main()
+def run(arguments: list[str]) -> int:
+    return main(["data", "generate", "scout", *arguments])
 
 
 def texts(out: Path) -> list[str]:
@@ -61,7 +60,7 @@ def note(out: Path) -> dict:
 def test_right_and_troubled_servers_give_the_same_samples(world, tmp_path, monkeypatch) -> None:
     path, heard, expected = world
     calm = Server(heard)
-    assert run(monkeypatch, arguments(path, tmp_path / "calm", calm.url)) == 0
+    assert run(arguments(path, tmp_path / "calm", calm.url)) == 0
     assert texts(tmp_path / "calm") == expected
     usage = note(tmp_path / "calm")["usage"]
     assert (usage["requests"], usage["tokens_in"], usage["failed"]) == (calm.requests, 10 * calm.requests, 0)
@@ -82,7 +81,7 @@ def test_right_and_troubled_servers_give_the_same_samples(world, tmp_path, monke
     (one,), (two,) = (list((tmp_path / name).glob("*.tar")) for name in ("calm", "storm"))
     assert one.read_bytes() == two.read_bytes()
     before = storm.requests
-    assert run(monkeypatch, arguments(path, tmp_path / "storm", storm.url)) == 0
+    assert run(arguments(path, tmp_path / "storm", storm.url)) == 0
     assert storm.requests == before  # done before
     calm.stop()
     storm.stop()
@@ -91,7 +90,7 @@ def test_right_and_troubled_servers_give_the_same_samples(world, tmp_path, monke
 def test_a_server_that_dies_midway_loses_nothing(world, tmp_path, monkeypatch, capsys) -> None:
     path, heard, expected = world
     first = Server(heard, lambda n: "dead" if n > 40 else "right")
-    assert run(monkeypatch, arguments(path, tmp_path, first.url, tries=2, concurrency=2)) == 1
+    assert run(arguments(path, tmp_path, first.url, tries=2, concurrency=2)) == 1
     assert "What was answered is kept; run again to go on" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.tar"))
     first.stop()
@@ -99,7 +98,7 @@ def test_a_server_that_dies_midway_loses_nothing(world, tmp_path, monkeypatch, c
     with open(cache, "ab") as file:
         file.write(b'{"request": "torn')
     second = Server(heard, port=first.port)
-    assert run(monkeypatch, arguments(path, tmp_path, second.url, tries=2, concurrency=2)) == 0
+    assert run(arguments(path, tmp_path, second.url, tries=2, concurrency=2)) == 0
     assert texts(tmp_path) == expected
     assert max((first.answered + second.answered).values()) == 1  # nothing is asked twice
     assert note(tmp_path)["usage"]["cached"] == first.answered.total()
@@ -111,7 +110,7 @@ def test_a_killed_run_goes_on_without_asking_twice(world, tmp_path, monkeypatch)
     server = Server(heard, lambda n: "slow")
     command = [
         sys.executable,
-        str(ROOT / "tools/generate_scout.py"),
+        *("-m", "ts_lightning", "data", "generate", "scout"),
         *arguments(path, tmp_path, server.url, concurrency=2),
     ]
     child = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
@@ -125,7 +124,7 @@ def test_a_killed_run_goes_on_without_asking_twice(world, tmp_path, monkeypatch)
     kept = {json.loads(line)["request"] for line in cache.read_bytes().splitlines() if line.endswith(b"}")}
     before = server.answered.total()
     assert before - 2 <= len(kept) <= before
-    assert run(monkeypatch, arguments(path, tmp_path, server.url, concurrency=8)) == 0
+    assert run(arguments(path, tmp_path, server.url, concurrency=8)) == 0
     assert texts(tmp_path) == expected
     assert sum(n - 1 for n in server.answered.values()) == before - len(kept)  # in flight at the kill, at most two
     server.stop()
@@ -134,7 +133,7 @@ def test_a_killed_run_goes_on_without_asking_twice(world, tmp_path, monkeypatch)
 def test_malformed_answers_are_counted_and_left_out(world, tmp_path, monkeypatch) -> None:
     path, heard, expected = world
     server = Server(heard, lambda n: "malformed" if n % 5 == 3 else "right")
-    assert run(monkeypatch, arguments(path, tmp_path, server.url, concurrency=1, workers=1)) == 0
+    assert run(arguments(path, tmp_path, server.url, concurrency=1, workers=1)) == 0
     dropped = note(tmp_path)["dropped"]
     assert 0 < len(texts(tmp_path)) < len(expected)
     assert sum(dropped.values()) >= server.requests // 5
@@ -162,7 +161,7 @@ def test_what_one_request_can_not_have_does_not_stop_the_rest(world, tmp_path, m
     path, heard, expected = world
     steps = [request for request, text in heard.items() if text.startswith("Step 1")]
     server = Server(heard | {steps[0]: "413", steps[20]: f"CUT{heard[steps[20]]}"})
-    assert run(monkeypatch, arguments(path, tmp_path, server.url, **{"max-tokens": 99})) == 0
+    assert run(arguments(path, tmp_path, server.url, **{"max-tokens": 99})) == 0
     made, kept = note(tmp_path), texts(tmp_path)
     assert made["dropped"] == {
         "pictures that the server refuses to answer about": 1,
@@ -176,7 +175,7 @@ def test_what_one_request_can_not_have_does_not_stop_the_rest(world, tmp_path, m
     assert len(kept) < len(expected)
     server.stop()
     nothing = Server(heard, lambda n: "400")
-    assert run(monkeypatch, arguments(path, tmp_path / "no", nothing.url)) == 1
+    assert run(arguments(path, tmp_path / "no", nothing.url)) == 1
     assert "stopped: seen no sample and the refusal of p0000" in capsys.readouterr().err
     assert not list((tmp_path / "no").glob("*.json"))
     nothing.stop()

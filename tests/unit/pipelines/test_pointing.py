@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,11 +10,10 @@ import pytest
 import yaml
 
 from tests.unit.data_samples import photo, put
+from ts_lightning.cli.data.convert import arguments
 from ts_lightning.data.sample import Sample
 from ts_lightning.grounding.prompts import templates
 from ts_lightning.grounding.region_sampling import contains
-from ts_lightning.pipelines import converters
-from ts_lightning.pipelines.convert_command import arguments
 from ts_lightning.pipelines.converters import coco_regions, llava, objects365
 from ts_lightning.pipelines.converters.pointing import outline, point_at
 
@@ -127,13 +125,12 @@ def test_captions_in_llavas_layout_take_a_template(tmp_path: Path) -> None:
 def test_every_source_of_chatspot_has_a_command() -> None:
     """The commands of the docs are parsed; they write the shards that both stages name, with every template."""
     text = (ROOT / "docs/chatspot.md").read_text().replace("\\\n", " ")
-    made, used = {"data_shards/region_chat/region_chat-*.tar"}, set()  # of tools/generate_region_chat.py
-    for line in re.findall(r"python tools/convert_dataset\.py ([^`#\n]+)", text):
+    made, used = {"data_shards/region_chat/region_chat-*.tar"}, set()  # of ts-lightning data generate region-chat
+    for line in re.findall(r"ts-lightning data convert ([^`#\n]+)", text):
         name, *options = shlex.split(line)
-        read = import_module(f"{converters.__name__}.{name.replace('-', '_')}").read
-        args = arguments(name, read, options)
-        made.add(f"{args.out}/{args.prefix.split('-')[0]}-*.tar")
-        used |= {getattr(args, "template", None)} | {f"mgvlid/objects365_{task}" for task in args.get("tasks") or ()}
+        told, own = arguments(name, options)
+        made.add(f"{told.out}/{(told.prefix or name).split('-')[0]}-*.tar")
+        used |= {own.get("template")} | {f"mgvlid/objects365_{task}" for task in own.get("tasks") or ()}
     for stage in (1, 2):
         data = yaml.safe_load((ROOT / f"configs/fit/chatspot_stage{stage}.yaml").read_text())["data"]["init_args"]
         assert {*data["train"]["shards"], *(suite["shards"] for suite in data["val"].values())} <= made

@@ -25,7 +25,7 @@ def read(
 
     With `codec` boxes of the texts in that notation become regions (of the first picture), and a conversation whose
     answers have boxes is of task grounding; `task` sets it for all rows. `template` names a file of prompts that wrap
-    the questions ({question}) or stand in their place. Rows that `tools/export_dataset.py` wrote come
+    the questions ({question}) or stand in their place. Rows that `ts-lightning data export` wrote come
     back as they were.
     """
     path, pictures = Path(path), pictures or Pictures()

@@ -15,7 +15,7 @@ def read(path: str | Path, pictures: Pictures | None = None, task: str = "ground
     """One sample a line; `path` is the .jsonl file, or a folder of them.
 
     `<bbox>` becomes a region mark and `<ref-object>` its text, both in the order of `objects`; bbox_type is real
-    (pixels, the default) or norm1; two numbers are a point. Rows that `tools/export_dataset.py` wrote come back as
+    (pixels, the default) or norm1; two numbers are a point. Rows that `ts-lightning data export` wrote come back as
     they were.
     """
     path, pictures = Path(path), pictures or Pictures()

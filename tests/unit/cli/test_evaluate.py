@@ -3,17 +3,15 @@
 import json
 import re
 import shlex
-import sys
 from fnmatch import fnmatch
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tools import run_suites
-from ts_lightning.pipelines.convert_command import arguments
+from ts_lightning.cli import evaluate, main
+from ts_lightning.cli.data.convert import arguments
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -28,9 +26,8 @@ def test_every_suite_of_every_overlay_is_asked(tmp_path: Path, monkeypatch: pyte
     a = overlay(tmp_path / "a.yaml", {"one": {"shards": "1.tar"}, "both": {"shards": "3.tar"}}, eval_batch_size=50)
     b = overlay(tmp_path / "b.yaml", {"two": {"shards": "2.tar"}, "both": {"shards": "3.tar"}}, eval_batch_size=16)
     given: list[str] = []
-    monkeypatch.setattr(run_suites, "command", lambda args: given.extend(args) or 3)
-    monkeypatch.setattr(sys, "argv", ["tool", "--ckpt", "x", "--out", str(tmp_path), "--suites", a, b])
-    assert run_suites.main() == 3
+    monkeypatch.setattr(evaluate, "lightning", lambda args: given.extend(args) or 3)
+    assert main(["evaluate", "--ckpt", "x", "--out", str(tmp_path), "--suites", a, b]) == 3
     assert given.count("-c") == 1
     settings = json.loads(given[given.index("-c") + 1])["data"]["init_args"]
     assert settings == {
@@ -41,25 +38,22 @@ def test_every_suite_of_every_overlay_is_asked(tmp_path: Path, monkeypatch: pyte
 
 def test_the_command_takes_the_merged_overlay(capsys: pytest.CaptureFixture) -> None:
     paths = [str(CONFIGS / "eval" / name) for name in ("pope.yaml", "mme.yaml")]
-    merged = json.dumps(run_suites.merged_overlays(paths))
+    merged = json.dumps(evaluate.merged_overlays(paths))
     with pytest.raises(SystemExit):
-        run_suites.command(["predict", "-c", str(CONFIGS / "fit/toy_twist.yaml"), "-c", merged, "--print_config"])
+        main(["predict", "-c", str(CONFIGS / "fit/toy_twist.yaml"), "-c", merged, "--print_config"])
     suites = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["val"]
     assert {"pope_random", "pope_popular", "pope_adversarial", "mme"} == suites.keys()
 
 
-def test_overlays_that_do_not_fit_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_overlays_that_do_not_fit_are_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     a = overlay(tmp_path / "a.yaml", {"one": {"shards": "1.tar"}})
     b = overlay(tmp_path / "b.yaml", {"one": {"shards": "2.tar"}})
-    monkeypatch.setattr(sys, "argv", ["tool", "--ckpt", "x", "--out", str(tmp_path), "--suites", a, b])
-    assert run_suites.main() == 2
+    assert main(["evaluate", "--ckpt", "x", "--out", str(tmp_path), "--suites", a, b]) == 2
     seen = "suite one: seen {'shards': '2.tar'}, expected {'shards': '1.tar'} as in"
-    assert capsys.readouterr().err == f"error: {b}: {seen} {a}\n"
+    assert capsys.readouterr().err == f"ts-lightning: error: {b}: {seen} {a}\n"
     (tmp_path / "c.yaml").write_text("trainer: {}\n")
     with pytest.raises(ValueError, match=r"c.yaml: seen no data.init_args.val, expected an overlay"):
-        run_suites.merged_overlays([str(tmp_path / "c.yaml")])
+        evaluate.merged_overlays([str(tmp_path / "c.yaml")])
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("eval/*.yaml")), ids=lambda path: path.stem)
@@ -67,9 +61,8 @@ def test_the_head_of_an_overlay_has_commands_that_parse(path: Path) -> None:
     text = path.read_text()
     head = text[: text.index("\ndata:")].replace(" \\\n#", "")
     sources = yaml.safe_load(text)["data"]["init_args"]["val"].values()
-    for name, rest in re.findall(r"convert_dataset.py (\S+) ([^#\n]*)", head):
-        module = import_module(f"ts_lightning.pipelines.converters.{name.replace('-', '_')}")
-        args = arguments(name, module.read, shlex.split(rest))
-        shard = f"{args.out}/{args.prefix}-000000.tar"
+    for name, rest in re.findall(r"data convert (\S+) ([^#\n]*)", head):
+        told, _ = arguments(name, shlex.split(rest))
+        shard = f"{told.out}/{told.prefix}-000000.tar"
         assert any(fnmatch(shard, source["shards"]) for source in sources), shard
     assert "--help" not in head

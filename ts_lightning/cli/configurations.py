@@ -1,0 +1,78 @@
+"""Configurations by the names they are shipped under: `-c fit/toy_twist.yaml` anywhere."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ts_lightning.cli.nearest import nearest
+
+SHIPPED = Path(__file__).parents[1] / "configs"
+OVER = "over"  # the key of an overlay that names the configuration below it
+
+
+def find_configuration(name: str) -> Path:
+    """A file of this path, else the shipped one of this name; ValueError with the nearest names for neither.
+
+    `fit/toy_twist.yaml`, `fit/toy_twist` and `configs/fit/toy_twist.yaml` are one shipped configuration.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    short = name.removeprefix("configs/")
+    for path in (SHIPPED / short, SHIPPED / f"{short}.yaml"):
+        if not Path(short).is_absolute() and path.is_file():
+            return path
+    known = [path.relative_to(SHIPPED).as_posix() for path in sorted(SHIPPED.glob("*/*.yaml"))]
+    raise FileNotFoundError(f"configuration: seen {name!r}, which is no file, expected {nearest(short, known)}")
+
+
+def layers(path: Path) -> list[str]:
+    """The values of --config that stand for a configuration: an overlay is preceded by what it lies over."""
+    import yaml
+
+    text = path.read_text()
+    if not text.startswith(f"{OVER}:") and f"\n{OVER}:" not in text:
+        return [str(path)]
+    content = yaml.safe_load(text)
+    below = content.pop(OVER)
+    return [*layers(find_configuration(below)), json.dumps(content)]
+
+
+def read_configuration(name: str) -> dict[str, Any]:
+    """The values of a configuration, those of an overlay over what is below it; ValueError for no mapping."""
+    import yaml
+
+    merged: dict[str, Any] = {}
+    for layer in layers(find_configuration(name)):
+        content = yaml.safe_load(layer if layer.startswith("{") else Path(layer).read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"{name}: seen {type(content).__name__}, expected a configuration")
+        merged = _over(merged, content)
+    return merged
+
+
+def _over(below: Any, above: Any) -> Any:
+    """Mappings are merged, anything else is replaced."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {key: _over(below.get(key), value) for key, value in above.items()}
+
+
+def named_configurations(words: Sequence[str]) -> list[str]:
+    """Words of a command with every `-c NAME` as the paths of the shipped configurations."""
+    return list(_replaced(words))
+
+
+def _replaced(words: Sequence[str]) -> Iterator[str]:
+    given = iter(words)
+    for word in given:
+        option, mark, value = word.partition("=")
+        if option not in ("-c", "--config"):
+            yield word
+            continue
+        value = value if mark else next(given, "")
+        if value.lstrip().startswith("{"):  # a configuration as text
+            yield from (option, value)
+            continue
+        for layer in layers(find_configuration(value)):
+            yield from (option, layer)

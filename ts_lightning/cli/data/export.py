@@ -1,0 +1,41 @@
+"""`ts-lightning data export`."""
+
+from pathlib import Path
+from typing import Literal
+
+from ts_lightning.data import index_shards
+from ts_lightning.data.reader import ShardReader
+from ts_lightning.grounding import get_codec
+from ts_lightning.pipelines.export import to_coco, to_llava, to_ms_swift
+
+
+def export(
+    format: Literal["coco", "llava", "ms-swift"],
+    /,
+    *shards: str,
+    out: Path,
+    codec: str = "scout",
+    split: str = "export",
+) -> None:
+    """Turn shards into the files of other tools, to train them on the same data.
+
+        ts-lightning data export coco 'DIR/*.tar' --out DIR           # annotations/ and photos
+        ts-lightning data export llava 'DIR/*.tar' --out DIR --codec scout
+        ts-lightning data export ms-swift 'DIR/*.tar' --out DIR
+
+    Args:
+        format: whose files
+        shards: tars, or a pattern
+        out: folder for the files and the pictures
+        codec: llava: the notation of boxes in the texts
+        split: coco: the name in instances_NAME.json
+    """
+    manifest = index_shards(list(shards))
+    reader = ShardReader(manifest)
+    samples = (reader.read(i) for i in range(manifest.num_samples))
+    if format == "coco":
+        print(f"{to_coco(samples, out, split)} photos in {out}")
+    elif format == "llava":
+        print(f"{to_llava(samples, out, get_codec(codec))} rows in {out / 'llava.json'}")
+    else:
+        print(f"{to_ms_swift(samples, out)} rows in {out / 'ms_swift.jsonl'}")

@@ -1,0 +1,34 @@
+"""`ts-lightning data index`."""
+
+import json
+import sys
+from pathlib import Path
+
+from ts_lightning.data import index_shards
+from ts_lightning.data.index import check_manifest
+
+
+def index(*shards: str, out: Path | None = None, check: Path | None = None) -> int:
+    """Index shards and check every record: NAME.tar.idx beside each tar, and a line for each.
+
+        ts-lightning data index 'data_shards/coco/*.tar' --out manifest.json
+        ts-lightning data index 'data_shards/coco/*.tar' --check manifest.json
+
+    Exit status 1 for bad records, 2 for a bad shard.
+
+    Args:
+        shards: tars or glob patterns
+        out: write counts and hashes as JSON to this file
+        check: compare every byte of the shards with this file
+    """
+    manifest = index_shards(list(shards))
+    if check is not None:
+        check_manifest(manifest, check)
+    if out is not None:
+        out.write_text(json.dumps(manifest.summary(), indent=1) + "\n")
+    for shard in manifest.shards:
+        print(f"{shard.path}  {len(shard.keys)} records  {shard.size} bytes  sha256 {shard.sha256[:12]}")
+    print(f"{manifest.num_samples} records in {len(manifest.shards)} shards, manifest {manifest.sha256}")
+    for line in manifest.bad:
+        print(f"bad record {line}", file=sys.stderr)
+    return 1 if manifest.bad else 0

@@ -1,0 +1,40 @@
+"""`ts-lightning export`."""
+
+from pathlib import Path
+from typing import Literal
+
+from ts_lightning.reports.card_scores import read_scores, run_scores
+from ts_lightning.runs.export import export as write
+from ts_lightning.runs.export import give_router
+from ts_lightning.runs.load import load
+
+
+def export(
+    *,
+    ckpt: Path,
+    to: Literal["package", "adapter", "checkpoint", "standalone"],
+    out: Path,
+    scores: Path | None = None,
+    router: Path | None = None,
+) -> None:
+    """Write what was trained in another shape: from a checkpoint or a folder of this package to any of the others.
+
+        ts-lightning export --ckpt FILE_OR_FOLDER --to package --out outputs/grounding_package
+        ts-lightning export --ckpt FOLDER --to checkpoint --out outputs/again.ckpt
+
+    package: the experts, routers, alpha and token rows of TWIST. adapter: LoRA in peft's layout. checkpoint: for
+    --ckpt_path and init_from. standalone: the base as well (LoRA merged into it), in the layout of its own family.
+
+    Args:
+        ckpt: checkpoint, package, adapter or standalone folder
+        to: the shape
+        out: file or folder to write
+        scores: JSON of figures for the card, flat or nested as report.json; the run's last validation when missing
+        router: folder of `python -m tools.experiments.train_task_router`, stored in the package
+    """
+    figures = read_scores(scores) if scores else run_scores(ckpt)
+    module = load(ckpt)
+    if router is not None:
+        give_router(module.vlm, to, router)
+    write(module, to, out, figures)
+    print(f"{to}: {out}")

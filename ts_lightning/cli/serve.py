@@ -1,0 +1,37 @@
+"""`ts-lightning serve`."""
+
+from pathlib import Path
+
+from ts_lightning.models import PlainVLM
+from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.runs.load import load
+
+
+def serve(
+    *,
+    ckpt: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    name: list[str] = (),  # type: ignore[assignment]
+) -> None:
+    """A local page to look at a model: click, drag a box or draw a polygon, and ask.
+
+        ts-lightning serve --ckpt outputs/quickstart/fit/checkpoints/last.ckpt
+
+    Without --ckpt it serves the tiny base. It needs the extra `demo`: pip install 'ts-lightning[demo]'
+
+    Args:
+        ckpt: a checkpoint of `fit`, a package, an adapter or a standalone folder
+        host: another address makes the page public
+        port: of the page
+        name: names by which visitors call a public page's host
+    """
+    try:
+        from ts_lightning.serve.guard import run
+        from ts_lightning.serve.server import make_app
+    except ImportError as error:
+        raise ValueError(f"{error}; expected the extra: pip install 'ts-lightning[demo]'") from None
+    vlm = load(ckpt).vlm if ckpt else PlainVLM(TinyBackbone(), train=[]).eval()
+    print(f"http://{host}:{port}", flush=True)
+    title = str(ckpt) if ckpt else "tiny base"
+    run(make_app(vlm, title, vlm.router, [host, *name]), host, port)
