@@ -160,6 +160,87 @@ def test_a_signal_saves_the_step_and_exits(
     assert_equal_runs(tmp_path, whole)
 
 
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_left_alone(shards: str, whole: Path, capsys: Any) -> None:
+    before = contents(whole)
+    for _ in range(2):
+        assert fit(shards, whole) == 0
+        assert "step=8.ckpt holds the last step, 8; nothing was changed" in capsys.readouterr().out
+        assert contents(whole) == before
+
+
+def test_a_last_validation_that_was_cut_off_is_made_up_for(
+    shards: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        disturb(patch, "validation_step", 4 * 4, crash)  # the last batch of the last of four validations
+        with pytest.raises(Crash):
+            fit(shards, tmp_path)
+    assert last(tmp_path)["global_step"] == STEPS
+    assert fit(shards, tmp_path) == 0
+    assert_equal_runs(tmp_path, whole)
+    before = contents(tmp_path)
+    assert fit(shards, tmp_path) == 0
+    assert contents(tmp_path) == before
+
+
+def test_a_longer_run_goes_on_as_if_it_had_always_been_that_long(shards: str, tmp_path: Path, capsys: Any) -> None:
+    constant = {"class_path": "ts_lightning.training.schedule.WarmupCosine", "init_args": {"min_factor": 1.0}}
+    roots = tmp_path / "whole", tmp_path / "longer"
+    for root in roots:
+        root.mkdir()
+        given = config(shards, root)
+        given["model"]["init_args"]["lr_scheduler"] = constant
+        args = ["fit", "-c", tiny.save(given, root / "given.yaml")]
+        if root == roots[1]:
+            assert main([*args, "--trainer.max_steps", "5"]) == 0
+        assert main(args) == 0
+    said = capsys.readouterr().out
+    assert "trainer.max_steps: 5 -> 8: goes on; from here on the learning rate follows the schedule" in said
+    extra = [row for row in rows(roots[1]) if row not in rows(roots[0])]
+    assert extra == []
+    assert_equal_runs(roots[1], roots[0])
+    assert last(roots[1])["epoch"] == last(roots[0])["epoch"]
+
+
+@pytest.mark.parametrize(
+    ("method", "call"), [("training_step", 2), ("training_step", 4), ("training_step", 5), ("validation_step", 6)]
+)
+def test_epochs_and_checkpoints_of_lightning_go_on_exactly(
+    shards: str, epochs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, call: int
+) -> None:
+    """Two steps an epoch and a validation after each; ModelCheckpoint saves inside of the hooks of a step's end."""
+    with monkeypatch.context() as patch:
+        disturb(patch, method, call, crash)
+        with pytest.raises(Crash):
+            fit_epochs(shards, tmp_path)
+    assert fit_epochs(shards, tmp_path) == 0
+    assert rows(tmp_path) == rows(epochs)
+    ours, theirs = (torch.load(root / "checkpoints/step=6.ckpt", weights_only=True) for root in (tmp_path, epochs))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "ShardDataModule", "global_step", "epoch"):
+        assert same(ours[part], theirs[part]), part
+
+
+def fit_epochs(shards: str, root: Path) -> int:
+    given = tiny.config(shards, root)
+    saver = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}
+    given["trainer"] |= {"max_steps": -1, "max_epochs": 3, "limit_val_batches": 1.0}
+    given["trainer"]["callbacks"] = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver}]
+    root.mkdir(exist_ok=True)
+    return main(["fit", "-c", tiny.save(given, root / "given.yaml")])
+
+
+@pytest.fixture(scope="module")
+def epochs(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three epochs that nothing disturbs."""
+    root = tmp_path_factory.mktemp("epochs")
+    assert fit_epochs(shards, root) == 0
+    return root
+
+
 def test_a_changed_configuration_is_refused_with_the_difference(shards: str, whole: Path, capsys: Any) -> None:
     assert fit(shards, whole, "--model.init_args.balance_coeff", "0.5", "--data.init_args.num_workers", "1") == 2
     error = capsys.readouterr().err
