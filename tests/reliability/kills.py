@@ -143,38 +143,71 @@ def interrupted(save: Callable[[], None], after: float | None) -> float | None:
     return seconds if returned else None
 
 
+MOMENTS = (  # before the first save; between that and the first validation; in a save, a validation, the last step
+    *(("training_step", 0), ("row_losses", 1), ("optimizer_zero_grad", 2), ("training_step", 3)),
+    *(("on_save_checkpoint", 2), ("on_save_checkpoint", 8), ("validation_step", 4), ("validation_step", 24)),
+    *(("training_step", 13), ("row_losses", 23)),
+)
+
+
 def full_disk(folder: Path) -> dict[str, Any]:
-    """Item 5: no space while saving over a good checkpoint (a tmpfs of 24 MB where root may mount, else a limit)."""
-    place = folder / "small"
-    place.mkdir(parents=True)
-    mounted = (
-        os.geteuid() == 0
-        and not subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], check=False, capture_output=True
-        ).returncode
-    )
-    try:
-        path = place / "a.ckpt"
-        state = {"state_dict": {"w": torch.zeros(4_000_000)}, "count": 0}
-        CheckpointIO().save_checkpoint(state, path)
-        if not mounted:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-        message = ""
+    """Item 5: the disk is full from one moment of a run on; freed, the same command ends as the undisturbed run.
+
+    A tmpfs of 24 MB where root may mount, else a limit on the size of files.
+    """
+    shards, whole = undisturbed(folder)
+    resumed = named = 0
+    mounted = False
+    for number, (method, step) in enumerate(MOMENTS):
+        place = folder / f"small{number}"
+        place.mkdir()
+        mounted = _mounted(place)
         try:
-            CheckpointIO().save_checkpoint(state | {"count": 1}, path)
-        except OSError as error:
-            message = str(error)
-        assert message.startswith(f"checkpoint {path}: not saved"), message
-        assert CheckpointIO().load_checkpoint(path)["count"] == 0
-        assert {p.name for p in place.iterdir()} == {"a.ckpt", "a.ckpt.sha256"}
-        return {"mounted": mounted, "message": message.split(": ", 1)[1]}
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(place)], check=False)
-        else:
-            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+            root, config = place / "run", folder / f"given{number}.yaml"
+            args, log = ["-c", tiny_run.save(tiny_run.config(shards, root, STEPS), config)], folder / f"log{number}"
+            before = partial(_fill_at, place if mounted else None, method, step)
+            statuses = processes.finish(processes.start(args, log, before))
+            said = log.read_text()
+            assert statuses == [2], f"{method} {step}: {statuses} {said[-2000:]}"
+            assert "Traceback" not in said, said[-2000:]
+            named += bool(re.search(rf"error: .*{re.escape(str(root))}.*not (written|saved) \(", said))
+            (place / "filler").unlink(missing_ok=True)
+            assert processes.finish(processes.start(args, log)) == [0], log.read_text()[-2000:]
+            equal = tiny_run.same(tiny_run.state(root, STEPS), tiny_run.state(whole, STEPS))
+            resumed += equal and tiny_run.metrics(root) == tiny_run.metrics(whole)
+            left = [path.name for path in root.rglob("*") if path.name.endswith(".tmp")]
+            assert left == [], left
+        finally:
+            if mounted:
+                subprocess.run(["umount", str(place)], check=False)
+    figures = {"mounted": mounted, "moments": len(MOMENTS), "file_named": named, "state_and_metrics_equal": resumed}
+    assert named == resumed == len(MOMENTS), figures
+    return figures
+
+
+def _mounted(place: Path) -> bool:
+    line = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)]
+    return os.geteuid() == 0 and not subprocess.run(line, check=False, capture_output=True).returncode
+
+
+def _fill_at(place: Path | None, method: str, step: int, rank: int) -> None:
+    """From the given step's method on, there is no room: a file that takes all of it, or a limit of this process."""
+
+    def fill() -> None:
+        if place is None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+            return
+        with (place / "filler").open("wb", buffering=0) as file:
+            for size in (1 << 16, 1):
+                try:
+                    while file.write(bytes(size)):
+                        pass
+                except OSError:
+                    continue
+
+    cls = StepwiseSFT if method == "row_losses" else BaseModule
+    processes.at(cls, method, lambda module, call: module.trainer.global_step >= step, fill)
 
 
 PHASES = ("first batch", "accumulation", "optimizer", "validation", "saving")
