@@ -60,7 +60,7 @@ def start(root: Path, given: Path | None = None, resume: bool = True, config: An
     """Begin a run as a new process does, and end it at once."""
     os.environ.pop("WANDB_RUN_ID", None)
     lock = RunLock(root)
-    began = begin_run(root, lock, config or {}, given and str(given), resume)
+    began = begin_run(root, lock, {"trainer": {}, **(config or {})}, given and str(given), resume)
     settle(began, root, MetricsLog(root, lock))
     assert lock.release()
     return began.ckpt_path
@@ -75,7 +75,7 @@ def position(steps: int) -> dict[str, Any]:
 
 
 def save(folder: Path, steps: int, config: Any = None) -> Path:
-    stored = position(steps) | {"state_dict": {}, "config": config or {}}
+    stored = position(steps) | {"state_dict": {}, "config": {"trainer": {}, **(config or {})}}
     CheckpointIO().save_checkpoint(stored, folder / f"step={steps}.ckpt")
     return folder / f"step={steps}.ckpt"
 
@@ -197,7 +197,7 @@ def versions_torch() -> str:
 @pytest.mark.usefixtures("no_wandb_run")
 def test_what_can_not_be_gone_on_from_is_passed_over_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A pipe, no configuration, steps that the loops don't know, steps as text, NaN weights, no permission to read."""
-    folder, config = tmp_path / "checkpoints", {"a": 1}
+    folder, config = tmp_path / "checkpoints", {"trainer": {"a": 1}}
     good = save(folder, 2, config)
     os.mkfifo(folder / "pipe.ckpt")
     planted = {
