@@ -79,12 +79,17 @@ def _record(sample: Sample) -> dict[str, Any]:
     return record
 
 
-def _publish(staging: Path, folder: Path, prefix: str) -> list[Path]:
+def remove_shards(folder: str | Path, prefix: str) -> list[Path]:
+    """Remove `folder/prefix-000000.tar`, ... with their indices; returns the paths that are left, which is none."""
     own = re.compile(re.escape(prefix) + r"-\d{6}\.tar(\.idx)?")
-    for old in folder.iterdir():
+    for old in Path(folder).iterdir():
         if own.fullmatch(old.name):
             old.unlink()
-    paths = []
+    return []
+
+
+def _publish(staging: Path, folder: Path, prefix: str) -> list[Path]:
+    paths = remove_shards(folder, prefix)
     for number, path in enumerate(sorted(staging.iterdir(), key=lambda p: [int(v) for v in p.stem.split("-")])):
         paths.append(path.rename(folder / f"{prefix}-{number:06d}.tar"))
     return paths

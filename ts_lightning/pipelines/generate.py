@@ -15,7 +15,7 @@ from ts_lightning.pipelines.llm_client import Chat, LocalChat, OpenAIChat, Reque
 from ts_lightning.pipelines.offline import OfflineChat
 from ts_lightning.pipelines.response_cache import CachedChat
 from ts_lightning.pipelines.scenes import Scene, scenes
-from ts_lightning.pipelines.shard_work import my_shards, shard_samples, work
+from ts_lightning.pipelines.shard_work import my_shards, only_one, read_note, replace_text, shard_samples, work
 
 Maker = Callable[[dict[str, Chat], Dropped], Any]
 Items = Callable[[Iterator[Sample]], Iterable[Any]]
@@ -122,8 +122,14 @@ def run(
         vocabulary = names_in(paths)
     failed = 0
     for path in mine:
-        failed += not _one(path, told, prefix, roles, make, vocabulary, items, negatives)
-    write_card(told.out, prefix)
+        with only_one(told.out, f"{prefix}-{path.stem}") as free:
+            if free:
+                failed += not _one(path, told, prefix, roles, make, vocabulary, items, negatives)
+            else:
+                print(f"{path.name}: another process is at it; run again to see it done", file=sys.stderr)
+                failed += 1
+    with only_one(told.out, f"{prefix} card", wait=True):  # else an older card could replace a newer one
+        write_card(told.out, prefix)
     return 1 if failed else 0
 
 
@@ -178,7 +184,7 @@ def _one(
 
 def notes(out: Path, prefix: str) -> list[dict[str, Any]]:
     """The result notes of a folder's shards, by name."""
-    return [json.loads(file.read_text()) for file in sorted(out.glob(f"{prefix}-*.json"))]
+    return [note for file in sorted(out.glob(f"{prefix}-*.json")) if (note := read_note(file))]
 
 
 def write_card(out: Path, prefix: str) -> None:
@@ -207,7 +213,7 @@ def write_card(out: Path, prefix: str) -> None:
         "|---|---|",
         *(f"| {markdown_text(reason)} | {number} |" for reason, number in sorted(reasons.items())),
     ]
-    (out / "README.md").write_text("\n".join(lines) + "\n")
+    replace_text(out / "README.md", "\n".join(lines) + "\n")
 
 
 def annotated(paths: Sequence[str]) -> dict[str, Scene]:

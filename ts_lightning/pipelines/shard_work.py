@@ -1,12 +1,16 @@
 """Generation over shards: one at a time or as a SLURM array, resumable, with progress and a card."""
 
+import fcntl
+import glob
 import json
 import os
+import shutil
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ from typing import Any
 from ts_lightning.data.index import index_shard, index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample
-from ts_lightning.data.write import write_shards
+from ts_lightning.data.write import remove_shards, write_shards
 from ts_lightning.pipelines.converters.source import Dropped
 from ts_lightning.pipelines.llm_client import RequestFailed, RequestRefused, Usage
 from ts_lightning.pipelines.scout_checks import question_words
@@ -69,16 +73,17 @@ def work(
 
     `items` makes what `make` takes (scenes, or the samples themselves) from the records. Done is a file of results with
     the same settings and input. Samples keep the order of the input whatever `workers` is. RequestFailed stops the
-    shard; answers that came before are in the cache, so the next run goes on from there.
+    shard; answers that came before are in the cache, so the next run goes on from there. Call it under
+    `only_one(out, NAME)`: what a killed process left over is removed first.
     """
     name = f"{prefix}-{path.stem}"
     note = out / f"{name}.json"
     wanted = {"input": path.name, "sha256": index_shard(str(path)).sha256, **settings}
-    if note.is_file():
-        known = json.loads(note.read_text())
-        if known.get("settings") == wanted and all((out / shard).is_file() for shard in known["shards"]):
-            return None
+    known = read_note(note)
+    if known and known["settings"] == wanted and all((out / shard).is_file() for shard in known["shards"]):
+        return None
     note.unlink(missing_ok=True)
+    remove_unfinished(out, name)
     counts = {"scenes": 0, "samples": 0}
     progress = Progress(name, len(index_shard(str(path)).keys), usage)
 
@@ -105,7 +110,7 @@ def work(
     started = time.monotonic()
     samples = made()
     first = next(samples, None)  # a shard without a described picture makes none
-    shards = [] if first is None else write_shards(chain([first], samples), out, name)
+    shards = remove_shards(out, name) if first is None else write_shards(chain([first], samples), out, name)
     progress.end()
     if dropped[REFUSED] and first is None:  # not this or that picture: nothing is asked as it should be
         raise RequestFailed(f"seen no sample and the refusal of {dropped.names[REFUSED][0]}, expected answers")
@@ -119,10 +124,47 @@ def work(
         "seconds": round(seconds, 3),
         "samples_per_second": round(counts["samples"] / max(seconds, 1e-9), 1),
     }
-    temporary = note.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.rename(note)
+    replace_text(note, json.dumps(result, indent=1) + "\n")
     return result
+
+
+@contextmanager
+def only_one(out: Path, name: str, wait: bool = False) -> Iterator[bool]:
+    """Whether no other living process holds this name in this folder; with `wait`, once none does.
+
+    The lock (flock, which NFSv4 has between hosts too) goes with its process, however that ends.
+    """
+    (out / ".locks").mkdir(parents=True, exist_ok=True)
+    with (out / ".locks" / name).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def read_note(note: Path) -> dict[str, Any] | None:
+    """The results of a shard; None where there are none, or another file by that name."""
+    try:
+        known = json.loads(note.read_text())
+    except (OSError, ValueError):
+        return None
+    return known if isinstance(known, dict) and {"settings", "shards", "samples"} <= known.keys() else None
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the new one; call it under `only_one`."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def remove_unfinished(out: Path, name: str) -> None:
+    """What `write_shards` of a killed process left in its folder for shards of this name."""
+    for folder in out.glob(f".{glob.escape(name)}-????????"):  # as tempfile names it
+        if folder.is_dir():
+            shutil.rmtree(folder)
 
 
 def repeated(sample: Sample, asked: dict[str, set[str]]) -> bool:
