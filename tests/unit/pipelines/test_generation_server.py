@@ -57,7 +57,7 @@ def note(out: Path) -> dict:
     return json.loads(file.read_text())
 
 
-def test_right_and_troubled_servers_give_the_same_samples(world, tmp_path, monkeypatch) -> None:
+def test_right_and_troubled_servers_give_the_same_samples(world, tmp_path) -> None:
     path, heard, expected = world
     calm = Server(heard)
     assert run(arguments(path, tmp_path / "calm", calm.url)) == 0
@@ -71,7 +71,6 @@ def test_right_and_troubled_servers_give_the_same_samples(world, tmp_path, monke
     storm = Server(heard, trouble)
     assert (
         run(
-            monkeypatch,
             arguments(path, tmp_path / "storm", storm.url, concurrency=3, tries=12, **{"first-wait": 0.001}),
         )
         == 0
@@ -87,7 +86,7 @@ def test_right_and_troubled_servers_give_the_same_samples(world, tmp_path, monke
     storm.stop()
 
 
-def test_a_server_that_dies_midway_loses_nothing(world, tmp_path, monkeypatch, capsys) -> None:
+def test_a_server_that_dies_midway_loses_nothing(world, tmp_path, capsys) -> None:
     path, heard, expected = world
     first = Server(heard, lambda n: "dead" if n > 40 else "right")
     assert run(arguments(path, tmp_path, first.url, tries=2, concurrency=2)) == 1
@@ -105,7 +104,7 @@ def test_a_server_that_dies_midway_loses_nothing(world, tmp_path, monkeypatch, c
     second.stop()
 
 
-def test_a_killed_run_goes_on_without_asking_twice(world, tmp_path, monkeypatch) -> None:
+def test_a_killed_run_goes_on_without_asking_twice(world, tmp_path) -> None:
     path, heard, expected = world
     server = Server(heard, lambda n: "slow")
     command = [
@@ -130,7 +129,7 @@ def test_a_killed_run_goes_on_without_asking_twice(world, tmp_path, monkeypatch)
     server.stop()
 
 
-def test_malformed_answers_are_counted_and_left_out(world, tmp_path, monkeypatch) -> None:
+def test_malformed_answers_are_counted_and_left_out(world, tmp_path) -> None:
     path, heard, expected = world
     server = Server(heard, lambda n: "malformed" if n % 5 == 3 else "right")
     assert run(arguments(path, tmp_path, server.url, concurrency=1, workers=1)) == 0
@@ -157,7 +156,7 @@ def test_a_server_without_json_schemas_is_asked_without_one() -> None:
     server.stop()
 
 
-def test_what_one_request_can_not_have_does_not_stop_the_rest(world, tmp_path, monkeypatch, capsys) -> None:
+def test_what_one_request_can_not_have_does_not_stop_the_rest(world, tmp_path, capsys) -> None:
     path, heard, expected = world
     steps = [request for request, text in heard.items() if text.startswith("Step 1")]
     server = Server(heard | {steps[0]: "413", steps[20]: f"CUT{heard[steps[20]]}"})
