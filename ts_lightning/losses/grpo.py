@@ -19,7 +19,7 @@ class GRPOTerms(NamedTuple):
 
 
 def group_advantages(rewards_NG: Tensor, eps: float = 0.0) -> Tensor:
-    """Eq. 4: (r - mean) / (std + eps) within each row, [N, G] -> [N, G].
+    """MIRG-RL eq. 4: A_i = (r_i - mean(r)) / (std(r) + eps) within each row, [N, G] -> [N, G].
 
     std is the unbiased one (divided by G - 1), as in TRL, whose eps is 1e-4. A group of equal rewards gets zeros.
     """
@@ -49,8 +49,9 @@ def grpo_terms(
     exp(logp - old_logp) of the token, or for `ratio` "sequence" exp of its mean over the completion. k3 =
     exp(ref - logp) - (ref - logp) - 1. "paper" and "grpo" take the mean over each completion's tokens, "dapo" and
     "bnpo" the mean over all tokens of the batch, "dr_grpo" the sum over `max_tokens`. "paper" without clipping and
-    with `ratio` "sequence" is eq. 5, our normalisation of its sequence ratio by length apart. mask_NT is 1 at tokens
-    of the completion; a completion without any adds no gradient. ValueError for an unknown name.
+    with `ratio` "sequence" is MIRG-RL eq. 5, J = 1/N sum_i [pi(o_i) / pi_old(o_i) A_i - lambda KL(pi || pi_ref)], where
+    we divide the log of the sequence's ratio by its length. mask_NT is 1 at tokens of the completion; a completion
+    without any adds no gradient. ValueError for an unknown name.
     """
     if loss_type not in LOSS_TYPES:
         raise ValueError(f"loss_type: seen {loss_type!r}, expected one of {', '.join(LOSS_TYPES)}")

@@ -1,4 +1,4 @@
-"""The router regularisation R(g) of TWIST (eq. 7 and 8). Shapes: T tokens, E experts, K choices, B rows."""
+"""The router regularisation R(g) of TWIST (its eq. 7 and 8). Shapes: T tokens, E experts, K choices, B rows."""
 
 from torch import Tensor
 

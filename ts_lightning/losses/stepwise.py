@@ -1,9 +1,9 @@
-"""The stepwise loss of TWIST (eq. 8). Shapes: B rows, T tokens of a row, S reasoning steps."""
+"""The stepwise loss of TWIST (its eq. 8). Shapes: B rows, T tokens of a row, S reasoning steps."""
 
 import torch
 from torch import Tensor
 
-STEP_LOSS_MODES = ("sum", "step_mean", "isolated")
+STEP_LOSS_MODES = ("sum", "step_mean")
 
 
 def stepwise_loss(nll_BT: Tensor, step_ids_BT: Tensor, mode: str = "step_mean") -> Tensor:
@@ -12,17 +12,17 @@ def stepwise_loss(nll_BT: Tensor, step_ids_BT: Tensor, mode: str = "step_mean") 
     nll_BT: token losses at their target tokens; step_ids_BT: step of each target, -1 = no loss (whatever nll holds
     there is ignored). A row without a target gives 0. The caller adds the rows and divides by their global number.
 
-    With N_j the number of targets of step j, eq. 8 without its router term is
+    TWIST eq. 8 is sum_j [-sum_i log P(t_i^(j) | v_1 ... v_m, t_1^(j) ... t_(i-1)^(j))] + lambda R(g) over steps j of
+    N_j tokens i. Its first term is here
       sum:       sum_j sum_i nll_i^(j), ordinary cross-entropy summed over the row;
-      step_mean: sum_j 1/N_j sum_i nll_i^(j), so that a long step does not drown a short one;
-      isolated:  the same reduction as `sum`. What differs is the context behind nll: a step sees the image, the
-                 question and itself only. That is the model's 4-D attention mask (`vlm(batch, isolated=True)`).
+      step_mean: sum_j 1/N_j sum_i nll_i^(j), so that a long step does not drown a short one.
+    What a token's nll is conditioned on is the forward's business: `vlm(batch, isolated=True)` hides other steps.
     """
     if mode not in STEP_LOSS_MODES:
-        raise ValueError(f"step loss mode: seen {mode!r}, expected one of {', '.join(STEP_LOSS_MODES)}")
+        raise ValueError(f"step_loss: seen {mode!r}, expected one of {', '.join(STEP_LOSS_MODES)}")
     has_loss_BT = step_ids_BT >= 0
     nll_BT = nll_BT.float().masked_fill(~has_loss_BT, 0.0)
-    if mode != "step_mean":
+    if mode == "sum":
         return nll_BT.sum(dim=1)
     slot_BT = step_ids_BT.clamp(min=0)
     num_steps = int(slot_BT.max()) + 1 if slot_BT.numel() else 1

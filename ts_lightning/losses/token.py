@@ -1,5 +1,8 @@
 """Token losses. Shapes: N loss positions, V vocabulary, B rows, T tokens of a row."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,10 +16,10 @@ def token_nll(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
 
 
-def scatter_to_rows(values_N: Tensor, row_N: Tensor, col_N: Tensor, num_rows: int, num_cols: int) -> Tensor:
-    """Put per-position values back on the grid of the batch: [N] -> [num_rows, num_cols], zeros elsewhere.
+def answer_nll(output: Mapping[str, Any], step_ids_BT: Tensor) -> Tensor:
+    """`token_nll` of a vlm's output, each value in the place of its target: [B, T] with gradient, zeros elsewhere.
 
-    row_N, col_N: the row and the column of each value (for a token loss: of the target token).
+    output: `logits` [N, V], `targets` [N] and `positions` (rows, columns of the targets), as `vlm(batch)` returns them.
     """
-    grid = values_N.new_zeros(num_rows, num_cols)
-    return torch.index_put(grid, (row_N, col_N), values_N)
+    nll_N = token_nll(output["logits"], output["targets"])
+    return torch.index_put(nll_N.new_zeros(step_ids_BT.shape), output["positions"], nll_N)

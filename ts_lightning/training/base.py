@@ -8,25 +8,34 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from ts_lightning.losses import num_loss_rows
+from ts_lightning.losses import RowLoss, num_loss_rows
 from ts_lightning.metrics.record import SuiteMetrics, prediction_records
 from ts_lightning.models.vlm import VLM
 from ts_lightning.runs.fsdp2 import ShardedModule
 from ts_lightning.runs.nonfinite import SkipNonFinite
 from ts_lightning.runs.package_state import pack, stored_hparams, unpack
 from ts_lightning.training.callbacks import DataPosition, Throughput
-from ts_lightning.training.optimizer import build_optimizer, gradient_sync
+from ts_lightning.training.optimizer import build_optimizer, without_exchange
 from ts_lightning.training.schedule import WarmupCosine, planned_steps
 
 
 class BaseModule(ShardedModule):
-    """Wires a vlm, an optimizer and a schedule; subclasses say what a row's loss is (`row_losses`).
+    """Wires a vlm, an optimizer and a schedule; subclasses set `loss`, or say otherwise what `row_losses` are.
 
-    One Lightning batch is one optimizer step: its micro-batches run inside `training_step`, only the last one
-    synchronises gradients. The loss is the sum over rows divided by the global batch's `loss_weight`.
-    Hyperparameters are stored as plain values, so `ts_lightning.runs.load(path)` rebuilds the module; an argument
-    that can't be stored is refused here with a ValueError.
+    One Lightning batch is one optimizer step (`training_step`). The loss is the sum over rows divided by the global
+    batch's `loss_weight`. Hyperparameters are stored as plain values, so `ts_lightning.runs.load(path)` rebuilds the
+    module; an argument that can't be stored is refused here with a ValueError.
+
+    Args:
+        vlm: What trains.
+        optimizer: Over the parameters that train, in the groups of `training.optimizer`.
+        lr_scheduler: Steps once for each optimizer step.
+        alpha_lr_factor: The rate of a twin vlm's alpha is multiplied by it.
+        max_new_tokens: Longest answer in validate, test and predict.
     """
+
+    loss: RowLoss
+    row_record: list[tuple[Any, Tensor]]  # of this step, for SkipNonFinite: samples and the losses of their rows
 
     def __init__(
         self,
@@ -43,39 +52,56 @@ class BaseModule(ShardedModule):
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.alpha_lr_factor, self.max_new_tokens = alpha_lr_factor, max_new_tokens
         self.suite_metrics = SuiteMetrics(vlm.codec)
+        self.answer_as()
+
+    def answer_as(self, task: str = "given", alpha: float | None = None) -> None:
+        """Whose task, and which mixing weight, answers take in validate, test and predict.
+
+        task: as in `VLM.encoder_for`; alpha: in place of the learned one. ValueError for what the vlm doesn't have.
+        """
+        self.vlm.check_alpha(alpha)
+        self.encoder, self.alpha = self.vlm.encoder_for(task), alpha  # the datamodule asks for the encoder
 
     def row_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Loss of each row, [B] with gradient under "loss"; other [B] entries are parts of it, for the logs."""
-        raise NotImplementedError
+        return self.loss(self.vlm(batch, isolated=self.loss.isolated), batch)
 
     def loss_weight(self, batch: dict[str, Any]) -> Tensor:
         """What a micro-batch adds to the loss's divisor: its rows with a loss token."""
         return num_loss_rows(batch["step_ids"])
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        micro_batches = batch["micro_batches"]
-        counts = torch.stack([self.loss_weight(micro) for micro in micro_batches])
+        """One optimizer step: forward and backward of each micro-batch in turn, gradients added up.
+
+        The backward of the last one is Lightning's: what follows it (exchange between ranks, clipping, the step) stays
+        the trainer's, with all of its options. That is why this is not manual optimisation, which refuses
+        `gradient_clip_val` and leaves precision and strategies to the module.
+        """
+        *earlier, last = batch["micro_batches"]
+        counts = torch.stack([self.loss_weight(micro) for micro in batch["micro_batches"]])
         divisor = self._sum_over_ranks(counts.sum()).clamp(min=1)
+        self.row_record, totals = [], dict[str, Tensor]()
         self.zero_grad()
-        totals: dict[str, Tensor] = {}
-        self.row_record: list[tuple[Any, Tensor]] = []  # for SkipNonFinite: whose loss it was
-        for i, micro in enumerate(micro_batches):
-            is_last = i == len(micro_batches) - 1
-            with gradient_sync(self.trainer.strategy, is_last):
-                rows = self.row_losses(micro)
-                self.row_record.append((micro["samples"], rows["loss"].detach()))
-                for name, values_B in rows.items():
-                    totals[name] = totals.get(name, 0) + values_B.detach().sum().double()
-                # gradients are averaged over ranks, and the divisor is already global
-                loss = rows["loss"].sum() * (self.trainer.world_size / divisor)
-                if not is_last:
-                    with torch.autocast(self.device.type, enabled=False):
-                        self.trainer.strategy.backward(loss, None)
+        for micro in earlier:
+            with without_exchange(self.trainer.strategy):
+                loss = self._share(micro, divisor, totals)
+                with torch.autocast(self.device.type, enabled=False):
+                    self.trainer.strategy.backward(loss, None)
+        loss = self._share(last, divisor, totals)
         means = self._sum_over_ranks(torch.stack(list(totals.values()))) / divisor
         for name, mean in zip(totals, means, strict=True):
             self.log(f"train/{name}", mean.float(), prog_bar=name == "loss", batch_size=1)
         self.log_dict({f"train/{k}": float(v) for k, v in self.vlm.log_values().items()}, batch_size=1)
         return loss
+
+    def _share(self, micro: dict[str, Any], divisor: Tensor, totals: dict[str, Tensor]) -> Tensor:
+        """What a micro-batch adds to the step's loss; `totals` adds up the sums over rows, for the logs."""
+        rows = self.row_losses(micro)
+        self.row_record.append((micro["samples"], rows["loss"].detach()))
+        for name, values_B in rows.items():
+            totals[name] = totals.get(name, 0) + values_B.detach().sum().double()
+        # gradients are averaged over ranks, and the divisor is already global
+        return rows["loss"].sum() * (self.trainer.world_size / divisor)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Does nothing: the closure calls it between the last forward and its backward; `training_step` zeroes."""
@@ -84,7 +110,7 @@ class BaseModule(ShardedModule):
         return self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum")
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.make_optimizer, self.named_parameters(), self.alpha_lr_factor)
+        optimizer = build_optimizer(self.make_optimizer, self, self.alpha_lr_factor)
         scheduler = self.make_scheduler(optimizer)
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
             scheduler.total_steps = planned_steps(self.trainer)
@@ -116,7 +142,7 @@ class BaseModule(ShardedModule):
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        texts = self.vlm.generate(batch, self.max_new_tokens)
+        texts = self.vlm.generate(batch, self.max_new_tokens, self.alpha)
         self.suite_metrics.update(self._suite(dataloader_idx), batch, texts)
 
     test_step = validation_step
@@ -129,7 +155,7 @@ class BaseModule(ShardedModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """One plain dict per question (`training.validation.prediction_record`)."""
-        texts = self.vlm.generate(batch, self.max_new_tokens)
+        texts = self.vlm.generate(batch, self.max_new_tokens, self.alpha)
         return prediction_records(batch, texts, self.vlm.codec, self._suite(dataloader_idx))
 
     def _suite(self, dataloader_idx: int) -> str:

@@ -16,7 +16,9 @@ from ts_lightning.training.schedule import WarmupCosine
 
 
 class GRPO(BaseModule):
-    """Eq. 5 over the completions that `ts_lightning.rl.RolloutCallback` puts into the batch.
+    """MIRG-RL eq. 5, J = 1/N sum_i [pi(o_i) / pi_old(o_i) A_i - lambda KL(pi || pi_ref)], by `ts_lightning.losses`.
+
+    The completions o_i are those that `ts_lightning.rl.RolloutCallback` puts into the batch.
 
     The data's global batch counts prompts; 16 prompts of 8 completions are the paper's 128. Each group is one forward
     and one backward, with its prompt in it once. Dropout is off, and experts are chosen as in evaluation: policy,
@@ -93,8 +95,9 @@ class GRPO(BaseModule):
         rollout = batch["rollout"]
         reference_NS = None
         if self.reference is not None:
-            with self.reference.active():
-                reference_NS = self.vlm.run(group_log_probs, batch, rollout.token_ids, rollout.temperature).logp_NT
+            with self.reference.active() as package:
+                scores = self.vlm.run(group_log_probs, batch, rollout.token_ids, rollout.temperature, package)
+            reference_NS = scores.logp_NT
         scores = self.vlm.run(group_log_probs, batch, rollout.token_ids, rollout.temperature)
         terms = self.terms(batch, scores.logp_NT, rollout.old_logp_NS, reference_NS)
         tokens_N = rollout.mask_NS.sum(1).clamp(min=1)

@@ -5,39 +5,52 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lightning.pytorch.strategies import ParallelStrategy
+from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-GROUP_NAMES = ("decay", "no_decay", "alpha")
+from ts_lightning.models.moe import MoE
+
+GROUPS = ("decay", "no_decay", "alpha")
 
 
-def group_of(name: str, parameter: Parameter) -> str:
-    """`alpha`; `no_decay` for routers and everything one-dimensional (norms, biases); else `decay`."""
-    words = name.split(".")
-    if "alpha" in words:
-        return "alpha"
-    return "no_decay" if "router" in words or parameter.ndim <= 1 else "decay"
+def groups_of(module: nn.Module) -> dict[str, list[Parameter]]:
+    """The trainable parameters by the name of their group, in the module's order.
+
+    A module that says `optimizer_group` gets that one ("alpha": no weight decay, a rate of its own). Otherwise routers
+    and everything one-dimensional (norms, biases) have no weight decay, the rest has.
+    """
+    said: dict[Parameter, str] = {}
+    for part in module.modules():
+        if isinstance(part, MoE):
+            said |= dict.fromkeys(part.router.parameters(), "no_decay")
+        if group := getattr(part, "optimizer_group", None):
+            said |= dict.fromkeys(part.parameters(), group)
+    groups: dict[str, list[Parameter]] = {name: [] for name in GROUPS}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            groups[said.get(parameter, "no_decay" if parameter.ndim <= 1 else "decay")].append(parameter)
+    return groups
 
 
 def build_optimizer(
-    make: Callable[[Iterable], Optimizer], named_parameters: Iterable[tuple[str, Parameter]], alpha_lr_factor: float
+    make: Callable[[Iterable], Optimizer], module: nn.Module, alpha_lr_factor: float = 1.0
 ) -> Optimizer:
-    """The optimizer over the trainable parameters, in the groups of `group_of`; alpha's rate is multiplied."""
-    groups: dict[str, dict[str, Any]] = {name: {"params": [], "name": name} for name in GROUP_NAMES}
-    groups["no_decay"]["weight_decay"] = groups["alpha"]["weight_decay"] = 0.0
-    for name, parameter in named_parameters:
-        if parameter.requires_grad:
-            groups[group_of(name, parameter)]["params"].append(parameter)
-    used = [group for group in groups.values() if group["params"]]
-    if not used:
+    """The optimizer over the trainable parameters, in the groups of `groups_of`; alpha's rate is multiplied."""
+    groups: list[dict[str, Any]] = [
+        {"params": parameters, "name": name, **({} if name == "decay" else {"weight_decay": 0.0})}
+        for name, parameters in groups_of(module).items()
+        if parameters
+    ]
+    if not groups:
         raise ValueError("no trainable parameter: the patterns or the package of the vlm leave everything frozen")
-    optimizer = make(used)
+    optimizer = make(groups)
     for group in optimizer.param_groups:
         if group["name"] == "alpha":
             group["lr"] *= alpha_lr_factor
     return optimizer
 
 
-def gradient_sync(strategy: Any, wanted: bool) -> AbstractContextManager:
-    """Backward passes in this context exchange gradients between ranks if `wanted` (the last micro-batch's do)."""
-    return nullcontext() if wanted or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync()
+def without_exchange(strategy: Any) -> AbstractContextManager:
+    """Forward and backward in this context leave gradients on their rank: later ones add to them, the last exchange."""
+    return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()

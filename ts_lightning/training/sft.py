@@ -1,22 +1,23 @@
-"""Plain supervised fine-tuning: the baseline, with any set of trainable parameters."""
+"""Supervised fine-tuning: any vlm, any loss of rows."""
 
 from typing import Any
 
-from torch import Tensor
-
-from ts_lightning.losses import scatter_to_rows, token_mean_loss, token_nll
+from ts_lightning.losses import RowLoss, TokenMean
+from ts_lightning.models.vlm import VLM
 from ts_lightning.training.base import BaseModule
 
 
 class SFT(BaseModule):
-    """Token loss: a row's loss is the mean over its answer tokens.
+    """Trains what the vlm lets train, by the loss that is given.
 
-    What trains is the vlm's business: `PlainVLM(train=[...])` takes glob patterns of parameter names ("*" is full
-    fine-tuning).
+    `PlainVLM(train=[...])` takes glob patterns of parameter names: ["*"] is full fine-tuning.
+
+    Args:
+        vlm: What trains.
+        loss: Of a row; None is the mean over its answer tokens (`ts_lightning.losses.TokenMean`).
+        kwargs: As in `BaseModule`.
     """
 
-    def row_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        output = self.vlm(batch)
-        nll_N = token_nll(output["logits"], output["targets"])
-        nll_BT = scatter_to_rows(nll_N, *output["positions"], *batch["step_ids"].shape)
-        return {"loss": token_mean_loss(nll_BT, batch["step_ids"])}
+    def __init__(self, vlm: VLM, loss: RowLoss | None = None, **kwargs: Any) -> None:
+        super().__init__(vlm, **kwargs)
+        self.loss = loss or TokenMean()

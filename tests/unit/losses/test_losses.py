@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from ts_lightning.losses import (
+    Stepwise,
+    TokenMean,
+    answer_nll,
     load_balance_loss,
     num_loss_rows,
-    scatter_to_rows,
     stepwise_loss,
     token_mean_loss,
     token_nll,
@@ -24,7 +26,6 @@ STEPS = torch.tensor([[-1, 0, 0, 1, 1, 1], [-1, 0, -1, -1, -1, -1], [-1, -1, -1,
     ("mode", "expected"),
     [
         ("sum", [1 + 3 + 2 + 4 + 6, 5, 0]),
-        ("isolated", [1 + 3 + 2 + 4 + 6, 5, 0]),
         ("step_mean", [(1 + 3) / 2 + (2 + 4 + 6) / 3, 5, 0]),
     ],
 )
@@ -53,7 +54,7 @@ def test_step_mean_gradient_is_one_over_the_step_length() -> None:
 
 
 def test_unknown_mode_names_the_modes() -> None:
-    with pytest.raises(ValueError, match="seen 'mean', expected one of sum, step_mean, isolated"):
+    with pytest.raises(ValueError, match="seen 'mean', expected one of sum, step_mean"):
         stepwise_loss(NLL, STEPS, "mean")
 
 
@@ -65,7 +66,7 @@ def test_sum_equals_torch_cross_entropy() -> None:
     row, col = torch.nonzero(step_ids >= 0, as_tuple=True)
     logits = torch.randn(len(row), vocab, generator=rng, requires_grad=True)
     targets = torch.randint(0, vocab, (len(row),), generator=rng)
-    nll = scatter_to_rows(token_nll(logits, targets), row, col, rows, cols)
+    nll = answer_nll({"logits": logits, "targets": targets, "positions": (row, col)}, step_ids)
     loss = stepwise_loss(nll, step_ids, "sum").sum()
     expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
@@ -129,3 +130,30 @@ def test_load_balance_without_tokens_is_zero() -> None:
         torch.zeros(0, 2), torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, dtype=torch.long), 2
     )
     assert empty.tolist() == [0.0, 0.0]
+
+
+def output_of(nll: torch.Tensor, steps: torch.Tensor) -> dict:
+    """What a vlm returns for rows whose tokens have these losses: two words, log-odds that give nll to the first."""
+    positions = torch.nonzero(steps >= 0, as_tuple=True)
+    odds = -torch.log(torch.expm1(nll[positions]))
+    return {
+        "logits": torch.stack([odds, torch.zeros_like(odds)], 1),
+        "targets": torch.zeros(len(odds), dtype=torch.long),
+        "positions": positions,
+        "router_probs": [torch.tensor([[0.8, 0.2], [0.6, 0.4]])] * 2,
+        "expert_ids": [torch.tensor([[0], [0]])] * 2,
+        "rows": [torch.tensor([0, 0])] * 2,
+    }
+
+
+def test_row_losses_by_hand() -> None:
+    """Two layers whose routers send both tokens of row 0 to one expert: R(g) = 1.4 each; row 2 has no target."""
+    output, batch = output_of(NLL, STEPS), {"step_ids": STEPS}
+    torch.testing.assert_close(TokenMean()(output, batch)["loss"], torch.tensor([16 / 5, 5.0, 0.0]))
+    torch.testing.assert_close(Stepwise()(output, batch)["loss"], torch.tensor([6.0, 5.0, 0.0]))
+    parts = Stepwise("sum", balance_coeff=0.1)(output, batch)
+    torch.testing.assert_close(parts["steps"], torch.tensor([16.0, 5.0, 0.0]))
+    torch.testing.assert_close(parts["balance"], torch.tensor([2.8, 0.0, 0.0]))
+    torch.testing.assert_close(parts["loss"], torch.tensor([16.28, 5.0, 0.0]))
+    with pytest.raises(ValueError, match="step_loss: seen 'mean', expected one of sum, step_mean"):
+        Stepwise("mean")

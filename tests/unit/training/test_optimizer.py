@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from ts_lightning.training.optimizer import build_optimizer, group_of
+from ts_lightning.models.moe import MoE
+from ts_lightning.models.twin import Alpha
+from ts_lightning.training.optimizer import build_optimizer, groups_of
 from ts_lightning.training.schedule import WarmupCosine, planned_steps
 
 
@@ -85,37 +87,50 @@ class Model(nn.Module):
         super().__init__()
         self.fc = nn.Linear(3, 3)
         self.norm = nn.LayerNorm(3)
-        self.router = nn.Linear(3, 2, bias=False)
-        self.alpha = nn.ParameterDict({"value": nn.Parameter(torch.tensor(0.5))})
+        self.moe = MoE.copies(nn.Linear(3, 3), 2, 1)
+        self.mixing = Alpha(0.5)
+        self.router_alpha = nn.Linear(3, 3, bias=False)  # a name says nothing
         self.frozen = nn.Linear(3, 3).requires_grad_(False)
 
 
 def test_groups() -> None:
     optimizer = build_optimizer(
-        functools.partial(torch.optim.AdamW, lr=0.1, weight_decay=0.3), Model().named_parameters(), alpha_lr_factor=10
+        functools.partial(torch.optim.AdamW, lr=0.1, weight_decay=0.3), Model(), alpha_lr_factor=10
     )
     groups = {group["name"]: group for group in optimizer.param_groups}
     assert {name: (g["lr"], g["weight_decay"], len(g["params"])) for name, g in groups.items()} == {
-        "decay": (0.1, 0.3, 1),
-        "no_decay": (0.1, 0.0, 4),
+        "decay": (0.1, 0.3, 4),
+        "no_decay": (0.1, 0.0, 6),
         "alpha": (1.0, 0.0, 1),
     }
 
 
 def test_schedule_keeps_the_factor_of_alpha() -> None:
-    optimizer = build_optimizer(functools.partial(torch.optim.SGD, lr=0.1), Model().named_parameters(), 10)
+    optimizer = build_optimizer(functools.partial(torch.optim.SGD, lr=0.1), Model(), 10)
     WarmupCosine(optimizer, warmup_steps=2)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.05, 0.5])
 
 
 def test_group_names() -> None:
-    matrix, vector = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
-    assert group_of("layers.0.mlp.packages.grounding.alpha.value", nn.Parameter(torch.tensor(0.5))) == "alpha"
-    assert group_of("layers.0.mlp.packages.grounding.experts.router.weight", matrix) == "no_decay"
-    assert group_of("layers.0.mlp.packages.grounding.experts.experts.0.fc1.weight", matrix) == "decay"
-    assert group_of("layers.0.mlp.packages.grounding.experts.experts.0.fc1.bias", vector) == "no_decay"
+    model = Model()
+    assert {name: sorted(map(tuple, (p.shape for p in group))) for name, group in groups_of(model).items()} == {
+        "decay": [(3, 3)] * 4,
+        "no_decay": [(2, 3), (3,), (3,), (3,), (3,), (3,)],
+        "alpha": [()],
+    }
+
+
+class Own(nn.Linear):
+    """A module of the user's that says its group."""
+
+    optimizer_group = "no_decay"
+
+
+def test_a_module_says_its_own_group() -> None:
+    groups = groups_of(nn.Sequential(Own(2, 2), nn.Linear(2, 2)))
+    assert [len(groups[name]) for name in ("decay", "no_decay")] == [1, 3]
 
 
 def test_nothing_to_train_is_an_error() -> None:
     with pytest.raises(ValueError, match="no trainable parameter"):
-        build_optimizer(torch.optim.AdamW, Model().requires_grad_(False).named_parameters(), 1.0)
+        build_optimizer(torch.optim.AdamW, Model().requires_grad_(False), 1.0)

@@ -1,13 +1,13 @@
 """The growing cache holds what transformers' own does, without copying it at every step."""
 
 import torch
-from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
-from ts_lightning.models.kv_cache import ROOM, growing_cache
+from ts_lightning.models.generate import ROOM, GrowingLayer
 
 
 def test_equals_the_dynamic_cache_and_stays_in_place() -> None:
-    ours, theirs = growing_cache(), DynamicCache()
+    ours, theirs = Cache(layer_class_to_replicate=GrowingLayer), DynamicCache()
     places = []
     for new in (5, 1, 1, 3, ROOM, 1):
         for layer in range(2):
