@@ -50,7 +50,7 @@ def repeated_log_probs(vlm: VLM, batch: Mapping[str, Any], tokens_NS: Tensor) ->
             inputs_embeds=vlm.embed(rows, context), position_ids=rows["position_ids"], use_cache=False
         ).last_hidden_state
     steps = tokens_NS.shape[1]
-    logits_KV = vlm.logits(hidden_NTH[:, -steps - 1 : -1].flatten(0, 1), rows["task"].repeat_interleave(steps))
+    logits_KV = vlm.logits(hidden_NTH[:, -steps - 1 : -1].flatten(0, 1), rows["task"].repeat_interleave(steps), context)
     logp_KV = tempered(logits_KV, 1.0, banned_tokens(vlm))
     return logp_KV.gather(1, tokens_NS.reshape(-1, 1)).view(tokens_NS.shape)
 

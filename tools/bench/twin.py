@@ -15,7 +15,7 @@ from transformers.models.phi.modeling_phi import PhiMLP
 from tools.bench.harness import Step, interleave, ratio, relative_error, report, saved_bytes
 from ts_lightning.models.moe import MoE, moe_loop, route
 from ts_lightning.models.routing import routing
-from ts_lightning.models.twin_expert import Alpha, Package, TwinExpert
+from ts_lightning.models.twin import Alpha, Package, TwinExpert
 
 SHAPES = {"H512_F2048_T2048": (512, 2048, 2048), "H1024_F4096_T2048": (1024, 4096, 2048)}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}

@@ -69,9 +69,9 @@ def scores(module: BaseModule, suites: Mapping[str, ShardSource]) -> dict[str, d
     """Figures of the suites with the records' own tasks (`forced`) and with those of the task router (`routed`)."""
     found = {}
     for name, policy in (("forced", FORCED), ("routed", ROUTED)):
-        module.vlm.answer_as(policy)
+        module.answer_as(policy)
         found[name] = {k.removeprefix("val/"): v for k, v in validate(module, suites).items()}
-    module.vlm.answer_as(FORCED)
+    module.answer_as(FORCED)
     return found
 
 

@@ -169,8 +169,7 @@ class TSLightningCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         self._dump_config()
         if self.subcommand != "fit":
-            self.model.vlm.answer_as(self._get(self.config, "task"))
-            self.model.vlm.override_alpha(self._get(self.config, "alpha"))
+            self.model.answer_as(self._get(self.config, "task"), self._get(self.config, "alpha"))
 
 
 def with_stored_config(args: Sequence[str]) -> list[str]:

@@ -251,9 +251,10 @@ class ShardDataModule(L.LightningDataModule):
         return loader
 
     def _encoder(self) -> tuple[Callable[..., dict[str, Any]], int]:
-        vlm = None if self.trainer is None else getattr(self.trainer.lightning_module, "vlm", None)
-        # Where workers are not forked the row maker is pickled: better the vlm's encoder alone than its whole model.
-        encode = self._encode or getattr(vlm, "encoder", None) or getattr(vlm, "encode", None)
+        module = None if self.trainer is None else self.trainer.lightning_module
+        vlm = getattr(module, "vlm", None)
+        # Where workers are not forked the row maker is pickled: the module's encoder is small, its vlm is not.
+        encode = self._encode or getattr(module, "encoder", None) or getattr(vlm, "encode", None)
         pad_id = getattr(vlm, "pad_id", None) if self._pad_id is None else self._pad_id
         if encode is None or pad_id is None:
             raise ValueError("data.encode: seen no encode or pad_id, expected arguments or a trainer with a vlm")

@@ -3,7 +3,7 @@
 from ts_lightning.models.lora import LoRAVLM
 from ts_lightning.models.moe import MoE
 from ts_lightning.models.task_router import TaskRouter
-from ts_lightning.models.twin_expert import TwinExpert
+from ts_lightning.models.twin import TwinExpert
 from ts_lightning.models.twin_vlm import TwinExpertVLM
 from ts_lightning.models.vlm import VLM, PlainVLM
 

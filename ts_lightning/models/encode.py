@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -46,7 +46,7 @@ class Encoder:
     `image_tokens` is the number of placeholder tokens of one picture, `image_size` its side in pixels,
     `pixel_mode` is "stretch" or "pad". `max_length` bounds a row; a longer one is a ValueError. `skills` names tasks 1,
     2, ... (none: any skill is task 1). Where tokens were added, `base_tokenizer` is the one without them, for
-    understanding rows. `task_of` names the task of a prompt for generation (None: the record's own).
+    understanding rows. Small to pickle: workers of a loader that are not forked get a copy.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -59,17 +59,17 @@ class Encoder:
     template: ChatTemplate = field(default_factory=ChatTemplate)
     skills: tuple[str, ...] = ()
     base_tokenizer: PreTrainedTokenizerFast | None = None
-    task_of: Callable[[str], str] | None = None
 
-    def __call__(self, sample: Any, for_generation: bool = False) -> dict[str, Any]:
+    def __call__(self, sample: Any, for_generation: bool = False, task: str | None = None) -> dict[str, Any]:
         """The row of one sample: `input_ids` [T], `step_ids` [T] (-1 = no loss), `pixel_values` uint8 [N, 3, S, S].
 
-        With `for_generation` the row ends where the last answer would begin. Steps are counted through all the
-        assistant's turns. Raises ValueError, with the sample's key, for a row that can't be encoded.
+        With `for_generation` the row ends where the last answer would begin. `task` answers it (None: the record's
+        own). Steps are counted through all the assistant's turns. Raises ValueError, with the sample's key, for a row
+        that can't be encoded.
         """
         text, spans = self.render(sample, for_generation)
-        task = self.task_index(self._task(sample, for_generation), sample.key)
-        tokenizer = self.tokenizer if task or self.base_tokenizer is None else self.base_tokenizer
+        index = self.task_index(task or sample.task, sample.key)
+        tokenizer = self.tokenizer if index or self.base_tokenizer is None else self.base_tokenizer
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = torch.tensor(encoded["input_ids"])
         if len(ids) > self.max_length:
@@ -85,14 +85,9 @@ class Encoder:
             "input_ids": ids,
             "step_ids": step_ids,
             **self.picture_tensors(sample, ids),
-            "task": task,
+            "task": index,
             "sample": sample.without_bytes(),
         }
-
-    def _task(self, sample: Any, for_generation: bool) -> str:
-        if self.task_of is None or not for_generation:
-            return sample.task
-        return self.task_of(next(turn.text for turn in reversed(sample.turns) if turn.role == "user"))
 
     def task_index(self, task: str, key: str = "task") -> int:
         """0 for understanding, k for the k-th skill; ValueError for a skill that has no package."""
@@ -203,14 +198,12 @@ class Encoder:
         """The picture as the model sees it, for people to look at."""
         return Image.fromarray(self.pixels([data])[0].permute(1, 2, 0).numpy())
 
-    def add_tokens(self, texts: list[str]) -> list[list[int]]:
-        """Make each text one token of rows of a skill; returns the base's ids of the pieces that spell each."""
-        base = self.base_tokenizer or self.tokenizer
+    def with_tokens(self, texts: list[str]) -> tuple["Encoder", list[list[int]]]:
+        """An encoder for which each text is one token in rows of a skill, and the base's pieces that spell each."""
+        base, tokenizer = self.base_tokenizer or self.tokenizer, copy.deepcopy(self.tokenizer)
         pieces = [base(text, add_special_tokens=False)["input_ids"] for text in texts]
-        self.base_tokenizer, self.tokenizer = base, copy.deepcopy(self.tokenizer)
-        self.tokenizer.add_tokens([AddedToken(text, normalized=False, special=True) for text in texts])
-        self.__dict__.pop("_marks", None)
-        return pieces
+        tokenizer.add_tokens([AddedToken(text, normalized=False, special=True) for text in texts])
+        return replace(self, tokenizer=tokenizer, base_tokenizer=base), pieces
 
     def token_ids(self, texts: list[str]) -> list[int]:
         """Ids of texts that must each be one token; ValueError names the first that is not."""
@@ -221,3 +214,18 @@ class Encoder:
                 raise ValueError(f"train_token_rows: seen {text!r} as {len(found)} tokens, expected one token")
             ids.append(found[0])
         return ids
+
+
+@dataclass
+class TaskEncoder:
+    """`encoder` for questions whose task is chosen by `task_of(prompt)`, in place of the record's own."""
+
+    encoder: Encoder
+    task_of: Callable[[str], str]
+
+    def __call__(self, sample: Any, for_generation: bool = False) -> dict[str, Any]:
+        """As `Encoder`; rows with their answers, which are trained on, keep the record's task."""
+        if not for_generation:
+            return self.encoder(sample)
+        prompt = next(turn.text for turn in reversed(sample.turns) if turn.role == "user")
+        return self.encoder(sample, True, self.task_of(prompt))

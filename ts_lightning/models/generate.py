@@ -1,37 +1,51 @@
 """The one decode loop: prefill once, expand to a group, step. Validation, predict, the page and rollouts use it.
 
-Legend: B rows, T prompt positions (padded left), V vocabulary.
+Legend: B rows, T prompt positions (padded left), V vocabulary, N heads, S positions of the cache, D size of a head.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer
 
-from ts_lightning.models.kv_cache import growing_cache
 from ts_lightning.models.packing import PAD_BRANCH, branch_mask
 from ts_lightning.models.sharding import all_ranks_done, is_sharded
 
+if TYPE_CHECKING:
+    from ts_lightning.models.vlm import VLM
+
 Sampler = Callable[[Tensor], Tensor]
+ROOM = 64  # positions by which a full layer of the cache grows
 
 
-class Decodes(Protocol):
-    """What decoding asks of a vlm."""
+class GrowingLayer(DynamicLayer):
+    """Keys and values with room behind them: a decoding step writes its own and does not copy those that are there.
 
-    backbone: Any
+    `keys` and `values` [B, N, S, D] are the filled part of larger tensors.
+    """
 
-    @property
-    def tokenizer(self) -> Any: ...
-    @property
-    def pad_id(self) -> int: ...
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.stores = [states.new_empty(*states.shape[:2], 0, states.shape[3]) for states in (key_states, value_states)]
 
-    def routing(self, batch: Mapping[str, Any], collect: bool = False) -> Any: ...
-    def embed(self, batch: Mapping[str, Any], context: Any) -> Tensor: ...
-    def token_embeddings(self, ids_BT: Tensor, context: Any) -> Tensor: ...
-    def logits(self, hidden_NH: Tensor, task_N: Tensor) -> Tensor: ...
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new states behind the others; return all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[2]
+        for i, states in enumerate((key_states, value_states)):
+            if end > self.stores[i].shape[2]:
+                room = states.new_empty(*states.shape[:2], end + ROOM - start, states.shape[3])
+                self.stores[i] = torch.cat([self.stores[i][:, :, :start], room], 2)
+            self.stores[i][:, :, start:end] = states
+        self.keys, self.values = (store[:, :, :end] for store in self.stores)
+        return self.keys, self.values
 
 
 @dataclass
@@ -39,15 +53,16 @@ class DecodeState:
     """Where decoding stands: the cache, the logits of the next token of every answer, and whose the cache's keys are.
 
     A prompt may have `group` answers: they are branches behind it (`models.packing`), so its keys and values are kept,
-    and read, once. Logits are those of prompt 0's answers, then prompt 1's ...
+    and read, once. Logits are those of prompt 0's answers, then prompt 1's ... `alpha` stands in place of the learned.
     """
 
-    vlm: Decodes
+    vlm: "VLM"
     cache: Cache
     logits_BV: Tensor
     branch_BT: Tensor
     position_B: Tensor
     task_B: Tensor
+    alpha: float | None = None
     group: int = 1
 
     def expand(self, group: int) -> "DecodeState":
@@ -60,7 +75,7 @@ class DecodeState:
         own_BG = torch.arange(1, self.group + 1, device=token_B.device).expand_as(token_BG)
         self.branch_BT = torch.cat([self.branch_BT, own_BG], 1)
         batch = {"task": self.task_B, "valid": torch.ones_like(token_BG, dtype=torch.bool)}
-        with self.vlm.routing(batch) as context:
+        with self.vlm.routing(batch, alpha=self.alpha) as context:
             hidden_BGH = self.vlm.backbone.decoder(
                 inputs_embeds=self.vlm.token_embeddings(token_BG, context),
                 attention_mask=branch_mask(own_BG, self.branch_BT),
@@ -69,16 +84,17 @@ class DecodeState:
                 use_cache=True,
             ).last_hidden_state
         self.position_B = self.position_B + 1
-        self.logits_BV = self.vlm.logits(hidden_BGH.flatten(0, 1), self.task_B.repeat_interleave(self.group))
+        task_B = self.task_B.repeat_interleave(self.group)
+        self.logits_BV = self.vlm.logits(hidden_BGH.flatten(0, 1), task_B, context)
 
 
-def prefill(vlm: Decodes, batch: Mapping[str, Any]) -> DecodeState:
+def prefill(vlm: "VLM", batch: Mapping[str, Any], alpha: float | None = None) -> DecodeState:
     """Read the prompts of a left-padded batch; ValueError for one padded on the right."""
     if not bool(batch["valid"][:, -1].all()):
         raise ValueError("generate: seen a row padded on the right, expected prompts padded on the left")
-    cache = growing_cache()
+    cache = Cache(layer_class_to_replicate=GrowingLayer)
     branch_BT = torch.where(batch["valid"], 0, PAD_BRANCH)
-    with vlm.routing(batch) as context:
+    with vlm.routing(batch, alpha=alpha) as context:
         hidden_BTH = vlm.backbone.decoder(
             inputs_embeds=vlm.embed(batch, context),
             attention_mask=branch_mask(branch_BT),
@@ -86,10 +102,10 @@ def prefill(vlm: Decodes, batch: Mapping[str, Any]) -> DecodeState:
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-    logits_BV = vlm.logits(hidden_BTH[:, -1], batch["task"])
+    logits_BV = vlm.logits(hidden_BTH[:, -1], batch["task"], context)
     last_B = batch["position_ids"].amax(-1)  # with pictures of several axes the largest of them counts
     position_B = (last_B if last_B.ndim == 1 else last_B.amax(0)) + 1
-    return DecodeState(vlm, cache, logits_BV, branch_BT, position_B, batch["task"])
+    return DecodeState(vlm, cache, logits_BV, branch_BT, position_B, batch["task"], alpha)
 
 
 def greedy(logits_BV: Tensor) -> Tensor:
@@ -97,7 +113,7 @@ def greedy(logits_BV: Tensor) -> Tensor:
     return logits_BV.argmax(-1)
 
 
-def banned_tokens(vlm: Decodes) -> list[int]:
+def banned_tokens(vlm: "VLM") -> list[int]:
     """What can never be generated: the picture placeholder and the padding token."""
     return [vlm.backbone.image_token_id, vlm.pad_id]
 
@@ -143,11 +159,11 @@ def decode(
 
 
 @torch.no_grad()
-def generate_texts(vlm: Decodes, batch: Mapping[str, Any], max_new_tokens: int) -> list[str]:
+def generate_texts(vlm: "VLM", batch: Mapping[str, Any], max_new_tokens: int, alpha: float | None = None) -> list[str]:
     """Greedy answers; marks of the codecs stay in the text, the end mark and padding do not."""
     stop = {vlm.tokenizer.eos_token_id}
     all_done = all_ranks_done if is_sharded(vlm) else all_rows_done
-    tokens = list(decode(prefill(vlm, batch), greedy, stop, max_new_tokens, all_done=all_done))
+    tokens = list(decode(prefill(vlm, batch, alpha), greedy, stop, max_new_tokens, all_done=all_done))
     drop = {*stop, vlm.pad_id}
     rows = [[t for t in row if t not in drop] for row in torch.stack(tokens, 1).tolist()]
     return [vlm.tokenizer.decode(row, skip_special_tokens=False).strip() for row in rows]

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ts_lightning.models.expert_mlp import expert_form, sorted_experts
-from ts_lightning.models.routing import record_routing
+from ts_lightning.models.experts import expert_form, sorted_experts
+from ts_lightning.models.routing import current_routing
 
 STATIC_TOKENS = 128  # on a GPU, up to here reading every expert costs no more than reading those that are hit
 
@@ -80,11 +80,17 @@ class MoE(nn.Module):
         nn.init.normal_(router.weight, std=0.02)
         return cls(experts, router, top_k)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the mixture for hidden states [..., H]."""
+    def forward(self, x: Tensor, top_k: int | None = None, tokens_N: Tensor | None = None) -> Tensor:
+        """Return the mixture for hidden states [..., H].
+
+        top_k: another number of experts a token than the layer's own. tokens_N: where `x` holds some tokens of a
+        forward's [B, T] only, their flat positions.
+        """
         x_TH = x.reshape(-1, x.shape[-1])
-        probs_TE, weights_TK, ids_TK = route(x_TH, self.router, self.top_k)
-        record_routing(self, probs_TE, ids_TK)
+        probs_TE, weights_TK, ids_TK = route(x_TH, self.router, top_k or self.top_k)
+        context = current_routing()
+        if context is not None and context.collect:
+            context.record(self, probs_TE, ids_TK, tokens_N)
         return self._path(x_TH)(x_TH, weights_TK, ids_TK, self.experts).view_as(x)
 
     def _path(self, x_TH: Tensor) -> Callable[..., Tensor]:

@@ -1,16 +1,72 @@
-"""Weights of what trained: taken from a checkpoint or a package, checked, and copied in place."""
+"""What trained, and nothing else: a package's options, weights from a checkpoint, the folder that it travels in."""
 
+import hashlib
+import json
 import pickle
 from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ts_lightning.models.sharding import local, part_like
 
 PREFIX = "vlm."
+WEIGHTS = "package.safetensors"
+CONFIG = "twin_config.json"
+ROUTER = "task_router"
+FORMAT = 1
+_KEYS = {"format", "package", "base", "backbone", "codec", "options", "max_new_tokens", "sha256"}
+
+
+@dataclass(frozen=True)
+class PackageOptions:
+    """How a package's layers and rows are made (the arguments of `TwinExpertVLM`), as `twin_config.json` stores them.
+
+    ValueError names the option that is out of its range. An option that is new gets a default under which packages of
+    before are what they were; `FORMAT` counts up when one that is there changes its meaning.
+    """
+
+    num_experts: int = 2
+    top_k: int = 1
+    eval_top_k: int | None = None
+    every: int = 2
+    first_layer: int = 0
+    alpha_init: float = 0.5
+    alpha_scope: str = "global"
+    alpha_param: str = "raw"
+    seed_experts: list[int] | None = None
+    train_token_rows: list[str] = field(default_factory=list)
+    new_tokens: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("num_experts", "every", "top_k"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: seen {getattr(self, name)}, expected at least 1")
+        if self.alpha_scope not in ("global", "layer"):
+            raise ValueError(f"alpha_scope: seen {self.alpha_scope!r}, expected 'global' or 'layer'")
+
+    @property
+    def top_ks(self) -> tuple[int, int]:
+        """Experts of a token in training and in evaluation, at most all."""
+        evaluated = self.eval_top_k or self.top_k
+        return min(self.top_k, self.num_experts), min(evaluated, self.num_experts)
+
+    @classmethod
+    def stored(cls, options: Mapping[str, Any], where: object) -> "PackageOptions":
+        """The options of a file; ValueError for one that this version does not know."""
+        if unknown := sorted(options.keys() - {option.name for option in fields(cls)}):
+            known = ", ".join(option.name for option in fields(cls))
+            raise ValueError(f"package {where}: options: seen {unknown[0]!r}, expected some of {known}")
+        return cls(**options)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds them."""
+        return asdict(self)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -61,3 +117,89 @@ def load_weights(
     for name, value in source.items():
         local(own[name]).copy_(local(part_like(value, own[name])))
     return set(source)
+
+
+def is_package(path: str | Path) -> bool:
+    """Whether `path` is a folder written by `write_package`."""
+    return (Path(path) / CONFIG).is_file()
+
+
+def write_package(
+    folder: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], scores: Mapping[str, float]
+) -> None:
+    """Write weights, `twin_config.json` and the card `README.md` into `folder`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    config = {"format": FORMAT, **config, "sha256": digest}
+    (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    parameters = sum(tensor.numel() for tensor in state.values())
+    (folder / "README.md").write_text(_card(config, scores, parameters))
+
+
+def read_package(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(`twin_config.json`, weights) of a folder; ValueError in one line for what is missing, changed or not ours."""
+    config = read_config(folder)
+    weights = Path(folder) / WEIGHTS
+    if not weights.is_file():
+        raise ValueError(f"package {folder}: seen no {WEIGHTS}, expected one beside {CONFIG}")
+    seen = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if seen != config["sha256"]:
+        raise ValueError(
+            f"package {folder}: {WEIGHTS} changed since it was saved: seen sha256 {seen[:12]}, "
+            f"expected {str(config['sha256'])[:12]}"
+        )
+    try:
+        return config, load_file(weights)
+    except SafetensorError as error:
+        raise ValueError(f"package {folder}: {WEIGHTS} can't be read ({error}), expected safetensors") from None
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The `twin_config.json` of a folder, checked."""
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise ValueError(f"package: no {CONFIG} in {folder}, expected a folder made by save_pretrained")
+    try:
+        config = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"package {path}: seen no JSON ({error}), expected a file made by save_pretrained") from None
+    if not isinstance(config, dict) or set(config) != _KEYS or config["format"] != FORMAT:
+        seen = sorted(config) if isinstance(config, dict) else type(config).__name__
+        raise ValueError(f"package {path}: seen {seen}, expected format {FORMAT} with {', '.join(sorted(_KEYS))}")
+    for name in ("backbone", "options"):
+        if not isinstance(config[name], dict):
+            raise ValueError(f"package {path}: {name}: seen {type(config[name]).__name__}, expected an object")
+    return config
+
+
+def _card(config: Mapping[str, Any], scores: Mapping[str, float], parameters: int) -> str:
+    base, codec, name = config["base"], config["codec"], config["package"]
+    lines = [
+        f"# Package `{name}`",
+        "",
+        "Twin experts of ts_lightning. The base is not in this folder, and the package changes none of its weights:",
+        "understanding questions are answered by the untouched base.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| base | {base['class']} `{base['name']}` |",
+        f"| sha256 of the base's weights | `{base['sha256']}` |",
+        f"| codec, grid, frame | {codec['name']}, {codec['grid']}, {codec['frame']} |",
+        f"| parameters | {parameters:,} |",
+        *(f"| {key} | {value} |" for key, value in sorted(config["options"].items())),
+        "",
+        "## Scores",
+        "",
+        *([f"- {key}: {value:.4f}" for key, value in sorted(scores.items())] or ["None were given when it was saved."]),
+        "",
+        "## Use",
+        "",
+        "```bash",
+        "ts-lightning validate --ckpt_path FOLDER -c SUITES.yaml",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

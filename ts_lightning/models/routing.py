@@ -1,7 +1,8 @@
 """What the layers of one forward pass need to know about its rows: which skill, which tokens are real.
 
-An MLP slot sees hidden states only, so a forward runs inside `with routing(...)`. Legend: B rows, T positions,
-N counted tokens (T flattened with B), E experts, K experts per token.
+transformers hands hidden states, and nothing else, to the MLP slot of a decoder layer: so a forward makes one `Routing`
+and runs inside `with routing(...)`, where the slots find it. Nothing of it changes on the way but `routed`, which fills
+up. Legend: B rows, T positions, N counted tokens (T flattened with B), E experts, K experts per token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,6 @@ class Routing:
     alpha_override: float | None = None
     collect: bool = False
     routed: dict[nn.Module, Routed] = field(default_factory=dict)
-    seen_N: Tensor | None = None  # flat positions of what the running package was given, None: everything
 
     def __post_init__(self) -> None:
         if self.valid_BT.ndim != 2 or self.task_B.shape != self.valid_BT.shape[:1]:
@@ -60,18 +60,8 @@ class Routing:
         found = {name: self.positions_of(name).flatten().nonzero().squeeze(1) for name in dict.fromkeys(self.packages)}
         return {name: tokens_N for name, tokens_N in found.items() if len(tokens_N)}
 
-    @contextmanager
-    def giving(self, tokens_N: Tensor) -> Iterator[None]:
-        """While this is open, routers see `tokens_N` only."""
-        self.seen_N = tokens_N
-        try:
-            yield
-        finally:
-            self.seen_N = None
-
-    def record(self, moe: nn.Module, probs_TE: Tensor, ids_TK: Tensor) -> None:
-        """Keep one router's output for the counted tokens: a package's router saw only its own tokens, others all."""
-        tokens_N = self.seen_N
+    def record(self, moe: nn.Module, probs_TE: Tensor, ids_TK: Tensor, tokens_N: Tensor | None = None) -> None:
+        """Keep one router's output for real tokens: those at the flat positions `tokens_N`, or all (None)."""
         if tokens_N is None:
             assert probs_TE.shape[0] == self.valid_BT.numel(), "hidden states and valid_BT differ in shape"
             tokens_N = self.valid_N
@@ -132,11 +122,4 @@ def keep_routing() -> tuple[AbstractContextManager, AbstractContextManager]:
     another one begun, when backward runs. What the recomputation collects is thrown away.
     """
     context = current_routing()
-    return nullcontext(), _use(None if context is None else replace(context, routed={}, seen_N=None))
-
-
-def record_routing(moe: nn.Module, probs_TE: Tensor, ids_TK: Tensor) -> None:
-    """Collect a router's output when the current routing asks for it."""
-    context = current_routing()
-    if context is not None and context.collect:
-        context.record(moe, probs_TE, ids_TK)
+    return nullcontext(), _use(None if context is None else replace(context, routed={}))

@@ -1,15 +1,17 @@
-"""The twin layer: frozen understanding experts beside a skill's trainable ones, mixed by alpha.
+"""What a package adds to a model: experts and alpha in twin layers, rows of tokens in embedding and head.
 
-Legend: B rows, T positions, H hidden size, N real tokens of the rows that a package answers.
+Legend: B rows, T positions, H hidden size, N real tokens of the rows that a package answers, V vocabulary, R rows of
+tokens.
 """
 
 import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ts_lightning.models.moe import STATIC_TOKENS
+from ts_lightning.models.moe import STATIC_TOKENS, MoE
 from ts_lightning.models.routing import Routing, current_routing
 from ts_lightning.models.zero_gradients import with_zero_gradients
 
@@ -19,6 +21,8 @@ class Alpha(nn.Module):
 
     Share one object between layers for one scalar. A start of 1 is refused: the skill would get no gradient.
     """
+
+    optimizer_group = "alpha"
 
     def __init__(self, init: float = 0.5, form: str = "raw") -> None:
         super().__init__()
@@ -35,22 +39,40 @@ class Alpha(nn.Module):
 
 
 class Package(nn.Module):
-    """What one skill adds to one layer: `experts` (an MoE, or one MLP) and `alpha`."""
+    """What one skill adds to one layer: `experts` (an MoE, or one MLP) and `alpha`.
 
-    def __init__(self, experts: nn.Module, alpha: Alpha) -> None:
+    In training an MoE's own `top_k` experts answer a token, in evaluation `eval_top_k` (None: as many).
+    """
+
+    alpha: Alpha
+
+    def __init__(self, experts: nn.Module, alpha: Alpha, eval_top_k: int | None = None) -> None:
         super().__init__()
         self.experts = experts
         self.alpha = alpha
+        self.eval_top_k = eval_top_k
+
+    def forward(self, h: Tensor, iu: Tensor, alpha: float | None = None, tokens_N: Tensor | None = None) -> Tensor:
+        """Return alpha * iu + (1 - alpha) * experts(h), [..., H] as `h` and `iu`; `alpha` in place of the learned one.
+
+        tokens_N: as in `MoE.forward`.
+        """
+        if isinstance(self.experts, MoE):
+            vg = self.experts(h, None if self.training else self.eval_top_k, tokens_N)
+        else:
+            vg = self.experts(h)
+        mixing = self.alpha().to(iu.dtype) if alpha is None else alpha
+        return mixing * iu + (1 - mixing) * vg
 
 
 class TwinExpert(nn.Module):
-    """Equations 5-6 in an MLP slot: `alpha * IU(h) + (1 - alpha) * VG(h)` where the row's task is a skill, else IU(h).
+    """TWIST eq. 5-6 in an MLP slot: `alpha * IU(h) + (1 - alpha) * VG(h)` where the row's task is a skill, else IU(h).
 
-    The residual is outside. `routing(...)` says which of `packages` (name -> `Package`) answers each row; outside of it
-    the layer is its understanding expert, and so it is for a package that this layer has no experts of. IU always sees
-    the whole batch, so that understanding rows of a batch of their own are bitwise those of the untouched layer; VG
-    sees the real tokens of its own rows only. Every trainable parameter of every package gets a gradient, zeros where
-    it had no part.
+    h is the slot's input, IU the understanding experts, VG the package's; the residual is outside. `routing(...)` says
+    which of `packages` (name -> `Package`) answers each row; outside of it the layer is its understanding expert, and
+    so it is for a package that this layer has no experts of. IU always sees the whole batch, so that understanding
+    rows of a batch of their own are bitwise those of the untouched layer; VG sees the real tokens of its own rows only.
+    Every trainable parameter of every package gets a gradient, zeros where it had no part.
     """
 
     def __init__(self, understanding: nn.Module, packages: nn.ModuleDict) -> None:
@@ -78,13 +100,12 @@ class TwinExpert(nn.Module):
                 continue
             package: Package = self.packages[name]  # type: ignore[assignment]
             used.append(package)
-            with context.giving(tokens_N):
-                if len(tokens_N) == len(h_TH):
-                    out_TH = _mix(iu_TH, package.experts(h_TH), package.alpha, context)
-                else:
-                    iu_NH, h_NH = (x_TH.index_select(0, tokens_N) for x_TH in (iu_TH, h_TH))
-                    mixed_NH = _mix(iu_NH, package.experts(h_NH), package.alpha, context)
-                    out_TH = out_TH.index_copy(0, tokens_N, mixed_NH)
+            if len(tokens_N) == len(h_TH):
+                out_TH = package(h_TH, iu_TH, context.alpha_override, tokens_N)
+            else:
+                h_NH, iu_NH = (x_TH.index_select(0, tokens_N) for x_TH in (h_TH, iu_TH))
+                mixed_NH = package(h_NH, iu_NH, context.alpha_override, tokens_N)
+                out_TH = out_TH.index_copy(0, tokens_N, mixed_NH)
         return _zero_gradients(out_TH.view_as(iu_BTH), self.packages, used, context)
 
     def _static(self, iu_BTH: Tensor, h_BTH: Tensor, context: Routing) -> Tensor:
@@ -92,15 +113,9 @@ class TwinExpert(nn.Module):
         out_BTH = iu_BTH
         for name in dict.fromkeys(context.packages):
             if name in self.packages:
-                package: Package = self.packages[name]  # type: ignore[assignment]
-                mixed_BTH = _mix(iu_BTH, package.experts(h_BTH), package.alpha, context)
+                mixed_BTH = self.packages[name](h_BTH, iu_BTH, context.alpha_override)
                 out_BTH = torch.where(context.positions_of(name)[..., None], mixed_BTH, out_BTH)
         return out_BTH
-
-
-def _mix(iu: Tensor, vg: Tensor, alpha_of_package: Alpha, context: Routing) -> Tensor:
-    alpha = alpha_of_package().to(iu.dtype) if context.alpha_override is None else context.alpha_override
-    return alpha * iu + (1 - alpha) * vg
 
 
 def _zero_gradients(
@@ -113,3 +128,54 @@ def _zero_gradients(
     parts = [package.get_submodule("experts") if forced else package for package in used]
     took_part = {parameter for part in parts for parameter in part.parameters()}
     return with_zero_gradients(output, (p for p in packages.parameters() if p not in took_part))
+
+
+class TokenRows(nn.Module):
+    """Deltas for the rows of existing tokens, and whole rows for tokens that the base's matrices do not have.
+
+    `ids` are the tokens; those from `vocab_size` on are new, the others exist. The rows act where the package answers:
+    elsewhere an existing token is as in the base, and a new one can't be said (its logit is -inf). With tied matrices
+    one row serves input and output.
+    """
+
+    ids: Tensor
+    slot_V: Tensor
+
+    def __init__(self, ids: Sequence[int], vocab_size: int, hidden_size: int, tied: bool) -> None:
+        super().__init__()
+        if len(set(ids)) != len(ids):
+            raise ValueError("train_token_rows: seen a token twice, expected different tokens")
+        self.added = max(0, max(ids) + 1 - vocab_size)
+        slot_V = torch.full((vocab_size + self.added,), -1)
+        slot_V[list(ids)] = torch.arange(len(ids))
+        self.register_buffer("ids", torch.tensor(ids), persistent=False)
+        self.register_buffer("slot_V", slot_V, persistent=False)
+        self.embed = nn.Parameter(torch.zeros(len(ids), hidden_size))
+        self.output = None if tied else nn.Parameter(torch.zeros(len(ids), hidden_size))
+
+    @torch.no_grad()
+    def start_from(self, pieces: Sequence[Sequence[int]], embedding: Tensor, head: Tensor) -> None:
+        """Start each new token's rows at the mean of the base's rows of the `pieces` that spell it."""
+        new = [row for row, token in enumerate(self.ids.tolist()) if token >= len(self.slot_V) - self.added]
+        for row, ids in zip(new, pieces, strict=True):
+            self.embed[row] = embedding[list(ids)].float().mean(0)
+            if self.output is not None:
+                self.output[row] = head[list(ids)].float().mean(0)
+
+    def add_embeddings(self, embeds_BTH: Tensor, ids_BT: Tensor, rows_BT: Tensor) -> Tensor:
+        """Embeddings plus these rows where the package answers (`rows_BT` True)."""
+        slot_BT = torch.where(rows_BT, self.slot_V[ids_BT.clamp(max=len(self.slot_V) - 1)], -1)
+        delta_BTH = F.embedding(slot_BT.clamp(min=0), self.embed).to(embeds_BTH.dtype)
+        return torch.where((slot_BT >= 0)[..., None], embeds_BTH + delta_BTH, embeds_BTH)
+
+    def add_logits(self, logits_NV: Tensor, hidden_NH: Tensor, rows_N: Tensor) -> Tensor:
+        """Logits plus these rows' part where the package answers; other rows keep their bits.
+
+        Columns of new tokens have to be there, at -inf.
+        """
+        rows_RH = self.embed if self.output is None else self.output
+        delta_NR = F.linear(hidden_NH, rows_RH.to(hidden_NH.dtype)).to(logits_NV.dtype)
+        new_R = self.ids >= len(self.slot_V) - self.added
+        base_NR = torch.where(new_R, 0, logits_NV[:, self.ids])
+        changed_NV = logits_NV.index_copy(1, self.ids, base_NR + delta_NR)
+        return torch.where(rows_N[:, None], changed_NV, logits_NV)

@@ -1,6 +1,9 @@
 """TWIST: a backbone with packages of experts beside its understanding experts. Legend as in `models.vlm`."""
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +12,20 @@ from torch import Tensor, nn
 
 from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.moe import MoE
-from ts_lightning.models.package import check_base, load_weights
-from ts_lightning.models.routing import Routing, rows_of
-from ts_lightning.models.saved_package import ROUTER, is_package, read_config, read_package, write_package
+from ts_lightning.models.package import (
+    ROUTER,
+    PackageOptions,
+    check_base,
+    is_package,
+    load_weights,
+    read_config,
+    read_package,
+    write_package,
+)
+from ts_lightning.models.routing import Routing, routing, rows_of
 from ts_lightning.models.task_router import TaskRouter
-from ts_lightning.models.token_rows import TokenRows
-from ts_lightning.models.twin_expert import Alpha, Package, TwinExpert
+from ts_lightning.models.twin import Alpha, Package, TokenRows, TwinExpert
 from ts_lightning.models.vlm import VLM
-
-ELSEWHERE = ("backbone", "package", "packages", "activation_checkpointing", "init_from")  # no options of a package
 
 
 class TwinExpertVLM(VLM):
@@ -63,13 +71,25 @@ class TwinExpertVLM(VLM):
         activation_checkpointing: bool = False,
         init_from: str | None = None,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in (*ELSEWHERE, "self", "__class__")}
+        options = PackageOptions(
+            num_experts=num_experts,
+            top_k=top_k,
+            eval_top_k=eval_top_k,
+            every=every,
+            first_layer=first_layer,
+            alpha_init=alpha_init,
+            alpha_scope=alpha_scope,
+            alpha_param=alpha_param,
+            seed_experts=None if seed_experts is None else list(seed_experts),
+            train_token_rows=list(train_token_rows),
+            new_tokens=list(new_tokens),
+        )
         super().__init__(backbone, activation_checkpointing)
         backbone.requires_grad_(False)
         self.package = package
-        self.options: dict[str, dict[str, Any]] = {}
+        self.options: dict[str, PackageOptions] = {}
         self.token_rows = nn.ModuleDict()
-        self._add(package, given)
+        self._add(package, options)
         if init_from is not None and is_package(init_from):
             self._read(init_from, package)
         elif init_from is not None:
@@ -105,7 +125,7 @@ class TwinExpertVLM(VLM):
                 "init_args": self.backbone.init_args,
             },
             "codec": {"name": self.codec.name, "grid": space.grid, "frame": space.frame},
-            "options": self.options[name],
+            "options": self.options[name].plain(),
             "max_new_tokens": max_new_tokens,
         }
         write_package(folder, self.package_tensors(name), config, scores or {})
@@ -118,16 +138,28 @@ class TwinExpertVLM(VLM):
         name = name or config["package"]
         if name in self.options:
             raise ValueError(f"package {folder}: seen a second package {name!r}, expected one of another name")
-        self._add(name, config["options"])
+        self._add(name, PackageOptions.stored(config["options"], folder))
         self._read(folder, name)
         for tensor in self.package_tensors(name).values():
             tensor.requires_grad_(False)
         self.train(self.training)
 
-    def override_alpha(self, alpha: float | None) -> None:
+    def keep_copy(self, name: str) -> None:
+        """Keep a frozen copy of the package that trains, as it is now; no task names it, `package=name` asks for it."""
+        if name in self.options:
+            raise ValueError(f"package: seen one named {name!r}, expected another name: a copy is kept under it")
+        copied: dict[int, Any] = {}  # one for all layers: those that share alpha share its copy
+        for twin in self.twins:
+            if self.package in twin.packages:
+                twin.packages[name] = copy.deepcopy(twin.packages[self.package], copied).requires_grad_(False)
+        if self.package in self.token_rows:
+            self.token_rows[name] = copy.deepcopy(self.token_rows[self.package]).requires_grad_(False)
+        self.options[name] = self.options[self.package]
+        self.train(self.training)
+
+    def check_alpha(self, alpha: float | None) -> None:
         if alpha is not None and not 0 <= alpha <= 1:
             raise ValueError(f"alpha: seen {alpha}, expected 0 (grounding experts only) to 1 (the base)")
-        self.alpha_override = alpha
 
     def remove_packages(self) -> None:
         """Put the understanding experts back into their slots: the backbone is its base again."""
@@ -135,38 +167,31 @@ class TwinExpertVLM(VLM):
             if isinstance(slot := getattr(layer, self.backbone.mlp_name), TwinExpert):
                 setattr(layer, self.backbone.mlp_name, slot.understanding)
 
-    def _add(self, name: str, options: Mapping[str, Any]) -> None:
+    def _add(self, name: str, options: PackageOptions) -> None:
         """Give layers, tokens and encoder a new package."""
-        options = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
-        for key in ("num_experts", "every", "top_k"):
-            if options[key] < 1:
-                raise ValueError(f"{key}: seen {options[key]}, expected at least 1")
-        if options["alpha_scope"] not in ("global", "layer"):
-            raise ValueError(f"alpha_scope: seen {options['alpha_scope']!r}, expected 'global' or 'layer'")
         if not name.isidentifier() or name == "understanding":
             raise ValueError(f"package: seen {name!r}, expected the name of a skill: letters, digits and _")
-        shared = Alpha(options["alpha_init"], options["alpha_param"])
-        top_k = min(options["top_k"], options["num_experts"])
-        for layer in list(self.backbone.layers)[options["first_layer"] :: options["every"]]:
+        shared = Alpha(options.alpha_init, options.alpha_param)
+        top_k, eval_top_k = options.top_ks
+        for layer in list(self.backbone.layers)[options.first_layer :: options.every]:
             slot = getattr(layer, self.backbone.mlp_name)
             twin = slot if isinstance(slot, TwinExpert) else TwinExpert(slot, nn.ModuleDict())
-            experts = grounding_experts(twin.understanding, options["num_experts"], top_k, options["seed_experts"])
-            own = options["alpha_scope"] == "layer"
-            alpha = Alpha(options["alpha_init"], options["alpha_param"]) if own else shared
-            twin.packages[name] = Package(experts, alpha)
+            experts = grounding_experts(twin.understanding, options.num_experts, top_k, options.seed_experts)
+            alpha = Alpha(options.alpha_init, options.alpha_param) if options.alpha_scope == "layer" else shared
+            twin.packages[name] = Package(experts, alpha, eval_top_k)
             setattr(layer, self.backbone.mlp_name, twin)
-        if rows := self._make_token_rows(options["train_token_rows"], options["new_tokens"]):
+        if rows := self._make_token_rows(options.train_token_rows, options.new_tokens):
             self.token_rows[name] = rows
         self.options[name] = options
-        self.backbone.encoder.skills = tuple(self.options)
+        self.encoder = replace(self.encoder, skills=(*self.encoder.skills, name))
 
     def _make_token_rows(self, existing: Sequence[str], new: Sequence[str]) -> TokenRows | None:
-        encoder, weight = self.backbone.encoder, self.backbone.embedding.weight
-        known = encoder.tokenizer.get_vocab()
+        weight, known = self.backbone.embedding.weight, self.tokenizer.get_vocab()
         new = [t for text in new for t in (self.codec.special_tokens if text == "codec" else [text])]
         new = [text for text in dict.fromkeys(new) if text not in known]
-        pieces = encoder.add_tokens(new) if new else []
+        self.encoder, pieces = self.encoder.with_tokens(new) if new else (self.encoder, [])
         named = [t for text in existing for t in (self.codec.coordinate_tokens() if text == "codec" else [text])]
+        encoder = self.encoder
         ids = encoder.token_ids(list(dict.fromkeys([*named, *new])))
         if not ids:
             return None
@@ -186,7 +211,7 @@ class TwinExpertVLM(VLM):
             package = slot.packages[name]
             for key, parameter in package.get_submodule("experts").named_parameters():
                 tensors[f"layers.{index}.experts.{key}"] = parameter
-            scope = "" if self.options[name]["alpha_scope"] == "global" else f"layers.{index}."
+            scope = "" if self.options[name].alpha_scope == "global" else f"layers.{index}."
             tensors[f"{scope}alpha"] = package.get_parameter("alpha.value")
         if name in self.token_rows:
             tensors |= {f"token_rows.{key}": p for key, p in self.token_rows[name].named_parameters()}
@@ -215,27 +240,33 @@ class TwinExpertVLM(VLM):
     def log_values(self) -> dict[str, float]:
         return {"alpha": torch.stack(self.alphas()).mean().item()}
 
-    def routing(self, batch: Mapping[str, Any], collect: bool = False) -> Any:
-        for name in self.answering:
-            if not any(name in twin.packages for twin in self.twins):
-                raise ValueError(f"package: seen {name!r}, expected one of {', '.join(self.options)}")
-        return super().routing(batch, collect)
+    def routing(
+        self,
+        batch: Mapping[str, Any],
+        collect: bool = False,
+        package: str | None = None,
+        alpha: float | None = None,
+    ) -> AbstractContextManager[Routing]:
+        self.check_alpha(alpha)
+        if package is not None and package not in self.options:
+            raise ValueError(f"package: seen {package!r}, expected one of {', '.join(self.options)}")
+        return routing(batch["task"], batch["valid"], self.skills if package is None else package, alpha, collect)
 
     def token_embeddings(self, ids_BT: Tensor, context: Routing) -> Tensor:
         in_base_BT = ids_BT < len(self.backbone.embedding.weight)
         embeds_BTH = super().token_embeddings(torch.where(in_base_BT, ids_BT, 0) if self._added else ids_BT, context)
         if self._added:
             embeds_BTH = torch.where(in_base_BT[..., None], embeds_BTH, 0)
-        for name, rows in self._active_rows():
+        for name, rows in self._active_rows(context):
             embeds_BTH = rows.add_embeddings(embeds_BTH, ids_BT, context.positions_of(name))
         return embeds_BTH
 
-    def logits(self, hidden_NH: Tensor, task_N: Tensor) -> Tensor:
-        logits_NV = super().logits(hidden_NH, task_N)
+    def logits(self, hidden_NH: Tensor, task_N: Tensor, context: Routing) -> Tensor:
+        logits_NV = super().logits(hidden_NH, task_N, context)
         if self._added:
             logits_NV = torch.cat([logits_NV, logits_NV.new_full((len(logits_NV), self._added), -torch.inf)], 1)
-        for name, rows in self._active_rows():
-            logits_NV = rows.add_logits(logits_NV, hidden_NH, rows_of(name, self.answering, task_N))
+        for name, rows in self._active_rows(context):
+            logits_NV = rows.add_logits(logits_NV, hidden_NH, rows_of(name, context.packages, task_N))
         return logits_NV
 
     @property
@@ -243,20 +274,9 @@ class TwinExpertVLM(VLM):
         """Columns of the logits beyond the base's vocabulary."""
         return max((int(rows.added) for rows in self.token_rows.values()), default=0)  # type: ignore[arg-type]
 
-    def _active_rows(self) -> list[tuple[str, TokenRows]]:
+    def _active_rows(self, context: Routing) -> list[tuple[str, TokenRows]]:
         named: Any = self.token_rows.items()
-        return [] if self.alpha_override == 1 else [pair for pair in named if pair[0] in self.answering]
-
-    def train(self, mode: bool = True) -> "TwinExpertVLM":
-        """Switch modes; experts use `top_k` in training and `eval_top_k` in evaluation, installed ones the latter."""
-        super().train(mode)
-        for twin in self.twins:
-            for name, options in self.options.items():
-                if name in twin.packages and isinstance(moe := twin.packages[name].get_submodule("experts"), MoE):
-                    trains = mode and moe.router.weight.requires_grad
-                    top_k = options["top_k"] if trains else options["eval_top_k"] or options["top_k"]
-                    moe.top_k = min(top_k, options["num_experts"])
-        return self
+        return [] if context.alpha_override == 1 else [pair for pair in named if pair[0] in context.packages]
 
 
 def grounding_experts(

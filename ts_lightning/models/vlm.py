@@ -3,7 +3,8 @@
 Legend: B rows, T positions, N loss positions, H hidden size, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ts_lightning.grounding.codecs import Codec
 from ts_lightning.models.backbones.base import Backbone
+from ts_lightning.models.encode import Encoder, TaskEncoder
 from ts_lightning.models.generate import generate_texts
 from ts_lightning.models.package import load_weights
 from ts_lightning.models.packing import PAD_BRANCH, branch_mask
@@ -26,27 +28,26 @@ Result = TypeVar("Result")
 
 
 class VLM(Recorded, nn.Module):
-    """A backbone with its encoder, a forward that gives logits at loss positions, and generation.
+    """A backbone, an encoder of samples for it, a forward that gives logits at loss positions, and generation.
 
     activation_checkpointing: recompute each decoder layer in backward. init_from: checkpoint or package whose weights,
-    and nothing else, are loaded. `alpha_override` and `package_override` answer every row of a skill with another
-    alpha, with another package; packages are parts of the twin layers, so nothing is swapped.
+    and nothing else, are loaded.
     """
+
+    encoder: Encoder
 
     def __init__(self, backbone: Backbone, activation_checkpointing: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
+        self.encoder = backbone.encoder
         self.base_identity = backbone.identity()
-        self.alpha_override: float | None = None
-        self.package_override: str | None = None
         self.task_router: TaskRouter | None = None
         if activation_checkpointing:
-            for layer in backbone.layers:
-                layer.forward = _Recomputed(layer.forward)
+            recompute(backbone.layers)
 
     @property
     def tokenizer(self) -> Any:
-        return self.backbone.encoder.tokenizer
+        return self.encoder.tokenizer
 
     @property
     def pad_id(self) -> int:
@@ -56,24 +57,48 @@ class VLM(Recorded, nn.Module):
     @property
     def codec(self) -> Codec:
         """How boxes are written for this backbone."""
-        return self.backbone.encoder.codec
+        return self.encoder.codec
 
-    def encode(self, sample: Any, for_generation: bool = False) -> dict[str, Any]:
+    def encode(self, sample: Any, for_generation: bool = False, task: str | None = None) -> dict[str, Any]:
         """The row of one sample (`models.encode.Encoder`)."""
-        return self.backbone.encoder(sample, for_generation)
+        return self.encoder(sample, for_generation, task)
 
-    def forward(self, batch: Mapping[str, Any], isolated: bool = False) -> dict[str, Any]:
+    def encoder_for(self, task: str = "given") -> Callable[..., dict[str, Any]]:
+        """What makes rows, picklable and without the model: for evaluation with the task that is named.
+
+        `task` is "given" (the record's), "auto" (the task router's choice for each prompt), or one for every row.
+        ValueError for a task without a package, or a skill that the router does not know.
+        """
+        if task == "given":
+            return self.encoder
+        if task != "auto":
+            self.encoder.task_index(task)
+            return TaskEncoder(self.encoder, partial(_always, task))
+        for name in self.router.tasks:
+            self.encoder.task_index(name, "task router")
+        if missing := [name for name in self.skills if name not in self.router.tasks]:
+            raise ValueError(f"task router: seen {', '.join(self.router.tasks)}, expected {missing[0]} among its tasks")
+        return TaskEncoder(self.encoder, self.router)
+
+    def forward(
+        self,
+        batch: Mapping[str, Any],
+        isolated: bool = False,
+        package: str | None = None,
+        alpha: float | None = None,
+    ) -> dict[str, Any]:
         """Logits where the loss is, and what the trainable routers did.
 
         Returns `logits` [N, V], `targets` [N], `positions` (row_N, column_N of the targets), and per trainable router
         `router_probs` [n, E], `expert_ids` [n, K], `rows` [n]. With `isolated` every step sees image, question and
-        itself only, and its first token is predicted from the last position of the prompt (eq. 8 to the letter).
+        itself only, and its first token is predicted from the last position of the prompt (TWIST eq. 8 to the letter:
+        step j is conditioned on image and question, not on the steps before it). `package`, `alpha`: as in `routing`.
         """
         step_ids_BT = batch["step_ids"]
         row_N, column_N = (step_ids_BT >= 0).nonzero(as_tuple=True)
         branch_BT = torch.where(batch["valid"], step_ids_BT + 1 if isolated else 0, PAD_BRANCH)
         plain = not isolated and bool(batch["valid"].all())
-        with self.routing(batch, collect=self.training) as context:
+        with self.routing(batch, self.training, package, alpha) as context:
             hidden_BTH = self.backbone.decoder(
                 inputs_embeds=self.embed(batch, context),
                 attention_mask=None if plain else branch_mask(branch_BT),
@@ -81,8 +106,9 @@ class VLM(Recorded, nn.Module):
                 use_cache=False,
             ).last_hidden_state
         predictor_N = predictors(step_ids_BT, isolated)[row_N, column_N]
-        logits_NV = self.logits(hidden_BTH[row_N, predictor_N], batch["task"][row_N])
-        routed = [r for moe, r in context.routed.items() if moe.router.weight.requires_grad]
+        logits_NV = self.logits(hidden_BTH[row_N, predictor_N], batch["task"][row_N], context)
+        routers: Any = context.routed
+        routed = [r for moe, r in routers.items() if moe.router.weight.requires_grad]
         return {
             "logits": logits_NV,
             "targets": batch["input_ids"][row_N, column_N],
@@ -92,19 +118,32 @@ class VLM(Recorded, nn.Module):
             "rows": [r.rows_N for r in routed],
         }
 
-    def routing(self, batch: Mapping[str, Any], collect: bool = False) -> Any:
-        """The context that one forward runs in."""
-        return routing(batch["task"], batch["valid"], self.answering, self.alpha_override, collect)
+    def routing(
+        self,
+        batch: Mapping[str, Any],
+        collect: bool = False,
+        package: str | None = None,
+        alpha: float | None = None,
+    ) -> AbstractContextManager[Routing]:
+        """The context that one forward runs in.
+
+        collect: keep what the routers do. package: the one that answers every row of a skill (None: that of its task).
+        alpha: mix with this weight in place of the learned one. ValueError for a vlm without packages.
+        """
+        self.check_alpha(alpha)
+        if package is not None:
+            raise ValueError(f"package: seen {package!r} for a {type(self).__name__}, expected a vlm with twin experts")
+        return routing(batch["task"], batch["valid"], self.skills, None, collect)
+
+    def check_alpha(self, alpha: float | None) -> None:
+        """ValueError for a mixing weight that this vlm can't answer with."""
+        if alpha is not None:
+            raise ValueError(f"alpha: seen {alpha} for a {type(self).__name__}, expected a vlm with twin experts")
 
     @property
     def skills(self) -> tuple[str, ...]:
         """The names of tasks 1, 2, ..."""
-        return self.backbone.encoder.skills or ("grounding",)
-
-    @property
-    def answering(self) -> tuple[str, ...]:
-        """The packages that answer tasks 1, 2, ...; an only one answers them all."""
-        return self.skills if self.package_override is None else (self.package_override,)
+        return self.encoder.skills or ("grounding",)
 
     def embed(self, batch: Mapping[str, Any], context: Routing) -> Tensor:
         """[B, T, H] embeddings of tokens and pictures."""
@@ -126,30 +165,9 @@ class VLM(Recorded, nn.Module):
         """[B, T, H] embeddings of tokens."""
         return self.backbone.embedding(ids_BT)
 
-    def logits(self, hidden_NH: Tensor, task_N: Tensor) -> Tensor:
-        """[N, V] logits; `task_N` is the task of each one's row."""
+    def logits(self, hidden_NH: Tensor, task_N: Tensor, context: Routing) -> Tensor:
+        """[N, V] logits; `task_N` is the task of each one's row, `context` the routing of its forward."""
         return self.backbone.head(hidden_NH)
-
-    def override_alpha(self, alpha: float | None) -> None:
-        """Answer with this mixing weight in place of the learned one (None); ValueError for a vlm without twins."""
-        if alpha is not None:
-            raise ValueError(f"alpha: seen {alpha} for a {type(self).__name__}, expected a vlm with twin experts")
-
-    def answer_as(self, task: str) -> None:
-        """Whose task generation takes: "given" (the record's), "auto" (the task router's), or this one for every row.
-
-        ValueError for a task without a package, or a skill that the router does not know. Training and `encode` without
-        `for_generation` keep the record's.
-        """
-        encoder, router = self.backbone.encoder, self.router if task == "auto" else None
-        if task not in ("given", "auto"):
-            encoder.task_index(task)
-        if router is not None:
-            for name in router.tasks:
-                encoder.task_index(name, "task router")
-            if missing := [name for name in self.skills if name not in router.tasks]:
-                raise ValueError(f"task router: seen {', '.join(router.tasks)}, expected {missing[0]} among its tasks")
-        encoder.task_of = None if task == "given" else router or partial(_always, task)
 
     @property
     def router(self) -> TaskRouter:
@@ -158,9 +176,9 @@ class VLM(Recorded, nn.Module):
             self.task_router = TaskRouter.load()
         return self.task_router
 
-    def generate(self, batch: Mapping[str, Any], max_new_tokens: int = 64) -> list[str]:
-        """Greedy answers of a batch of prompts, special tokens of the codecs kept."""
-        return self.run(generate_texts, batch, max_new_tokens)
+    def generate(self, batch: Mapping[str, Any], max_new_tokens: int = 64, alpha: float | None = None) -> list[str]:
+        """Greedy answers of a batch of prompts, special tokens of the codecs kept; `alpha` as in `routing`."""
+        return self.run(generate_texts, batch, max_new_tokens, alpha)
 
     def run(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
         """`function(self, ...)` as one forward: where weights are sharded (`models.sharding`) they are gathered for it.
@@ -237,16 +255,25 @@ def _always(task: str, prompt: str) -> str:
     return task
 
 
-class _Recomputed:
-    """A decoder layer's forward under activation checkpointing."""
+class Recomputed(nn.Module):
+    """Goes before a decoder layer's own class: what its forward keeps for backward is its input, the rest is redone.
 
-    def __init__(self, forward: Any) -> None:
-        self.forward = forward
+    transformers' own checkpointing is off in eval mode, which is the mode of frozen layers and of GRPO.
+    """
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        run = super().forward
         if not torch.is_grad_enabled():
-            return self.forward(*args, **kwargs)
-        return checkpoint(self.forward, *args, use_reentrant=False, context_fn=keep_routing, **kwargs)
+            return run(*args, **kwargs)
+        return checkpoint(run, *args, use_reentrant=False, context_fn=keep_routing, **kwargs)
+
+
+def recompute(layers: Iterable[nn.Module]) -> None:
+    """Make decoder layers `Recomputed`, in place: the class is wrapped, so that names of weights stay (as in FSDP2)."""
+    for layer in layers:
+        kind = type(layer)
+        if not isinstance(layer, Recomputed):
+            layer.__class__ = type(f"Recomputed{kind.__name__}", (Recomputed, kind), {})
 
 
 def predictors(step_ids_BT: Tensor, isolated: bool) -> Tensor:

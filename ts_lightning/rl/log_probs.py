@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ts_lightning.models.generate import banned_tokens
 from ts_lightning.models.packing import branch_mask, pack_groups
+from ts_lightning.models.routing import Routing
 from ts_lightning.models.vlm import VLM
 
 CHUNK = 1024  # tokens whose logits exist at a time: those of a whole group would outweigh the model's activations
@@ -34,14 +35,15 @@ def group_log_probs(
     batch: Mapping[str, Any],
     completions: Sequence[Sequence[Sequence[int]]],
     temperature: float = 1.0,
+    package: str | None = None,
 ) -> TokenScores:
-    """Score the completions of each prompt of `batch` (any padding side) in one forward.
+    """Score the completions of each prompt of `batch` (any padding side) in one forward; `package` as in `VLM.routing`.
 
     The prompt and its pictures are computed once a group; gradients flow through them. Equal to a forward over the
     prompt repeated for each completion. The completions of prompt b are rows b * G, b * G + 1 ... of the result.
     """
     packed = pack_groups(batch, completions, vlm.pad_id)
-    with vlm.routing(packed) as context:
+    with vlm.routing(packed, package=package) as context:
         hidden_BTH = vlm.backbone.decoder(
             inputs_embeds=vlm.embed(packed, context),
             attention_mask=branch_mask(packed["branch"]),
@@ -53,7 +55,7 @@ def group_log_probs(
     parts = [part.split(CHUNK) for part in (hidden_KH, task_K, packed["targets"])]
     scored = []
     for hidden_CH, task_C, targets_C in zip(*parts, strict=True):
-        chunk = hidden_CH, task_C, targets_C, temperature
+        chunk = hidden_CH, task_C, context, targets_C, temperature
         if len(parts[0]) > 1 and torch.is_grad_enabled():
             scored.append(checkpoint(_score, vlm, *chunk, use_reentrant=False))
         else:
@@ -64,9 +66,11 @@ def group_log_probs(
     return TokenScores(*(torch.index_put(grid_NT, packed["places"], values) for values in (logp_K, entropy_K)))
 
 
-def _score(vlm: VLM, hidden_CH: Tensor, task_C: Tensor, targets_C: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _score(
+    vlm: VLM, hidden_CH: Tensor, task_C: Tensor, context: Routing, targets_C: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of some tokens."""
-    logp_CV = tempered(vlm.logits(hidden_CH, task_C), temperature, banned_tokens(vlm))
+    logp_CV = tempered(vlm.logits(hidden_CH, task_C, context), temperature, banned_tokens(vlm))
     with torch.no_grad():
         entropy_C = torch.special.entr(logp_CV.exp()).sum(-1)
     return logp_CV.gather(1, targets_C[:, None]).squeeze(1), entropy_C

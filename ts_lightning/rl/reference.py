@@ -1,9 +1,8 @@
 """The policy that GRPO started from, without a second model."""
 
-import copy
 import hashlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ REFERENCE = "reference"
 
 
 class ReferencePolicy:
-    """Freezes a vlm as it is now; `with reference.active():` its forwards are those of that moment.
+    """Freezes a vlm as it is now; `with reference.active() as package:` its forwards are those of that moment.
 
     TWIST gets a frozen package `reference` beside the one that trains, LoRA without an earlier stage goes with its
     adapter off, any other vlm keeps one frozen copy of what trains, on the device or, with `offload`, on the CPU. The
@@ -32,7 +31,7 @@ class ReferencePolicy:
         self.held: dict[str, Tensor] = {}
         self.digest: str | None = None  # of `held`, from when it was whole
         if isinstance(vlm, TwinExpertVLM):
-            _add_frozen_package(vlm)
+            vlm.keep_copy(REFERENCE)
         elif not (isinstance(vlm, LoRAVLM) and vlm.init_args.get("init_from") is None):
             for name, parameter in vlm.named_parameters():
                 if parameter.requires_grad:
@@ -47,8 +46,8 @@ class ReferencePolicy:
             self.held[name] = local(part_like(value, parameters[name])).to(value.device)
 
     @contextmanager
-    def active(self) -> Iterator[None]:
-        """While this is open, the vlm answers as the reference; no gradients.
+    def active(self) -> Iterator[str | None]:
+        """While this is open, forwards with the `package` that it yields are the reference's; no gradients.
 
         Autocast keeps its copies of parameters for as long as it is open: those of the reference, made without
         gradients, must not serve the policy, nor the other way round.
@@ -56,13 +55,14 @@ class ReferencePolicy:
         torch.clear_autocast_cache()
         try:
             with torch.no_grad(), self._switched():
-                yield
+                yield REFERENCE if isinstance(self.vlm, TwinExpertVLM) else None
         finally:
             torch.clear_autocast_cache()
 
     def _switched(self) -> AbstractContextManager[None]:
+        """While this is open, a vlm without packages is the reference."""
         if isinstance(self.vlm, TwinExpertVLM):
-            return _package(self.vlm)
+            return nullcontext()
         if self.held:
             return self._with_held()
         assert isinstance(self.vlm, LoRAVLM)
@@ -121,28 +121,3 @@ class ReferencePolicy:
             digest.update(name.encode())
             digest.update(tensor_bytes(value))
         return digest.hexdigest()
-
-
-def _add_frozen_package(vlm: TwinExpertVLM) -> None:
-    if REFERENCE in vlm.options:
-        raise ValueError(
-            f"package: seen one named {REFERENCE!r}, expected another name: GRPO keeps its reference there"
-        )
-    skills, memo = vlm.backbone.encoder.skills, dict[int, Any]()  # one memo: layers that share alpha share its copy
-    for twin in vlm.twins:
-        if vlm.package in twin.packages:
-            twin.packages[REFERENCE] = copy.deepcopy(twin.packages[vlm.package], memo).requires_grad_(False)
-    if vlm.package in vlm.token_rows:
-        vlm.token_rows[REFERENCE] = copy.deepcopy(vlm.token_rows[vlm.package]).requires_grad_(False)
-    vlm.options[REFERENCE] = vlm.options[vlm.package]
-    vlm.backbone.encoder.skills = skills  # no record asks for it
-    vlm.train(vlm.training)
-
-
-@contextmanager
-def _package(vlm: TwinExpertVLM) -> Iterator[None]:
-    before, vlm.package_override = vlm.package_override, REFERENCE
-    try:
-        yield
-    finally:
-        vlm.package_override = before

@@ -95,7 +95,7 @@ def pick(logp_NV: Tensor, noise_N: Tensor, top_p: float = 1.0) -> Tensor:
 
 def check_room(vlm: VLM, batch: Mapping[str, Any], max_new_tokens: int) -> None:
     """ValueError for the first prompt that leaves less than `max_new_tokens` of the backbone's longest row."""
-    limit = vlm.backbone.encoder.max_length
+    limit = vlm.encoder.max_length
     for sample, length in zip(batch["samples"], batch["valid"].sum(1).tolist(), strict=True):
         if length + max_new_tokens > limit:
             raise ValueError(

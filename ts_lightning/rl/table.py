@@ -35,7 +35,7 @@ def write_table(
     for b, (sample, group) in enumerate(zip(batch["samples"][:prompts], rollout.completions, strict=False)):
         pictures = seen_pictures(vlm, batch, b)
         path = folder / f"step-{step:06d}-{b}.png"
-        draw_group(pictures, sample, group, vlm.backbone.encoder.pixel_mode == "pad").save(path)
+        draw_group(pictures, sample, group, vlm.encoder.pixel_mode == "pad").save(path)
         listed = [
             {
                 "text": completion.text,
@@ -86,7 +86,7 @@ def seen_pictures(vlm: VLM, batch: Mapping[str, Any], row: int) -> list[Image.Im
     first, last = sum(counts[:row]), sum(counts[: row + 1])
     if "image_grid" not in batch:
         return [_image(pixels_3HW) for pixels_3HW in batch["pixel_values"][first:last]]
-    encoder: Any = vlm.backbone.encoder
+    encoder: Any = vlm.encoder
     sizes = batch["image_grid"].prod(1).tolist()
     pictures = []
     for number in range(first, last):

@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
 
 from ts_lightning.models.lora import is_adapter, read_adapter
-from ts_lightning.models.saved_package import is_package, read_config
+from ts_lightning.models.package import is_package, read_config
 from ts_lightning.runs.checkpoint_io import CheckpointIO
 from ts_lightning.runs.class_paths import instantiate
 from ts_lightning.runs.package_state import model_config

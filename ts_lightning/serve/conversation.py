@@ -103,7 +103,7 @@ def answer(
         raise ValueError("question: seen nothing, expected a question")
     chosen = task_of(question) if task == "auto" else task
     row = vlm.encode(conversation.sample(vlm, chosen), for_generation=True)
-    room = vlm.backbone.encoder.max_length - len(row["input_ids"])
+    room = vlm.encoder.max_length - len(row["input_ids"])
     if room < 1:
         raise ValueError(f"conversation: seen {len(row['input_ids'])} tokens, expected room for an answer")
     yield {"task": chosen, "automatic": task == "auto"}

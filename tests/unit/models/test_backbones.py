@@ -260,7 +260,7 @@ def test_completions_behind_one_prompt_are_rows_of_their_own(make: Any) -> None:
             use_cache=False,
         ).last_hidden_state
         rows_K = packed["rows"]
-        together = vlm.logits(hidden_BTH[rows_K, packed["predictors"]], packed["task"][rows_K])
+        together = vlm.logits(hidden_BTH[rows_K, packed["predictors"]], packed["task"][rows_K], context)
         alone = []
         for prompt, group in zip(prompts, groups, strict=True):
             for completion in group:

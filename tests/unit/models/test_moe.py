@@ -8,7 +8,7 @@ from transformers import LlamaConfig, PhiConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.phi.modeling_phi import PhiMLP
 
-from ts_lightning.models import activation
+from ts_lightning.models import experts
 from ts_lightning.models.moe import MoE, moe_loop, moe_sorted, moe_static, route
 from ts_lightning.models.routing import routing
 
@@ -78,7 +78,7 @@ def test_gradcheck(form: str, top_k: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 3, 1000])
 def test_tanh_gelu_in_pieces_equals_torch(dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activation, "CACHED_ELEMENTS", rows * F_SIZE)
+    monkeypatch.setattr(experts, "CACHED_ELEMENTS", rows * F_SIZE)
     torch.manual_seed(0)
     z = (2 * torch.randn(7, F_SIZE, dtype=torch.float64)).to(dtype)
     weight, upstream = torch.rand(7, 1, dtype=dtype), torch.randn(7, F_SIZE, dtype=dtype)
@@ -86,8 +86,8 @@ def test_tanh_gelu_in_pieces_equals_torch(dtype: torch.dtype, rows: int, monkeyp
     expected = F.gelu(exact, approximate="tanh")
     slope = torch.autograd.grad(expected.sum(), exact)[0]
     tolerance = {"atol": torch.finfo(dtype).eps * 50, "rtol": torch.finfo(dtype).eps * 10}
-    torch.testing.assert_close(activation.hidden(activation.tanh_gelu, [z]), expected.to(dtype), **tolerance)
-    hidden, dot, (dz,) = activation.hidden_backward(activation.tanh_gelu, [z], upstream.clone(), weight, True)
+    torch.testing.assert_close(experts.hidden(experts.tanh_gelu, [z]), expected.to(dtype), **tolerance)
+    hidden, dot, (dz,) = experts.hidden_backward(experts.tanh_gelu, [z], upstream.clone(), weight, True)
     torch.testing.assert_close(hidden, expected.to(dtype), **tolerance)
     torch.testing.assert_close(dz, (weight * slope * upstream).to(dtype), **tolerance)
     torch.testing.assert_close(dot, (expected * upstream).sum(-1).to(dtype), atol=tolerance["atol"] * 10, rtol=0.1)

@@ -12,7 +12,7 @@ from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, 
 from ts_lightning.losses import token_nll
 from ts_lightning.models import PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
-from ts_lightning.models.saved_package import read_package
+from ts_lightning.models.package import read_package
 from ts_lightning.models.vlm import VLM
 from ts_lightning.pipelines.toy_world.shards import grounding_samples, understanding_samples
 
@@ -90,13 +90,10 @@ def test_two_packages_on_one_base_row_by_row(tmp_path: Path) -> None:
         torch.testing.assert_close(mixed[mine], alone[mine], rtol=1e-5, atol=1e-5)
     one_skill = batch(both, samples[:1])
     assert torch.equal(both(one_skill)["logits"], boxes(one_skill)["logits"])
-    both.package_override = "reading"
-    assert not torch.allclose(both(one_skill)["logits"], boxes(one_skill)["logits"], atol=1e-3)
-    both.package_override = "counting"
+    assert not torch.allclose(both(one_skill, package="reading")["logits"], boxes(one_skill)["logits"], atol=1e-3)
     with pytest.raises(ValueError, match="package: seen 'counting', expected one of grounding, reading"):
-        both(one_skill)
+        both(one_skill, package="counting")
     prompts = batch(both, samples, for_generation=True)
-    both.package_override = None
     words = both.generate(prompts, 6)
     for vlm, members in ((boxes, [0, 3]), (texts, [1, 4]), (PlainVLM(backbone(), train=()).eval(), [2])):
         alone = vlm.generate({**prompts, "task": torch.ones(5, dtype=torch.long)}, 6)
@@ -138,7 +135,7 @@ def test_new_tokens_train_and_are_absent_from_understanding(tmp_path: Path) -> N
     vlm = shaken(TwinExpertVLM(backbone(), new_tokens=NEW, train_token_rows=["<box>"]))
     base = PlainVLM(backbone(), train=()).eval()
     size = len(base.backbone.embedding.weight)
-    ids = vlm.backbone.encoder.token_ids(NEW)
+    ids = vlm.encoder.token_ids(NEW)
     assert ids == [size, size + 1]
     assert vlm.backbone.embedding.weight.shape[0] == size
     prompt = reading("<image>")  # any record; its text gets the new tokens

@@ -11,7 +11,7 @@ from transformers.models.phi.modeling_phi import PhiMLP
 
 from ts_lightning.models.moe import MoE
 from ts_lightning.models.routing import current_routing, keep_routing, routing
-from ts_lightning.models.twin_expert import Alpha, Package, TwinExpert
+from ts_lightning.models.twin import Alpha, Package, TwinExpert
 
 TASK = torch.tensor([0, 1])
 VALID = torch.tensor([[1, 1, 1], [0, 1, 1]])

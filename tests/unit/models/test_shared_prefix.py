@@ -78,7 +78,7 @@ def repeated(vlm: VLM, batch: dict, completions: list, temperature: float) -> Te
                     inputs_embeds=vlm.embed(row, context), position_ids=positions, use_cache=False
                 ).last_hidden_state[0]
             before = hidden[int(kept.sum()) - 1 : -1]
-            logits = vlm.logits(before, row["task"].expand(len(tokens)))
+            logits = vlm.logits(before, row["task"].expand(len(tokens)), context)
             logp = tempered(logits, temperature, banned_tokens(vlm))
             rows.append(logp.gather(1, torch.tensor(tokens)[:, None]).squeeze(1))
     longest = max(map(len, rows))

@@ -117,26 +117,24 @@ def test_rows_take_the_task_that_is_asked_for(shipped: TaskRouter, tmp_path: Pat
     vlm = TwinExpertVLM(TinyBackbone(pretrained=None, **SIZES)).eval()
     samples = [*grounding_samples("val", 4), *understanding_samples("val", 4)]
 
-    def tasks(for_generation: bool = True) -> list[int]:
-        return [vlm.encode(sample, for_generation)["task"] for sample in samples]
+    def tasks(policy: str, for_generation: bool = True) -> list[int]:
+        encode = pickle.loads(pickle.dumps(vlm.encoder_for(policy)))  # data workers get it
+        return [encode(sample, for_generation)["task"] for sample in samples]
 
     given = [1] * 4 + [0] * 4
-    assert tasks() == given
-    vlm.answer_as("auto")
-    assert tasks() == given
+    assert tasks("given") == tasks("auto") == given
     samples[0].task, samples[4].task = "understanding", "grounding"  # the records lie; the prompts do not
-    assert tasks() == given
-    assert tasks(for_generation=False) == [0, 1, 1, 1, 1, 0, 0, 0]
+    assert tasks("auto") == given
+    lies = [0, 1, 1, 1, 1, 0, 0, 0]
+    assert tasks("auto", for_generation=False) == lies
     for task, expected in (("understanding", 0), ("grounding", 1)):
-        vlm.answer_as(task)
-        assert tasks() == [expected] * 8
-    vlm.answer_as("given")
-    assert tasks() == [0, 1, 1, 1, 1, 0, 0, 0]
+        assert tasks(task) == [expected] * 8
+        assert tasks(task, for_generation=False) == lies
+    assert tasks("given") == lies
+    assert vlm.encode(samples[0], True, task="grounding")["task"] == 1
     with pytest.raises(ValueError, match="seen task 'reading', expected understanding, grounding"):
-        vlm.answer_as("reading")
-    vlm.answer_as("auto")
-    prompts_of = collate([vlm.encode(s, True) for s in samples], vlm.pad_id, "left")
-    vlm.answer_as("given")
+        vlm.encoder_for("reading")
+    prompts_of = collate([vlm.encoder_for("auto")(s, True) for s in samples], vlm.pad_id, "left")
     base = PlainVLM(TinyBackbone(pretrained=None, **SIZES), train=()).eval()
     assert vlm.generate(prompts_of, 4)[4:] == base.generate(prompts_of, 4)[4:]
     vlm.save_pretrained(tmp_path)
@@ -154,11 +152,11 @@ def test_of_two_routers_the_one_that_knows_more_stays(shipped: TaskRouter, tmp_p
     for first, second in (("grounding", "reading"), ("reading", "grounding")):
         both = TwinExpertVLM.from_pretrained(tmp_path / first, TinyBackbone(pretrained=None, **SIZES))
         both.install(tmp_path / second)
-        both.answer_as("auto")
+        both.encoder_for("auto")
         assert both.router.tasks == wide.tasks
     both.task_router = shipped
     with pytest.raises(ValueError, match="router: seen understanding, grounding, expected reading among its tasks"):
-        both.answer_as("auto")
+        both.encoder_for("auto")
     both.save_pretrained(tmp_path / "alone", name="reading")
     assert not (tmp_path / "alone/task_router").exists()  # it could not choose this package
 

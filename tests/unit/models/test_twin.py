@@ -8,7 +8,7 @@ from transformers.models.phi.modeling_phi import PhiMLP
 
 from ts_lightning.models.moe import MoE
 from ts_lightning.models.routing import routing
-from ts_lightning.models.twin_expert import Alpha, Package, TwinExpert
+from ts_lightning.models.twin import Alpha, Package, TwinExpert
 
 B, T, H = 3, 5, 8
 TASK = torch.tensor([0, 1, 1])

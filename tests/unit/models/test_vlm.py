@@ -57,16 +57,16 @@ def test_mixed_batch_keeps_understanding_rows() -> None:
 
 
 @torch.no_grad()
-def test_alpha_override_one_is_the_base() -> None:
+def test_alpha_of_one_is_the_base() -> None:
     tuned, base = shaken(twin()).eval(), PlainVLM(backbone()).eval()
     rows = batch(tuned, GROUNDING)
-    tuned.override_alpha(1.0)
-    assert torch.equal(tuned(rows)["logits"], base(rows)["logits"])
-    tuned.override_alpha(None)
+    assert torch.equal(tuned(rows, alpha=1.0)["logits"], base(rows)["logits"])
     assert not torch.equal(tuned(rows)["logits"], base(rows)["logits"])
     for alpha in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"alpha: seen .*, expected 0 .* to 1"):
-            tuned.override_alpha(alpha)
+            tuned(rows, alpha=alpha)
+    with pytest.raises(ValueError, match=r"alpha: seen 0.5 for a PlainVLM, expected a vlm with twin experts"):
+        base(rows, alpha=0.5)
 
 
 @pytest.mark.parametrize("samples", [GROUNDING, UNDERSTANDING, GROUNDING[:1]])

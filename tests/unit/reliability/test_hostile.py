@@ -10,7 +10,7 @@ from jsonargparse import get_loader
 
 from tests.reliability import hostile_files
 from ts_lightning.models.lora import read_adapter
-from ts_lightning.models.saved_package import read_config
+from ts_lightning.models.package import read_config
 from ts_lightning.reports.suite_report import write_suite_report
 from ts_lightning.rl.rewards import load_rewards
 from ts_lightning.runs import CheckpointIO

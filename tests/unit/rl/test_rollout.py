@@ -123,13 +123,13 @@ def test_reference_is_the_policy_as_it_was(kind: str, offload: bool) -> None:
     batch, completions = batch_of(vlm, [0, 1]), [[[30, 31], [32]], [[33], [34, 35]]]
     reference = ReferencePolicy(vlm, offload)
 
-    def scores() -> torch.Tensor:
+    def scores(package: str | None = None) -> torch.Tensor:
         with torch.no_grad():
-            return group_log_probs(vlm, batch, completions).logp_NT
+            return group_log_probs(vlm, batch, completions, package=package).logp_NT
 
     before = scores()
-    with reference.active():
-        assert torch.equal(scores(), before)
+    with reference.active() as package:
+        assert torch.equal(scores(package), before)
     trained = dict(vlm.trainable_state_dict())
     torch.manual_seed(1)
     with torch.no_grad():
@@ -138,8 +138,8 @@ def test_reference_is_the_policy_as_it_was(kind: str, offload: bool) -> None:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     after = scores()
     assert not torch.allclose(after, before, atol=1e-4)
-    with reference.active():
-        assert torch.equal(scores(), before)
+    with reference.active() as package:
+        assert torch.equal(scores(package), before)
     assert torch.equal(scores(), after)
     assert vlm.trainable_state_dict().keys() == trained.keys()
 
@@ -150,8 +150,8 @@ def test_reference_under_autocast(kind: str) -> None:
     batch, completions = batch_of(vlm, [0, 1]), [[[30, 31], [32]], [[33], [34, 35]]]
     reference = ReferencePolicy(vlm)
     with torch.autocast("cpu", torch.bfloat16):
-        with reference.active():
-            before = group_log_probs(vlm, batch, completions).logp_NT
+        with reference.active() as package:
+            before = group_log_probs(vlm, batch, completions, package=package).logp_NT
         policy = group_log_probs(vlm, batch, completions).logp_NT
         assert torch.equal(policy, before)
         policy.sum().backward()
@@ -163,8 +163,9 @@ def test_reference_under_autocast(kind: str) -> None:
             for parameter in vlm.parameters():
                 if parameter.requires_grad:
                     parameter.mul_(1.5)
-            with reference.active():
-                assert torch.equal(group_log_probs(vlm, batch, completions).logp_NT, before)
+            with reference.active() as package:
+                again = group_log_probs(vlm, batch, completions, package=package).logp_NT
+                assert torch.equal(again, before)
             torch.clear_autocast_cache()
             assert not torch.equal(group_log_probs(vlm, batch, completions).logp_NT, before)
 
@@ -234,9 +235,9 @@ rank = int(sys.argv[1])
 distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 vlm = twin().eval()
 logits, steps = vlm.logits, []
-def scripted(hidden, task):
+def scripted(hidden, task, context):
     steps.append(1)
-    out = torch.zeros_like(logits(hidden, task))
+    out = torch.zeros_like(logits(hidden, task, context))
     out[:, vlm.tokenizer.eos_token_id if len(steps) > (2, 7)[rank] else 40] = 1000
     return out
 vlm.__dict__["logits"] = scripted
