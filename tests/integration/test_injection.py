@@ -14,7 +14,7 @@ from tests.unit.generation_samples import detection
 from tests.unit.hostile_texts import TEXTS, markdown_structure, structure
 from ts_lightning.data.sample import Turn
 from ts_lightning.metrics.submission import write_submission
-from ts_lightning.models import PlainVLM, lora, saved_package
+from ts_lightning.models import PlainVLM, lora, package
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.pipelines import generate, quality
 from ts_lightning.reports.suite_report import write_suite_report
@@ -49,7 +49,7 @@ def quality_page(text: str) -> str:
 def cards(folder: Path, text: str) -> Iterator[str]:
     base = {"class": text, "name": text, "sha256": text}
     codec = {"name": text, "grid": text, "frame": text}
-    yield saved_package._card({"base": base, "codec": codec, "package": text, "options": {text: text}}, {text: 0.5}, 7)
+    yield package._card({"base": base, "codec": codec, "package": text, "options": {text: text}}, {text: 0.5}, 7)
     yield lora._card({"base": base, "options": {text: text}}, {text: 0.5})
     note = {"samples": 1, "scenes": 1, "shards": [text], "dropped": {text: 1}}
     note |= {"settings": {"generator": {"questions": text}, "templates": text, "seed": 0, "input": text}}

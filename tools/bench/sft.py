@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tools.bench.harness import Step, interleave, ratio, relative_error, report, saved_bytes
-from ts_lightning.losses import scatter_to_rows, stepwise_loss, token_nll
+from ts_lightning.losses import answer_nll, stepwise_loss
 from ts_lightning.models import TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 
@@ -52,9 +52,7 @@ def make_batch() -> dict[str, Any]:
 
 def answer_loss(vlm: TwinExpertVLM, batch: dict[str, Any]) -> Tensor:
     """Return the stepwise loss (`sum`) over logits at the answer's positions only."""
-    output = vlm(batch)
-    row_N, column_N = output["positions"]
-    nll_BT = scatter_to_rows(token_nll(output["logits"], output["targets"]), row_N, column_N, ROWS, LENGTH)
+    nll_BT = answer_nll(vlm(batch), batch["step_ids"])
     return stepwise_loss(nll_BT, batch["step_ids"], "sum").sum() / ROWS
 
 

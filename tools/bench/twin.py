@@ -38,7 +38,7 @@ def parts(twin: TwinExpert) -> tuple[MoE, MoE, Alpha]:
 
 
 class Naive(nn.Module):
-    """Equations 5-6 over the same parameters by `where`, `index_add` and plain autograd."""
+    """TWIST eq. 5-6 over the same parameters by `where`, `index_add` and plain autograd."""
 
     def __init__(self, twin: TwinExpert) -> None:
         super().__init__()

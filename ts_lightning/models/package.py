@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ts_lightning.grounding.foreign_text import markdown_code, markdown_text
 from ts_lightning.models.sharding import local, part_like
 
 PREFIX = "vlm."
@@ -178,22 +179,25 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 def _card(config: Mapping[str, Any], scores: Mapping[str, float], parameters: int) -> str:
     base, codec, name = config["base"], config["codec"], config["package"]
     lines = [
-        f"# Package `{name}`",
+        f"# Package {markdown_code(name)}",
         "",
         "Twin experts of ts_lightning. The base is not in this folder, and the package changes none of its weights:",
         "understanding questions are answered by the untouched base.",
         "",
         "| | |",
         "|---|---|",
-        f"| base | {base['class']} `{base['name']}` |",
-        f"| sha256 of the base's weights | `{base['sha256']}` |",
-        f"| codec, grid, frame | {codec['name']}, {codec['grid']}, {codec['frame']} |",
+        f"| base | {markdown_text(base['class'])} {markdown_code(base['name'])} |",
+        f"| sha256 of the base's weights | {markdown_code(base['sha256'])} |",
+        f"| codec, grid, frame | {', '.join(markdown_text(codec[key]) for key in ('name', 'grid', 'frame'))} |",
         f"| parameters | {parameters:,} |",
-        *(f"| {key} | {value} |" for key, value in sorted(config["options"].items())),
+        *(f"| {markdown_text(k)} | {markdown_text(v)} |" for k, v in sorted(config["options"].items())),
         "",
         "## Scores",
         "",
-        *([f"- {key}: {value:.4f}" for key, value in sorted(scores.items())] or ["None were given when it was saved."]),
+        *(
+            [f"- {markdown_text(k)}: {value:.4f}" for k, value in sorted(scores.items())]
+            or ["None were given when it was saved."]
+        ),
         "",
         "## Use",
         "",

@@ -32,7 +32,7 @@ def format_reward(completion: Completion, sample: Sample) -> float:
 
 
 def image_reward(completion: Completion, sample: Sample, empty_answers: bool = False) -> float:
-    """Eq. 2: 1 if the object is said to be in the right picture; with several targets the share that is.
+    """MIRG-RL eq. 2: 1 if the object is said to be in the right picture; with several targets the share that is.
 
     empty_answers: where there is no such object, 1 for an answer without objects (otherwise 0).
     """
@@ -50,7 +50,7 @@ def object_reward(
     matching: bool = False,
     empty_answers: bool = False,
 ) -> float:
-    """Eq. 1: IoU of the answer's box with the target, whichever picture it is said to be in.
+    """MIRG-RL eq. 1: IoU of the answer's box with the target, whichever picture it is said to be in.
 
     It is the box that evaluation scores: the first of the answer. Several targets take the first boxes in their order,
     and the mean of their IoUs. same_image: boxes on the wrong picture count 0. matching: targets and objects are paired

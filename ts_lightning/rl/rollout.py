@@ -50,8 +50,8 @@ class Rollout:
 class RolloutCallback(Callback):
     """Fill `batch["rollout"]` with one `Rollout` for each micro-batch, before the training step.
 
-    Every completion's total is the sum of its rewards (eq. 3); advantages are those of its group (eq. 4). `GRPO`
-    keeps the vlm in eval mode: no dropout, experts as in evaluation.
+    Every completion's total is the sum of its rewards (MIRG-RL eq. 3); advantages are those of its group (eq. 4 there).
+    `GRPO` keeps the vlm in eval mode: no dropout, experts as in evaluation.
 
     Args:
         num_generations: Completions of each prompt; `global_batch_size` counts prompts.

@@ -1,5 +1,6 @@
 """Objects as plain {class_path, init_args}, and back: what configurations and checkpoints store."""
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -101,8 +102,8 @@ def renamed(value: Any) -> Any:
 def plain(value: Any, where: str) -> Any:
     """`value` in plain types: containers of str, int, float, bool, None, and {class_path, init_args} for objects.
 
-    Understood are classes, `functools.partial` of classes, and modules that carry their constructor arguments in
-    `init_args`. ValueError "<where>: seen ..., expected ..." for anything else.
+    Understood are classes, `functools.partial` of classes, dataclasses, and modules that carry their constructor
+    arguments in `init_args`. ValueError "<where>: seen ..., expected ..." for anything else.
     """
     if type(value) in _PLAIN:
         return value
@@ -114,6 +115,9 @@ def plain(value: Any, where: str) -> Any:
         return _spec(value, {}, where)
     if isinstance(value, functools.partial) and inspect.isclass(value.func) and not value.args:
         return _spec(value.func, value.keywords, where)
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return _spec(type(value), fields, where)
     if isinstance(value, nn.Module) and hasattr(value, "init_args"):
         return _spec(type(value), dict(value.init_args), where)  # type: ignore[arg-type]
     kind = type(value).__name__

@@ -1,4 +1,4 @@
-"""The twin layer against equations 5-6 written out, its bitwise guarantee, and gradients that always exist."""
+"""The twin layer against TWIST eq. 5-6 written out, its bitwise guarantee, and gradients that always exist."""
 
 import pytest
 import torch
