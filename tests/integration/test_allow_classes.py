@@ -1,5 +1,6 @@
 """A package of one's own, allowed by the command line alone, for configurations and checkpoints."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -77,3 +78,33 @@ def test_the_flag_allows_a_checkpoint(
     args = ["validate", "--ckpt_path", str(checkpoint), "--trainer.default_root_dir", str(tmp_path / "out")]
     assert "own_package.Mine" in refused(capsys, *args)
     assert main([*args, "--allow_classes=own_package"]) == 0
+
+
+LOSS = """
+from dataclasses import dataclass
+from ts_lightning.losses import RowLoss, answer_nll, stepwise_loss
+
+@dataclass
+class Scaled(RowLoss):
+    factor: float = 1.0
+    def __call__(self, output, batch):
+        nll_BT = answer_nll(output, batch["step_ids"])
+        return {"loss": self.factor * stepwise_loss(nll_BT, batch["step_ids"], "sum")}
+"""
+
+
+def test_a_configuration_names_a_loss_of_ones_own(given: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "own_package.py").write_text(LOSS)
+    first = {}
+    for factor in (1.0, 3.0):
+        loss = {"class_path": "own_package.Scaled", "init_args": {"factor": factor}}
+        given["model"] = {
+            "class_path": "ts_lightning.training.SFT",
+            "init_args": {"vlm": tiny.PLAIN, "loss": loss, "max_new_tokens": 4},
+        }
+        given["trainer"]["default_root_dir"] = str(tmp_path / f"run{factor}")
+        path = tiny.save(given, tmp_path / "own.yaml")
+        assert main(["fit", "--allow_classes", "own_package", "-c", path]) == 0
+        lines = (tmp_path / f"run{factor}" / "metrics.jsonl").read_text().splitlines()
+        first[factor] = next(row["train/loss"] for row in map(json.loads, lines) if "train/loss" in row)
+    assert first[3.0] == pytest.approx(3 * first[1.0], rel=1e-5)
