@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ts_lightning.runs import CheckpointIO
+from ts_lightning.runs.allowed_classes import refuse_code
 from ts_lightning.runs.class_paths import FLAG, allowing, not_from_a_file, one_line, take_flag
 from ts_lightning.runs.load import answering, folder_model, stored_model
 from ts_lightning.runs.metrics_log import MetricsLog
@@ -87,6 +88,11 @@ class TSLightningCLI(LightningCLI):
             text = "Draw answers with their boxes into <default_root_dir>/pictures: so many of each suite, 16 if bare."
             parser.add_argument("--pictures", nargs="?", type=int, const=16, default=0, help=text)
         return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As Lightning's; then nothing in the configuration is code."""
+        super().parse_arguments(parser, args)
+        refuse_code(self.config[self.config["subcommand"]])
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: Lightning would put the checkpoint's settings over the given ones; see with_stored_config."""

@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from torch import nn
 
-ALLOWED = ("ts_lightning", "lightning.pytorch", "torch.optim", "torch.nn", "torchmetrics")  # torch has hub and more
+from ts_lightning.runs.allowed_classes import class_names, refuse_code
+
 EXTRA_VARIABLE = "TS_LIGHTNING_CLASS_PREFIXES"
 FLAG = "--allow_classes"
 # Where classes are now that a stored file may name by the place that they had when it was written.
@@ -31,14 +32,14 @@ _PLAIN = (str, int, float, bool, type(None))
 
 
 def restrict_class_paths() -> None:
-    """From now on a configuration or a checkpoint names classes of `ALLOWED` only; others are never imported.
+    """From now on a configuration or a checkpoint names the classes of `allowed_classes` only; others are not imported.
 
     Packages of your own are added by name: --allow_classes my_package on the command line, or
     TS_LIGHTNING_CLASS_PREFIXES=my_package,other.part
     """
     set_parsing_settings(
         import_path_denylist=["*"],
-        import_path_allowlist=[*ALLOWED, *_names(os.environ.get(EXTRA_VARIABLE, ""), EXTRA_VARIABLE)],
+        import_path_allowlist=[*class_names(), *_names(os.environ.get(EXTRA_VARIABLE, ""), EXTRA_VARIABLE)],
         instantiate_subclass_spec_in_any=False,
     )
 
@@ -143,6 +144,7 @@ def instantiate(base: type, class_path: str, init_args: dict[str, Any]) -> Any:
         config = parser.parse_object({"it": {"class_path": class_path, "init_args": init_args}})
     except ArgumentError as error:
         raise ValueError(one_line(error).removeprefix("it: ")) from None
+    refuse_code(config["it"], base.__name__)
     return parser.instantiate(config).it
 
 
@@ -158,7 +160,7 @@ def one_line(error: BaseException) -> str:
     )
     text = " ".join(line for line in lines if line and not line.startswith(noise))
     text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
-    allowed = f"expected a name under {', '.join(ALLOWED)} (your own packages: {FLAG} NAME, or {EXTRA_VARIABLE})"
+    allowed = f"expected a class of ts_lightning.runs.allowed_classes (of your own packages: {FLAG} NAME)"
     text = re.sub(
         r"denied by the .* entry of the import path denylist\. Add the import path .* to allow it\.", allowed, text
     )
