@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 from ts_lightning.cli.configurations import SHIPPED, find_configuration, read_configuration
 from ts_lightning.cli.lightning import main as lightning
-from ts_lightning.grounding import CoordinateSpace, get_codec
+from ts_lightning.grounding import get_codec
+from ts_lightning.grounding.resizing import resize_rule
+from ts_lightning.metrics.answer_files import answer_codec, join, read_answers
 from ts_lightning.metrics.class_mapping import ClassMapper, sentence_embedder
 from ts_lightning.metrics.gic import SYNONYMS, caption_pairs, score_captions
 from ts_lightning.metrics.gic_names import PROMPT, AskedPairs
 from ts_lightning.metrics.judge import judge as judge_answers
-from ts_lightning.metrics.predictions import completeness, join, read_answers, read_own
+from ts_lightning.metrics.predictions import completeness, read_own
 from ts_lightning.metrics.region_class import SUBTASK, score_region_class
 from ts_lightning.metrics.robustness import by_noise, noise_table, plot_noise
 from ts_lightning.metrics.submission import write_submission
@@ -40,6 +42,10 @@ def evaluate(
     suite: str = "predictions",
     codec: str = "scout",
     grid: str | None = None,
+    frame: Literal["original", "padded_square", "resized"] | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    processor: Path | None = None,
     protocol: str | None = None,
     allow_missing: bool = False,
     annotations: Path | None = None,
@@ -59,7 +65,7 @@ def evaluate(
         ts-lightning evaluate --ckpt last.ckpt --suites eval/toy.yaml --out outputs/report
         ts-lightning evaluate --predictions outputs/report/predictions.jsonl --out outputs/scores
         ts-lightning evaluate --predictions samples.jsonl --format lmms-eval --shards 'refcoco/testA-*.tar' \
-            --suite refcoco_testA --codec shikra --out outputs/scores
+            --suite refcoco_testA --codec shikra --grid decimals:3 --frame original --out outputs/scores
 
     Writes report.json, report.md and report.html; answers stay in OUT/predictions.jsonl, where `evaluate --predictions`
     and `compare` read them again. Any --trainer.X, --model.X and --data.X of `predict` goes to the answering.
@@ -78,6 +84,10 @@ def evaluate(
         suite: name of the suite, with --shards
         codec: the notation of the answers' boxes, with --shards
         grid: another grid than the notation's own: 100, 1000, decimals:n, pixels
+        frame: another picture than the notation's own that the numbers refer to
+        min_pixels: least area of the resized picture, for answers in pixels of it
+        max_pixels: its greatest area
+        processor: folder with a preprocessor_config.json that says both
         protocol: how to score, in place of what follows from a suite's name or truth
         allow_missing: with --shards: missing answers count as wrong
         annotations: COCO's instances_*.json, for grounded captions and region classification
@@ -94,7 +104,8 @@ def evaluate(
     """
     if (ckpt is None) == (predictions is None):
         raise ValueError("evaluate: seen not one of --ckpt and --predictions, expected one of them")
-    notation = get_codec(codec, CoordinateSpace(grid) if grid else None)
+    resize = resize_rule(min_pixels, max_pixels, processor) if min_pixels or max_pixels or processor else None
+    notation: Any = answer_codec(codec, grid, frame, resize) if shards else get_codec(codec)
     if ckpt is not None:
         if not suites:
             raise ValueError(f"--suites: seen none, expected some of {', '.join(shipped_suites())}")

@@ -11,7 +11,8 @@ from ts_lightning.cli import main
 from ts_lightning.data.sample import Answer, Sample, SampleImage, Turn
 from ts_lightning.data.write import write_shards
 from ts_lightning.grounding import get_codec
-from ts_lightning.metrics.predictions import completeness, join, read_answers, read_own
+from ts_lightning.metrics.answer_files import join, read_answers
+from ts_lightning.metrics.predictions import completeness, read_own
 from ts_lightning.metrics.submission import write_submission
 from ts_lightning.metrics.suites import score_suites
 
@@ -63,7 +64,7 @@ def test_rotations_keep_their_own_answers(rotations: str, tmp_path: Path) -> Non
 )
 def test_a_file_of_another_kind_is_named(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name}: seen .*, expected tsv, csv or json") as error:
+    with pytest.raises(ValueError, match=rf"{name}: seen .*, expected xlsx, tsv, csv or json") as error:
         read_answers(tmp_path / name, "vlmevalkit")
     assert "\n" not in str(error.value)
 

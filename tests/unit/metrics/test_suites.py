@@ -16,8 +16,9 @@ from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.data.write import write_shards
 from ts_lightning.grounding import get_codec
+from ts_lightning.metrics.answer_files import join, read_answers
 from ts_lightning.metrics.intervals import interval, paired
-from ts_lightning.metrics.predictions import join, read_answers, read_own
+from ts_lightning.metrics.predictions import read_own
 from ts_lightning.metrics.record import prediction_record
 from ts_lightning.metrics.suites import compare, score_suites
 from ts_lightning.reports.suite_report import write_suite_report
@@ -148,9 +149,9 @@ def test_every_suite_gets_through_a_report(path: Path, tmp_path: Path, monkeypat
         assert one["score"] > 0 or "by evaluate" in scored or "pycocoevalcap" in scored, suite
     table = (tmp_path / "report.md").read_text()
     if path.stem == "gic":
-        assert "| gic_coco | - | 0 | AP | - | - | 0.15 (TWIST & SCOUT, Table 2) | - | - |" in table
+        assert "| gic_coco | - | 0 | AP | - | - | 0.15 (TWIST &amp; SCOUT, Table 2) | - | - |" in table
         assert "- scored: by evaluate --annotations" in table
-        assert "- paper's AP50: 0.493 (TWIST & SCOUT, Table 2)" in table
+        assert "- paper's AP50: 0.493 (TWIST &amp; SCOUT, Table 2)" in table
 
 
 def test_a_suite_without_truth_leaves_the_others_their_scores() -> None:

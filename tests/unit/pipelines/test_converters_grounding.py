@@ -106,7 +106,7 @@ def test_refcoco_refs_pickle_and_mdetr(tmp_path: Path) -> None:
     one, two = refcoco.read(folder, split="testA")
     assert (one.regions[0].phrase, two.regions[0].phrase) == ("left  man", "guy ")
     assert one.regions[0].box == pytest.approx((0.1, 0.1, 0.6, 0.5))
-    assert one.meta == {"ref_id": 1, "ann_id": 5, "split": "testA", "split_by": "unc"}
+    assert one.meta == {"ref_id": 1, "ann_id": 5, "split": "testA", "split_by": "unc", "question_id": "5"}
     (folder / "refs(google).p").write_bytes(pickle.dumps(REFS, protocol=2))
     with pytest.raises(ValueError, match="refcoco: seen the refs of google, unc, expected --split-by with one of them"):
         list(refcoco.read(folder))

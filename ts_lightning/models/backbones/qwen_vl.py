@@ -3,7 +3,6 @@
 Legend: T tokens, P patches of all pictures, N pictures, H hidden size.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from transformers import (
 )
 
 from ts_lightning.grounding.codecs import backbone_codec
+from ts_lightning.grounding.resizing import smart_size
 from ts_lightning.models.backbones.hub_layout import (
     HubBackbone,
     check_source,
@@ -42,22 +42,6 @@ CHATML = ChatTemplate(
     after_picture="",
 )
 MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
-WIDEST = 200  # the processor refuses pictures that are longer against their width
-
-
-def smart_size(size: tuple[int, int], factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """(width, height) that the image processor makes of a picture: multiples of `factor`, area within bounds."""
-    width, height = size
-    if max(size) > WIDEST * min(size):
-        raise ValueError(f"image: seen {width} x {height} pixels, expected sides at most 1 : {WIDEST}")
-    wide, high = round(width / factor) * factor, round(height / factor) * factor
-    if wide * high > max_pixels:
-        scale = math.sqrt(width * height / max_pixels)
-        wide, high = (max(factor, math.floor(side / scale / factor) * factor) for side in size)
-    elif wide * high < min_pixels:
-        scale = math.sqrt(min_pixels / (width * height))
-        wide, high = (math.ceil(side * scale / factor) * factor for side in size)
-    return wide, high
 
 
 @dataclass

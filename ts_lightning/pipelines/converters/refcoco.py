@@ -18,8 +18,9 @@ def read(
     """One question for each expression.
 
     `path` is a split file (`.pth`), an MDETR file (`.json`), or a folder with `refs(SPLIT_BY).p` and `instances.json`,
-    where `split` chooses val, testA, ... (None: all). The text is the file's, byte for byte. A split file says no
-    picture sizes: without the pictures boxes are in fractions of 640 x 640 and `meta.size_known` is false.
+    where `split` chooses val, testA, ... (None: all). `meta.question_id` is COCO's id of the object,
+    which its expressions share. The text is the file's, byte for byte. A split file says no picture sizes: without the
+    pictures boxes are in fractions of 640 x 640 and `meta.size_known` is false.
     """
     path, pictures = Path(path), pictures or Pictures()
     if path.is_dir():
@@ -40,7 +41,8 @@ def _from_split(path: Path, pictures: Pictures) -> Iterator[Sample]:
         if (box := to_box(from_xywh(xywh), size)) is None:
             pictures.dropped.note(NO_BOX, f"{path.name} row {number}")
             continue
-        meta = {"annotation": annotation, "bbox": list(xywh), "size_known": pictures.folder is not None}
+        meta = {"question_id": str(annotation), "annotation": annotation, "bbox": list(xywh)}
+        meta["size_known"] = pictures.folder is not None
         yield grounding(source, f"{source}-{number:06d}", known, clean(phrase), box, meta=meta)
 
 
@@ -63,6 +65,7 @@ def _from_mdetr(path: Path, pictures: Pictures) -> Iterator[Sample]:
                 continue
             source = image.get("dataset_name", path.stem)
             meta = {"image_id": image.get("original_id"), "annotation_id": one.get("original_id")}
+            meta["question_id"] = str(one.get("original_id", image["id"]))
             key = f"{source}-{path.stem}-{image['id']}"
             yield grounding(source, key, known, clean(image["caption"]), box, area_px=one.get("area"), meta=meta)
 
@@ -104,5 +107,5 @@ def _from_refs(folder: Path, pictures: Pictures, split: str | None, split_by: st
                 key = f"{folder.name}-{sentence['sent_id']}"
                 fields = {"category": names.get(one.get("category_id")), "area_px": one.get("area")}
                 meta = {"ref_id": ref.get("ref_id"), "ann_id": ref["ann_id"], "split": ref["split"]}
-                meta["split_by"] = split_by
+                meta |= {"split_by": split_by, "question_id": str(ref["ann_id"])}
                 yield grounding(folder.name, key, known, clean(sentence["sent"]), box, meta=meta, **fields)
