@@ -202,6 +202,43 @@ def test_boxes_are_drawn_in_the_colors_of_their_steps(
     assert [f"rgb({r}, {g}, {b})" for r, g, b in after] == colors
 
 
+def test_steps_are_numbered_by_their_place(
+    page: "playwright.Page", url: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if url[0] != "twist":
+        pytest.skip("one model is enough")
+    said = iter(
+        [
+            "[[10,10,40,40]]",
+            "Step 1: The star [[10,10,40,40]]. Step 1: The ring [[60,50,90,90]]. Step 1: The star [[10,10,40,40]].",
+            "Step 3: The cup [[10,10,40,40]]. Step 4: The hat [[60,50,90,90]].",
+        ]
+    )
+
+    def answer(vlm: VLM, conversation: Conversation, task: str, task_of: object) -> Iterator[dict]:
+        text = next(said)
+        yield {"task": "grounding", "automatic": True}
+        yield {"text": text, "boxes": found_boxes(vlm, text, conversation)}
+
+    monkeypatch.setattr("ts_lightning.serve.server.answer", answer)
+    page.evaluate(
+        """() => {
+            window.written = [];
+            const write = CanvasRenderingContext2D.prototype.fillText;
+            CanvasRenderingContext2D.prototype.fillText = function (text, ...place) {
+                window.written.push(text);
+                return write.call(this, text, ...place);
+            };
+        }"""
+    )
+    add(page, picture())
+    for turn, labels in enumerate([[], ["1, 3", "2", "1, 3"], ["1", "2"]], 1):
+        page.evaluate("window.written = []")
+        ask(page, "Where is it?", turns=turn)
+        written = page.evaluate("window.written")
+        assert written[-len(labels) :] == labels if labels else written == []
+
+
 def test_the_badge_names_the_path(page: "playwright.Page", url: tuple[str, str]) -> None:
     if url[0] != "twist":
         pytest.skip("one model is enough")

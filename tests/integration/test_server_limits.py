@@ -42,7 +42,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.log = log
-        command = [sys.executable, "ts-lightning serve", "--port", str(self.port)]
+        command = [sys.executable, "-m", "ts_lightning", "serve", "--port", str(self.port)]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with log.open("w") as file:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
@@ -122,13 +122,17 @@ def test_two_hundred_questions_at_once_are_answered_or_refused(server: Server) -
     assert server.lives()
 
 
-def test_a_client_that_goes_frees_its_place(server: Server) -> None:
+def test_clients_that_go_do_not_keep_the_line_full(server: Server) -> None:
     body = json.dumps({"images": [], "regions": [], "texts": ["What color?"], "task": "auto"})
     head = f"POST /api/ask HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     for _ in range(40):
         with socket.create_connection(("127.0.0.1", server.port)) as gone:
             gone.sendall(f"{head}\r\n\r\n{body}".encode())
-    assert server.ask()[0] == 200
+    for _ in range(200):
+        if (status := server.ask()[0]) == 200:
+            break
+        time.sleep(0.1)  # the server has not yet seen that they went
+    assert status == 200
 
 
 def test_a_body_of_800_megabytes_is_refused(server: Server) -> None:

@@ -1,7 +1,9 @@
 """The page's server: what it refuses, and in which words."""
 
+import asyncio
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,8 @@ from ts_lightning.models import PlainVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.pipelines.toy_world.render import jpeg, render
 from ts_lightning.pipelines.toy_world.scene import sample_scene
-from ts_lightning.serve.server import make_app
+from ts_lightning.serve.line import Line, Question
+from ts_lightning.serve.server import Answer, make_app
 
 PICTURE = jpeg(render(sample_scene(11)))
 RAW = {"Content-Type": "application/octet-stream"}
@@ -113,3 +116,21 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(client: TestClient) -> N
     Image.new("1", (7_000, 7_000)).save(buffer, "PNG")
     response = client.post("/api/image", content=buffer.getvalue(), headers=RAW)
     assert "seen 7000 x 7000 pixels, expected at most 12000 a side and 40,000,000" in response.json()["error"]
+
+
+def test_a_client_that_goes_frees_its_place() -> None:
+    async def gone() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def nowhere(message: dict[str, Any]) -> None:
+        assert message["type"] == "http.response.start"
+
+    async def run() -> None:
+        line = Line(places=1)
+        for _ in range(3):  # more than there are places
+            question = Question(lambda: (event for event in ()))
+            line.enter(question)
+            await Answer(line, question)({"type": "http", "asgi": {"spec_version": "2.3"}}, gone, nowhere)
+            assert question.gone
+
+    asyncio.run(run())

@@ -1,6 +1,6 @@
 // The conversation: pictures, numbered regions, questions and streamed answers. Text of a model is only ever text.
 
-import { RegionCanvas, STEP_COLORS } from "./regions.js";
+import { RegionCanvas, stepColor } from "./regions.js";
 
 const $ = (id) => document.getElementById(id);
 const HINTS = { click: "click on a thing", box: "drag a box", polygon: "click the corners, double-click to close" };
@@ -126,7 +126,7 @@ function render() {
   const last = state.turns[state.turns.length - 1];
   const here = (region) => region.image === state.shown;
   const numbered = state.regions.map((region, i) => ({ ...region, number: i + 1 }));
-  canvas.show(picture, numbered.filter(here), last && last.boxes ? last.boxes.filter(here) : []);
+  canvas.show(picture, numbered.filter(here), last && last.boxes ? labelled(last.boxes).filter(here) : []);
   $("drop").hidden = Boolean(picture);
   $("send").disabled = state.busy;
   $("thumbs").replaceChildren(...(state.pictures.length > 1 ? state.pictures.map(thumb) : []));
@@ -134,6 +134,16 @@ function render() {
   const empty = element("li", "empty", "Add a picture, point at things, and ask. Region numbers such as #1 can stand in the question.");
   $("turns").replaceChildren(...(state.turns.length ? state.turns.map(bubble) : [empty]));
   $("turns").scrollTop = $("turns").scrollHeight;
+}
+
+// "1", "2" ... where an answer has boxes in several steps; boxes of one place share a label ("1, 2").
+function labelled(boxes) {
+  if (!boxes.some((box) => box.step)) return boxes.map((box) => ({ ...box, label: "" }));
+  const place = (box) => JSON.stringify([box.image, box.points]);
+  return boxes.map((box) => {
+    const steps = boxes.filter((other) => place(other) === place(box)).map((other) => other.step + 1);
+    return { ...box, label: [...new Set(steps)].join(", ") };
+  });
 }
 
 function element(tag, name, text) {
@@ -186,7 +196,7 @@ function bubble(turn) {
     if (box.start < end) continue;
     made.append(turn.text.slice(end, box.start));
     const mark = element("mark", "", turn.text.slice(box.start, box.end));
-    mark.style.borderColor = STEP_COLORS[box.step % STEP_COLORS.length];
+    mark.style.borderColor = stepColor(box.step);
     made.append(mark);
     end = box.end;
   }

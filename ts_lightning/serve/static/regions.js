@@ -1,6 +1,7 @@
 // The picture with its regions: clicks, boxes and polygons in, everything in [0, 1] of the displayed picture.
 
-export const STEP_COLORS = ["#e6194b", "#0a6cff", "#f58231", "#911eb4", "#00a3b4", "#b8860b"];
+const STEP_COLORS = ["#e6194b", "#0a6cff", "#f58231", "#911eb4", "#00a3b4", "#b8860b"];
+export const stepColor = (step) => STEP_COLORS[step % STEP_COLORS.length];
 const REGION_COLOR = "#ffd60a";
 const NEAR = 0.02; // a click this close to a polygon's first point closes it
 
@@ -11,7 +12,7 @@ export class RegionCanvas {
     this.kind = "box";
     this.picture = null; // {image, width, height}
     this.regions = []; // [{number, points}] on this picture
-    this.answers = []; // [{step, points}] on this picture
+    this.answers = []; // [{step, points, label}] on this picture
     this.draft = [];
     canvas.addEventListener("pointerdown", (event) => this.down(event));
     canvas.addEventListener("pointermove", (event) => this.move(event));
@@ -104,7 +105,8 @@ export class RegionCanvas {
     pen.drawImage(picture.image, 0, 0, width, height);
     const draw = (points, color, label, open) => outline(pen, points.map(([x, y]) => [x * width, y * height]), color, label, open);
     for (const { points, number } of this.regions) draw(points, REGION_COLOR, `#${number}`, false);
-    for (const { points, step } of this.answers) draw(points, STEP_COLORS[step % STEP_COLORS.length], "", false);
+    // Steps are numbered by their place in the answer, whatever number the model wrote; a plain answer has none.
+    for (const { points, step, label } of this.answers) draw(points, stepColor(step), label, false);
     if (this.draft.length) draw(this.draft, REGION_COLOR, "", this.kind === "polygon");
   }
 }
@@ -136,6 +138,6 @@ function outline(pen, points, color, label, open) {
   pen.beginPath();
   pen.roundRect(left, top, wide, 19, 5);
   pen.fill();
-  pen.fillStyle = "#1d1d1f";
+  pen.fillStyle = color === REGION_COLOR ? "#1d1d1f" : "#ffffff";
   pen.fillText(label, left + 5, top + 14);
 }
