@@ -15,7 +15,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # zero-ulp comparisons need one thread count
 os.environ.setdefault("WANDB_MODE", "offline")
 
-from tests.reliability import damage, hostile, images, kills, slurm, stored_images, streams
+from tests.reliability import damage, fuzz, hostile, images, kills, slurm, stored_images, streams
 
 ITEMS = {
     "1": ("kills at random steps; one epoch", lambda d, quick: kills.kills(d, 3 if quick else 30)),
@@ -29,6 +29,7 @@ ITEMS = {
     "10": ("bad images", lambda d, quick: images.corpus() | stored_images.both(d)),
     "11": ("malicious input", lambda d, quick: hostile.run(d)),
     "12": ("two processes against one", lambda d, quick: streams.two_processes(d)),
+    "14": ("files of a stranger", lambda d, quick: fuzz.fuzz(d, quick)),
     "13": ("loader", lambda d, quick: streams.loader(d, quick)),
 }
 SAME = {"2": "1"}  # one run of kills shows both

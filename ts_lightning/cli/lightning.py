@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from ts_lightning.data.loader import lost_worker
 from ts_lightning.runs import CheckpointIO
 from ts_lightning.runs.allowed_classes import refuse_code
 from ts_lightning.runs.class_paths import FLAG, allowing, not_from_a_file, one_line, take_flag
@@ -244,7 +245,7 @@ def _option(args: list[str], name: str) -> str | None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command; a user's error is one line on standard error and exit status 2.
+    """Run one command; a user's error is one line on standard error and exit status 2, a killed loader process is 1.
 
     TS_LIGHTNING_DEBUG=1 shows the traceback instead.
     """
@@ -262,6 +263,12 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         print(f"ts-lightning: error: {one_line(error)}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        line = lost_worker(error)  # torch raises it wherever the main process is when the signal comes
+        if line is None or os.environ.get(DEBUG_VARIABLE):
+            raise
+        print(f"ts-lightning: error: {line}", file=sys.stderr)
+        return 1
     return 0
 
 

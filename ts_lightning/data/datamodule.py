@@ -190,7 +190,7 @@ class ShardDataModule(L.LightningDataModule):
         bad_records = accounts[0]
         if len(accounts) > 1:
             bad_records = BadRecords(self._stream.num_samples, self.max_bad_fraction)
-            bad_records.add([line for account in accounts for line in account.seen], log.debug)
+            bad_records.add([bad for account in accounts for bad in account.seen.items()], log.debug)
         encode, pad_id = self._encoder()
         sources = [
             ShardDataset(self._loaded[name][0], encode, prompts, self._noise(source))

@@ -2,7 +2,7 @@
 
 import io
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 _FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a JPEG with more pictures behind it
@@ -18,14 +18,27 @@ def inspect_image(data: bytes) -> tuple[str, int, int]:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             width, height = image.size
-            if image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:  # 5 to 8 turn the picture by a quarter
+            if image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):  # these turn the picture by a quarter
                 width, height = height, width
             extension = _FORMATS[str(image.format)]
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image: seen {len(data)} bytes ({error}), expected a whole JPEG, PNG or WebP") from None
+    except Exception as error:  # decoders raise a dozen types on bad bytes; all mean the same to the caller
+        raise ValueError(
+            f"image: seen {len(data)} bytes ({_reason(error)}), expected a whole JPEG, PNG or WebP"
+        ) from None
     return extension, width, height
+
+
+def displayed_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) after EXIF rotation, from the first bytes alone; None where they don't say."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+            width, height = image.size
+            turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    except Exception:  # whoever decodes the picture says what is wrong with it
+        return None
+    return (height, width) if turned else (width, height)
 
 
 def sniff_extension(data: bytes) -> str:
@@ -37,3 +50,10 @@ def sniff_extension(data: bytes) -> str:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     raise ValueError(f"image: seen bytes {data[:12]!r}, expected a JPEG, PNG or WebP")
+
+
+def _reason(error: Exception) -> str:
+    """What a decoder says, without the address of the bytes in memory: the same fault has the same line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not recognised"
+    return " ".join(str(error).split()) or type(error).__name__

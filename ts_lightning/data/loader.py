@@ -4,6 +4,7 @@ They are no DataLoaders themselves, so Lightning leaves their order alone, and t
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -20,27 +21,34 @@ LISTED = 20
 
 
 class BadRecords:
-    """Counts distinct unreadable records, reports each once, stops beyond `max_fraction` of `total` with the list."""
+    """Counts distinct unreadable records, reports each once, stops beyond `max_fraction` of `total` with the list.
+
+    A record is its `shard:key`, whatever is said about it at its next visit.
+    """
 
     def __init__(self, total: int, max_fraction: float) -> None:
         self.limit = int(max_fraction * total + 1e-9)
         self.budget = f"max_bad_fraction {max_fraction} of {total}"
-        self.seen: dict[str, None] = {}
+        self.seen: dict[str, str] = {}
 
-    def add(self, lines: list[str], report: Callable[[str], object] = log.warning) -> None:
-        new = [line for line in dict.fromkeys(lines) if line not in self.seen]
-        self.seen.update(dict.fromkeys(new))
-        for line in new:
-            report(f"bad record {line}")
-        if new and len(self.seen) > self.limit:
-            listed = "; ".join(list(self.seen)[:LISTED]) + ("; ..." if len(self.seen) > LISTED else "")
+    def add(self, found: Iterable[tuple[str, str]], report: Callable[[str], object] = log.warning) -> None:
+        """Count (shard:key, why) pairs; ValueError with the list when there are too many."""
+        before = len(self.seen)
+        for where, why in found:
+            if where not in self.seen:
+                self.seen[where] = why
+                report(f"bad record {where}: {why}")
+        if before < len(self.seen) > self.limit:
+            lines = [f"{where}: {why}" for where, why in list(self.seen.items())[:LISTED]]
+            listed = "; ".join(lines) + ("; ..." if len(self.seen) > LISTED else "")
             raise ValueError(f"{len(self.seen)} bad records, expected at most {self.limit} ({self.budget}): {listed}")
 
     def checked(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch, after its bad records were added."""
         self.add(batch.pop("bad"))
         if not batch:
-            raise ValueError(f"bad records: seen none readable beside {list(self.seen)[-1:]}, expected some")
+            last = [f"{where}: {why}" for where, why in self.seen.items()][-1:]
+            raise ValueError(f"bad records: seen none readable beside {last}, expected some")
         return batch
 
 
@@ -48,6 +56,18 @@ def _collate(rows: list[dict[str, Any]], pad_id: int, side: str) -> dict[str, An
     """`collate` plus the lines of bad rows under "bad", which stand alone when a row has no tensors."""
     whole = all("input_ids" in row for row in rows)
     return (collate(rows, pad_id, side) if whole else {}) | {"bad": [row["bad"] for row in rows if row["bad"]]}
+
+
+def lost_worker(error: BaseException) -> str | None:
+    """One line for the errors by which torch says that a loader's process died; None for others."""
+    match = re.match(r"DataLoader worker \(pid(?:\(s\))? ([0-9, ]+)\) (.*)", str(error))
+    if match is None:
+        return None
+    how = match[2].split(".")[0]
+    return (
+        f"data: loader process {match[1]} {how} (out of memory?), expected it to go on (fewer data.num_workers take "
+        "less memory; the same command goes on from the last checkpoint)"
+    )
 
 
 class _Loader:

@@ -12,9 +12,10 @@ from zlib import crc32
 import torch
 from torch.utils.data import Dataset
 
+from ts_lightning.data.images import displayed_size
 from ts_lightning.data.index import Manifest, ShardIndex, index_shard
 from ts_lightning.data.sample import Sample
-from ts_lightning.data.tar import image_order
+from ts_lightning.data.tar import Member, NotATar, first_record, image_order, split_name
 
 MAX_OPEN_SHARDS = 128
 STAND_IN_TRIES = 64
@@ -37,15 +38,26 @@ class ShardReader:
         return self.read_record(shard, r)
 
     def read_record(self, shard: ShardIndex, r: int) -> Sample:
-        record, images = self.read_bytes(shard, r)
-        return Sample.from_json(record, shard.keys[r], shard.path, images)
+        record, pictures = self.read_bytes(shard, r)
+        sample = Sample.from_json(record, shard.keys[r], shard.path, pictures)
+        for i, (image, data) in enumerate(zip(sample.images, pictures, strict=False)):
+            if (seen := displayed_size(data)) not in (None, (image.width, image.height)):
+                raise ValueError(
+                    f"{sample.where}: field images[{i}]: seen {image.width} x {image.height}, expected {seen[0]} x "
+                    f"{seen[1]} as the picture is displayed"
+                )
+        return sample
 
     def read_bytes(self, shard: ShardIndex, r: int) -> tuple[bytes, list[bytes]]:
         """A record's JSON and its images as stored; ValueError for a wrong checksum."""
         key = shard.keys[r]
         data: dict[str, bytes] = {}
         fd = self._fd(shard)
+        end = shard.member(shard.starts[r] - 1).end if r else 0
         for name, offset, size, crc in shard.record(r):
+            entry = Member(f"{key}.{name}", offset, size)
+            _check_entry(fd, end, entry, shard.where(r))
+            end = entry.end
             data[name] = os.pread(fd, size, offset)
             if crc32(data[name]) != crc:
                 raise ValueError(
@@ -82,11 +94,24 @@ class ShardReader:
                 os.close(fd)
 
 
+def _check_entry(fd: int, position: int, entry: Member, where: str) -> None:
+    """ValueError when the tar's header at `position` is not that of an index's entry: anyone may write an index."""
+    try:
+        seen = first_record(lambda offset, count: os.pread(fd, count, offset), position)
+    except NotATar as error:
+        raise ValueError(f"{where}: {error} (the shard changed after it was indexed)") from None
+    if (*split_name(seen.name), *seen[1:]) != (*split_name(entry.name), *entry[1:]):
+        raise ValueError(
+            f"{where}: seen {seen.name!r} of {seen.size} bytes in the tar, expected {entry.name!r} of "
+            f"{entry.size} as in the index beside it (one of them changed: remove the .idx file)"
+        )
+
+
 class ShardDataset(Dataset[dict[str, Any]]):
     """Encoded rows: `dataset[i]` is `encode(sample, for_generation=...)` plus `row_valid` and `bad`.
 
     Index -1 is a padding row. A padding row and the row of an unreadable record hold a readable neighbour's tensors
-    with `row_valid` False and every step id -1, so any backbone can run them; `bad` then says "shard:key: why".
+    with `row_valid` False and every step id -1, so any backbone can run them; `bad` is then ("shard:key", why).
     Where no neighbour can be read either, the row is `bad` alone. `noise(sample, visit)` is what is encoded in a
     sample's place.
     """
@@ -117,9 +142,9 @@ class ShardDataset(Dataset[dict[str, Any]]):
             return self._row(i, visit)
         except ValueError as error:
             shard, r = self.reader.manifest.locate(i)
-            where = f"{shard.path}:{shard.keys[r]}: "
-            why = str(error).removeprefix(where).removeprefix(f"{shard.keys[r]}: ")
-            return self._stand_in(i + 1, where + why)
+            where = shard.where(r)
+            why = str(error).removeprefix(f"{where}: ").removeprefix(f"{shard.keys[r]}: ")
+            return self._stand_in(i + 1, (where, why))
 
     def _row(self, i: int, visit: int = 0) -> dict[str, Any]:
         sample = self.reader.read(i)
@@ -127,15 +152,15 @@ class ShardDataset(Dataset[dict[str, Any]]):
         row = self.encode(shown, for_generation=self.for_generation)
         return row | {"sample": sample.without_bytes(), "row_valid": True, "bad": None}
 
-    def _stand_in(self, start: int, why: str | None) -> dict[str, Any]:
+    def _stand_in(self, start: int, bad: tuple[str, str] | None) -> dict[str, Any]:
         for i in range(start, start + min(STAND_IN_TRIES, len(self))):
             try:
                 row = self._row(i % len(self))
             except ValueError:
                 continue
             masked = torch.full_like(row["step_ids"], -1)
-            return row | {"step_ids": masked, "row_valid": False, "bad": why}
-        return {"bad": why}
+            return row | {"step_ids": masked, "row_valid": False, "bad": bad}
+        return {"bad": bad}
 
 
 class Draws(Dataset[dict[str, Any]]):

@@ -3,14 +3,18 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from reprlib import Repr
 from typing import Any, NoReturn
 
 from ts_lightning.grounding.boxes import Box, check_box
 
 SCHEMA_VERSION = 1
 MAX_CHARACTERS = 200_000  # of all texts of a record; no model here reads a quarter of it
+MAX_ITEMS, MAX_DEPTH = 20_000, 50  # of a list, and of `meta`: what is nested deeper can't be sent between processes
+MAX_JSON = 2 << 20  # bytes
 IMAGE_MARK = "<image>"
 UNDERSTANDING = "understanding"  # the task of questions that are answered in words
 _HALF = re.compile(r"[\ud800-\udfff]")
@@ -162,8 +166,10 @@ class Sample:
         """Check every field and turn number lists into tuples; ValueError names the first field that is wrong."""
         where = self.where
         for name, kind, expected in _PLAIN:
-            if not isinstance(getattr(self, name), kind):
-                _fail(where, name, getattr(self, name), expected)
+            if not isinstance(value := getattr(self, name), kind):
+                _fail(where, name, value, expected)
+            if isinstance(value, list) and len(value) > MAX_ITEMS:
+                _fail(where, name, f"{len(value)} items", f"at most {MAX_ITEMS}")
         for name in ("id", "task"):
             if not getattr(self, name):
                 _fail(where, name, "", "a non-empty string")
@@ -197,7 +203,9 @@ class Sample:
             *(self.answers or ()),
             *(self.choices or ()),
             *self.tags,
+            *(image.name for image in self.images),
             *(self.id, self.source, self.task, self.subtask or ""),
+            *_texts_inside(self.meta, self.where),
         ]
         if (count := sum(map(len, texts))) > MAX_CHARACTERS:
             _fail(self.where, "texts", count, f"at most {MAX_CHARACTERS} characters in a record")
@@ -242,7 +250,8 @@ class Sample:
             seen, expected = turn.text.count(IMAGE_MARK), len(self.images) if i == 0 else 0
             if seen != expected:
                 _fail(where, f"turns[{i}].text", f"{seen} {IMAGE_MARK}", f"{expected} (first user turn: one a picture)")
-            for index in map(int, REGION_MARK.findall(turn.text)):
+            for digits in REGION_MARK.findall(turn.text):
+                index = int(digits[-7:]) + MAX_ITEMS * (len(digits) > 7)  # a number of 5,000 digits is beyond any list
                 known = index < len(self.regions)
                 r = self.regions[index] if known else SampleRegion()
                 if r.box is r.boxes is r.points is r.polygon is None:
@@ -273,12 +282,18 @@ _PLAIN: list[tuple[str, Any, str]] = [
 ]
 
 
+@cache
 def _names(cls: type) -> list[str]:
     return [f.name for f in fields(cls) if f.name not in _OUTSIDE_JSON]
 
 
+_SHORT = Repr()  # a value of a million items is never written out for a message
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+_SHORT.maxlevel = 2
+
+
 def _fail(where: str, name: str, seen: object, expected: str) -> NoReturn:
-    text = repr(seen)
+    text = _SHORT.repr(seen)
     raise ValueError(
         f"{where}: field {name}: seen {text[:77] + '...' if len(text) > 80 else text}, expected {expected}"
     )
@@ -292,14 +307,35 @@ def _checked(cls: type, record: Any, where: str, name: str) -> dict[str, Any]:
     if missing := [n for n in names if n not in record]:
         raise ValueError(f"{where}: field {name}: seen no {missing[0]!r}, expected it (null when unused)")
     if unknown := [n for n in record if n not in names]:
-        raise ValueError(f"{where}: field {name}: seen unknown {unknown[0]!r}, expected {', '.join(names)}")
+        raise ValueError(f"{where}: field {name}: seen unknown {unknown[0][:80]!r}, expected {', '.join(names)}")
     return dict(record)
 
 
 def _listed(value: Any, where: str, name: str) -> list[Any]:
     if not isinstance(value, list | tuple):
         _fail(where, name, value, "a list")
+    if len(value) > MAX_ITEMS:
+        _fail(where, name, f"{len(value)} items", f"at most {MAX_ITEMS}")
     return list(value)
+
+
+def _texts_inside(meta: dict[str, Any] | None, where: str) -> Iterator[str]:
+    """Every text in `meta`; ValueError where it is nested too deeply or holds too much."""
+    level, count = [meta] if meta else [], 0
+    for _ in range(MAX_DEPTH):
+        deeper: list[Any] = []
+        for value in level:
+            if isinstance(value, str):
+                yield value
+            elif isinstance(value, dict):
+                deeper += [*value.keys(), *value.values()]
+            elif isinstance(value, list | tuple):
+                deeper += value
+        if (count := count + len(deeper)) > MAX_ITEMS:
+            _fail(where, "meta", f"{count} values", f"at most {MAX_ITEMS}")
+        if not (level := deeper):
+            return
+    _fail(where, "meta", f"more than {MAX_DEPTH} levels", f"at most {MAX_DEPTH}")
 
 
 def _is_number(value: object) -> bool:

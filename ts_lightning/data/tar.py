@@ -1,144 +1,318 @@
-"""One strict pass over a tar: members in order, names, grouping into records, and the end that must be there."""
+"""One strict pass over a tar: members in order, names, grouping into records, and the end that must be there.
 
+The headers are read here and not by tarfile, so that a stranger's tar costs 64 KiB and one line at most: tarfile reads
+a long name of any size into memory and follows a chain of headers by recursion.
+"""
+
+import hashlib
 import os
 import re
+import stat
 import sys
-import tarfile
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, NamedTuple
+from zlib import crc32
 
 from ts_lightning.data.images import EXTENSIONS
-from ts_lightning.data.sample import Sample
+from ts_lightning.data.sample import MAX_JSON, Sample
 
-Member = tuple[str, int, int]  # extension, offset, size
+MAX_MEMBER, MAX_META, MAX_TAIL = 256 << 20, 64 << 10, 1 << 20  # bytes: a picture, a long name, zeros behind the end
+_MAX_NAME, _MAX_CHAIN = 1024, 4  # characters; headers that may say more about one member
+_BLOCK, _CHUNK = 512, 1 << 20
 _SPLIT = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)")  # webdataset's rule: the key ends at the first dot of the file name
 _SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's names for remarks about the tar itself
-_IMAGE = re.compile(rf"(?:(\d+)\.)?(?:{'|'.join(EXTENSIONS)})")
-_BLOCK = tarfile.BLOCKSIZE
-MAX_JSON, MAX_MEMBER = 16 << 20, 256 << 20  # bytes: a record and a picture are read whole
+_IMAGE = re.compile(rf"(?:([0-9]{{1,4}})\.)?(?:{'|'.join(EXTENSIONS)})")
+_CONTROL = re.compile(r"[\x00-\x1f\\]")
+_PAX = re.compile(rb"([0-9]{1,6}) ([^=]+)=")
+_FILE, _FOLDER, _LONG_NAME, _LONG_LINK, _PAX_NEXT, _PAX_ALL = b"0\0", b"5", b"L", b"K", b"x", b"g"
+
+ReadAt = Callable[[int, int], bytes]  # (offset, count) -> the bytes there, fewer at the end of the file
 
 
-class Records(NamedTuple):
-    """`items`: (key, members) of every record; `bad`: key -> ":key: why its JSON is no valid sample".
+class Member(NamedTuple):
+    """A file of a tar: `offset` and `size` of its bytes, `end` is where the next header lies."""
 
-    `tags`: those of every record, joined by tabs.
-    """
+    name: str
+    offset: int
+    size: int
 
-    items: list[tuple[str, list[Member]]]
-    bad: dict[str, str]
-    tags: list[str]
+    @property
+    def end(self) -> int:
+        return self.offset + -(-self.size // _BLOCK) * _BLOCK
 
 
-def scan_tar(path: str) -> Records:
+_UNREADABLE = "seen a cut or unreadable tar"
+
+
+class NotATar(ValueError):
+    """What is wrong with a header, without the name of the file."""
+
+
+class Record(NamedTuple):
+    """`members` by extension: (offset, size, crc32); `bad` is ":key: why its JSON is no valid sample", or None."""
+
+    key: str
+    members: dict[str, tuple[int, int, int]]
+    tags: str = ""  # joined by tabs
+    bad: str | None = None
+
+
+class Scan(NamedTuple):
+    """A tar as it was read, from the first byte to the last."""
+
+    records: list[Record]
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+def open_regular(path: str | os.PathLike[str], most: int | None = None) -> IO[bytes]:
+    """A regular file, opened without waiting; ValueError for a pipe, a device, or more than `most` bytes."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer would wait for ever
+    info = os.fstat(descriptor)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{os.fspath(path)}: seen a folder, pipe or device, expected a regular file")
+    if most is not None and info.st_size > most:
+        os.close(descriptor)
+        raise ValueError(f"{os.fspath(path)}: seen {info.st_size} bytes, expected at most {most}")
+    return open(descriptor, "rb", buffering=_CHUNK)
+
+
+def scan_tar(path: str) -> Scan:
     """Every record of a plain tar. Raises ValueError, one line with the file, key, what was seen and expected, for:
 
     an empty, cut or compressed file, bytes after the end, links, devices and holes, unsafe names, members too large to
     be a record or a picture, a key that comes twice or in two places, unknown members, a record without its JSON or
     without the pictures that its JSON names.
     """
-    size = os.path.getsize(path)
-    if size == 0:
-        raise ValueError(f"{path}: seen an empty file (0 bytes), expected a tar with at least one record")
-    with open(path, "rb") as file:
-        items = _group(path, _members(path, file, size))
-        bad: dict[str, str] = {}
-        tags: list[str] = []
-        for key, members in items:
-            problem, own = _check_record(path, key, members, file)
-            tags.append(sys.intern("\t".join(own)))
-            if problem:
-                bad[key] = problem
-    return Records(items, bad, tags)
+    with open_regular(path) as file:
+        info = os.fstat(file.fileno())
+        if info.st_size == 0:
+            raise ValueError(f"{path}: seen an empty file (0 bytes), expected a tar with at least one record")
+        forward = _Forward(file)
+        records = _records(path, _members(path, forward, info.st_size))
+        forward.skip_to(info.st_size)
+    return Scan(records, info.st_size, info.st_mtime_ns, forward.sha256.hexdigest())
 
 
-def _members(path: str, file: IO[bytes], size: int) -> list[tuple[str, int, int]]:
-    """(name, offset, size) of every file in the tar; checks that data and end blocks are all there."""
-    members = []
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for info in tar:
-                end = info.offset_data + info.size
-                limit = MAX_JSON if info.name.lower().endswith(".json") else MAX_MEMBER
-                if info.isreg() and end > size:
-                    raise ValueError(
-                        f"{path}: member {info.name}: seen {size - info.offset_data} of {info.size} bytes, "
-                        "expected all of them (the tar is cut)"
-                    )
-                if info.isdir():
-                    continue
-                if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or info.issparse():
-                    raise ValueError(f"{path}: member {info.name!r}: seen a link or device, expected a regular file")
-                if not _safe(info.name):
-                    raise ValueError(f"{path}: member {info.name!r}: seen an unsafe name, expected a relative path")
-                if not 0 <= info.size <= limit:
-                    raise ValueError(f"{path}: member {info.name!r}: seen {info.size} bytes, expected at most {limit}")
-                if not _SKIPPED.match(info.name):
-                    members.append((info.name, info.offset_data, info.size))
-            end = tar.offset
-    except tarfile.TarError as error:
-        last = f" after member {members[-1][0]}" if members else ""
-        raise ValueError(f"{path}: seen a cut or unreadable tar ({error}){last}, expected a whole plain tar") from None
-    file.seek(end)
-    tail = file.read(2 * _BLOCK)
-    last = members[-1][0] if members else "nothing"
-    if len(tail) < 2 * _BLOCK and not tail.strip(b"\0"):
-        raise ValueError(f"{path}: seen the end right after {last}, expected two empty blocks (the tar is cut)")
-    while tail:
-        if tail.strip(b"\0"):
-            raise ValueError(f"{path}: seen unreadable bytes after {last}, expected a member or the end of the tar")
-        tail = file.read(1 << 20)
-    if not members:
-        raise ValueError(f"{path}: seen an empty tar (no members), expected at least one record")
-    return members
-
-
-def _safe(name: str) -> bool:
-    parts = name.split("/")
-    return not (name.startswith("/") or ".." in parts or "\\" in name or any(ord(c) < 32 for c in name))
-
-
-def _group(path: str, members: list[tuple[str, int, int]]) -> list[tuple[str, list[Member]]]:
+def _records(path: str, members: Iterable[tuple[Member, int, bytes | None]]) -> list[Record]:
     """Neighbours with one key make a record, as in webdataset; a key that returns is an error here."""
-    items: list[tuple[str, list[Member]]] = []
-    seen: dict[str, set[str]] = {}
-    for name, offset, size in members:
-        match = _SPLIT.fullmatch(name)
-        if match is None:
-            raise ValueError(f"{path}: member {name!r}: seen no key or extension, expected KEY.json, KEY.jpg")
-        key, extension = match[1], match[2].lower()
+    found: dict[str, dict[str, tuple[int, int, int]]] = {}
+    parsed: dict[str, tuple[int, str, str | None]] = {}  # pictures that its JSON names, tags, what is wrong
+    last = None
+    for member, crc, data in members:
+        key, extension = split_name(member.name)
+        if not key:
+            raise ValueError(f"{path}: member {member.name!r}: seen no key or extension, expected KEY.json, KEY.jpg")
         if extension != "json" and not _IMAGE.fullmatch(extension):
-            raise ValueError(f"{path}:{key}: seen the member {name!r}, expected json, {', '.join(EXTENSIONS)}")
-        if extension in seen.get(key, ()):
-            raise ValueError(f"{path}:{key}: seen a duplicate key ({name!r} twice), expected unique keys")
-        if key in seen and items[-1][0] != key:
-            raise ValueError(f"{path}:{key}: seen {name!r} away from its record, expected its members side by side")
-        if key not in seen:
-            items.append((key, []))
-        seen.setdefault(key, set()).add(extension)
-        items[-1][1].append((extension, offset, size))
-    return items
+            raise ValueError(f"{path}:{key}: seen the member {member.name!r}, expected json, {', '.join(EXTENSIONS)}")
+        parts = found.setdefault(key, {})
+        if extension in parts:
+            raise ValueError(f"{path}:{key}: seen a duplicate key ({member.name!r} twice), expected unique keys")
+        if parts and key != last:
+            raise ValueError(
+                f"{path}:{key}: seen {member.name!r} away from its record, expected its members side by side"
+            )
+        parts[extension], last = (member.offset, member.size, crc), key
+        if data is not None:
+            try:
+                sample = Sample.from_json(data, key)
+                parsed[key] = len(sample.images), sys.intern("\t".join(sample.tags)), None
+            except ValueError as error:
+                parsed[key] = -1, "", str(error)
+    if not found:
+        raise ValueError(f"{path}: seen an empty tar (no members), expected at least one record")
+    for key, parts in found.items():
+        if key not in parsed:
+            raise ValueError(f"{path}:{key}: seen a record without json, expected {key}.json")
+        numbers = sorted(image_order(name) for name in parts if name != "json")
+        count, _, bad = parsed[key]
+        expected = count if bad is None else max(1, len(numbers))
+        if not numbers and expected:
+            raise ValueError(f"{path}:{key}: seen a record without image, expected {expected} (as its JSON says)")
+        if numbers != list(range(expected)):
+            raise ValueError(f"{path}:{key}: seen images numbered {numbers[:20]}, expected {expected} counted from 0")
+    return [Record(key, parts, *parsed[key][1:]) for key, parts in found.items()]
+
+
+class _Forward:
+    """Reads a file once from its beginning to its end and hashes every byte on the way."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.sha256, self.position = file, hashlib.sha256(), 0
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        self.skip_to(offset)
+        data = self.file.read(count)
+        self.sha256.update(data)
+        self.position += len(data)
+        return data
+
+    def skip_to(self, offset: int) -> None:
+        while self.position < offset and self.read_at(self.position, min(_CHUNK, offset - self.position)):
+            pass
+
+
+def _members(path: str, forward: _Forward, size: int) -> Iterator[tuple[Member, int, bytes | None]]:
+    """(member, crc32, its bytes where it is JSON) of every file in the tar."""
+    position, last = 0, ""
+    while True:
+        try:
+            member = next_member(forward.read_at, position)
+        except NotATar as error:
+            raise ValueError(f"{path}: {error}{f' (behind {last})' if last else ''}") from None
+        if not member.name:
+            _check_end(path, forward, member.offset, size, last or "nothing")
+            return
+        if member.offset + member.size > size:
+            raise ValueError(
+                f"{path}: member {member.name}: seen {max(0, size - member.offset)} of {member.size} bytes, "
+                "expected all of them (the tar is cut)"
+            )
+        if not _SKIPPED.match(member.name):
+            is_json = member.name[-5:].lower() == ".json"
+            if member.size > (limit := MAX_JSON if is_json else MAX_MEMBER):
+                raise ValueError(f"{path}: member {member.name!r}: seen {member.size} bytes, expected at most {limit}")
+            if member.size <= _CHUNK or is_json:
+                data = forward.read_at(member.offset, member.size)
+                yield member, crc32(data), data if is_json else None
+            else:
+                crc = 0
+                for start in range(0, member.size, _CHUNK):
+                    crc = crc32(forward.read_at(member.offset + start, min(_CHUNK, member.size - start)), crc)
+                yield member, crc, None
+        position, last = member.end, f"member {member.name}"
+
+
+def _check_end(path: str, forward: _Forward, position: int, size: int, last: str) -> None:
+    """ValueError when what follows the empty block at `position` is not the end of a tar: zeros alone, two blocks."""
+    tail = forward.read_at(position + _BLOCK, max(0, min(size - position - _BLOCK, MAX_TAIL)))
+    if tail.strip(b"\0"):
+        raise ValueError(f"{path}: seen unreadable bytes after {last}, expected a member or the end of the tar")
+    if size < position + 2 * _BLOCK:
+        raise ValueError(f"{path}: seen the end right after {last}, expected two empty blocks (the tar is cut)")
+    if size > position + _BLOCK + len(tail):
+        raise ValueError(f"{path}: seen {size - position} bytes after {last}, expected at most {MAX_TAIL} zeros there")
+
+
+def first_record(read_at: ReadAt, position: int) -> Member:
+    """As `next_member`, remarks about the tar itself passed over too."""
+    while _SKIPPED.match((member := next_member(read_at, position)).name):
+        position = member.end
+    return member
+
+
+def next_member(read_at: ReadAt, position: int) -> Member:
+    """The first file at or behind the header at `position`; one without a name where the tar ends.
+
+    Folders and headers about the next member are passed over. Raises NotATar.
+    """
+    long_name, pax, chain = None, dict[bytes, bytes](), 0
+    while True:
+        block = read_at(position, _BLOCK)
+        if not block.strip(b"\0"):
+            if chain:
+                raise NotATar("seen a long name without its member, expected a whole tar")
+            return Member("", position, 0)
+        if len(block) < _BLOCK:
+            raise NotATar(f"{_UNREADABLE} (a header of {len(block)} bytes), expected a whole plain tar")
+        if not _checksum_fits(block):
+            raise NotATar(f"{_UNREADABLE} (no header), expected a whole plain tar")
+        kind, size = block[156:157], _number(block[124:136])
+        if kind in (_LONG_NAME, _LONG_LINK, _PAX_NEXT, _PAX_ALL):
+            chain += 1
+            if size > MAX_META or chain > _MAX_CHAIN:
+                seen = f"{size} bytes" if size > MAX_META else f"{chain} headers"
+                most = f"{MAX_META} bytes in {_MAX_CHAIN} headers"
+                raise NotATar(f"seen {seen} about the name of one member, expected at most {most}")
+            data = read_at(position + _BLOCK, size)
+            if len(data) < size:
+                raise NotATar(f"{_UNREADABLE} ({len(data)} of {size} bytes of a name), expected a whole plain tar")
+            if kind == _LONG_NAME:
+                long_name = data.split(b"\0", 1)[0]
+            elif kind in (_PAX_NEXT, _PAX_ALL):
+                found = _pax(data)
+                if kind == _PAX_ALL and (found.keys() & {b"path", b"size"}):
+                    raise NotATar("seen one name or size for all members, expected each to have its own")
+                pax |= found if kind == _PAX_NEXT else {}
+            position += _BLOCK + -(-size // _BLOCK) * _BLOCK
+            continue
+        name = _name(block, pax.get(b"path", long_name))
+        if kind == _FOLDER or (kind == b"\0" and name.endswith("/")):
+            position, long_name, pax, chain = position + _BLOCK, None, {}, 0
+            continue
+        if kind not in (b"0", b"\0"):
+            raise NotATar(f"member {name!r}: seen a link or device, expected a regular file")
+        if b"size" in pax:
+            if not pax[b"size"].isdigit() or len(pax[b"size"]) > 15:
+                raise NotATar(f"member {name!r}: seen the size {pax[b'size'][:20]!r}, expected a number")
+            size = int(pax[b"size"])
+        if (
+            not name
+            or name.startswith("/")
+            or ".." in name.split("/")
+            or len(name) > _MAX_NAME
+            or _CONTROL.search(name)
+        ):
+            raise NotATar(f"member {name[:80]!r}: seen an unsafe name, expected a relative path")
+        return Member(name, position + _BLOCK, size)
+
+
+def _checksum_fits(block: bytes) -> bool:
+    """The sum of a header's bytes, its own field counted as blanks; old tars summed them as signed."""
+    try:
+        stored = _number(block[148:156])
+    except NotATar:
+        return False
+    total = sum(block) - sum(block[148:156]) + 8 * 32
+    return stored in (total, total - 256 * sum(byte > 127 for byte in block[:148] + block[156:]))
+
+
+def _number(field: bytes) -> int:
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    text = field.split(b"\0", 1)[0].strip()
+    if not text:
+        return 0
+    if text.strip(b"01234567"):
+        raise NotATar(f"seen {field!r} in a header, expected an octal number")
+    return int(text, 8)
+
+
+def _pax(data: bytes) -> dict[bytes, bytes]:
+    """The records "LENGTH KEY=VALUE" of a PAX header; its holes are refused, since no record is stored with them."""
+    found, position = {}, 0
+    while position < len(data) and data[position] != 0:
+        match = _PAX.match(data, position)
+        end = position + int(match[1]) if match else 0
+        if match is None or not match.end() < end <= len(data):
+            raise NotATar(f"seen {data[position : position + 20]!r} in a PAX header, expected LENGTH KEY=VALUE")
+        if match[2].startswith(b"GNU.sparse"):
+            raise NotATar("seen a file with holes, expected a regular file")
+        found[match[2]] = data[match.end() : end - 1]
+        position = end
+    return found
+
+
+def _name(block: bytes, long_name: bytes | None) -> str:
+    name = block[:100].split(b"\0", 1)[0]
+    if block[257:263] == b"ustar\0" and block[345] != 0:
+        name = block[345:500].split(b"\0", 1)[0] + b"/" + name
+    try:
+        text = (name if long_name is None else long_name).decode()
+    except UnicodeDecodeError:
+        raise NotATar(f"member {(long_name or name)[:80]!r}: seen a name that is no UTF-8, expected UTF-8") from None
+    return text
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """(key, extension in lower case) of a member's name, both empty where it has none."""
+    match = _SPLIT.fullmatch(name)
+    return (match[1], match[2].lower()) if match else ("", "")
 
 
 def image_order(extension: str) -> int:
     """0 for "jpg", k for "k.jpg", -1 for "json"."""
     match = _IMAGE.fullmatch(extension)
     return -1 if match is None else int(match[1] or 0)
-
-
-def _check_record(path: str, key: str, members: list[Member], file: IO[bytes]) -> tuple[str | None, list[str]]:
-    """Why the record's JSON is no valid sample, or None, and its tags; ValueError when JSON or pictures are missing."""
-    stored = [m for m in members if m[0] == "json"]
-    numbers = sorted(image_order(name) for name, _, _ in members if name != "json")
-    if not stored:
-        raise ValueError(f"{path}:{key}: seen a record without json, expected {key}.json")
-    file.seek(stored[0][1])
-    problem, tags = None, []
-    try:
-        sample = Sample.from_json(file.read(stored[0][2]), key)
-        expected, tags = len(sample.images), list(sample.tags)
-    except ValueError as error:
-        expected, problem = max(1, len(numbers)), str(error)
-    if not numbers and expected:
-        raise ValueError(f"{path}:{key}: seen a record without image, expected {expected} (as its JSON says)")
-    if numbers != list(range(expected)):
-        raise ValueError(f"{path}:{key}: seen images numbered {numbers}, expected {expected} counted from 0")
-    return problem, tags

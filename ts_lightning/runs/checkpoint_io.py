@@ -67,13 +67,17 @@ class CheckpointIO(LightningCheckpointIO):
                 f"checkpoint {path}: truncated or changed since it was saved: seen {path.stat().st_size} bytes with "
                 f"sha256 {seen[:12]}, expected sha256 {expected[0][:12]} of {sidecar(path).name}"
             )
-        _refuse_compressed(path)
         try:
-            checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+            packed = _compressed_size(path)
+            if packed is None:
+                checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:  # torch, pickle and zipfile each raise their own
             why = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:120]
             seen = f"seen {path.stat().st_size} bytes that can't be read ({why})"
             raise ValueError(f"checkpoint {path}: truncated or not a checkpoint: {seen}") from error
+        if packed is not None:
+            most = path.stat().st_size
+            raise ValueError(f"checkpoint {path}: seen {packed} bytes inside, expected at most {most}")
         if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
             kind = (
                 f"keys {sorted(map(str, checkpoint))[:5]}"
@@ -90,13 +94,13 @@ class CheckpointIO(LightningCheckpointIO):
         sidecar(path).unlink(missing_ok=True)
 
 
-def _refuse_compressed(path: Path) -> None:
-    """Torch never compresses; a file that unpacks to more than its own size is made to fill the memory."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            size = sum(info.file_size for info in archive.infolist())
-        if size > path.stat().st_size:
-            raise ValueError(f"checkpoint {path}: seen {size} bytes inside, expected at most {path.stat().st_size}")
+def _compressed_size(path: Path) -> int | None:
+    """The bytes in a zip that unpacks to more than its own size: torch never compresses, it is made to fill memory."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        size = sum(info.file_size for info in archive.infolist())
+    return size if size > path.stat().st_size else None
 
 
 def sidecar(path: Path) -> Path:
@@ -108,7 +112,7 @@ def sidecar_sums(path: Path) -> list[str]:
     """The sha256 sums that are good for this checkpoint; none if it travelled without its sidecar."""
     if not sidecar(path).is_file():
         return []
-    return [line.split()[0] for line in sidecar(path).read_text().splitlines() if line.strip()]
+    return [line.split()[0] for line in sidecar(path).read_text(errors="replace").splitlines() if line.strip()]
 
 
 def file_sha256(path: Path) -> str:

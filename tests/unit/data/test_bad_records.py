@@ -8,6 +8,8 @@ import torch
 
 from tests.unit.data_samples import encode, sample
 from ts_lightning.data import ShardDataModule, ShardSource
+from ts_lightning.data.images import inspect_image
+from ts_lightning.data.loader import BadRecords, lost_worker
 from ts_lightning.data.write import write_shards
 
 
@@ -56,3 +58,45 @@ def test_invalid_boxes_stop_the_run_before_it_starts(tmp_path, caplog):
     assert len([m for m in caplog.messages if "seen a box with NaN" in m]) == 2
     valid = torch.cat([m["row_valid"] for b in data.train_dataloader() for m in b["micro_batches"]])
     assert (len(valid), int(valid.sum())) == (12, 10)
+
+
+def test_a_picture_that_never_decodes_is_counted_once_over_three_epochs(tmp_path, caplog):
+    page = replace(sample(2), image_bytes=[b"\xff\xd8\xff<html>no picture</html>"])  # its error once named an address
+    write_shards([page if i == 2 else sample(i) for i in range(8)], tmp_path, "x")
+
+    def decoding(one: object, for_generation: bool = False) -> dict:
+        inspect_image(one.image_bytes[0])
+        return encode(one, for_generation)
+
+    source = ShardSource(f"{tmp_path}/*.tar")
+    data = ShardDataModule(
+        source, global_batch_size=4, micro_batch_size=2, encode=decoding, pad_id=0, max_bad_fraction=0.2
+    )
+    data.setup("fit")
+    with caplog.at_level(logging.WARNING, "ts_lightning.data"):
+        for _ in range(3):
+            for _ in data.train_dataloader():
+                data.advance()
+    assert data.state_dict()["epoch"] == 3
+    assert len(caplog.messages) == 1
+    assert "x-000000.tar:k00002: image: seen 26 bytes (not recognised), expected" in caplog.messages[0]
+
+
+def test_a_record_counts_once_whatever_is_said_about_it():
+    account, lines = BadRecords(10, 0.1), []
+    for why in ("cut at 0x1", "cut at 0x2"):
+        account.add([("s.tar:k", why)], lines.append)
+    assert lines == ["bad record s.tar:k: cut at 0x1"]
+    with pytest.raises(ValueError, match=r"^2 bad records, expected at most 1 .*: s.tar:k: cut at 0x1; s.tar:l: cut$"):
+        account.add([("s.tar:l", "cut")], lines.append)
+
+
+def test_a_killed_loader_process_is_one_line():
+    for text in (
+        "DataLoader worker (pid 12) is killed by signal: Killed. ",
+        "DataLoader worker (pid(s) 12) exited unexpectedly",
+    ):
+        line = lost_worker(RuntimeError(text))
+        assert line.startswith("data: loader process 12 ")
+        assert "the same command goes on from the last checkpoint" in line
+    assert lost_worker(RuntimeError("CUDA error")) is None

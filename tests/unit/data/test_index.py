@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from tests.unit.data_samples import picture, sample, shards
 from ts_lightning.cli import main
 from ts_lightning.data import index, index_shards
+from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.write import write_shards
 
 
@@ -111,7 +113,7 @@ def test_every_cut_is_found(tmp_path):
 def test_junk_behind_the_end_and_compressed_files(tmp_path):
     path = Path(write_tar(tmp_path / "x.tar", members(0)))
     path.write_bytes(path.read_bytes() + b"junk")
-    assert "seen unreadable bytes after k00000.json" in refused(path)
+    assert "seen unreadable bytes after member k00000.json" in refused(path)
     with tarfile.open(path, "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("k.json"), io.BytesIO())
     assert "seen a cut or unreadable tar" in refused(path)
@@ -147,6 +149,80 @@ def test_links_are_refused(tmp_path):
         assert "member 'k.jpg': seen a link or device, expected a regular file" in refused(tmp_path / "x.tar")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("s{0..2}-000000.tar", [0, 1, 2]),
+        ("s{2,0}-000000.tar", [2, 0]),
+        ("s0-{000000..000000}.tar", [0]),
+        ("s{1..2}-*.tar", [1, 2]),
+    ],
+)
+def test_braces_stand_for_shards(tmp_path, pattern, found):
+    shards(tmp_path, [1, 2, 3])
+    assert index_shards(f"{tmp_path}/{pattern}").shard_sizes == [n + 1 for n in found]
+
+
+def test_every_shard_of_the_braces_has_to_be_there(tmp_path):
+    shards(tmp_path, [1, 2])
+    assert refused(f"{tmp_path}/s{{0..2}}-000000.tar").startswith(f"{tmp_path}/s2-000000.tar: seen no such shard")
+    assert "seen more than 1000000 shards" in refused(f"{tmp_path}/s{{0..99999999}}.tar")
+
+
+def test_a_hole_of_gigabytes_is_refused_without_being_read(tmp_path):
+    path = tmp_path / "x.tar"
+    for kind, name in ((b"L", "././@LongLink"), (b"x", "pax"), (b"0", "a.jpg"), (b"0", "a.json"), (None, "")):
+        with open(path, "wb") as file:
+            if kind is not None:
+                info = tarfile.TarInfo(name)
+                info.size, info.type = 3 << 30, kind
+                file.write(info.tobuf())
+            file.truncate(3 << 30)
+        tracemalloc.start()
+        assert refused(path).startswith(f"{path}: ")
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        tracemalloc.stop()
+
+
+def pax(record: bytes) -> bytes:
+    info = tarfile.TarInfo("pax")
+    info.size, info.type = len(record), b"x"
+    return info.tobuf() + record + bytes(-len(record) % 512)
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        (pax(b"99 GNU.sparse.size=x\n"), "seen b'99 GNU.sparse.size=x' in a PAX header"),
+        (pax(b"20 GNU.sparse.size=x\n"), "seen a file with holes, expected a regular file"),
+        (pax(b"9" * 5000 + b" path=x\n"), "in a PAX header, expected LENGTH KEY=VALUE"),
+        (pax(b"5010 size=" + b"9" * 4999 + b"\n"), "member 'k00000.jpg': seen the size b'99999999999999999999'"),
+        (pax(b"10 path=k\n") * 300, "seen 5 headers about the name of one member, expected at most"),
+    ],
+)
+def test_headers_about_names_are_bounded(tmp_path, head, expected):
+    path = Path(write_tar(tmp_path / "x.tar", members(0)))
+    path.write_bytes(head + path.read_bytes())
+    assert expected in refused(path)
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_long_and_foreign_names_are_read(tmp_path, tar_format):
+    names = ["a" * 300, "b" * 90 + "/" + "c" * 90, "\u72d7"]
+    with tarfile.open(tmp_path / "x.tar", "w", format=tar_format) as tar:
+        tar.addfile(tarfile.TarInfo("__remark__/x"))
+        folder = tarfile.TarInfo("b" * 90)
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name in names:
+            for extension, data in (("jpg", picture(0)), ("json", sample(0).to_json())):
+                info = tarfile.TarInfo(f"{name}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    manifest = index_shards(tmp_path / "x.tar")
+    assert [ShardReader(manifest).read(i).key for i in range(3)] == names
+
+
 def test_records_without_pictures_are_fine_when_their_json_names_none(tmp_path):
     one = sample(0, images=0)
     one.regions, one.answer, one.turns[1].text, one.turns[1].steps = [], None, "There.", None
@@ -162,7 +238,8 @@ def test_an_invalid_record_is_listed_not_refused(tmp_path):
     for _ in range(2):  # made, then read from the file beside it
         manifest = index_shards(path)
         assert len(manifest.bad) == 1
-        assert manifest.bad[0].startswith(f"{path}:k00001: field regions[0].box: seen a reversed or empty box")
+        assert manifest.bad[0][0] == f"{path}:k00001"
+        assert manifest.bad[0][1].startswith("field regions[0].box: seen a reversed or empty box")
     assert manifest.head(1).bad == []
 
 

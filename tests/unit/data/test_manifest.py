@@ -9,7 +9,7 @@ import pytest
 from tests.reliability import damage
 from tests.unit.data_samples import put, shards
 from ts_lightning.cli import main
-from ts_lightning.data import index_shards
+from ts_lightning.data import ShardSource, index_shards
 from ts_lightning.data.index import check_manifest
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample
@@ -73,6 +73,17 @@ def test_replaced_shards_and_wrong_keys_by_the_dozen(tmp_path):
         lambda i: i["starts"].__setitem__(1, 4),
         lambda i: i["starts"].clear(),
         lambda i: i.update(bad=[1]),
+        lambda i: i.update(sha256=["a"]),
+        lambda i: i.update(starts=[float(s) for s in i["starts"]]),
+        lambda i: i.update(keys=[["k00000"], ["k00001"]]),
+        lambda i: i.update(tags=[1, 2]),
+        lambda i: i.update(keys=["k00000"] * 2, members=i["members"][:2] * 2),
+        lambda i: i.update(
+            {name: i[name][:1] for name in ("keys", "tags")},
+            starts=[0, 2],
+            names=i["names"][:2],
+            members=i["members"][:2],
+        ),
     ],
 )
 def test_a_strangers_index_file_is_made_anew(change, tmp_path):
@@ -94,8 +105,55 @@ def test_an_index_that_hides_the_json_names_the_record(tmp_path):
     stored = json.loads(beside.read_text())
     stored["names"] = ["jpg"] * 4
     beside.write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match=f"^{path}:k00001: seen an index without the record's json"):
+    with pytest.raises(ValueError, match=f"^{path}:k00001: seen 'k00001.json' of .* expected 'k00001.jpg'"):
         ShardReader(index_shards(path)).read(1)
+
+
+def test_an_index_whose_keys_are_not_the_tars_is_named_when_it_is_read(tmp_path):
+    path = shards(tmp_path, [3])[0]
+    index_shards(path)
+    beside = Path(f"{path}.idx")
+    stored = json.loads(beside.read_text())
+    beside.write_text(json.dumps(stored | {"keys": stored["keys"][::-1]}))
+    reader = ShardReader(index_shards(path))
+    with pytest.raises(
+        ValueError, match=f"^{path}:k00002: seen 'k00000.jpg' of .*expected 'k00002.jpg'.*remove the .idx"
+    ):
+        reader.read(0)
+
+
+def test_with_a_manifest_the_index_beside_is_compared_with_the_bytes(tmp_path):
+    path = shards(tmp_path, [2])[0]
+    out = put(tmp_path / "m.json", index_shards(path).summary())
+    beside = Path(f"{path}.idx")
+    stored = json.loads(beside.read_text())
+    beside.write_text(json.dumps(stored | {"tags": ["negative", ""]}))
+    with pytest.raises(
+        ValueError, match=f"^{path}.idx: seen other entries than in the tar, expected .*remove this file"
+    ):
+        ShardSource(str(path), manifest=str(out)).load()
+    beside.unlink()
+    assert ShardSource(str(path), manifest=str(out)).load().num_samples == 2
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "folder"])
+def test_no_pipe_or_device_is_waited_for(kind, tmp_path):
+    path, odd = shards(tmp_path, [1])[0], tmp_path / "odd"
+    if kind == "pipe":
+        os.mkfifo(odd)
+    elif kind == "folder":
+        odd.mkdir()
+    else:
+        odd.symlink_to(kind)
+    with pytest.raises(ValueError, match=f"^{odd}: seen a folder, pipe or device, expected at least one .tar file$"):
+        index_shards(odd)
+    with pytest.raises(ValueError, match=f"^{odd}: seen a folder, pipe or device, expected a regular file$"):
+        check_manifest(index_shards(path), odd)
+    beside = Path(f"{path}.idx")
+    beside.unlink()
+    odd.rename(beside)
+    assert index_shards(path).num_samples == 1
+    assert not beside.is_file()
 
 
 def test_wids_reads_the_same_samples(tmp_path, monkeypatch):

@@ -127,7 +127,7 @@ def test_a_bad_record_and_padding_become_masked_rows(tmp_path):
     path = write_shards([sample(0), broken, sample(2)], tmp_path, "x")[0]
     dataset = ShardDataset(index_shards(path), encode)
     bad, padding, other = dataset[1], dataset[-1], dataset[2]
-    assert bad["bad"] == f"{path}:k00001: image: seen broken bytes, expected a JPEG"
+    assert bad["bad"] == (f"{path}:k00001", "image: seen broken bytes, expected a JPEG")
     assert (bad["row_valid"], padding["row_valid"], padding["bad"]) == (False, False, None)
     assert torch.equal(bad["input_ids"], other["input_ids"])
     assert torch.equal(bad["step_ids"], torch.full_like(other["step_ids"], -1))
@@ -138,5 +138,12 @@ def test_where_nothing_can_be_read_the_row_is_the_reason_alone(tmp_path):
     broken = [replace(sample(i), image_bytes=[sample(i).image_bytes[0] + b"broken"]) for i in range(2)]
     path = write_shards(broken, tmp_path, "x")[0]
     assert ShardDataset(index_shards(path), encode)[0] == {
-        "bad": f"{path}:k00000: image: seen broken bytes, expected a JPEG"
+        "bad": (f"{path}:k00000", "image: seen broken bytes, expected a JPEG")
     }
+
+
+def test_a_size_that_is_not_the_pictures_is_a_bad_record(tmp_path):
+    wrong = replace(sample(0), images=[replace(sample(0).images[0], height=2)])
+    path = write_shards([wrong], tmp_path, "x")[0]
+    with pytest.raises(ValueError, match=rf"^{path}:k00000: field images\[0\]: seen 8 x 2, expected 8 x 6 as"):
+        ShardReader(index_shards(path)).read(0)

@@ -11,6 +11,16 @@ from ts_lightning.data.sample import Sample
 KEYS = ["id", "source", "task", "subtask", "tags", "images", "turns", "regions", "answer", "answers", "choices", "meta"]
 
 
+POINTS = json.loads(sample(0).to_json())["regions"][0] | {"box": None, "points": [[0.5, 0.5]] * 20_001}
+
+
+def nested(depth: int) -> dict:
+    value: dict = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
 def test_json_round_trip_keeps_every_field():
     one = sample(3, images=2)
     back = Sample.from_json(one.to_json(), key=one.key, image_bytes=one.image_bytes)
@@ -71,6 +81,15 @@ def test_a_region_may_be_boxes_points_or_a_polygon():
         (["answer", "text"], "\ud83d", "field texts: seen '\\ud83d', expected text that can be written as UTF-8"),
         (["answer", "regions"], [1], "field answer.regions: seen 1, expected an index below 1"),
         (["meta"], [], "field meta: seen [], expected an object or null"),
+        (["meta"], nested(51), "field meta: seen 'more than 50 levels', expected at most 50"),
+        (["meta"], {"a": ["b"] * 20_001}, "field meta: seen '20003 values', expected at most 20000"),
+        (["meta"], {"a": {"b": "\udc00"}}, "field texts: seen '\\udc00', expected text that can be written as UTF-8"),
+        (["images", 0, "name"], "\ud83d.jpg", "field texts: seen '\\ud83d', expected text that can be written"),
+        (["tags"], ["a"] * 20_001, "field tags: seen '20001 items', expected at most 20000"),
+        (["answers"], [["a"] * 1_000_000], "field answers: seen ['a', 'a', "),
+        (["regions", 0, "box"], ["a"] * 1_000_000, "field regions[0].box: seen ['a', 'a', "),
+        (["regions", 0], POINTS, "field regions[0].points: seen '20001 items', expected at most 20000"),
+        (["turns", 1, "text"], "{region:" + "9" * 5000 + "}", "field turns[1].text: seen '{region:"),
     ],
 )
 def test_a_wrong_field_is_one_line_with_shard_key_and_field(path, value, expected):
@@ -94,3 +113,10 @@ def test_missing_and_unknown_keys_are_named():
         Sample.from_json(json.dumps(record | {"choices": None, "extra": 1}), "k", "x")
     with pytest.raises(ValueError, match=r"^x:k: json: seen .*, expected one JSON object"):
         Sample.from_json(b"{", "k", "x")
+
+
+def test_a_wrong_value_of_any_size_is_named_at_once():
+    record = json.loads(sample(0).to_json()) | {"answer": [list(range(100))] * 100_000}
+    with pytest.raises(ValueError, match="field answer: seen") as error:
+        Sample.from_json(json.dumps(record), "k", "x")
+    assert len(str(error.value)) < 200
