@@ -33,8 +33,8 @@ from ts_lightning.data import index_shards
 from ts_lightning.data.images import inspect_image
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.write import write_shards
+from ts_lightning.models.package import read_package, write_package
 from ts_lightning.models.pixels import load_pixels
-from ts_lightning.models.saved_package import read_package, write_package
 from ts_lightning.runs.checkpoint_io import CheckpointIO
 
 COUNTS = {"tar": 10_000, "picture": 2_000, "checkpoint": 1_500, "safetensors": 1_500}
