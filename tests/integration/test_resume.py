@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -318,3 +319,49 @@ def test_nan_in_a_row_ends_the_run(shards: str, tmp_path: Path, monkeypatch: pyt
     error = capsys.readouterr().err
     assert "3 steps in a row, expected finite ones" in error
     assert "train-000000.tar:00" in error
+
+
+def test_a_refused_start_changes_nothing(shards: str, whole: Path, capsys: Any) -> None:
+    """Also where the data's state is what does not fit: that is known only after the folder was taken."""
+
+    def kept() -> dict[str, bytes]:
+        """The run's files, but for the given configuration, and the watchdog's marks of the moment."""
+        return {k: v for k, v in contents(whole).items() if k != "given.yaml" and not k.startswith(".progress/")}
+
+    before = kept()
+    other = tiny.write(whole.parent / "other", ["rec"] * 10)
+    assert fit(other, whole, "--trainer.max_steps", "10") == 2
+    assert "data.train: seen shards " in capsys.readouterr().err
+    assert fit(shards, whole, "--ckpt_path", "best") == 2
+    assert "--ckpt_path: seen 'best', expected a file or a folder" in capsys.readouterr().err
+    assert kept() == before
+
+
+@pytest.mark.parametrize("command", ["validate", "predict"])
+def test_names_that_only_the_run_itself_knows_are_refused(command: str, capsys: Any) -> None:
+    assert main([command, "--ckpt_path", "best"]) == 2
+    assert "--ckpt_path: seen 'best', expected a file or a folder" in capsys.readouterr().err
+
+
+def test_what_draws_from_global_generators_draws_the_same_after_a_restart(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise in the loss, as a dropout or code of a user's own adds."""
+    from ts_lightning.training import StepwiseSFT
+
+    real = StepwiseSFT.row_losses
+
+    def noisy(self: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        rows = real(self, batch)
+        return rows | {"loss": rows["loss"] * (1 + 0.1 * torch.randn(())) * (1 + 0.1 * np.random.randn())}
+
+    monkeypatch.setattr(StepwiseSFT, "row_losses", noisy)
+    roots = tmp_path / "whole", tmp_path / "killed"
+    assert fit(shards, roots[0]) == 0
+    with monkeypatch.context() as patch:
+        disturb(patch, "training_step", 6, crash)
+        with pytest.raises(Crash):
+            fit(shards, roots[1])
+    torch.randn(3)
+    assert fit(shards, roots[1]) == 0
+    assert_equal_runs(roots[1], roots[0])

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from argparse import SUPPRESS
@@ -13,10 +14,10 @@ from typing import Any
 import lightning as L
 from jsonargparse import ArgumentError
 from lightning.fabric.plugins import CheckpointIO as LightningCheckpointIO
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from ts_lightning.data.loader import lost_worker
 from ts_lightning.runs import CheckpointIO
@@ -58,6 +59,7 @@ class TSLightningCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
+            save_config_callback=_WriteConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in self.subcommands()}},
             trainer_defaults={"default_root_dir": "outputs", "use_distributed_sampler": False},
@@ -179,6 +181,17 @@ class TSLightningCLI(LightningCLI):
             self.model.answer_as(self._get(self.config, "task"), self._get(self.config, "alpha"))
 
 
+class _WriteConfig(SaveConfigCallback):
+    """Lightning's, but a fit that is refused leaves the config.yaml of the run that is there."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
+
+
 def with_stored_config(args: Sequence[str]) -> list[str]:
     """`args` with the module and the data of their `--ckpt_path` put in front, as the weakest configuration.
 
@@ -186,14 +199,12 @@ def with_stored_config(args: Sequence[str]) -> list[str]:
     """
     args = list(args)
     path = _option(args, "--ckpt_path")
+    if path == "best" or (path in ("last", "hpc") and args[:1] != ["fit"]):
+        expected = "expected a file or a folder (which one was best is not known outside of the run that made it)"
+        raise ValueError(f"--ckpt_path: seen {path!r}, {expected}")
     if path is not None and "://" in path:
         raise ValueError(f"--ckpt_path: seen the URL {path}, expected a file or a folder: fetch it first")
-    if (
-        path is None
-        or not args
-        or args[0] not in TSLightningCLI.subcommands()
-        or path in ("best", "last", "hpc", "null")
-    ):
+    if path is None or not args or args[0] not in TSLightningCLI.subcommands() or path in ("last", "hpc", "null"):
         return args
     if Path(path).is_dir():
         return _with_folder(args, path)
@@ -258,6 +269,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except Finished as finished:
         if first_process():
             print(finished, flush=True)
+    except SIGTERMException:
+        print("SIGTERM: stopped before the first step, nothing was saved", flush=True)
+        return 128 + signal.SIGTERM
     except USER_ERRORS as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise

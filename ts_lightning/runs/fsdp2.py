@@ -10,6 +10,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor, distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
 from ts_lightning.models.sharding import clip_sharded, gathered, is_sharded, part_like, shard, whole_parameters
@@ -27,19 +28,20 @@ class FSDP2Strategy(ModelParallelStrategy):
     lightning_restore_optimizer = True  # type: ignore[assignment]  # by load_optimizer_state_dict
 
     def __init__(self) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+        super().__init__(save_distributed_checkpoint=False)
         self.exchanges = True
+        self.mesh: DeviceMesh | None = None
 
     def setup_environment(self) -> None:
-        assert self.cluster_environment is not None
-        self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+        names = ("data_parallel", "tensor_parallel")
+        self.mesh = init_device_mesh(self.root_device.type, (self.world_size, 1), mesh_dim_names=names)
 
-    def setup(self, trainer: L.Trainer) -> None:
-        super().setup(trainer)
-        for loop in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop):
-            loop.inference_mode = False  # weights gathered in inference mode could not be trained afterwards
-        trainer.predict_loop.inference_mode = False
+    @property
+    def device_mesh(self) -> DeviceMesh:
+        """All ranks in one data-parallel group, on one node or many."""
+        assert self.mesh is not None
+        return self.mesh
 
     @contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
@@ -68,7 +70,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The state as of one process, on rank 0; empty tensors on others."""
-        given = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        given = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         state = given.state_dict()
         per_parameter = {
             index: {key: gathered(value) if isinstance(value, Tensor) else value for key, value in values.items()}

@@ -29,6 +29,9 @@ class Watchdog(Callback):
     that is furthest behind. Marks carry a name of their run: those of another one do not count. Stuck ranks on the
     same host are killed: a stopped process can't end itself. On other hosts their own watchdog, or
     `srun --kill-on-bad-exit`, does it.
+
+    A time-out of the process group and `faulthandler` alone don't do it: with both at 5 s a rank that was stopped
+    (SIGSTOP) was still there after 21 s, for it runs nothing, and the rank that waits for it names itself.
     """
 
     def __init__(self, root: str | Path, seconds: float = 1800.0) -> None:

@@ -108,7 +108,7 @@ class ZeRO2Strategy(DeepSpeedStrategy):
 
     def _trained(self) -> list[tuple[str, Parameter]]:
         assert self.lightning_module is not None
-        return [(name, p) for name, p in self.lightning_module.named_parameters() if hasattr(p, "_hp_mapping")]
+        return [(name, p) for name, p in self.lightning_module.named_parameters() if p.requires_grad]
 
     def _on_rank_zero(self, tensor: Tensor) -> Tensor:
         return tensor.cpu() if self.is_global_zero else tensor.new_empty(0, device="cpu")
@@ -116,7 +116,7 @@ class ZeRO2Strategy(DeepSpeedStrategy):
 
 def _zero(optimizer: Any) -> Any:
     """DeepSpeed's optimizer; its `optimizer` is torch's, over flat partitions."""
-    return optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+    return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
 
 
 def _of_weights(key: str, value: Any) -> bool:
