@@ -196,6 +196,18 @@ def test_foreign_pages_are_refused(server: Server) -> None:
     assert server.send("POST", "/api/ask", b"{}", {"Content-Type": "text/plain"})[0] == 415
 
 
+@pytest.mark.parametrize("host", ["localhost", "evil.example"])
+def test_bodies_that_are_no_http_end_the_connection_alone(server: Server, host: str) -> None:
+    head = f"POST /api/image HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/octet-stream\r\n"
+    for body in ("zz\r\n", "4\r\nabcdefgh\r\n", "-1\r\n", f"{'f' * 30}\r\n"):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+            client.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n{body}".encode())
+            with suppress(ConnectionResetError):
+                while client.recv(65536):
+                    pass  # until the server ends it
+    assert server.lives()
+
+
 def test_slow_half_requests_end(server: Server) -> None:
     beginnings = [b"GET / HTT", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "] * 150
     beginnings += [b"POST /api/image HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"]

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+from h11 import LocalProtocolError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -39,7 +41,7 @@ class Guard:
     """Refuses requests that another page or another name for this machine (DNS rebinding) may have sent."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] = ()) -> None:
-        self.app, self.hosts = app, {*LOCAL, *hosts}
+        self.app, self.hosts = app, {*LOCAL, *map(str.lower, hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,7 +63,7 @@ class Guard:
         host, origin = headers.get("host", ""), headers.get("origin")
         if _name(host) not in self.hosts:
             raise Refused(403, f"Host: seen {host[:80]!r}, expected one of {', '.join(sorted(self.hosts))}")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
             raise Refused(403, f"Origin: seen {origin[:80]!r}, expected {host[:80]!r}")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if method == "POST" and kind != BODY_TYPES.get(path, kind):
@@ -110,6 +112,15 @@ class TimedProtocol(H11Protocol):
         else:
             self._stop()
 
+    def send_400_response(self, msg: str) -> None:
+        """A body that is no HTTP, behind good headers: the application is told that nobody listens any more."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        with suppress(LocalProtocolError):  # an answer has begun
+            super().send_400_response(msg)
+        self.transport.close()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
         super().connection_lost(exc)
@@ -138,7 +149,7 @@ def run(app: Any, host: str, port: int) -> None:
         http=TimedProtocol,
         ws="none",
         lifespan="on",
-        log_level="warning",
+        log_level="error",  # a warning for each malformed request would fill the log
         limit_concurrency=800,  # below the usual limit of 1,024 open files
         timeout_graceful_shutdown=2,
         server_header=False,

@@ -23,7 +23,7 @@ RAW = {"Content-Type": "application/octet-stream"}
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
-    app = make_app(PlainVLM(TinyBackbone(), train=[]).eval(), "tiny")
+    app = make_app(PlainVLM(TinyBackbone(), train=[]).eval(), "tiny", hosts=["My.machine"])
     with TestClient(app, base_url="http://127.0.0.1:7860") as opened:
         yield opened
 
@@ -70,6 +70,10 @@ def test_a_broken_picture_is_a_line_without_addresses(client: TestClient, data: 
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "http://127.0.0.1:3000"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Origin": "http://127.0.0.1:7860.evil.example"}, 403),
+        ({"Origin": "http://evil@127.0.0.1:7860"}, 403),
+        ({"Host": "MY.machine", "Origin": "https://my.machine"}, 200),
         ({"Origin": "http://127.0.0.1:7860"}, 200),
     ],
     ids=str,
