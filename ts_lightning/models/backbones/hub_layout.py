@@ -4,19 +4,93 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AddedToken, AutoTokenizer
+from transformers import AddedToken, AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
+from ts_lightning.grounding.codecs import backbone_codec
 from ts_lightning.models.backbones.base import Backbone
-from ts_lightning.models.backbones.tiny import SHIPPED
+from ts_lightning.models.encode import ChatTemplate, Encoder
+
+SHIPPED = Path(__file__).parent / "tiny_base"
 
 
 class HubBackbone(Backbone):
-    """A vlm of transformers: vision and `language_model` under `model.model`, saved as transformers saves."""
+    """A vlm of transformers: vision and `language_model` under `model.model`, saved as transformers saves.
+
+    A subclass says which `model_types` it reads, its `image_token`, its chat `template` and other `marks` of it; its
+    constructor calls `load`, then makes the `encoder`.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+    image_token: ClassVar[str] = "<image>"
+    template: ClassVar[ChatTemplate]
+    marks: ClassVar[tuple[str, ...]] = ()
+
+    def source(self, pretrained: str | None, config: Mapping[str, Any] | None) -> Any:
+        """The config object of the folder `pretrained`, or of `config`, one of which must be given."""
+        where = type(self).__name__
+        if (pretrained is None) == (config is None):
+            raise ValueError(f"{where}: seen pretrained and config both or neither, expected one of them")
+        values = dict(config) if config is not None else read_config(Path(str(pretrained)))
+        if (kind := values.pop("model_type", None)) not in self.model_types:
+            expected = " or ".join(map(repr, self.model_types))
+            raise ValueError(f"{pretrained or where}: seen model_type {kind!r}, expected {expected}")
+        return AutoConfig.for_model(kind, **values)
+
+    def load(
+        self,
+        settings: Any,
+        pretrained: str | None,
+        seed: int,
+        dtype: str,
+        kind: Any = AutoModelForImageTextToText,
+        fresh: Sequence[str] = (),
+    ) -> Any:
+        """Fill in `model` and `name`; returns the tokenizer that fits.
+
+        Into a model of `kind` with the config `settings`: weights of the folder `pretrained`, whose modules `fresh` may
+        be missing there, or random ones from `seed`, and then the tiny base's tokenizer. ValueError in one line.
+        """
+        end = self.template.end.strip()
+        with with_seed(seed):
+            if pretrained is None:
+                tokenizer = small_tokenizer(self.marks, end)
+                settings.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+                self.model = random_model(settings, dtype, kind)
+            else:
+                tokenizer = load_tokenizer(pretrained, self.image_token, end)
+                self.model = load_weights_of(kind, Path(pretrained), settings, dtype, fresh)
+        check_tokens(self, tokenizer, self.image_token)
+        self.model.eval()
+        self.name = f"{settings.model_type}:{pretrained or f'random-{seed}'}"
+        return tokenizer
+
+    def square_encoder(
+        self,
+        tokenizer: Any,
+        side: int,
+        tokens: int,
+        codec: str,
+        codec_grid: str | None,
+        max_length: int,
+        pixel_mode: str,
+        kind: type[Encoder] = Encoder,
+    ) -> Encoder:
+        """The encoder of a model that takes every picture as a square of `side` pixels, `tokens` of it."""
+        return kind(
+            tokenizer=tokenizer,
+            image_token=self.image_token,
+            image_tokens=tokens,
+            image_size=side,
+            max_length=max_length,
+            pixel_mode=pixel_mode,
+            codec=backbone_codec(codec, codec_grid, (side, side), pixel_mode),
+            template=self.template,
+        )
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -42,26 +116,6 @@ class HubBackbone(Backbone):
         """Write what transformers (and `pretrained`) reads: config, safetensors, tokenizer."""
         (self.model if dtype is None else self.model.to(dtype)).save_pretrained(folder)
         self.encoder.tokenizer.save_pretrained(folder)
-
-
-def check_source(
-    backbone: str, pretrained: str | None, config: Mapping[str, Any] | None, kinds: Mapping[str, Any], loader: Any
-) -> Any:
-    """The config object of `pretrained` or of `config`, one of which must be given; its model_type is one of `kinds`.
-
-    `loader` is a config class, or AutoConfig. ValueError in one line.
-    """
-    if (pretrained is None) == (config is None):
-        raise ValueError(f"{backbone}: seen pretrained and config both or neither, expected one of them")
-    values = dict(config) if config is not None else read_config(Path(str(pretrained)))
-    kind = values.get("model_type")
-    if kind not in kinds:
-        where = backbone if pretrained is None else pretrained
-        raise ValueError(f"{where}: seen model_type {kind!r}, expected {' or '.join(map(repr, kinds))}")
-    if hasattr(loader, "for_model"):
-        values.pop("model_type")
-        return loader.for_model(kind, **values)
-    return loader.from_dict(values)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -135,6 +189,13 @@ def small_tokenizer(marks: Sequence[str] = (), end: str | None = None) -> Any:
     if end is not None:
         tokenizer.eos_token = end
     return tokenizer
+
+
+def random_model(settings: Any, dtype: str, kind: Any = AutoModelForImageTextToText) -> Any:
+    """A model of a config with fresh weights; `kind` is a class, or an Auto class that knows the config's."""
+    if hasattr(kind, "from_config"):
+        return kind.from_config(settings, dtype=getattr(torch, dtype))
+    return kind(settings).to(getattr(torch, dtype))
 
 
 @contextmanager

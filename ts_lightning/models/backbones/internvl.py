@@ -1,23 +1,11 @@
 """InternVL in transformers' form (InternVL3): one tile of 448 x 448 a picture, 256 tokens of it."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-from ts_lightning.grounding.codecs import backbone_codec
-from ts_lightning.models.backbones.hub_layout import (
-    HubBackbone,
-    check_source,
-    check_tokens,
-    load_tokenizer,
-    load_weights_of,
-    small_tokenizer,
-    with_seed,
-)
+from ts_lightning.models.backbones.hub_layout import HubBackbone
 from ts_lightning.models.encode import ChatTemplate, Encoder
 
 # the chat template of the folders in transformers' form: no system turn, a new line behind every mark of a picture
@@ -28,7 +16,6 @@ INTERNVL = ChatTemplate(
     blank="",
     after_picture="\n",
 )
-MARKS = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
 
 
 class TileEncoder(Encoder):
@@ -52,6 +39,10 @@ class InternVLBackbone(HubBackbone):
         pixel_mode: "stretch", as the original does with a single tile, or "pad".
     """
 
+    model_types = ("internvl",)
+    image_token = "<IMG_CONTEXT>"
+    template = INTERNVL
+    marks = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
     pixel_mean = (0.485, 0.456, 0.406)
     pixel_std = (0.229, 0.224, 0.225)
 
@@ -67,29 +58,12 @@ class InternVLBackbone(HubBackbone):
         pixel_mode: str = "stretch",
     ) -> None:
         super().__init__()
-        settings = check_source(type(self).__name__, pretrained, config, {"internvl": None}, InternVLConfig)
-        if config is not None:
-            tokenizer = small_tokenizer(MARKS, end="<|im_end|>")
-            settings.image_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
-            with with_seed(seed):
-                self.model = InternVLForConditionalGeneration._from_config(settings, dtype=getattr(torch, dtype))
-        else:
-            tokenizer = load_tokenizer(str(pretrained), "<IMG_CONTEXT>", "<|im_end|>")
-            self.model = load_weights_of(InternVLForConditionalGeneration, Path(str(pretrained)), settings, dtype)
-        check_tokens(self, tokenizer, "<IMG_CONTEXT>")
-        self.model.eval()
-        self.name = f"internvl:{pretrained or f'random-{seed}'}"
-        vision: Any = settings.vision_config
-        side, patch = vision.image_size[0], vision.patch_size[0]
-        self.encoder = TileEncoder(
-            tokenizer=tokenizer,
-            image_token="<IMG_CONTEXT>",
-            image_tokens=int((side // patch) ** 2 * settings.downsample_ratio**2),
-            image_size=side,
-            max_length=max_length,
-            pixel_mode=pixel_mode,
-            codec=backbone_codec(codec, codec_grid, (side, side), pixel_mode),
-            template=INTERNVL,
+        settings = self.source(pretrained, config)
+        tokenizer = self.load(settings, pretrained, seed, dtype)
+        side, patch = settings.vision_config.image_size[0], settings.vision_config.patch_size[0]
+        tokens = int((side // patch) ** 2 * settings.downsample_ratio**2)
+        self.encoder = self.square_encoder(
+            tokenizer, side, tokens, codec, codec_grid, max_length, pixel_mode, kind=TileEncoder
         )
 
     def image_features(self, pixels_N3SS: Tensor) -> Tensor:

@@ -1,25 +1,14 @@
 """LLaVA-1.5: a CLIP tower, a projector, a LLaMA decoder; and ChatSpot's form of it with a linear projector."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
-from ts_lightning.grounding.codecs import backbone_codec
-from ts_lightning.models.backbones.hub_layout import (
-    HubBackbone,
-    check_source,
-    check_tokens,
-    load_tokenizer,
-    load_weights_of,
-    small_tokenizer,
-    with_seed,
-)
-from ts_lightning.models.encode import ChatTemplate, Encoder
+from ts_lightning.models.backbones.hub_layout import HubBackbone
+from ts_lightning.models.encode import ChatTemplate
 
 VICUNA = ChatTemplate(
     system="<s>A chat between a curious user and an artificial intelligence assistant. "
@@ -67,6 +56,9 @@ class LlavaBackbone(HubBackbone):
         pixel_mode: "pad" keeps the whole picture in shape; "stretch" fills the square with it.
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ("llava",)
+    template = VICUNA
+
     def __init__(
         self,
         pretrained: str | None = None,
@@ -82,37 +74,23 @@ class LlavaBackbone(HubBackbone):
         super().__init__()
         if projector not in (None, "mlp", "linear"):
             raise ValueError(f"LlavaBackbone.projector: seen {projector!r}, expected 'mlp' or 'linear'")
-        settings = check_source(type(self).__name__, pretrained, config, {"llava": None}, LlavaConfig)
+        settings = self.source(pretrained, config)
         check_tower(settings.vision_config, settings, pretrained or "config")
         stored = getattr(settings, "projector", "mlp")
         settings.projector = projector or stored
-        kind = LinearLlava if settings.projector == "linear" else LlavaForConditionalGeneration
-        with with_seed(seed):
-            if config is not None:
-                tokenizer = small_tokenizer()
-                settings.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
-                self.model = kind._from_config(settings, dtype=getattr(torch, dtype))
-            else:
-                tokenizer = load_tokenizer(str(pretrained), "<image>", VICUNA.end)
-                fresh = () if settings.projector == stored else ("multi_modal_projector",)
-                self.model = load_weights_of(kind, Path(str(pretrained)), settings, dtype, fresh)
-        check_tokens(self, tokenizer, "<image>")
-        self.model.eval()
-        self.name = f"llava:{pretrained or f'random-{seed}'}"
-        vision: Any = settings.vision_config
+        kind = LinearLlava if settings.projector == "linear" else AutoModelForImageTextToText
+        fresh = () if settings.projector == stored else ("multi_modal_projector",)
+        tokenizer = self.load(settings, pretrained, seed, dtype, kind, fresh)
+        self.set_up(tokenizer, codec, codec_grid, max_length, pixel_mode)
+
+    def set_up(self, tokenizer: Any, codec: str, codec_grid: str | None, max_length: int, pixel_mode: str) -> None:
+        """What follows from the tower's config: the encoder, and what is never read of the tower."""
+        vision: Any = self.model.config.vision_config
         depth = vision.num_hidden_layers
-        read = settings.vision_feature_layer % (depth + 1)  # hidden_states[0] is the embedding
+        read = self.model.config.vision_feature_layer % (depth + 1)  # hidden_states[0] is the embedding
         self.unused = ("*.post_layernorm.*", *(f"*vision_tower*.layers.{i}.*" for i in range(read, depth)))
-        self.encoder = Encoder(
-            tokenizer=tokenizer,
-            image_token="<image>",
-            image_tokens=(vision.image_size // vision.patch_size) ** 2,
-            image_size=vision.image_size,
-            max_length=max_length,
-            pixel_mode=pixel_mode,
-            codec=backbone_codec(codec, codec_grid, (vision.image_size, vision.image_size), pixel_mode),
-            template=VICUNA,
-        )
+        side, tokens = vision.image_size, (vision.image_size // vision.patch_size) ** 2
+        self.encoder = self.square_encoder(tokenizer, side, tokens, codec, codec_grid, max_length, pixel_mode)
 
     def image_features(self, pixels_N3SS: Tensor) -> Tensor:
         hidden = self.model.model.vision_tower(pixels_N3SS, output_hidden_states=True).hidden_states

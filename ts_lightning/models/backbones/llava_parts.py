@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import CLIPVisionModel, LlamaForCausalLM, LlavaConfig
 
-from ts_lightning.models.backbones.hub_layout import load_tokenizer, read_config, with_seed
+from ts_lightning.models.backbones.hub_layout import load_tokenizer, random_model, read_config, with_seed
 from ts_lightning.models.backbones.llava import VICUNA, LinearLlava, LlavaBackbone, LlavaForConditionalGeneration
 
 
@@ -37,7 +37,7 @@ def assemble(
     settings.projector = projector
     kind: Any = LinearLlava if projector == "linear" else LlavaForConditionalGeneration
     with with_seed(seed):
-        model = kind._from_config(settings, dtype=getattr(torch, dtype))
+        model = random_model(settings, dtype, kind)
     model.model.vision_tower.load_state_dict(tower.state_dict())
     state = {f"model.language_model.{name}": tensor for name, tensor in decoder.model.state_dict().items()}
     state["lm_head.weight"] = decoder.lm_head.weight.detach()

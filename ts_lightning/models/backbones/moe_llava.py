@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, PhiConfig
+from transformers import CLIPVisionConfig, LlavaConfig, PhiConfig
 
-from ts_lightning.grounding.codecs import backbone_codec
 from ts_lightning.models.backbones.hub_layout import (
     check_tokens,
     load_tokenizer,
+    random_model,
     read_config,
     small_tokenizer,
     with_seed,
 )
 from ts_lightning.models.backbones.llava import LlavaBackbone
 from ts_lightning.models.backbones.moe_layout import from_public, install_moe, moe_config, to_public
-from ts_lightning.models.encode import ChatTemplate, Encoder
+from ts_lightning.models.encode import ChatTemplate
 
 PHI = ChatTemplate(
     system="A chat between a curious user and an artificial intelligence assistant. "
@@ -62,6 +62,8 @@ class MoELlavaBackbone(LlavaBackbone):
         codec_grid: Another grid than the notation's own.
     """
 
+    model_types = ("moe_llava_phi", "llava_phi")
+    template = PHI
     made_by = ("config", "seed", "image_tower", "num_experts")
 
     def __init__(
@@ -80,7 +82,7 @@ class MoELlavaBackbone(LlavaBackbone):
             raise ValueError("MoELlavaBackbone: seen pretrained and config both or neither, expected one of them")
         folder = Path(str(pretrained))
         self.public = dict(config) if config is not None else read_config(folder)
-        if self.public.get("model_type") not in ("moe_llava_phi", "llava_phi"):
+        if self.public.get("model_type") not in self.model_types:
             kind = self.public.get("model_type")
             raise ValueError(f"{pretrained}: seen model_type {kind!r}, expected 'moe_llava_phi' or dense 'llava_phi'")
         if config is not None:
@@ -91,7 +93,7 @@ class MoELlavaBackbone(LlavaBackbone):
         check_public(self.public, pretrained or "config")
         settings = llava_config(self.public, _tower_config(self.public, image_tower), tokenizer)
         with with_seed(seed):
-            self.model = LlavaForConditionalGeneration._from_config(settings, dtype=getattr(torch, dtype))
+            self.model = random_model(settings, dtype)
             moe = self.public.get("moe")
             if num_experts is not None:
                 self.model = self._filled(folder, image_tower, config)
@@ -105,20 +107,7 @@ class MoELlavaBackbone(LlavaBackbone):
         check_tokens(self, tokenizer, "<image>")
         self.model.to(getattr(torch, dtype)).eval()
         self.name = f"moe_llava:{pretrained or f'random-{seed}'}"
-        vision: Any = settings.vision_config
-        depth = vision.num_hidden_layers
-        read = settings.vision_feature_layer % (depth + 1)
-        self.unused = ("*.post_layernorm.*", *(f"*vision_tower*.layers.{i}.*" for i in range(read, depth)))
-        self.encoder = Encoder(
-            tokenizer=tokenizer,
-            image_token="<image>",
-            image_tokens=(vision.image_size // vision.patch_size) ** 2,
-            image_size=vision.image_size,
-            max_length=self.public.get("tokenizer_model_max_length", 2048),
-            pixel_mode="pad",
-            codec=backbone_codec(codec, codec_grid, (vision.image_size, vision.image_size), "pad"),
-            template=PHI,
-        )
+        self.set_up(tokenizer, codec, codec_grid, self.public.get("tokenizer_model_max_length", 2048), "pad")
 
     def _filled(self, folder: Path, image_tower: str | None, config: Any) -> Any:
         if config is None:

@@ -6,33 +6,18 @@ Legend: T tokens, P patches of all pictures, N pictures, H hidden size.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2VLForConditionalGeneration,
-)
 
 from ts_lightning.grounding.codecs import backbone_codec
 from ts_lightning.grounding.resizing import smart_size
-from ts_lightning.models.backbones.hub_layout import (
-    HubBackbone,
-    check_source,
-    check_tokens,
-    load_tokenizer,
-    load_weights_of,
-    small_tokenizer,
-    with_seed,
-)
+from ts_lightning.models.backbones.hub_layout import HubBackbone
 from ts_lightning.models.encode import ChatTemplate, Encoder
 from ts_lightning.models.pixels import image_size, load_pixels
 
-KINDS = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
 CHATML = ChatTemplate(
     system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>",
     user="\n<|im_start|>user\n",
@@ -41,7 +26,6 @@ CHATML = ChatTemplate(
     blank="",
     after_picture="",
 )
-MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
 
 @dataclass
@@ -127,6 +111,11 @@ class QwenVLBackbone(HubBackbone):
         max_pixels: Larger ones are reduced to it.
     """
 
+    model_types = ("qwen2_vl", "qwen2_5_vl")
+    image_token = "<|image_pad|>"
+    template = CHATML
+    marks = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+
     def __init__(
         self,
         pretrained: str | None = None,
@@ -140,30 +129,19 @@ class QwenVLBackbone(HubBackbone):
         max_pixels: int = 28 * 28 * 1280,
     ) -> None:
         super().__init__()
-        settings = check_source(type(self).__name__, pretrained, config, KINDS, AutoConfig)
-        kind: Any = KINDS[settings.model_type]
-        if config is not None:
-            tokenizer = small_tokenizer(MARKS, end="<|im_end|>")
-            settings.image_token_id = tokenizer.convert_tokens_to_ids("<|image_pad|>")
-            with with_seed(seed):
-                self.model = kind._from_config(settings, dtype=getattr(torch, dtype))
-        else:
-            tokenizer = load_tokenizer(str(pretrained), "<|image_pad|>", CHATML.end)
-            self.model = load_weights_of(kind, Path(str(pretrained)), settings, dtype)
-        check_tokens(self, tokenizer, "<|image_pad|>")
-        self.model.eval()
-        self.name = f"{settings.model_type}:{pretrained or f'random-{seed}'}"
+        settings = self.source(pretrained, config)
+        tokenizer = self.load(settings, pretrained, seed, dtype)
         vision: Any = settings.vision_config
         factor = vision.patch_size * vision.spatial_merge_size
         resized = partial(smart_size, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
         self.encoder = PatchEncoder(
             tokenizer=tokenizer,
-            image_token="<|image_pad|>",
+            image_token=self.image_token,
             image_tokens=0,
             image_size=0,
             max_length=max_length,
             codec=backbone_codec(codec or settings.model_type, codec_grid, resized),
-            template=CHATML,
+            template=self.template,
             patch=vision.patch_size,
             merge=vision.spatial_merge_size,
             temporal=vision.temporal_patch_size,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
     LlavaConfig,
@@ -15,21 +15,19 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ts_lightning.grounding.codecs import backbone_codec
-from ts_lightning.models.backbones.base import Backbone
+from ts_lightning.models.backbones.hub_layout import SHIPPED, HubBackbone
 from ts_lightning.models.backbones.moe_layout import from_public, install_moe, moe_config, to_public
-from ts_lightning.models.encode import Encoder
-
-SHIPPED = Path(__file__).parent / "tiny_base"
+from ts_lightning.models.encode import ChatTemplate
 
 
-class TinyBackbone(Backbone):
+class TinyBackbone(HubBackbone):
     """Loads the shipped tiny base, or one saved by `save`; `pretrained: null` gives random weights from `seed`.
 
     The sizes count for random weights only; a saved base brings its own config. `codec` names the notation of regions,
     `codec_grid` another grid than the notation's own.
     """
 
+    template = ChatTemplate()
     unused = ("*.post_layernorm.*",)  # the decoder reads the tower's last layer before it
 
     def __init__(
@@ -76,34 +74,10 @@ class TinyBackbone(Backbone):
         self.name = "tiny" if pretrained == "shipped" else f"tiny:{pretrained or f'random-{seed}'}"
         vision: Any = config.vision_config
         text: Any = config.text_config
-        self.encoder = Encoder(
-            tokenizer=tokenizer,
-            image_token="<image>",
-            image_tokens=(vision.image_size // vision.patch_size) ** 2,
-            image_size=vision.image_size,
-            max_length=text.max_position_embeddings,
-            codec=backbone_codec(codec, codec_grid, (vision.image_size, vision.image_size)),
+        side, tokens = vision.image_size, (vision.image_size // vision.patch_size) ** 2
+        self.encoder = self.square_encoder(
+            tokenizer, side, tokens, codec, codec_grid, text.max_position_embeddings, "stretch"
         )
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        return self.model.model.language_model.layers
-
-    @property
-    def decoder(self) -> nn.Module:
-        return self.model.model.language_model
-
-    @property
-    def embedding(self) -> nn.Embedding:
-        return self.model.model.language_model.embed_tokens
-
-    @property
-    def head(self) -> nn.Linear:
-        return self.model.lm_head
-
-    @property
-    def image_token_id(self) -> int:
-        return self.model.config.image_token_id
 
     def image_features(self, pixels_N3SS: Tensor) -> Tensor:
         hidden = self.model.model.vision_tower(pixels_N3SS).last_hidden_state
