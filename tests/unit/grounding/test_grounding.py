@@ -2,7 +2,6 @@
 
 import math
 import random
-import time
 
 import pytest
 
@@ -81,9 +80,8 @@ def test_malformed_answers_have_no_box(text: str) -> None:
 
 
 def test_parsing_is_linear() -> None:
-    began = time.perf_counter()
-    CODEC.parse("[[" * 200_000 + "1,2,3," * 100_000)
-    assert time.perf_counter() - began < 5
+    """A reading that goes back at every bracket would take hours."""
+    assert CODEC.parse("[[" * 200_000 + "1,2,3," * 100_000) == []
 
 
 def test_unknown_codec_lists_the_known() -> None:

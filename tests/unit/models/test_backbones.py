@@ -133,6 +133,7 @@ def test_retention_is_bitwise_and_only_the_package_trains(make: Any) -> None:
     base, vlm = PlainVLM(make(), train=["*"]), TwinExpertVLM(make())
     asked = [SAMPLES[1], sample("understanding", (64, 64), 5)]
     before = understanding_logits(base, asked)
+    # bitwise here and below: the same modules on the same batch, product by product
     assert torch.equal(before, understanding_logits(vlm, asked))
     frozen = {k: v.clone() for k, v in vlm.state_dict().items() if "packages" not in k}
     vlm.train()
@@ -199,7 +200,7 @@ def test_save_load_same_logits(make: Any, tmp_path: Path) -> None:
     backbone.save(tmp_path / "base")
     again = reloaded(backbone, tmp_path / "base")
     assert again.identity()["sha256"] == backbone.identity()["sha256"]
-    with torch.no_grad():
+    with torch.no_grad():  # bitwise: the same weights, the same batch
         assert torch.equal(expected, TwinExpertVLM.from_pretrained(tmp_path / "package", again)(batch)["logits"])
 
 
@@ -218,7 +219,7 @@ def test_exports_stand_alone(make: Any, tmp_path: Path) -> None:
             if "linear" not in str(plain.config.to_dict().get("projector")):  # peft on the plain model
                 theirs = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
                 ids = torch.arange(5, 25)[None]
-                with torch.no_grad():
+                with torch.no_grad():  # bitwise: peft's own modules in both
                     assert torch.equal(theirs(input_ids=ids).logits, vlm.backbone.model(input_ids=ids).logits)
         folder = tmp_path / type(vlm).__name__
         write_standalone(SFT(vlm), folder)
@@ -283,7 +284,9 @@ def test_isolated_steps_do_not_see_each_other(make: Any) -> None:
             a, b = (vlm(collate([r], vlm.pad_id), isolated=isolated) for r in (row, changed))
             second = row["step_ids"][a["positions"][1]] == 1
             assert second.any()
-            assert torch.equal(a["logits"][second], b["logits"][second]) == isolated
+            # not bitwise: a changed token may go to another expert, whose products then have other rows
+            tolerance = 1e-6 if isolated else 1e-4
+            assert torch.allclose(a["logits"][second], b["logits"][second], tolerance, tolerance) == isolated
 
 
 def test_recomputed_activations_give_the_same_gradients(make: Any) -> None:
@@ -295,4 +298,5 @@ def test_recomputed_activations_give_the_same_gradients(make: Any) -> None:
         torch.nn.functional.cross_entropy(out["logits"], out["targets"]).backward()
         gradients.append({name: p.grad for name, p in vlm.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
-    assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
+    for name, gradient in gradients[0].items():  # bitwise: a recomputed product is the same product
+        assert torch.equal(gradient, gradients[1][name]), name

@@ -57,6 +57,7 @@ def test_save_and_load_give_the_same_bits(options: dict, tmp_path: Path) -> None
     vlm.save_pretrained(tmp_path, {"val/grounding/miou": 0.5})
     again = TwinExpertVLM.from_pretrained(tmp_path, backbone())
     rows = batch(vlm, GROUNDING + UNDERSTANDING)
+    # bitwise, as in this whole file: the same weights on the same batch, token by token to the same experts
     assert torch.equal(vlm(rows)["logits"], again(rows)["logits"])
     assert {path.name for path in tmp_path.iterdir()} == {"package.safetensors", "twin_config.json", "README.md"}
     config, tensors = read_package(tmp_path)

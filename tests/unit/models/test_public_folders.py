@@ -277,7 +277,7 @@ def test_a_batch_without_pictures_gives_every_parameter_a_gradient(name: str) ->
         expected = vlm.eval()(batch)["logits"]
     vlm.train()
     out = vlm(batch)
-    assert torch.equal(out["logits"], expected)
+    torch.testing.assert_close(out["logits"], expected, rtol=1e-6, atol=1e-6)  # attention has other kernels with grad
     torch.nn.functional.cross_entropy(out["logits"], out["targets"]).backward()
     for key, parameter in vlm.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, key

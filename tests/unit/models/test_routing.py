@@ -73,7 +73,7 @@ def test_recomputation_sees_the_routing_of_its_own_forward() -> None:
     with routing(torch.ones(2), torch.ones(2, 3), alpha_override=0.9):  # another forward is running in between
         out.sum().backward()
     for parameter, gradient in zip(twin.packages.parameters(), expected, strict=True):
-        assert torch.equal(parameter.grad, gradient)
+        assert torch.equal(parameter.grad, gradient)  # bitwise: a recomputed product is the same product
 
 
 def test_checkpointed_decoder_equals_plain_with_collected_routers() -> None:

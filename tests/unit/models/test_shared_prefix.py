@@ -138,8 +138,9 @@ def test_a_token_outside_of_its_completion_changes_nothing() -> None:
     one, other = ([[[30, 31], [40, 41, 42]]], [[[30, 31], [44, 45, 46]]])
     with torch.no_grad():
         first, second = (group_log_probs(vlm, batch, c).logp_NT for c in (one, other))
-    assert torch.equal(first[0], second[0])
-    assert not torch.equal(first[1], second[1])
+    # not bitwise: a changed token may go to another expert, whose products then have other rows
+    torch.testing.assert_close(first[0], second[0], rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(first[1], second[1], rtol=1e-3)
 
 
 def test_log_probs_are_those_of_decoding() -> None:

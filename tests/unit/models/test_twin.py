@@ -69,6 +69,7 @@ def test_understanding_batch_is_bitwise_the_untouched_layer(dense: bool, grad: b
     with torch.set_grad_enabled(grad):
         with routing(torch.zeros(B), VALID):
             out = twin(h)
+        # bitwise, signs of zeros included: the layer runs its understanding expert, on the same rows, and nothing else
         assert torch.equal(out.view(torch.int32), twin.understanding(h).view(torch.int32))
         assert torch.equal(twin(h), out)  # and so is the layer outside of a routing
 
@@ -77,7 +78,7 @@ def test_understanding_rows_do_not_change_beside_skill_rows() -> None:
     twin, h = make_twin(), hidden()
     with routing(TASK, VALID):
         out = twin(h)
-    assert torch.equal(out[~SKILL], twin.understanding(h)[~SKILL])
+    assert torch.equal(out[~SKILL], twin.understanding(h)[~SKILL])  # bitwise: it always sees the whole batch
 
 
 def test_padding_reaches_nothing() -> None:
@@ -142,7 +143,7 @@ def test_each_row_names_its_package(grad: bool) -> None:
     for row, name in ((0, "counting"), (2, "grounding")):
         expected = 0.3 * iu[row] + 0.7 * twin.packages[name].experts(h[row])
         torch.testing.assert_close(out[row][VALID[row]], expected[VALID[row]], atol=1e-6, rtol=1e-6)
-    assert torch.equal(out[1], iu[1])
+    assert torch.equal(out[1], iu[1])  # bitwise: understanding experts always see the whole batch
     assert torch.equal(out[~VALID], iu[~VALID])
     rows = {name: active.routed[twin.packages[name].experts].rows_N.tolist() for name in twin.packages}
     assert rows == {"grounding": [2, 2, 2], "counting": [0, 0, 0, 0]}

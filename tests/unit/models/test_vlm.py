@@ -41,6 +41,7 @@ def shaken(vlm: TwinExpertVLM) -> TwinExpertVLM:
 def test_understanding_batch_is_bitwise_the_base() -> None:
     tuned, base = shaken(twin()).eval(), PlainVLM(backbone()).eval()
     rows = batch(tuned, UNDERSTANDING)
+    # bitwise: no row of a skill is in the batch, so both run the same products
     assert torch.equal(tuned(rows)["logits"], base(rows)["logits"])
     prompts = batch(tuned, UNDERSTANDING, for_generation=True)
     assert tuned.generate(prompts, 8) == base.generate(prompts, 8)
@@ -60,8 +61,9 @@ def test_mixed_batch_keeps_understanding_rows() -> None:
 def test_alpha_of_one_is_the_base() -> None:
     tuned, base = shaken(twin()).eval(), PlainVLM(backbone()).eval()
     rows = batch(tuned, GROUNDING)
+    # bitwise: with alpha 1 no grounding expert is run
     assert torch.equal(tuned(rows, alpha=1.0)["logits"], base(rows)["logits"])
-    assert not torch.equal(tuned(rows)["logits"], base(rows)["logits"])
+    assert not torch.allclose(tuned(rows)["logits"], base(rows)["logits"], atol=1e-3)
     for alpha in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"alpha: seen .*, expected 0 .* to 1"):
             tuned(rows, alpha=alpha)
@@ -87,7 +89,7 @@ def test_activation_checkpointing_gives_the_same_gradients() -> None:
         vlm(batch(vlm, GROUNDING))["logits"].square().mean().backward()
         gradients.append({n: p.grad for n, p in vlm.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
+    for name, gradient in gradients[0].items():  # bitwise: a recomputed product is the same product
         assert torch.equal(gradient, gradients[1][name]), name
 
 
@@ -106,9 +108,11 @@ def test_isolated_steps_do_not_see_each_other() -> None:
     changed["input_ids"][tuple(second)] = vlm.tokenizer.convert_tokens_to_ids("Ġred")
     isolated, other = vlm(rows, isolated=True), vlm(changed, isolated=True)
     steps = rows["step_ids"][isolated["positions"]]
-    assert torch.equal(isolated["logits"][steps != 1], other["logits"][steps != 1])
+    # not bitwise: a changed token may go to another expert, whose products then have other rows
+    unseen = steps != 1
+    torch.testing.assert_close(isolated["logits"][unseen], other["logits"][unseen], rtol=1e-6, atol=1e-6)
     causal, causal_other = vlm(rows)["logits"], vlm(changed)["logits"]
-    assert not torch.equal(causal[steps > 1], causal_other[steps > 1])
+    assert not torch.allclose(causal[steps > 1], causal_other[steps > 1], atol=1e-4)
 
 
 @torch.no_grad()
