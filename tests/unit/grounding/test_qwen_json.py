@@ -8,7 +8,7 @@ import pytest
 
 from ts_lightning.grounding import get_codec
 from ts_lightning.pipelines.converters import llava
-from ts_lightning.pipelines.converters.source import Pictures
+from ts_lightning.pipelines.converters.source import Dropped, Pictures
 
 CODEC = get_codec("qwen2_5_vl")
 SIZE = (100, 50)
@@ -96,9 +96,20 @@ def test_every_order_of_keys_goes_round() -> None:
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason=f"no files in {CASES}")
-@pytest.mark.parametrize(("name", "boxes"), [("llava_all_label_first", 2), ("llava_json_label_first", 2)])
+@pytest.mark.parametrize(
+    ("name", "boxes"),
+    [
+        ("llava_all_label_first", 2),
+        ("llava_json_label_first", 2),
+        ("llava_json_bbox_key", 1),
+        ("llava_box_outside", 0),
+    ],
+)
 def test_converted_answers_keep_no_raw_pixels(name: str, boxes: int) -> None:
     folder = CASES / name
-    samples = list(llava.read(folder / "x.json", Pictures(folder / "img"), codec="qwen2_5_vl"))
+    dropped = Dropped()
+    samples = list(llava.read(folder / "x.json", Pictures(folder / "img", dropped=dropped), codec="qwen2_5_vl"))
     assert [len(sample.regions) for sample in samples] == [boxes]
-    assert "bbox_2d" not in samples[0].turns[-1].text
+    assert ("bbox" in samples[0].turns[-1].text) == (not boxes)
+    counted = {"conversations without a readable box in an answer, kept as text": 1}
+    assert dict(dropped) == ({} if boxes else counted)

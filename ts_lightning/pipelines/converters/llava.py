@@ -24,9 +24,9 @@ def read(
     """One sample a row of a JSON list or JSON lines; rows without a picture are text only.
 
     With `codec` boxes of the texts in that notation become regions (of the first picture), and a conversation whose
-    answers have boxes is of task grounding; `task` sets it for all rows. `template` names a file of prompts that wrap
-    the questions ({question}) or stand in their place. Rows that `ts-lightning data export` wrote come
-    back as they were.
+    answers have boxes is of task grounding; one in whose answers none can be read keeps its text and is counted. `task`
+    sets the task of all rows. `template` names a file of prompts that wrap the questions ({question}) or stand in their
+    place. Rows that `ts-lightning data export` wrote come back as they were.
     """
     path, pictures = Path(path), pictures or Pictures()
     files = sorted([*path.glob("*.json"), *path.glob("*.jsonl")]) if path.is_dir() else [path]
@@ -69,6 +69,8 @@ def _row(
     for turn in turns:
         text = clean(turn["value"].replace(f"{IMAGE_MARK}\n", "").replace(f"\n{IMAGE_MARK}", ""))
         texts.append(_regions(text, codec, size, regions) if codec and known else text)
+    if codec and known and not any("{region:" in text for text in texts[1::2]):
+        pictures.dropped.note("conversations without a readable box in an answer, kept as text", where, stops=False)
     kind = task or ("grounding" if any("{region:" in text for text in texts[1::2]) else "understanding")
     fields: dict[str, Any] = {"task": kind, "subtask": "conversation", "regions": regions}
     if "accu_reward_method" in row:
