@@ -3,8 +3,10 @@
 import json
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from ts_lightning.grounding import get_codec
 from ts_lightning.pipelines.converters import llava
@@ -113,3 +115,21 @@ def test_converted_answers_keep_no_raw_pixels(name: str, boxes: int) -> None:
     assert ("bbox" in samples[0].turns[-1].text) == (not boxes)
     counted = {"conversations without a readable box in an answer, kept as text": 1}
     assert dict(dropped) == ({} if boxes else counted)
+
+
+def test_converted_boxes_may_be_pixels_of_the_resized_picture(tmp_path: Path) -> None:
+    """1600 x 1200 becomes 1148 x 840 under 28 * 28 * 1280 pixels."""
+    Image.new("RGB", (1600, 1200)).save(tmp_path / "a.jpg")
+    turns = [
+        {"from": "human", "value": "<image>\nWhere?"},
+        {"from": "gpt", "value": '{"bbox_2d": [574, 210, 1148, 840]}'},
+    ]
+    (tmp_path / "x.json").write_text(json.dumps([{"id": 1, "image": "a.jpg", "conversations": turns}]))
+
+    def box(**options: Any) -> Any:
+        return next(iter(llava.read(tmp_path / "x.json", Pictures(tmp_path), **options))).regions[0].box
+
+    assert box(codec="qwen2_5_vl", max_pixels=28 * 28 * 1280) == pytest.approx((0.5, 0.25, 1.0, 1.0))
+    assert box(codec="qwen2_5_vl") == pytest.approx((574 / 1600, 210 / 1200, 1148 / 1600, 840 / 1200))
+    with pytest.raises(ValueError, match="--max_pixels: seen with codec scout, expected qwen2_5_vl"):
+        box(codec="scout", max_pixels=1)

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ts_lightning.data.sample import IMAGE_MARK, Sample, SampleRegion
 from ts_lightning.grounding.codecs import Codec, get_codec
+from ts_lightning.grounding.resizing import resize_rule
 from ts_lightning.pipelines.converters.files import rows
 from ts_lightning.pipelines.converters.mig_bench import all_pictures
 from ts_lightning.pipelines.converters.source import Pictures, clean, make, pick
@@ -20,25 +22,38 @@ def read(
     codec: str | None = None,
     task: str | None = None,
     template: str | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
 ) -> Iterator[Sample]:
     """One sample a row of a JSON list or JSON lines; rows without a picture are text only.
 
     With `codec` boxes of the texts in that notation become regions (of the first picture), and a conversation whose
     answers have boxes is of task grounding; one in whose answers none can be read keeps its text and is counted. `task`
     sets the task of all rows. `template` names a file of prompts that wrap the questions ({question}) or stand in their
-    place. Rows that `ts-lightning data export` wrote come back as they were.
+    place. `min_pixels` and `max_pixels` bound the area of the resized picture that boxes of qwen2_5_vl are pixels of;
+    without them they are pixels of the picture as it is. Rows that `ts-lightning data export` wrote come back as they
+    were.
     """
     path, pictures = Path(path), pictures or Pictures()
     files = sorted([*path.glob("*.json"), *path.glob("*.jsonl")]) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path}: seen no *.json or *.jsonl, expected conversations in it")
-    notation = get_codec(codec) if codec else None
+    notation = _notation(codec, min_pixels, max_pixels) if codec else None
     for file in files:
         first: dict[str, Any] = next(rows(file, (), "LLaVA's conversations"), {})
         here = pictures.beside(file.parent, first, "images", "train2017", "coco/train2017")
         for number, row in enumerate(rows(file, ("conversations",), "LLaVA's conversations")):
             if (made := _row(file.stem, number, row, here, notation, task, template)) is not None:
                 yield made
+
+
+def _notation(name: str, min_pixels: int | None, max_pixels: int | None) -> Codec:
+    space = get_codec(name).space
+    if min_pixels is None and max_pixels is None:
+        return get_codec(name)
+    if space.frame != "resized":
+        raise ValueError(f"--min_pixels, --max_pixels: seen with codec {name}, expected qwen2_5_vl")
+    return get_codec(name, replace(space, resized=resize_rule(min_pixels, max_pixels)))
 
 
 def _row(
