@@ -12,7 +12,7 @@ OVERLAY = Path(__file__).parents[2] / "configs/trainer/wandb.yaml"
 
 
 def test_offline_mode_writes_the_run(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # the overlay writes into outputs/
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_RUN_ID", "")
@@ -25,7 +25,7 @@ def test_offline_mode_writes_the_run(shards: str, tmp_path: Path, monkeypatch: p
         pytest.skip(f"wandb can't start here: {error}")
     finally:
         wandb.teardown()
-    (folder,) = (tmp_path / "outputs/wandb").glob("offline-run-*")
+    (folder,) = (tmp_path / "run/wandb").glob("offline-run-*")
     run = (tmp_path / "run/wandb_run_id").read_text()
     assert folder.name.endswith(run)
     assert (folder / f"run-{run}.wandb").stat().st_size > 0

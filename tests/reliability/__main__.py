@@ -27,7 +27,7 @@ ITEMS = {
     "8": ("a rank dies or hangs", lambda d, quick: kills.lost_ranks(d)),
     "9": ("damaged shards", lambda d, quick: damage.damage(d, quick)),
     "10": ("bad images", lambda d, quick: images.corpus() | stored_images.both(d)),
-    "11": ("malicious input", lambda d, quick: hostile.run(d)),
+    "11": ("malicious input", lambda d, quick: hostile.run(d, quick)),
     "12": ("two processes against one", lambda d, quick: streams.two_processes(d)),
     "14": ("files of a stranger", lambda d, quick: fuzz.fuzz(d, quick)),
     "13": ("loader", lambda d, quick: streams.loader(d, quick)),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from tests.reliability import images
+from tests.reliability import images, tiny_run
 from ts_lightning.data import index_shards
 from ts_lightning.models.backbones.hub_layout import load_tokenizer, small_tokenizer
 from ts_lightning.models.backbones.llava import LlavaBackbone
@@ -103,10 +103,13 @@ def pictures() -> Attempts:
 def checkpoints(folder: Path, hit: Path) -> Attempts:
     """Pickles, classes of others, and a file that unpacks to a hundred times its size."""
     (folder / "raw.ckpt").write_bytes(pickle.dumps(Evil(hit)))
+    vlm = tiny_run.config("x", folder, 1)["model"]["init_args"]["vlm"]
     stored: dict[str, dict[str, object]] = {
         "pickle in a checkpoint": {"x": Evil(hit)},
-        "class of a checkpoint": {"hyper_parameters": {"_class_path": "evil_module.Evil"}},
-        "Lightning's instantiator": {"hyper_parameters": {"_class_path": "os.system", "_instantiator": "os.system"}},
+        "class of a checkpoint": {"hyper_parameters": {"_class_path": "evil_module.Evil", "vlm": vlm}},
+        "Lightning's instantiator": {
+            "hyper_parameters": {"_class_path": "os.system", "_instantiator": "os.system", "vlm": vlm}
+        },
         "settings that are a list": {"hyper_parameters": [1]},
         "bomb": {"x": torch.zeros(10_000_000)},
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.plugins import CheckpointIO as LightningCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
@@ -23,10 +23,10 @@ from ts_lightning.data.loader import lost_worker
 from ts_lightning.runs import CheckpointIO
 from ts_lightning.runs.allowed_classes import refuse_code
 from ts_lightning.runs.class_paths import FLAG, allowing, not_from_a_file, one_line, take_flag
-from ts_lightning.runs.load import answering, folder_model, stored_model
+from ts_lightning.runs.load import answering, folder_model, stored_data, stored_model
 from ts_lightning.runs.metrics_log import MetricsLog
-from ts_lightning.runs.package_state import data_config
 from ts_lightning.runs.resume import Finished, begin_run, first_process, set_aside
+from ts_lightning.runs.run_folder import check_folder, check_writers
 from ts_lightning.runs.run_keeper import RunKeeper
 from ts_lightning.runs.run_lock import RunLock
 from ts_lightning.runs.signals import StopOnSignal
@@ -101,11 +101,19 @@ class TSLightningCLI(LightningCLI):
         """Does nothing: Lightning would put the checkpoint's settings over the given ones; see with_stored_config."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a checkpoint that a configuration names: with_stored_config read the command line's alone."""
+        """Refuse a checkpoint that a configuration names (it is the command line's to say), and places of others."""
         seen = self._get(self.config, "ckpt_path")
         if seen is not None and str(seen) != self.ckpt_path:
             expected = "expected --ckpt_path on the command line"
             raise ValueError(f"ckpt_path: seen {str(seen)!r} in a configuration, {expected}")
+        trainer = self._get(self.config, "trainer")
+        root = Path(trainer["default_root_dir"])
+        for logger in _as_list(trainer.get("logger")):
+            if isinstance(logger, Namespace) and str(logger.get("init_args.save_dir")) == ".":  # W&B's default
+                logger["init_args.save_dir"] = str(root)
+        check_writers(trainer, root)
+        if first_process() and not trainer.get("fast_dev_run"):
+            check_folder(root)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self._get(self.config_init, "trainer")
@@ -211,7 +219,7 @@ def with_stored_config(args: Sequence[str]) -> list[str]:
     checkpoint = CheckpointIO().load_checkpoint(path)
     model = stored_model(checkpoint, path)
     stored = {"model": model if args[0] == "fit" else answering(model)}
-    if data := data_config(checkpoint):
+    if data := stored_data(checkpoint, path):
         stored["data"] = data
     return [args[0], "--config", json.dumps(stored), *args[1:]]
 

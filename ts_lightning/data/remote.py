@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import tempfile
+from glob import glob
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,17 @@ def is_url(pattern: str) -> bool:
 def fetch(pattern: str) -> list[str]:
     """Local copies of the shards of a URL (globs allowed), in sorted order; [] when there are none.
 
+    A `file://` URL is a path: nothing is copied.
+
     The cache is $TS_LIGHTNING_CACHE (~/.cache/ts_lightning if unset). A copy is fetched again when the size or the
     version at the source changed. ValueError, one line, for other protocols and for what can't be read.
     """
     protocol = pattern.split("://")[0]
     if protocol not in PROTOCOLS or "::" in pattern:
         raise ValueError(f"{pattern}: seen {pattern.split(':')[0]!r}, expected one of {', '.join(PROTOCOLS)} or a path")
+    if protocol == "file":
+        path = pattern.removeprefix("file://")
+        return [name for name in (sorted(glob(path)) if any(c in path for c in "*?[") else [path]) if isfile(name)]
     try:
         files, path = fsspec.core.url_to_fs(pattern)
         names = sorted(files.glob(path)) if any(c in path for c in "*?[") else [path]

@@ -200,15 +200,16 @@ class LocalChat:
         self.name, self.codec, self.max_tokens = f"local:{Path(folder).name}", codec, max_tokens
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.processor: Any = None
+        safe = {"local_files_only": True, "trust_remote_code": False}
         try:
             from transformers import AutoProcessor
 
-            self.processor = AutoProcessor.from_pretrained(folder)
-            model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
+            self.processor = AutoProcessor.from_pretrained(folder, **safe)
+            model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", use_safetensors=True, **safe)
         except (OSError, ValueError, KeyError):  # no vision tower: a text model
             self.processor = None
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-        self.tokenizer = getattr(self.processor, "tokenizer", None) or AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, **safe)
+        self.tokenizer = getattr(self.processor, "tokenizer", None) or AutoTokenizer.from_pretrained(folder, **safe)
         self.model = model.to(self.device).eval()
         self.lock = threading.Lock()
 

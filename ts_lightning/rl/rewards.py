@@ -6,9 +6,10 @@ Options are keyword arguments, off by default. The targets of a sample are the r
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
+from inspect import isfunction
 from typing import Any
 
 from ts_lightning.data.sample import Sample
@@ -18,7 +19,7 @@ from ts_lightning.rl.completion import Completion
 
 Reward = Callable[[Completion, Sample], float]
 
-PREFIXES = ("ts_lightning",)
+MODULES = ("ts_lightning.rl", "ts_lightning.rl.rewards")
 EXTRA_VARIABLE = "TS_LIGHTNING_CLASS_PREFIXES"
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _FORMAT = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
@@ -127,28 +128,34 @@ def best_matching(table: list[list[float]]) -> float:
     return sum(table[owner[j] - 1][j - 1] for j in range(1, columns + 1) if owner[j])
 
 
+REWARDS = (format_reward, image_reward, object_reward)
+
+
 def load_rewards(paths: Mapping[str, str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, Reward]:
     """The functions named by dotted paths, with their options; ValueError in one line for what can't be used."""
     if unknown := sorted(options.keys() - paths.keys()):
         raise ValueError(f"reward_options: seen {unknown[0]!r}, expected some of {', '.join(paths)}")
     extra = [name.strip() for name in os.environ.get(EXTRA_VARIABLE, "").split(",") if name.strip()]
-    allowed = (*PREFIXES, *extra)
+    own = [f"{module}.{reward.__name__}" for module in MODULES for reward in REWARDS]
     rewards: dict[str, Reward] = {}
     for name, path in paths.items():
         module, _, function = path.rpartition(".")
-        if not any(module == prefix or module.startswith(prefix + ".") for prefix in allowed):
-            raise ValueError(
-                f"rewards.{name}: seen {path!r}, expected a name under {', '.join(allowed)} (more by --allow_classes)"
-            )
+        if path not in own and not _under(module, extra):
+            expected = f"expected one of {', '.join(own[: len(REWARDS)])} (of your own packages by --allow_classes)"
+            raise ValueError(f"rewards.{name}: seen {path!r}, {expected}")
         try:
             reward = getattr(import_module(module), function)
         except (ImportError, AttributeError) as error:
             raise ValueError(f"rewards.{name}: seen {path!r} ({error}), expected a function") from None
         home = str(getattr(reward, "__module__", ""))  # a module may have imported what is no reward
-        if not any(home == prefix or home.startswith(prefix + ".") for prefix in allowed):
-            raise ValueError(f"rewards.{name}: seen {path!r} of {home!r}, expected a function of {', '.join(allowed)}")
+        if reward not in REWARDS and not (isfunction(reward) and _under(home, extra)):
+            raise ValueError(f"rewards.{name}: seen {path!r} of {home!r}, expected a function of {', '.join(extra)}")
         rewards[name] = partial(reward, **options[name]) if name in options else reward
     return rewards
+
+
+def _under(module: str, prefixes: Sequence[str]) -> bool:
+    return any(module == prefix or module.startswith(prefix + ".") for prefix in prefixes)
 
 
 def score(rewards: Mapping[str, Reward], completion: Completion, sample: Sample) -> dict[str, float]:

@@ -17,6 +17,7 @@ OURS = {
     "ts_lightning.runs": ("CheckpointIO", "FSDP2Strategy", "SaveCheckpoints", "SkipNonFinite", "ZeRO2Strategy"),
     "ts_lightning.rl": ("RolloutCallback",),
     "ts_lightning.data": ("ShardDataModule", "ShardSource"),
+    "ts_lightning.losses": ("Stepwise", "TokenMean"),
     "ts_lightning.models": ("TwinExpertVLM", "LoRAVLM", "PlainVLM"),
     "ts_lightning.models.backbones.tiny": ("TinyBackbone",),
     "ts_lightning.models.backbones.llava": ("LlavaBackbone",),

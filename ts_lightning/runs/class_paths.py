@@ -157,6 +157,9 @@ def one_line(error: BaseException) -> str:
         "Errors:",
         "Expected a <class 'NoneType'>",
         "Given value",
+        "Subclass types expect one of",
+        "a class path (str)",
+        "a dict with",
     )
     text = " ".join(line for line in lines if line and not line.startswith(noise))
     text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)

@@ -1,18 +1,22 @@
 """From a checkpoint file, or a folder that was exported, to the module that was trained."""
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
 
+from ts_lightning.data.remote import is_url
 from ts_lightning.models.lora import is_adapter, read_adapter
 from ts_lightning.models.package import is_package, read_config
 from ts_lightning.runs.checkpoint_io import CheckpointIO
 from ts_lightning.runs.class_paths import instantiate
-from ts_lightning.runs.package_state import model_config
+from ts_lightning.runs.package_state import data_config, model_config
 
+LARGE_BASE, LARGE_SETTING = 20_000_000, 10_000  # of this size nobody's memory is in danger
 STANDALONE = "ts_lightning.json"
 
 
@@ -87,8 +91,10 @@ def stored_model(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]
     arguments = model.get("init_args")
     if not isinstance(model.get("class_path"), str) or not isinstance(arguments, dict):
         raise ValueError(f"checkpoint {path}: seen no module class, expected a checkpoint written by ts_lightning")
-    vlm = arguments.get("vlm")
-    if isinstance(vlm, dict) and isinstance(vlm.get("init_args"), dict) and vlm["init_args"].get("init_from"):
+    vlm = _described(arguments.get("vlm"), f"checkpoint {path}: vlm")
+    backbone = _described(vlm["init_args"].get("backbone"), f"checkpoint {path}: vlm.init_args.backbone")
+    _check_size(vlm["init_args"], backbone, checkpoint, path)
+    if vlm["init_args"].get("init_from"):
         arguments = {**arguments, "vlm": {**vlm, "init_args": {**vlm["init_args"], "init_from": None}}}
     return {"class_path": model["class_path"], "init_args": arguments}
 
@@ -103,3 +109,66 @@ def _names_a_class(value: Any) -> bool:
     if isinstance(value, dict):
         return "class_path" in value or any(map(_names_a_class, value.values()))
     return isinstance(value, list) and any(map(_names_a_class, value))
+
+
+def stored_data(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any] | None:
+    """The datamodule of a checkpoint: one class, with plain values and local paths; ValueError for anything else."""
+    data = data_config(checkpoint)
+    if data is None:
+        return None
+    data = _described(data, f"checkpoint {path}: data")
+    arguments = {k: v for k, v in data["init_args"].items() if k not in ("encode", "pad_id")}
+    if _names_a_class(arguments):
+        raise ValueError(f"checkpoint {path}: data: seen a class in its arguments, expected plain values")
+    if urls := [text for text in _texts(arguments) if is_url(text) and not text.startswith("file://")]:
+        expected = "expected paths: what a checkpoint names is not fetched (give data.init_args on the command line)"
+        raise ValueError(f"checkpoint {path}: data: seen the URL {urls[0]!r:.200}, {expected}")
+    return {"class_path": data["class_path"], "init_args": arguments}
+
+
+def _described(value: Any, where: str) -> dict[str, Any]:
+    """{class_path, init_args}; a text in its place would be read as a file's name."""
+    given = value if isinstance(value, dict) else {}
+    arguments = given.get("init_args", {})
+    if not isinstance(given.get("class_path"), str) or not isinstance(arguments, dict):
+        raise ValueError(f"{where}: seen {type(value).__name__}, expected class_path and init_args")
+    return {"class_path": given["class_path"], "init_args": arguments}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def _check_size(vlm: dict[str, Any], backbone: dict[str, Any], checkpoint: dict[str, Any], path: str | Path) -> None:
+    """ValueError where the sizes that a checkpoint states are out of proportion to the weights that it holds.
+
+    They count for what is built without a file of its own: what trained, and a base of random weights.
+    """
+    stored = {tensor.untyped_storage().data_ptr(): tensor for tensor in checkpoint["state_dict"].values()}
+    held = sum(tensor.untyped_storage().nbytes() // 4 for tensor in stored.values())
+    for name, value in _numbers(vlm).items():
+        if value > max(LARGE_SETTING, held):
+            where = f"checkpoint {path}: vlm.init_args.{name}"
+            raise ValueError(f"{where}: seen {value:g}, expected one that fits the {held:,} numbers of the file")
+    if backbone["init_args"].get("pretrained", "shipped") is not None:
+        return
+    sizes = _numbers(backbone["init_args"])
+    hidden, inner = sizes.get("hidden_size", 0), sizes.get("intermediate_size", 0)
+    layers = sizes.get("num_layers", 0) * (1 + sizes.get("num_experts", 0)) + sizes.get("vision_layers", 0)
+    built = layers * (4 * hidden * hidden + 2 * hidden * inner) + sizes.get("image_size", 0) ** 2
+    if built > max(LARGE_BASE, 200 * held):
+        seen = f"seen a base of {built:,.0f} numbers"
+        raise ValueError(f"checkpoint {path}: {seen}, expected one that fits the {held:,} numbers of the file")
+
+
+def _numbers(arguments: dict[str, Any]) -> dict[str, float]:
+    """The settings that are, or that are read as, numbers."""
+    found = {}
+    for name, value in arguments.items():
+        with suppress(ValueError, TypeError):
+            found[name] = float(value)
+    return found

@@ -241,8 +241,10 @@ def test_rewards_by_dotted_path(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = complete(say("a", f"{ID1}{REF}{BOX}"))
     assert score(rewards, wrong, TARGET) == {"object": 0.0, "format": 1.0}
     for path, options, message in (
-        ("os.system", {}, "rewards.x: seen 'os.system', expected a name under ts_lightning"),
+        ("os.system", {}, "rewards.x: seen 'os.system', expected one of ts_lightning.rl.format_reward"),
         ("ts_lightning.rl.nothing", {}, "rewards.x: seen 'ts_lightning.rl.nothing'"),
+        ("ts_lightning.cli.main", {}, "rewards.x: seen 'ts_lightning.cli.main', expected one of"),
+        ("ts_lightning.rl.rewards.load_rewards", {}, "rewards.x: seen 'ts_lightning.rl.rewards.load_rewards'"),
         ("ts_lightning.rl.format_reward", {"y": {}}, "reward_options: seen 'y', expected some of x"),
     ):
         with pytest.raises(ValueError, match=message):
