@@ -181,7 +181,7 @@ def test_a_manifest_is_a_file(manifest: str, shards: str, tmp_path: Path, capsys
     os.mkfifo(tmp_path / "fifo")
     config = tiny.config(shards, tmp_path / "run")
     config["data"]["init_args"]["train"]["manifest"] = str(tmp_path / manifest)  # an absolute one stays as it is
-    assert f"{manifest}: seen no such file, expected a manifest" in fit(capsys, config, tmp_path)
+    assert f"{manifest}: seen a folder, pipe or device, expected a regular file" in fit(capsys, config, tmp_path)
 
 
 def test_sizes_fit_what_the_file_holds(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
