@@ -1,12 +1,17 @@
 """Metrics over two CPU processes: the same numbers as one process, with uneven batches and with an idle rank."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from ts_lightning.grounding import get_codec
+from ts_lightning.grounding.boxes import Box
 from ts_lightning.metrics import AnswerAccuracy, BoxAccuracy, MeanIoU, StepAnswer, StepMetrics, box_tensor
+from ts_lightning.metrics.protocols import make_protocol, plain
+from ts_lightning.metrics.record import Record, Truth
 
 COUNT = 11
 SPLITS = {"uneven": [range(7), range(7, COUNT)], "empty_rank": [range(COUNT), range(0)]}
@@ -33,7 +38,32 @@ def fill(rows: range) -> dict[str, torch.Tensor]:
             [StepAnswer(answers[i], [[pred[i]] if pred[i] else []], i % 4 == 0) for i in part],
             [StepAnswer("red", [[tuple(true[i].tolist())]], i % 6 == 0) for i in part],
         )
-    return {f"{type(m).__name__}/{k}": v for m in (miou, acc, words, steps) for k, v in m.compute().items()}
+    results = {f"{type(m).__name__}/{k}": v for m in (miou, acc, words, steps) for k, v in m.compute().items()}
+    for name in PROTOCOLS:  # their state is lists of rows, empty on an idle rank
+        protocol = make_protocol(name)
+        records = [record(name, i, pred[i], true[i], answers[i]) for i in rows]
+        for start in range(0, len(records), BATCH):
+            protocol.update(records[start : start + BATCH])
+        figures = plain(protocol.compute())
+        results |= {f"{name}/{k}": torch.tensor(v) for k, v in figures.items() if v == v}
+    return results
+
+
+PROTOCOLS = ("localization", "mig", "phrases", "steps", "circular", "mme", "yes_no", "vqa")
+
+
+def record(name: str, i: int, box: Box | None, true: torch.Tensor, word: str) -> Record:
+    """Question i as `name` scores it: boxes in tasks of unequal size, or words in pairs that may lie on two ranks."""
+    asked: dict[str, Any] = {"key": f"q{i:02d}", "subtask": "phrase" if name == "phrases" else f"task{i % 3}"}
+    if name in ("localization", "mig", "phrases"):
+        text = "none" if box is None else get_codec("scout").format([tuple(min(1.0, max(0.0, v)) for v in box)])
+        truth = tuple(true.tolist())
+        return Record(name, text=text, truth=Truth(box=truth, boxes=(truth,)), **asked)
+    if name == "steps":
+        return Record(name, text=word, truth=Truth(steps=StepAnswer("red", [[]], i % 4 == 0)), **asked)
+    meta = {"question_id": i // 2, "category": f"c{i % 2}", "image_id": i // 4}
+    said = "yes" if word == "red" else "no"
+    return Record(name, text=said, truth=Truth(answers=("yes",)), choices=("yes", "no"), meta=meta, **asked)
 
 
 def worker(rank: int, folder: str) -> None:
@@ -44,7 +74,7 @@ def worker(rank: int, folder: str) -> None:
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     expected = fill(range(COUNT))
-    assert len(expected) == 14
+    assert len(expected) > 60
     assert all(torch.isfinite(value) for value in expected.values())
     mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
     for rank in range(2):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ts_lightning.metrics.predictions import read_own
+from ts_lightning.metrics.record import read_records
 from ts_lightning.metrics.suites import compare as paired
 from ts_lightning.metrics.understanding_table import understanding_table
 
@@ -27,7 +27,7 @@ def compare(*runs: Path, table: bool = False, out: Path | None = None) -> None:
     if len(runs) != 2:
         raise ValueError(f"compare: seen {len(runs)} runs, expected two, or --table")
     first, second = (path / "predictions.jsonl" if path.is_dir() else path for path in runs)
-    result = paired(read_own(first), read_own(second))
+    result = paired(read_records(first), read_records(second))
     if not result:
         raise ValueError(f"{second}: seen no suite of {first}, expected one in both")
     print(f"{'suite':24}{'figure':>12}{'a':>9}{'b':>9}{'b - a':>9}   95% interval       p   gained  lost")

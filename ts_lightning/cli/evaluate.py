@@ -2,30 +2,30 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ts_lightning.cli.configurations import SHIPPED, find_configuration, read_configuration
 from ts_lightning.cli.lightning import main as lightning
-from ts_lightning.grounding import get_codec
+from ts_lightning.grounding.codecs import Codec
 from ts_lightning.grounding.resizing import resize_rule
-from ts_lightning.metrics.answer_files import answer_codec, join, read_answers
-from ts_lightning.metrics.class_mapping import ClassMapper, sentence_embedder
-from ts_lightning.metrics.gic import SYNONYMS, caption_pairs, score_captions
-from ts_lightning.metrics.gic_names import PROMPT, AskedPairs
+from ts_lightning.metrics.gic_names import AskedPairs
+from ts_lightning.metrics.judge import Instruction, few_shot_instruction
 from ts_lightning.metrics.judge import judge as judge_answers
-from ts_lightning.metrics.predictions import completeness, read_own
-from ts_lightning.metrics.region_class import SUBTASK, score_region_class
+from ts_lightning.metrics.protocols import Protocol
+from ts_lightning.metrics.protocols.captions import GIC, WithClasses
+from ts_lightning.metrics.record import Record, read_records
 from ts_lightning.metrics.robustness import by_noise, noise_table, plot_noise
 from ts_lightning.metrics.submission import write_submission
 from ts_lightning.metrics.suites import by_suite, judged_entry, score_suites
 from ts_lightning.pipelines.llm_client import OpenAIChat, RequestFailed
 from ts_lightning.pipelines.response_cache import CachedChat
 from ts_lightning.reports.suite_report import markdown, write_suite_report
-from ts_lightning.runs.load import load
+from ts_lightning.training.answer_files import answer_codec, join, read_answers
+from ts_lightning.training.records import completeness
 
-Record = Mapping[str, Any]
 JUDGED = ("mmvet", "llava_bench")
 
 
@@ -47,6 +47,7 @@ def evaluate(
     max_pixels: int | None = None,
     processor: Path | None = None,
     protocol: str | None = None,
+    reading: str | None = None,
     allow_missing: bool = False,
     annotations: Path | None = None,
     embedder: str | None = None,
@@ -56,6 +57,7 @@ def evaluate(
     extract: str | None = None,
     judge: str | None = None,
     base_url: str | None = None,
+    judge_prompt: Path | None = None,
     submission: Path | None = None,
     title: str = "Evaluation",
     overrides: Sequence[str] = (),
@@ -64,8 +66,9 @@ def evaluate(
 
         ts-lightning evaluate --ckpt last.ckpt --suites eval/toy.yaml --out outputs/report
         ts-lightning evaluate --predictions outputs/report/predictions.jsonl --out outputs/scores
-        ts-lightning evaluate --predictions samples.jsonl --format lmms-eval --shards 'refcoco/testA-*.tar' \
-            --suite refcoco_testA --codec shikra --grid decimals:3 --frame original --out outputs/scores
+        ts-lightning evaluate --predictions samples.jsonl --format lmms-eval --suites eval/rec.yaml \
+            --suite refcoco_testA --reading lmms_eval --codec shikra --grid decimals:3 --frame original \
+            --out outputs/scores
 
     Writes report.json, report.md and report.html; answers stay in OUT/predictions.jsonl, where `evaluate --predictions`
     and `compare` read them again. Any --trainer.X, --model.X and --data.X of `predict` goes to the answering.
@@ -75,7 +78,7 @@ def evaluate(
     Args:
         out: folder for the report, and for the answers of --ckpt
         ckpt: checkpoint, package, adapter or standalone folder that answers --suites
-        suites: configurations with suites, such as eval/rec.yaml
+        suites: configurations with suites, such as eval/rec.yaml; with --predictions they say how --suite is scored
         task: whose task answers: given (the record's), auto (the task router's), or one for every question
         alpha: the mixing weight, in place of the learned one
         predictions: stored answers, in place of --ckpt
@@ -88,7 +91,8 @@ def evaluate(
         min_pixels: least area of the resized picture, for answers in pixels of it
         max_pixels: its greatest area
         processor: folder with a preprocessor_config.json that says both
-        protocol: how to score, in place of what follows from a suite's name or truth
+        protocol: how to score, in place of what the suites say
+        reading: whose rule reads an answer, in place of what the suites say
         allow_missing: with --shards: missing answers count as wrong
         annotations: COCO's instances_*.json, for grounded captions and region classification
         embedder: folder of a sentence transformer (the packaged MiniLM when missing), for names without a class
@@ -97,6 +101,7 @@ def evaluate(
         box_score: the score of a box in COCO AP of captions
         extract: openai:MODEL[@URL], who names the boxes of captions; a grammar when missing
         judge: the model that judges MM-Vet and LLaVA-Bench
+        judge_prompt: file with MM-Vet's own few-shot table, in place of our instruction
         base_url: the judge's OpenAI-compatible server; the key comes from OPENAI_API_KEY
         submission: tab-separated file for MMBench's server
         title: of the report
@@ -105,7 +110,6 @@ def evaluate(
     if (ckpt is None) == (predictions is None):
         raise ValueError("evaluate: seen not one of --ckpt and --predictions, expected one of them")
     resize = resize_rule(min_pixels, max_pixels, processor) if min_pixels or max_pixels or processor else None
-    notation: Any = answer_codec(codec, grid, frame, resize) if shards else get_codec(codec)
     if ckpt is not None:
         if not suites:
             raise ValueError(f"--suites: seen none, expected some of {', '.join(shipped_suites())}")
@@ -115,26 +119,40 @@ def evaluate(
         if status := lightning(["predict", "--ckpt_path", str(ckpt), "-c", overlay, *root, *overrides]):
             return status
         predictions = out / "predictions.jsonl"
-        notation = load(ckpt).vlm.codec
+    own = rule_of(suites, suite) if suites and ckpt is None else {}
+    shards = shards or own.get("shards", [])
+    notation = answer_codec(codec, grid, frame, resize) if shards else None
     records, told = stored(predictions, format, shards, suite, notation, allow_missing)
+    records = [
+        replace(
+            record,
+            protocol=protocol or own.get("protocol") or record.protocol,
+            reading=reading or (None if protocol else own.get("reading") or record.reading),
+            annotations=str(annotations) if annotations else own.get("annotations") or record.annotations,
+        )
+        for record in records
+    ]
+    asked = asked_pairs(extract, out) if extract else None
+
+    def prepare(made: Protocol) -> None:
+        if isinstance(made, WithClasses):
+            made.embedder = embedder
+            made.threshold = made.threshold if threshold is None else threshold
+        if isinstance(made, GIC):
+            made.names_alone, made.box_score = names_alone, box_score
+            made.extract = asked or made.extract
+
     try:
-        chosen = dict.fromkeys(by_suite(records), protocol) if protocol else None
-        scores = score_suites(records, chosen, told)
+        scores = score_suites(records, told, prepare)
         for name in [name for name in scores if judge and name in JUDGED]:
-            result = judged(by_suite(records)[name], name, str(judge), base_url, out)
+            instruction = few_shot_instruction(judge_prompt) if judge_prompt and name == "mmvet" else None
+            result = judged(by_suite(records)[name], name, str(judge), base_url, out, instruction)
             scores[name] = judged_entry(scores[name], result)
         if submission is not None:
             print(f"{submission}: {write_submission(records, submission)} answers for MMBench's server")
-        page = write_suite_report(scores, records, out, notation, title)
+        page = write_suite_report(scores, records, out, title)
         print(f"{markdown(scores)}\n\n{page}")
-        figures = {name: one["score"] for name, one in scores.items()}
-        if annotations is not None:
-            figures |= regions(records, annotations, embedder, -1.0 if threshold is None else threshold, out)
-            asked = asked_pairs(extract, out) if extract else None
-            options: dict[str, Any] = {"names_alone": names_alone, "box_score": box_score, "codec": codec, "grid": grid}
-            options |= {"embedder": embedder, "extract": extract, "threshold": threshold or 0.65}
-            captions(records, annotations, notation, options, asked, out)
-        if rows := by_noise(figures):
+        if rows := by_noise({name: one["score"] for name, one in scores.items()}):
             print(noise_table(rows))
             plot_noise(rows, out / "noise.png")
     except (ModuleNotFoundError, RequestFailed) as error:
@@ -148,6 +166,15 @@ def shipped_suites() -> list[str]:
 
 
 evaluate.__doc__ = (evaluate.__doc__ or "").replace("{suites}", ", ".join(shipped_suites()))
+
+
+def rule_of(names: Sequence[str], suite: str) -> dict[str, Any]:
+    """What the configurations say of a suite: `shards`, and how it is scored."""
+    known = merged_overlays(names)["data"]["init_args"]["val"]
+    if suite not in known:
+        raise ValueError(f"--suite: seen {suite!r}, expected one of {', '.join(known)} of --suites")
+    shards = known[suite]["shards"]
+    return {**known[suite], "shards": [shards] if isinstance(shards, str) else shards}
 
 
 def merged_overlays(names: Sequence[str]) -> dict[str, Any]:
@@ -175,11 +202,11 @@ def merged_overlays(names: Sequence[str]) -> dict[str, Any]:
 
 
 def stored(
-    predictions: Path | None, format: str, shards: Sequence[str], suite: str, codec: Any, allow_missing: bool
-) -> tuple[list[Any], dict[str, str]]:
+    predictions: Path | None, format: str, shards: Sequence[str], suite: str, codec: Codec | None, allow_missing: bool
+) -> tuple[list[Record], dict[str, str]]:
     """The records of a file of answers, and what is to be said of each suite's completeness."""
     assert predictions is not None
-    if shards:
+    if shards and codec is not None:
         answers = read_answers(predictions, format)
         records = join(answers, list(shards), codec, suite, allow_missing)
         missing = f"{len(records) - len(answers)} of {len(records)} questions of --shards have no answer: wrong"
@@ -187,18 +214,29 @@ def stored(
     elif allow_missing:
         raise ValueError("--allow-missing: seen without --shards, expected them: they say what is missing")
     else:
-        records = list(read_own(predictions))
+        records = read_records(predictions)
         told = dict(completeness(records))
     if not records:
         raise ValueError(f"{predictions}: seen no prediction, expected some")
     return records, told
 
 
-def judged(records: Sequence[Record], suite: str, model: str, base_url: str | None, out: Path) -> dict[str, Any]:
+def judged(
+    records: Sequence[Record],
+    suite: str,
+    model: str,
+    base_url: str | None,
+    out: Path,
+    instruction: Instruction | None = None,
+) -> dict[str, Any]:
     """The verdicts of `model` on the answers of a suite, which are also written to OUT/SUITE.json."""
     backend = OpenAIChat(model, base_url, os.environ.get("OPENAI_API_KEY"), max_tokens=16)
     cached = CachedChat(backend, out / "verdicts.jsonl")
-    result = judge_answers(records, suite, lambda messages, attempt: cached.chat(messages, attempt=attempt))
+
+    def ask(messages: list[dict[str, str]], attempt: int) -> str:
+        return cached.chat(messages, attempt=attempt)
+
+    result = judge_answers(records, suite, ask, instruction)
     report = {"judge": model, "suite": suite, **result}
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{suite}.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -214,44 +252,3 @@ def asked_pairs(name: str, out: Path) -> AskedPairs:
     backend = OpenAIChat(model, url or None, os.environ.get("OPENAI_API_KEY"), max_tokens=256)
     cached = CachedChat(backend, out / "names.jsonl")
     return AskedPairs(lambda messages, attempt: cached.chat(messages, attempt=attempt))
-
-
-def captions(
-    records: Sequence[Record],
-    annotations: Path,
-    codec: Any,
-    options: dict[str, Any],
-    asked: Callable[..., Any] | None,
-    out: Path,
-) -> None:
-    """Grounded captions: (name, box) pairs, names to COCO's classes, COCO AP; OUT/captions.json."""
-    about = [r for r in records if (r.get("meta") or {}).get("image_id") is not None and r.get("subtask") != SUBTASK]
-    if not about:
-        return
-    truth = json.loads(annotations.read_bytes())
-    names = [one["name"] for one in truth["categories"]]
-    synonyms = {} if options["names_alone"] else {k: v for k, v in SYNONYMS.items() if k in names}
-    mapper = ClassMapper(names, sentence_embedder(options["embedder"]), synonyms, options["threshold"])
-    result = score_captions(about, truth, codec, mapper, asked or caption_pairs, options["box_score"])
-    if isinstance(asked, AskedPairs):
-        options = {**options, "prompt": PROMPT}
-        result["boxes_without_name"] = asked.unnamed
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "captions.json").write_text(json.dumps({"options": options, **result}, indent=1) + "\n")
-    print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in result.items()))
-
-
-def regions(
-    records: Sequence[Record], annotations: Path, embedder: str | None, threshold: float, out: Path
-) -> dict[str, float]:
-    """Accuracy by suite of region classification; with COCO AP in OUT/regions.json."""
-    classes = [record for record in records if record.get("subtask") == SUBTASK]
-    if not classes:
-        return {}
-    result = score_region_class(classes, annotations, sentence_embedder(embedder), threshold)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "regions.json").write_text(json.dumps(result, indent=1) + "\n")
-    for suite, values in result.items():
-        cells = (f"{k} {v:.3f}" for k, v in values.items() if isinstance(v, float) and v == v)
-        print(f"{suite:32} " + "  ".join(cells))
-    return {suite: value["accuracy"] for suite, value in result.items() if "accuracy" in value}

@@ -112,6 +112,11 @@ class ShardDataModule(L.LightningDataModule):
     def predict_suites(self) -> list[str]:
         return list(self._predict)
 
+    def suite_rule(self, suite: str) -> dict[str, str | None]:
+        """How a suite is scored, as its YAML says: `protocol`, `reading`, `annotations`."""
+        source = (self._val | self._test | self._predict).get(suite, ShardSource(""))
+        return {"protocol": source.protocol, "reading": source.reading, "annotations": source.annotations}
+
     def prepare_data(self) -> None:
         """Write the index files once, before all ranks read them."""
         stage = None if self.trainer is None or self.trainer.state.fn is None else self.trainer.state.fn.value

@@ -19,6 +19,10 @@ class ShardSource:
     The word "@train" in a suite stands for the training source's shards (scores on them are memorization). `box_noise`
     moves each edge of a question's boxes by up to this share of the side (`data.noise`). With `manifest`, a file of
     ts-lightning data index, every shard's bytes are checked against it at the start.
+
+    How a suite is scored: `protocol` (one of docs/evaluation.md; without one every question by its own truth),
+    `reading` (whose rule reads an answer: the protocol's first when None) and `annotations` (the data set's own file,
+    for protocols that need it).
     """
 
     shards: str | list[str]
@@ -28,6 +32,9 @@ class ShardSource:
     include_tags: list[str] | None = None
     exclude_tags: list[str] | None = None
     manifest: str | None = None
+    protocol: str | None = None
+    reading: str | None = None
+    annotations: str | None = None
 
     def load(self) -> Manifest:
         """Index, check and select; ValueError in one line for what can't be used."""

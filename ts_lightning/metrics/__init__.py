@@ -2,7 +2,7 @@
 
 from ts_lightning.metrics.accuracy import AnswerAccuracy, BoxAccuracy, ContainsAccuracy, normalise_answer
 from ts_lightning.metrics.mean_iou import MeanIoU, box_iou, box_tensor
-from ts_lightning.metrics.steps import StepAnswer, StepMetrics, match_boxes, parse_steps, target_steps
+from ts_lightning.metrics.steps import StepAnswer, StepMetrics, match_boxes, said_steps, target_steps
 
 __all__ = [
     "AnswerAccuracy",
@@ -15,6 +15,6 @@ __all__ = [
     "box_tensor",
     "match_boxes",
     "normalise_answer",
-    "parse_steps",
+    "said_steps",
     "target_steps",
 ]

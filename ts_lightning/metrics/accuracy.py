@@ -60,6 +60,17 @@ def normalise_answer(text: str) -> str:
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
 
 
+def equals_answer(text: str, accepted: Sequence[str]) -> bool:
+    """Whether a text equals one of the accepted answers, both normalised."""
+    return normalise_answer(text) in {normalise_answer(answer) for answer in accepted}
+
+
+def contains_answer(text: str, accepted: Sequence[str]) -> bool:
+    """Whether a text contains one of the accepted answers as whole words, both normalised."""
+    said = f" {normalise_answer(text)} "
+    return any(f" {normalise_answer(answer)} " in said for answer in accepted)
+
+
 class AnswerAccuracy(Metric):
     """Share of questions whose answer equals one of the accepted answers, both normalised."""
 
@@ -76,7 +87,7 @@ class AnswerAccuracy(Metric):
     def update(self, texts: Sequence[str], accepted: Sequence[Sequence[str]]) -> None:
         """Add questions: the N answered texts and, for each, the list of accepted answers."""
         for text, answers in zip(texts, accepted, strict=True):
-            self.correct += int(normalise_answer(text) in {normalise_answer(answer) for answer in answers})
+            self.correct += int(equals_answer(text, answers))
             self.count += 1
 
     def compute(self) -> dict[str, Tensor]:
@@ -88,8 +99,7 @@ class ContainsAccuracy(AnswerAccuracy):
 
     def update(self, texts: Sequence[str], accepted: Sequence[Sequence[str]]) -> None:
         for text, answers in zip(texts, accepted, strict=True):
-            said = f" {normalise_answer(text)} "
-            self.correct += int(any(f" {normalise_answer(answer)} " in said for answer in answers))
+            self.correct += int(contains_answer(text, answers))
             self.count += 1
 
     def compute(self) -> dict[str, Tensor]:

@@ -11,13 +11,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from ts_lightning.grounding.codecs import Codec
+from ts_lightning.grounding.answer import Answer, brackets
 from ts_lightning.metrics import class_mapping
 from ts_lightning.metrics.caption_ap import CaptionAP
 from ts_lightning.metrics.class_mapping import ClassMapper
 
 Pair = tuple[str, tuple[float, float, float, float]]
-Extract = Callable[[str, Codec, tuple[int, int]], list[Pair]]
+Extract = Callable[[str, Answer], list[Pair]]
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
 # What may stand between a name and its box, or begin a name, without being part of it.
 _STOP = frozenset(
@@ -50,16 +50,16 @@ _STOP = frozenset(
 SYNONYMS: dict[str, list[str]] = json.loads((Path(class_mapping.__file__).parent / "coco_synonyms.json").read_text())
 
 
-def caption_pairs(text: str, codec: Codec, image_size: tuple[int, int]) -> list[Pair]:
+def caption_pairs(text: str, answer: Answer) -> list[Pair]:
     """(name, box) of a grounded caption by grammar: the last words before each bracket, up to a word that ends names.
 
     Several boxes in one bracket share the name. A bracket without a name before it is left out.
     """
     pairs: list[Pair] = []
     end = 0
-    for mention in codec.parse(text, image_size):
-        words = _WORD.findall(text[end : mention.start])
-        end = mention.end
+    for (start, stop), things in brackets(answer):
+        words = _WORD.findall(text[end:start])
+        end = stop
         name: list[str] = []
         for word in reversed(words[-6:]):
             if word.lower() in _STOP:
@@ -67,42 +67,40 @@ def caption_pairs(text: str, codec: Codec, image_size: tuple[int, int]) -> list[
                     break
                 continue
             name.insert(0, word.lower())
-        phrase = mention.phrase or " ".join(name)
-        pairs += [(phrase, box) for box in mention.boxes if phrase]
+        phrase = things[0].phrase or " ".join(name)
+        pairs += [(phrase, thing.box) for thing in things if phrase and thing.is_box]
     return pairs
 
 
-def score_captions(
-    records: Sequence[Mapping[str, Any]],
+def caption_figures(
+    rows: Sequence[Mapping[str, Any]],
     annotations: Mapping[str, Any],
-    codec: Codec,
     mapper: ClassMapper,
-    extract: Extract = caption_pairs,
     box_score: str = "similarity",
 ) -> dict[str, Any]:
-    """COCO's twelve figures of caption records, and how many names went to no class.
+    """COCO's twelve figures of captions, and how many names went to no class.
 
-    `meta.image_id` of a record names its image. The score of a box is the similarity of its name to its class, or 1
-    (`box_score: one`); equal scores keep the order of the captions. The mapper's names are the categories in order.
+    A row has `image_id`, the picture's `size` in pixels and its `pairs`. The score of a box is the similarity of its
+    name to its class, or 1 (`box_score: one`); equal scores keep the order of the captions. The mapper's names are the
+    categories in order.
     """
     if box_score not in ("similarity", "one"):
         raise ValueError(f"box_score: seen {box_score!r}, expected 'similarity' or 'one'")
     metric, ids = CaptionAP(annotations), [one["id"] for one in annotations["categories"]]
-    pairs_of = [extract(r["text"], codec, tuple(r["image_size"])) for r in records]
-    classes = iter(mapper([name for pairs in pairs_of for name, _ in pairs]))
-    dropped = 0
-    for record, pairs in zip(records, pairs_of, strict=True):
-        width, height = record["image_size"]
-        found = [next(classes) for _ in pairs]
+    classes = iter(mapper([name for row in rows for name, _ in row["pairs"]]))
+    dropped = total = 0
+    for row in rows:
+        width, height = row["size"]
+        found = [next(classes) for _ in row["pairs"]]
+        total += len(found)
         dropped += sum(index is None for index, _ in found)
         metric.update(
-            record["meta"]["image_id"],
-            [[x1 * width, y1 * height, x2 * width, y2 * height] for _, (x1, y1, x2, y2) in pairs],
+            row["image_id"],
+            [[x1 * width, y1 * height, x2 * width, y2 * height] for _, (x1, y1, x2, y2) in row["pairs"]],
             [None if index is None else ids[index] for index, _ in found],
             [similarity if box_score == "similarity" else 1.0 for _, similarity in found],
         )
-    total = sum(map(len, pairs_of))
-    return metric.compute() | {"pairs": total, "names_of_no_class": dropped, "captions": len(records)}
+    return metric.compute() | {"pairs": total, "names_of_no_class": dropped, "captions": len(rows)}
 
 
 def mapping_accuracy(mapper: ClassMapper, names: Mapping[str, str | None]) -> dict[str, float]:

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable
 
-from ts_lightning.grounding.codecs import Codec
+from ts_lightning.grounding.answer import Answer, brackets
+from ts_lightning.metrics.gic import Pair
 
 Ask = Callable[[list[dict[str, str]], int], str]  # (messages, attempt) -> text
 
@@ -25,17 +26,15 @@ class AskedPairs:
     def __init__(self, ask: Ask) -> None:
         self.ask, self.unnamed = ask, 0
 
-    def __call__(
-        self, text: str, codec: Codec, image_size: tuple[int, int]
-    ) -> list[tuple[str, tuple[float, float, float, float]]]:
+    def __call__(self, text: str, answer: Answer) -> list[Pair]:
         """The pairs of one caption; several boxes in one bracket share the name."""
-        mentions = codec.parse(text, image_size)
+        mentions = brackets(answer)
         if not mentions:
             return []
         parts, end = [], 0
-        for number, mention in enumerate(mentions, start=1):
-            parts += [text[end : mention.start], f"[{number}]"]
-            end = mention.end
+        for number, ((start, stop), _) in enumerate(mentions, start=1):
+            parts += [text[end:start], f"[{number}]"]
+            end = stop
         caption = "".join([*parts, text[end:]])
         message = {"role": "user", "content": PROMPT.replace("{caption}", caption)}
         names: dict[int, str] = {}
@@ -45,9 +44,9 @@ class AskedPairs:
             if all(number in names for number in range(1, len(mentions) + 1)):
                 break
         pairs = []
-        for number, mention in enumerate(mentions, start=1):
+        for number, (_, things) in enumerate(mentions, start=1):
             if number in names:
-                pairs += [(names[number], box) for box in mention.boxes]
+                pairs += [(names[number], thing.box) for thing in things if thing.is_box]
             else:
                 self.unnamed += 1
         return pairs

@@ -2,10 +2,12 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-Record = Mapping[str, Any]
+from ts_lightning.metrics.record import Record
+
 Ask = Callable[[list[dict[str, str]], int], str]  # (messages, attempt) -> text
 
 MM_VET = """You grade one answer to a question about a picture that you can't see. Compare it with the true answer.
@@ -30,26 +32,55 @@ _NUMBER = re.compile(r"\d{1,2}(?:\.\d{1,3})?", re.ASCII)
 TRIES = 3
 
 
-def prompt_sha256(suite: str) -> str:
-    """Names the judge's instruction in a report."""
-    return hashlib.sha256(_template(suite).encode()).hexdigest()
+class Instruction(NamedTuple):
+    """What a judge is told: the text, and what kind it is ("not the official prompt", or the file it comes from)."""
+
+    text: str
+    kind: str = "not the official prompt"
+    few_shot: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """Names the instruction in a report."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def judge(records: Sequence[Record], suite: str, ask: Ask) -> dict[str, Any]:
+def own_instruction(suite: str) -> Instruction:
+    """Our instruction for MM-Vet or LLaVA-Bench."""
+    if suite not in ("mmvet", "llava_bench"):
+        raise ValueError(f"judge: seen the suite {suite!r}, expected mmvet or llava_bench")
+    return Instruction(MM_VET if suite == "mmvet" else LLAVA_BENCH)
+
+
+def few_shot_instruction(path: str | Path) -> Instruction:
+    """MM-Vet's official form: a file with its few-shot table, below which each answer is one more row to complete.
+
+    The table is MM-Vet's own (question, ground truth, prediction and correctness between bars); it is not in this
+    project.
+    """
+    text = Path(path).read_text(encoding="utf-8").rstrip()
+    if "|" not in text:
+        raise ValueError(f"{path}: seen no table, expected MM-Vet's prompt: rows of question | truth | answer | mark")
+    return Instruction(text, f"few-shot table of {Path(path).name}", few_shot=True)
+
+
+def judge(records: Sequence[Record], suite: str, ask: Ask, instruction: Instruction | None = None) -> dict[str, Any]:
     """The score of MM-Vet or LLaVA-Bench, by capability or category, and the verdicts by question.
 
     MM-Vet: 100 x the mean. LLaVA-Bench: 100 x the sum of the answers' marks over that of the references. A verdict that
     can't be read is asked for again, `TRIES` times in all; then the answer gets the lowest mark and is counted.
     """
-    verdicts, unread, groups = {}, 0, {}  # type: dict[str, list[float]], int, dict[str, list[list[float]]]
+    instruction = instruction or own_instruction(suite)
+    verdicts: dict[str, list[float]] = {}
+    groups: dict[str, list[list[float]]] = {}
+    unread = 0
     for record in records:
-        verdict = _verdict(record, suite, ask)
+        verdict = _verdict(record, suite, ask, instruction)
         if verdict is None:
             unread += 1
             verdict = [0.0] if suite == "mmvet" else [10.0, 1.0]
-        verdicts[record["key"]] = verdict
-        meta = record.get("meta") or {}
-        names = meta.get("capability") or meta.get("category") or "all"
+        verdicts[record.key] = verdict
+        names = record.meta.get("capability") or record.meta.get("category") or "all"
         for name in names if isinstance(names, list) else [names]:
             groups.setdefault(str(name), []).append(verdict)
     return {
@@ -57,8 +88,9 @@ def judge(records: Sequence[Record], suite: str, ask: Ask) -> dict[str, Any]:
         "by_group": {name: _score(group, suite) for name, group in sorted(groups.items())},
         "unread_verdicts": unread,
         "questions": len(records),
-        "prompt": _template(suite),
-        "prompt_sha256": prompt_sha256(suite),
+        "prompt": instruction.text,
+        "prompt_kind": instruction.kind,
+        "prompt_sha256": instruction.sha256,
         "verdicts": verdicts,
     }
 
@@ -71,24 +103,28 @@ def read_verdict(text: str, suite: str) -> list[float] | None:
     return numbers if len(numbers) == 2 and all(1 <= n <= 10 for n in numbers) else None
 
 
-def _verdict(record: Record, suite: str, ask: Ask) -> list[float] | None:
-    truth = (record["truth"]["answers"] or [""])[0]
-    caption = str((record.get("meta") or {}).get("caption") or "none")
-    values = {"question": record["question"], "truth": truth, "answer": record["text"], "caption": caption}
-    text = _template(suite)
+def question_for_judge(record: Record, instruction: Instruction) -> str:
+    """What the judge is asked about one answer."""
+    truth = (record.truth.answers or ("",))[0]
+    if instruction.few_shot:
+        spaced = truth.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+        cells = [" ".join(cell.split()) for cell in (record.question, spaced, record.text)]
+        return f"{instruction.text}\n{' | '.join(cells)} | "
+    caption = str(record.meta.get("caption") or "none")
+    values = {"question": record.question, "truth": truth, "answer": record.text, "caption": caption}
+    text = instruction.text
     for name, value in values.items():
         text = text.replace(f"{{{name}}}", value.replace("{", "(").replace("}", ")"))
+    return text
+
+
+def _verdict(record: Record, suite: str, ask: Ask, instruction: Instruction) -> list[float] | None:
+    text = question_for_judge(record, instruction)
     for attempt in range(TRIES):
         verdict = read_verdict(ask([{"role": "user", "content": text}], attempt), suite)
         if verdict is not None:
             return verdict
     return None
-
-
-def _template(suite: str) -> str:
-    if suite not in ("mmvet", "llava_bench"):
-        raise ValueError(f"judge: seen the suite {suite!r}, expected mmvet or llava_bench")
-    return MM_VET if suite == "mmvet" else LLAVA_BENCH
 
 
 def _score(verdicts: Sequence[Sequence[float]], suite: str) -> float:

@@ -1,222 +1,249 @@
-"""From generated texts to suite metrics and prediction records."""
+"""The record of one answered question: everything that its score depends on, as plain values."""
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import distributed
-from torchmetrics import MeanMetric, Metric
-
-from ts_lightning.data.sample import IMAGE_MARK, Sample
+from ts_lightning.grounding.answer import Answer, read_answer
 from ts_lightning.grounding.boxes import Box, iou
-from ts_lightning.grounding.codecs import Codec
-from ts_lightning.grounding.steps import Prediction, predicted_box
-from ts_lightning.metrics import (
-    AnswerAccuracy,
-    BoxAccuracy,
-    ContainsAccuracy,
-    MeanIoU,
-    StepAnswer,
-    StepMetrics,
-    box_tensor,
-    parse_steps,
-    target_steps,
-)
+from ts_lightning.grounding.codecs import Codec, get_codec
+from ts_lightning.grounding.coordinates import CoordinateSpace, Size
+from ts_lightning.metrics.steps import StepAnswer
 
 UNDERSTANDING = "understanding"
-STEP_TAGS = {"cot", "negative"}
 
 
-class SuiteMetrics:
-    """The metrics of every suite and, within it, of every subtask; made when their first question comes.
+@dataclass(frozen=True)
+class Truth:
+    """What is right. Boxes are xyxy in [0, 1] of their picture.
 
-    A question with one true box counts in `miou`, `miou_medium`, `miou_large`, `acc50`, `unparsed`, `unparsed_strict`
-    (no canonical box; scores read leniently) and `several` (more than one box: the first counts); a step-by-step or
-    negative one in the rates of `StepMetrics`; an understanding one with accepted answers in `accuracy`,
-    or in `contains` where its tags say so (region OCR, VizWiz, PointQA: the answer contains the truth).
+    text: the expected answer as the shard has it. answers: accepted answers in words. image: the picture that the
+    answer lies in, None where it is not known. box: the one box asked for; boxes: every box of the answer. area_px:
+    the object's area in pixels of the original picture where the data set names it. steps: of step-by-step and negative
+    questions alone.
     """
 
-    def __init__(self, codec: Codec) -> None:
-        self.codec = codec
-        self.metrics: dict[tuple[str, str], Metric] = {}
-
-    def reset(self) -> None:
-        """Forget all questions."""
-        self.metrics.clear()
-
-    def update(self, suite: str, batch: dict[str, Any], texts: Sequence[str]) -> None:
-        """Add the generated texts of a batch; rows with `row_valid` False are padding and don't count."""
-        for sample, text, is_valid in zip(batch["samples"], texts, batch["row_valid"].tolist(), strict=True):
-            if is_valid:
-                for prefix in (suite, f"{suite}/{sample.subtask}") if sample.subtask else (suite,):
-                    self._add(prefix, sample, text)
-
-    def _add(self, prefix: str, sample: Sample, text: str) -> None:
-        if sample.task == UNDERSTANDING:
-            if accepted := accepted_answers(sample):
-                self._metric(prefix, "contains" if "contains" in sample.tags else "answer").update([text], [accepted])
-            return
-        size = image_size(sample)
-        if STEP_TAGS & set(sample.tags):
-            self._metric(prefix, "steps").update([parse_steps(text, self.codec, size)], [_true_steps(sample)])
-        if (box := true_box(sample)) is not None:
-            prediction = predicted_box(text, self.codec, size)
-            boxes = box_tensor([prediction.box]), box_tensor([box])
-            area = true_area(sample)
-            area_px = torch.tensor([float("nan") if area is None else area], dtype=torch.float64)
-            self._metric(prefix, "iou").update(*boxes, torch.tensor([size]), area_px)
-            self._metric(prefix, "acc").update(*boxes)
-            for status in ("unparsed", "several"):
-                self._metric(prefix, status).update(float(prediction.status == status))
-            strict = predicted_box(text, self.codec, size, strict=True)
-            self._metric(prefix, "unparsed_strict").update(float(strict.status == "unparsed"))
-
-    def _metric(self, prefix: str, kind: str) -> Metric:
-        if (prefix, kind) not in self.metrics:
-            self.metrics[prefix, kind] = _MAKERS.get(kind, MeanMetric)()
-        return self.metrics[prefix, kind]
-
-    def compute(self, device: torch.device) -> dict[str, float]:
-        """`<suite>[/<subtask>]/<name>` of all ranks' questions together; what has no question is left out.
-
-        Every rank has to call it: the metrics synchronise, in the same order everywhere.
-        """
-        keys = set(self.metrics)
-        if distributed.is_initialized():
-            gathered: list[Any] = [None] * distributed.get_world_size()
-            distributed.all_gather_object(gathered, keys)
-            keys = set().union(*gathered)
-        results: dict[str, float] = {}
-        for prefix, kind in sorted(keys):
-            value = self._metric(prefix, kind).to(device).compute()
-            named = value if isinstance(value, dict) else {kind: value}
-            results |= {f"{prefix}/{name}": float(v) for name, v in named.items() if name != "count" and v == v}
-        return results
+    text: str = ""
+    answers: tuple[str, ...] = ()
+    image: int | None = None
+    box: Box | None = None
+    boxes: tuple[Box, ...] = ()
+    area_px: float | None = None
+    steps: StepAnswer | None = None
 
 
-_MAKERS: dict[str, type[Metric]] = {
-    "answer": AnswerAccuracy,
-    "contains": ContainsAccuracy,
-    "steps": StepMetrics,
-    "iou": MeanIoU,
-    "acc": BoxAccuracy,
-}
+@dataclass(frozen=True)
+class Record:
+    """One question, what was said, and what is right: `predict` writes it, and every score is taken from it alone.
 
-
-def prediction_records(batch: dict[str, Any], texts: Sequence[str], codec: Codec, suite: str) -> list[dict[str, Any]]:
-    """`prediction_record` of every row of a batch that is no padding."""
-    rows = zip(batch["samples"], texts, batch["row_valid"].tolist(), strict=True)
-    return [prediction_record(sample, text, codec, suite) for sample, text, is_valid in rows if is_valid]
-
-
-def prediction_record(sample: Sample, text: str, codec: Codec, suite: str) -> dict[str, Any]:
-    """One question as a JSON-able dict: what was asked, said, parsed from it, and true.
-
-    `regions` are all boxes of the text in order, [0, 1] and in pixels of the displayed original image; `box` is the
-    one that counts (None if there is none, or for an understanding question).
+    sizes: (width, height) of the displayed pictures; `codec`, `grid`, `frame` and `resized` (of each picture, where the
+    frame is what the image processor makes) say how boxes of the text are read. protocol, reading, annotations: as the
+    suite's YAML has them. cut_off: the answer ended at the token limit.
     """
-    size = image_size(sample)
-    boxes = [box for parsed in codec.parse(text, size) for box in parsed.boxes]
-    asks_box = sample.task != UNDERSTANDING
-    prediction = predicted_box(text, codec, size) if asks_box else Prediction(None, "not_asked")
-    strict = predicted_box(text, codec, size, strict=True) if asks_box else prediction
-    truth = true_box(sample)
-    return {
-        "suite": suite,
-        "key": sample.key,
-        "id": sample.id,
-        "shard": sample.shard,
-        "task": sample.task,
-        "meta": sample.meta,
-        "source": sample.source,
-        "subtask": sample.subtask,
-        "tags": sample.tags,
-        "image_size": list(size),
-        "choices": sample.choices,
-        "question": sample.turns[-2].text.replace(IMAGE_MARK, "").strip(),
-        "text": text,
-        "regions": [{"box": list(box), "box_px": in_pixels(box, size)} for box in boxes],
-        "codec": codec.name,
-        "frame": f"{codec.space.grid} of the {codec.space.frame.replace('_', ' ')} image",
-        "parser": "lenient",
-        "parse_status": prediction.status,
-        "canonical": strict.box == prediction.box,
-        "steps": parse_steps(text, codec, size)._asdict() if STEP_TAGS & set(sample.tags) else None,
-        "box": None if prediction.box is None else list(prediction.box),
-        "box_px": None if prediction.box is None else in_pixels(prediction.box, size),
-        "truth": {
-            "text": sample.turns[-1].text,
-            "answers": accepted_answers(sample),
-            "steps": _true_steps(sample)._asdict() if STEP_TAGS & set(sample.tags) else None,
-            "image": _true_image(sample),
-            "box": None if truth is None else list(truth),
-            "boxes": [list(b) for i in _answer_regions(sample) for b in region_boxes(sample, i)],
-            "box_px": None if truth is None else in_pixels(truth, size),
-            "ceiling": None if truth is None else ceiling(truth, codec, size),
-            "area_px": None if truth is None else true_area(sample),
-        },
-    }
+
+    suite: str
+    key: str
+    text: str
+    truth: Truth
+    codec: str = "scout"
+    grid: str = "100"
+    frame: str = "original"
+    sizes: tuple[Size, ...] = ((1, 1),)
+    resized: tuple[Size, ...] | None = None
+    id: str = ""
+    shard: str = ""
+    source: str = ""
+    task: str = "grounding"
+    subtask: str | None = None
+    tags: tuple[str, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+    choices: tuple[str, ...] | None = None
+    question: str = ""
+    protocol: str | None = None
+    reading: str | None = None
+    annotations: str | None = None
+    cut_off: bool = False
+
+    @cached_property
+    def notation(self) -> Codec:
+        """The codec that the answer is read with: the record's own, over its own frame."""
+        known = None if self.resized is None else dict(zip(self.sizes, self.resized, strict=True))
+        return get_codec(
+            self.codec, CoordinateSpace(self.grid, self.frame, None if known is None else known.__getitem__)
+        )
+
+    @cached_property
+    def answer(self) -> Answer:
+        """The text, read."""
+        return read_answer(self.text, self.notation, self.sizes, self.image)
+
+    @property
+    def image(self) -> int:
+        """The picture whose size reads a box that names none: the answer's where it is known, else the first."""
+        return self.truth.image or 0
+
+    @property
+    def size(self) -> Size:
+        """(width, height) of that picture."""
+        return self.sizes[self.image]
+
+    @property
+    def asks_box(self) -> bool:
+        return self.truth.box is not None
+
+    @property
+    def frame_name(self) -> str:
+        """`1000 of the original image`, for reports."""
+        return f"{self.grid} of the {self.frame.replace('_', ' ')} image"
+
+    @property
+    def area_px(self) -> float:
+        """Pixels of the true box's object: as the data set names them, else of the box."""
+        if self.truth.area_px is not None:
+            return float(self.truth.area_px)
+        x1, y1, x2, y2 = self.truth.box or (0.0, 0.0, 0.0, 0.0)
+        return (x2 - x1) * self.size[0] * (y2 - y1) * self.size[1]
+
+    @cached_property
+    def ceiling(self) -> float:
+        """IoU of the true box with itself, written and read: the best that an answer on this grid reaches."""
+        if self.truth.box is None:
+            return math.nan
+        back = self.notation.parse(self.notation.format([self.truth.box], self.size), self.size)
+        return round(iou(self.truth.box, back[0].boxes[0]), 6) if back else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: every field, and, for people, what was read: `parse_status`, `box`, `box_px`."""
+        values = asdict(self)
+        if self.truth.steps is not None:
+            values["truth"]["steps"] = self.truth.steps._asdict()
+        box = self.answer.box if self.task != UNDERSTANDING else None
+        status = self.answer.status if self.task != UNDERSTANDING else "not_asked"
+        read = {"parse_status": status, "box": box, "box_px": None if box is None else in_pixels(box, self._said_size)}
+        return values | read
+
+    @property
+    def _said_size(self) -> Size:
+        image = self.answer.image
+        return self.sizes[image] if image is not None else self.size
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any], where: str = "record") -> "Record":
+        """The record of `to_json`'s values; ValueError naming `where` for what is none."""
+        if not isinstance(line, Mapping):
+            raise ValueError(f"{where}: seen {str(line)[:60]!r}, expected a prediction record")
+        for name in ("suite", "key", "text", "truth", "sizes", "codec", "grid", "frame"):
+            if name not in line:
+                raise ValueError(
+                    f"{where}: seen no {name}, expected a prediction record of `ts-lightning predict` "
+                    "(a file of texts alone is scored with --shards)"
+                )
+        for name in ("suite", "key", "text", "codec", "grid", "frame"):
+            if not isinstance(line[name], str):
+                raise ValueError(f"{where}: {name}: seen {line[name]!r}, expected a text")
+        names = {f.name for f in fields(cls)}
+        values = {k: v for k, v in line.items() if k in names}
+        for name in ("tags", "choices"):
+            if values.get(name) is not None:
+                values[name] = tuple(_texts(values[name], f"{where}: {name}"))
+        for name in ("sizes", "resized"):
+            if name == "sizes" or values.get(name) is not None:
+                values[name] = _sizes(values[name], f"{where}: {name}")
+        if values.get("resized") is not None and len(values["resized"]) != len(values["sizes"]):
+            raise ValueError(f"{where}: resized: seen {len(values['resized'])} sizes, expected {len(values['sizes'])}")
+        values["meta"] = dict(values.get("meta") or {})
+        values["truth"] = _truth(line["truth"], f"{where}: truth", len(values["sizes"]))
+        try:
+            record = cls(**values)
+            record.notation  # noqa: B018 (an unknown codec or frame is named here)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from None
+        return record
 
 
-def _true_steps(sample: Sample) -> StepAnswer:
-    return target_steps(sample.turns[-1].text, [region_boxes(sample, i) for i in range(len(sample.regions))])
+def space_fields(codec: Codec, sizes: Sequence[Size]) -> dict[str, Any]:
+    """The fields of a record that name `codec` and its frame: a resize rule becomes each picture's size."""
+    resized = codec.space.resized
+    each = None if resized is None else tuple(tuple(resized(size) if callable(resized) else resized) for size in sizes)
+    return {"codec": codec.name, "grid": codec.space.grid, "frame": codec.space.frame, "resized": each}
 
 
-def _true_image(sample: Sample) -> int | None:
-    """Which picture the answer lies in, where there are several and it is known (`meta.image` may say null)."""
-    meta = sample.meta or {}
-    if len(sample.images) < 2 or not _answer_regions(sample):
-        return None
-    return meta["image"] if "image" in meta else sample.regions[_answer_regions(sample)[0]].image
+def write_records(records: Iterable[Record], path: str | Path) -> None:
+    """JSON lines, one a record."""
+    with Path(path).open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record.to_json()) + "\n" for record in records)
 
 
-def _answer_regions(sample: Sample) -> list[int]:
-    return [] if sample.answer is None else sample.answer.regions
+def read_records(path: str | Path) -> list[Record]:
+    """The records of a file of `write_records`; ValueError for a line that is none, and for a question asked twice."""
+    records, seen = [], set()
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}:{number}"
+            try:
+                values = json.loads(line)
+            except ValueError:
+                cut = " (is the file cut off?)" if not line.endswith("\n") else ""
+                raise ValueError(f"{where}: seen {line.strip()[:60]!r}, expected a prediction record{cut}") from None
+            record = Record.from_json(values, where)
+            if (record.suite, record.key) in seen:
+                raise ValueError(
+                    f"{where}: seen {record.suite}:{record.key} more than once, expected one answer a question"
+                )
+            seen.add((record.suite, record.key))
+            records.append(record)
+    return records
 
 
-def ceiling(box: Box, codec: Codec, size: tuple[int, int]) -> float:
-    """IoU of a box with itself after writing and reading it: the best that an answer on this grid can reach."""
-    back = predicted_box(codec.format([box], size), codec, size).box
-    return 0.0 if back is None else round(iou(box, back), 6)
-
-
-def accepted_answers(sample: Sample) -> list[str]:
-    """The answers in words that are right; empty when the sample is not scored on words."""
-    if sample.answers:
-        return sample.answers
-    return [sample.answer.text] if sample.answer is not None and sample.answer.text is not None else []
-
-
-def true_box(sample: Sample) -> Box | None:
-    """The one box that a question asks for, if it asks for one (a caption of one object does not)."""
-    if sample.task == UNDERSTANDING or sample.answer is None or len(sample.answer.regions) != 1:
-        return None
-    if "caption" in (sample.subtask or ""):
-        return None
-    boxes = region_boxes(sample, sample.answer.regions[0])
-    return boxes[0] if len(boxes) == 1 else None
-
-
-def true_area(sample: Sample) -> float | None:
-    """Pixels of the object that a single-box question asks for, where the data set names them."""
-    return sample.regions[sample.answer.regions[0]].area_px if sample.answer is not None else None
-
-
-def region_boxes(sample: Sample, index: int) -> list[Box]:
-    """The boxes of a region, none for points and polygons."""
-    region = sample.regions[index]
-    return [region.box] if region.box is not None else list(region.boxes or [])
-
-
-def image_size(sample: Sample) -> tuple[int, int]:
-    """Displayed (width, height) in pixels of the image that the answer lies in, else the first; (1, 1) without one."""
-    if not sample.images:
-        return 1, 1
-    asked = _answer_regions(sample)
-    image = sample.images[sample.regions[asked[0]].image if asked else 0]
-    return image.width, image.height
-
-
-def in_pixels(box: Box, size: tuple[int, int]) -> list[float]:
-    """A [0, 1] box in pixels of an image of (width, height), two decimals."""
+def in_pixels(box: Box, size: Size) -> list[float]:
+    """A [0, 1] box in pixels of a picture of (width, height), two decimals."""
     return [round(value * side, 2) for value, side in zip(box, size * 2, strict=True)]
+
+
+def _truth(values: Any, where: str, pictures: int) -> Truth:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}: seen {values!r}, expected an object")
+    box, steps, image = values.get("box"), values.get("steps"), values.get("image")
+    if image is not None and not (isinstance(image, int) and 0 <= image < pictures):
+        raise ValueError(f"{where}.image: seen {image!r}, expected the index of one of {pictures} pictures")
+    if steps is not None:
+        boxes = [[_box(one, f"{where}.steps") for one in step] for step in steps["step_boxes"]]
+        steps = StepAnswer(str(steps["answer"]), boxes, bool(steps["rejected"]))
+    return Truth(
+        str(values.get("text") or ""),
+        tuple(_texts(values.get("answers") or [], f"{where}.answers")),
+        image,
+        None if box is None else _box(box, f"{where}.box"),
+        tuple(_box(one, f"{where}.boxes") for one in values.get("boxes") or []),
+        None if values.get("area_px") is None else float(values["area_px"]),
+        steps,
+    )
+
+
+def _box(values: Any, where: str) -> Box:
+    if not isinstance(values, list | tuple) or len(values) != 4 or not all(map(_is_number, values)):
+        raise ValueError(f"{where}: seen {values!r}, expected four finite numbers")
+    return (values[0], values[1], values[2], values[3])
+
+
+def _sizes(values: Any, where: str) -> tuple[Size, ...]:
+    good = isinstance(values, list | tuple) and all(
+        isinstance(one, list | tuple) and len(one) == 2 and all(_is_number(v) and v > 0 for v in one) for one in values
+    )
+    if not good or not values:
+        raise ValueError(f"{where}: seen {values!r}, expected the width and height in pixels of each picture")
+    return tuple((one[0], one[1]) for one in values)
+
+
+def _texts(values: Any, where: str) -> list[str]:
+    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{where}: seen {values!r}, expected a list of texts")
+    return list(values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

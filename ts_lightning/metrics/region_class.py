@@ -1,48 +1,15 @@
-"""Region classification from prediction records: accuracy, and COCO AP where each box carries its answer's class."""
+"""Region classification: accuracy, and COCO AP where each box carries its answer's class."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from ts_lightning.metrics.class_mapping import ClassMapper, Embed
+from ts_lightning.metrics.class_mapping import ClassMapper
 
 AP_NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-SUBTASK = "region_class"
-
-
-def score_region_class(
-    records: Sequence[Mapping[str, Any]], annotations: str | Path, embed: Embed, threshold: float = -1.0
-) -> dict[str, dict[str, Any]]:
-    """{suite: {questions, accuracy, AP, ..., per_class: {name: AP}}} of the region classification records.
-
-    `annotations` is the COCO file that the questions come from; its category names are the classes. AP counts the
-    images that were asked about. ValueError for a file or records that don't belong together.
-    """
-    truth = _annotations(annotations)
-    names = [one["name"] for one in truth["categories"]]
-    mapper, ids = ClassMapper(names, embed, threshold=threshold), [one["id"] for one in truth["categories"]]
-    suites: dict[str, list[Mapping[str, Any]]] = {}
-    known = {one["id"] for one in truth["images"]}
-    for record in records:
-        if record.get("subtask") != SUBTASK:
-            continue
-        if (image := (record.get("meta") or {}).get("image_id")) not in known:
-            raise ValueError(f"{annotations}: seen no image {image!r} of question {record['key']}, expected its file")
-        suites.setdefault(record["suite"], []).append(record)
-    if not suites:
-        raise ValueError(f"predictions: seen no record of subtask {SUBTASK}, expected some")
-    scores = {}
-    for suite, group in suites.items():
-        result = classify(group, mapper, ids)
-        images = sorted({record["meta"]["image_id"] for record in group})
-        ap, per_class = coco_ap(truth, result["results"], images)
-        scores[suite] = {k: result[k] for k in ("questions", "accuracy")} | ap | {"per_class": per_class}
-    return scores
 
 
 def classify(records: Sequence[Mapping[str, Any]], mapper: ClassMapper, category_ids: Sequence[int]) -> dict[str, Any]:
-    """{"accuracy" (None without true categories), "results": COCO results} of region classification records.
+    """{"accuracy" (None without true categories), "results": COCO results} of rows with `text` and `meta`.
 
     `category_ids` are those of the mapper's names, in their order. A box whose answer is of no class is left out of the
     results and counts as wrong. The score of a result is the box's own: 1 for annotated boxes, the detector's for its.
@@ -83,13 +50,3 @@ def coco_ap(
         if category in named and (cell > -1).any():
             per_class[named[category]] = float(cell[cell > -1].mean())
     return dict(zip(AP_NAMES, map(float, evaluation.stats[: len(AP_NAMES)]), strict=True)), per_class
-
-
-def _annotations(path: str | Path) -> dict[str, Any]:
-    try:
-        read = json.loads(Path(path).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: seen no JSON ({error}), expected a COCO instances file") from None
-    if not isinstance(read, dict) or {"images", "annotations", "categories"} - set(read):
-        raise ValueError(f"{path}: seen no images, annotations and categories, expected a COCO instances file")
-    return read

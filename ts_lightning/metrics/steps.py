@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from ts_lightning.grounding.answer import Answer, read_answer
 from ts_lightning.grounding.boxes import Box
-from ts_lightning.grounding.codecs import Codec, get_codec
-from ts_lightning.grounding.coordinates import Size
-from ts_lightning.grounding.steps import final_answer, is_rejection, step_spans
+from ts_lightning.grounding.codecs import get_codec
+from ts_lightning.grounding.steps import is_rejection, step_spans
 from ts_lightning.metrics.accuracy import normalise_answer
 from ts_lightning.metrics.mean_iou import box_iou, box_tensor
 
@@ -26,13 +26,9 @@ class StepAnswer(NamedTuple):
     rejected: bool
 
 
-def parse_steps(text: str, codec: Codec, image_size: Size | None = None) -> StepAnswer:
-    """Take a generated text apart; never raises."""
-    boxes = [
-        [box for parsed in codec.parse(text[start:end], image_size) for box in parsed.boxes]
-        for start, end in step_spans(text)
-    ]
-    return StepAnswer(final_answer(text, codec), boxes, is_rejection(text))
+def said_steps(answer: Answer) -> StepAnswer:
+    """A generated answer as `StepMetrics` takes it."""
+    return StepAnswer(answer.words, answer.step_boxes, answer.rejected)
 
 
 def target_steps(text: str, region_boxes: Sequence[Sequence[Box]]) -> StepAnswer:
@@ -41,7 +37,7 @@ def target_steps(text: str, region_boxes: Sequence[Sequence[Box]]) -> StepAnswer
         [box for match in _PLACEHOLDER.finditer(text[start:end]) for box in region_boxes[int(match[1])]]
         for start, end in step_spans(text)
     ]
-    return StepAnswer(final_answer(_PLACEHOLDER.sub("", text), get_codec("scout")), boxes, is_rejection(text))
+    return StepAnswer(read_answer(_PLACEHOLDER.sub("", text), get_codec("scout"), []).words, boxes, is_rejection(text))
 
 
 def match_boxes(pred_boxes: Sequence[Box], true_boxes: Sequence[Box], threshold: float = 0.5) -> int:
@@ -83,7 +79,7 @@ class StepMetrics(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, preds: Sequence[StepAnswer], targets: Sequence[StepAnswer]) -> None:
-        """Add questions: what `parse_steps` and `target_steps` make of the generated and the true answers."""
+        """Add questions: what `said_steps` and `target_steps` make of the generated and the true answers."""
         for pred, target in zip(preds, targets, strict=True):
             hits, totals = step_counts(pred, target, self.threshold)
             self.hits += torch.tensor(hits, device=self.hits.device)

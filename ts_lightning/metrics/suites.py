@@ -1,140 +1,169 @@
-"""From prediction records to the report of many suites: scores, intervals, conventions, the paper's row beside."""
+"""From records to the scores of many suites, the papers' rows beside them, and two runs compared."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ts_lightning.metrics.intervals import interval, mean, paired
-from ts_lightning.metrics.protocols import PROTOCOLS, Protocol, Record, has_truth, protocol_of
+import torch
+from torch import distributed
 
-PAPER_ROWS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "paper_rows.json").read_text())
-_NO_TRUTH = "no: none of its records has a truth of this kind"
+from ts_lightning.metrics.intervals import interval, mean, paired
+from ts_lightning.metrics.protocols import Protocol, default_protocols, make_protocol, plain
+from ts_lightning.metrics.protocols.captions import WithClasses
+from ts_lightning.metrics.record import Record
+
+PaperRow = Mapping[str, list[tuple[float, str]]]  # figure: values and where they are printed, the compared one first
+PAPER_ROWS: dict[str, PaperRow] = json.loads((Path(__file__).parent / "paper_rows.json").read_text())
+Prepare = Callable[[Protocol], None]
+
+
+class SuiteMetrics:
+    """The protocols of every suite while it is answered, made when its first question comes.
+
+    A suite whose records name no protocol is scored by `default_protocols`.
+    """
+
+    def __init__(self) -> None:
+        self.protocols: dict[tuple[str, str], Protocol] = {}
+
+    def reset(self) -> None:
+        """Forget all questions."""
+        self.protocols.clear()
+
+    def update(self, suite: str, records: Sequence[Record]) -> None:
+        """Add answered questions of a suite."""
+        for name in protocol_names(records):
+            self._protocol(suite, name, records).update(records)
+
+    def _protocol(self, suite: str, name: str, records: Sequence[Record]) -> Protocol:
+        if (suite, name) not in self.protocols:
+            first = records[0]
+            self.protocols[suite, name] = make_protocol(
+                name, first.reading if first.protocol else None, first.annotations
+            )
+        return self.protocols[suite, name]
+
+    def compute(self, device: torch.device) -> dict[str, float]:
+        """`<suite>[/<subtask>]/<figure>` of all ranks' questions together; what is NaN is left out.
+
+        Every rank has to call it: the protocols synchronise, in the same order everywhere.
+        """
+        known = {key: (p.reading, p.annotations) for key, p in self.protocols.items()}
+        if distributed.is_initialized():
+            gathered: list[Any] = [None] * distributed.get_world_size()
+            distributed.all_gather_object(gathered, known)
+            known = {key: rule for part in gathered for key, rule in part.items()}
+        results: dict[str, float] = {}
+        for (suite, name), (reading, annotations) in sorted(known.items()):
+            if (suite, name) not in self.protocols:
+                self.protocols[suite, name] = make_protocol(name, reading, annotations)
+            figures = self.protocols[suite, name].to(device).compute()
+            parts = {suite: figures} | {f"{suite}/{sub}": one for sub, one in figures.get("subtasks", {}).items()}
+            for prefix, one in parts.items():
+                results |= {f"{prefix}/{key}": value for key, value in plain(one).items() if value == value}
+        return results
+
+
+def protocol_names(records: Sequence[Record]) -> list[str]:
+    """The protocol that the records name, else those of their truth."""
+    named = [record.protocol for record in records if record.protocol]
+    return list(dict.fromkeys(named)) if named else default_protocols(records)
 
 
 def by_suite(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Records grouped by suite, in order of appearance."""
     suites: dict[str, list[Record]] = {}
     for record in records:
-        suites.setdefault(record["suite"], []).append(record)
+        suites.setdefault(record.suite, []).append(record)
     return suites
 
 
-def paper_row(suite: str) -> dict[str, Any]:
-    """The rule of a suite (`protocol`, or the `tool` that scores it) and the paper's values.
-
-    A suite with box noise (`vizwiz_noise_0.1`) has the rule of the one without, and no value: the papers have a plot.
-    """
-    name, noise, _ = suite.partition("_noise_")
-    row = PAPER_ROWS.get(name, {})
-    return {k: v for k, v in row.items() if k in ("protocol", "tool")} if noise else row
+def paper_row(suite: str) -> PaperRow:
+    """The papers' values of a suite by figure; of one with box noise (`vizwiz_noise_0.1`) none: they have a plot."""
+    return {} if "_noise_" in suite else PAPER_ROWS.get(suite, {})
 
 
 def score_suites(
     records: Sequence[Record],
-    protocols: Mapping[str, str] | None = None,
     completeness: Mapping[str, str] | None = None,
+    prepare: Prepare = lambda protocol: None,
 ) -> dict[str, dict[str, Any]]:
-    """One entry a suite: protocol, main figure with its 95% interval, all figures, convention, paper row.
+    """One entry a suite: protocol, main figure with its 95% interval, all figures, convention, papers' row.
 
-    The protocol of a suite is the given one, else the one of the paper's suite of that name, else what fits its truth.
-    A suite that another tool scores, or without a truth, has an entry that says so. Suites of one box are also split by
-    subtask. `completeness` says of a suite whether answers are missing. ValueError for an unknown protocol, and for
-    records without what theirs needs.
+    A suite's protocol is the one that its records name, else the first of `default_protocols`. A suite that can't be
+    scored here has an entry that says why, and costs the others nothing. `completeness` says of a suite whether answers
+    are missing; `prepare` sets a protocol's options. ValueError for an unknown protocol.
     """
     result = {}
     for suite, group in by_suite(records).items():
-        row, given = paper_row(suite), (protocols or {}).get(suite)
-        if given is None and "tool" in row:
-            one = _unscored(group, "-", row, f"by {row['tool']}")
-        else:
-            name = given or row.get("protocol") or protocol_of(group)
-            one = _unscored(group, "-", row, _NO_TRUTH) if name is None else _scored(suite, group, name, row)
+        names = protocol_names(group)
+        one = _scored(suite, group, names[0], prepare) if names else _unscored(suite, group, "-", _NO_TRUTH)
         if completeness and suite in completeness:
             one["convention"]["completeness"] = completeness[suite]
         result[suite] = one
     return result
 
 
-def _scored(suite: str, group: Sequence[Record], name: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    if name not in PROTOCOLS:
-        raise ValueError(f"protocol of {suite}: seen {name!r}, expected one of {', '.join(PROTOCOLS)}")
-    protocol = PROTOCOLS[name]
-    scored = [r for r in group if has_truth(r, name)]
-    if not scored:
-        return _unscored(group, name, row, _NO_TRUTH)
-    _check(scored, name)
+_NO_TRUTH = "no: none of its records has a truth of this kind"
+
+
+def _scored(suite: str, group: Sequence[Record], name: str, prepare: Prepare) -> dict[str, Any]:
+    first = group[0]
+    protocol = make_protocol(name, first.reading if first.protocol else None, first.annotations)
+    prepare(protocol)
+    protocol.update(group)
+    rows = protocol.rows()
+    if not rows:
+        return _unscored(suite, group, name, _NO_TRUTH)
     try:
-        figures, values = protocol.score(scored), protocol.values(scored)
+        figures = dict(protocol.compute())
+        _, values, strata = protocol.values(rows)
     except ModuleNotFoundError as error:  # the other suites of the report don't need the package
-        return _unscored(group, name, row, f"no: {error}")
-    declared = {k: group[0][k] for k in ("prompt", "codec", "frame") if group[0].get(k)}
+        return _unscored(suite, group, name, f"no: {error}")
+    subtasks = figures.pop("subtasks", {})
+    told = {"reading": protocol.reading, "codec": first.codec, "frame": first.frame_name}
+    if isinstance(protocol, WithClasses) and protocol.annotations is None:
+        told["scored"] = "no: it needs the data set's COCO file (--annotations)"
     return {
         "protocol": name,
-        "questions": len(scored),
-        "not_scored": len(group) - len(scored),
+        "reading": protocol.reading,
+        "questions": len(rows),
+        "not_scored": len(group) - len(rows),
         "main": protocol.main,
-        "score": figures[protocol.main],
-        "interval": interval(values, strata=_strata(scored, protocol)) if values else None,
+        "score": figures.get(protocol.main, float("nan")),
+        "interval": interval(values, strata=strata) if values else None,
         "figures": figures,
-        "convention": {**protocol.convention, **declared},
-        "paper": _values(row),
-        "subtasks": _subtasks(scored, protocol) if values else {},
+        "convention": {**protocol.convention, **told},
+        "paper": dict(paper_row(suite)),
+        "subtasks": subtasks,
     }
 
 
-def _unscored(group: Sequence[Record], protocol: str, row: Mapping[str, Any], scored: str) -> dict[str, Any]:
-    """The entry of a suite without a score: the paper's first figure stands in its row."""
+def _unscored(suite: str, group: Sequence[Record], protocol: str, why: str) -> dict[str, Any]:
+    """The entry of a suite without a score: the papers' first figure stands in its row."""
     return {
         "protocol": protocol,
+        "reading": "-",
         "questions": 0,
         "not_scored": len(group),
-        "main": next(iter(_values(row)), "-"),
+        "main": next(iter(paper_row(suite)), "-"),
         "score": float("nan"),
         "interval": None,
         "figures": {},
-        "convention": {"scored": scored},
-        "paper": _values(row),
+        "convention": {"scored": why},
+        "paper": dict(paper_row(suite)),
         "subtasks": {},
     }
 
 
 def judged_entry(entry: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
     """The entry of a suite with its judge's score, figures of each group, and instruction in place of none."""
-    told = {"judge": result["judge"], "instruction": result["prompt"], "sha256": result["prompt_sha256"]}
+    told = {"judge": result["judge"], "prompt": result["prompt_kind"], "instruction": result["prompt"]}
     figures = {name: result[name] for name in ("score", "unread_verdicts")} | {"by_category": result["by_group"]}
-    rest = {k: v for k, v in entry["convention"].items() if k != "scored"}
-    asked = {"questions": result["questions"], "not_scored": 0, "protocol": "judge", "main": "score"}
+    rest = {k: v for k, v in entry["convention"].items() if k != "scored"} | {"sha256": result["prompt_sha256"]}
+    asked = {"questions": result["questions"], "not_scored": 0, "protocol": "open_ended", "main": "score"}
     return {**entry, **asked, "score": result["score"], "figures": figures, "convention": {**told, **rest}}
-
-
-def _values(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in row.items() if k not in ("protocol", "tool")}
-
-
-def _check(records: Sequence[Record], name: str) -> None:
-    for record in records:
-        for path in PROTOCOLS[name].needs:
-            part, _, key = path.rpartition(".")
-            holder = record.get(part) or {} if part else record
-            if key not in holder or (holder[key] is None and key != "box"):  # an unparsed box is None
-                raise ValueError(
-                    f"suite {record['suite']}: {record['key']}: seen no {path}, the protocol {name} expects it"
-                )
-
-
-def _strata(records: Sequence[Record], protocol: Protocol) -> list[str] | None:
-    return None if protocol.stratum is None else [protocol.stratum(record) for record in records]
-
-
-def _subtasks(records: Sequence[Record], protocol: Protocol) -> dict[str, dict[str, float]]:
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(record.get("subtask") or "", []).append(record)
-    if len(groups) < 2:
-        return {}
-    means = {name: protocol.values(group) for name, group in groups.items()}
-    return {name: {"questions": len(v), protocol.main: sum(v) / len(v)} for name, v in sorted(means.items())}
 
 
 def compare(a: Sequence[Record], b: Sequence[Record]) -> dict[str, dict[str, Any]]:
@@ -145,31 +174,31 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> dict[str, dict[str, Any
     first, second = by_suite(a), by_suite(b)
     result = {}
     for suite in [name for name in first if name in second]:
-        left, right = ({r["key"]: r for r in group} for group in (first[suite], second[suite]))
-        if left.keys() != right.keys():
-            odd = sorted(left.keys() ^ right.keys())
+        names = {record.key for record in first[suite]}, {record.key for record in second[suite]}
+        if odd := sorted(names[0] ^ names[1]):
             raise ValueError(f"suite {suite}: seen {odd[0]} in one run alone, expected the same questions in both")
-        row = paper_row(suite)
-        name = None if "tool" in row else row.get("protocol") or protocol_of(first[suite])
-        keys = [] if name is None else [key for key in left if has_truth(left[key], name)]
-        if name is None or not keys:
+        known = protocol_names(first[suite])
+        if not known:
             continue
-        protocol, runs = PROTOCOLS[name], [[run[key] for key in keys] for run in (left, right)]
-        for run in runs:
-            _check(run, name)
-        values, strata = [protocol.values(run) for run in runs], _strata(runs[0], protocol)
-        if not values[0]:
+        try:
+            runs = [_values(known[0], run[suite]) for run in (first, second)]
+        except ModuleNotFoundError:
+            continue
+        (keys, left, strata), (others, right, _), main = runs[0][:3], runs[1][:3], runs[0][3]
+        if not left or keys != others:
             continue
         flips = {
-            "gained": [k for k, x, y in zip(keys, *values, strict=True) if x < 0.5 <= y],
-            "lost": [k for k, x, y in zip(keys, *values, strict=True) if y < 0.5 <= x],
+            "gained": [k for k, x, y in zip(keys, left, right, strict=True) if x < 0.5 <= y],
+            "lost": [k for k, x, y in zip(keys, left, right, strict=True) if y < 0.5 <= x],
         }
-        result[suite] = {
-            "protocol": name,
-            "main": protocol.main,
-            "a": mean(values[0], strata),
-            "b": mean(values[1], strata),
-            **paired(values[0], values[1], strata=strata)._asdict(),
-            **flips,
-        }
+        sides = {"a": mean(left, strata), "b": mean(right, strata)}
+        test = paired(left, right, strata=strata)._asdict()
+        result[suite] = {"protocol": known[0], "main": main, **sides, **test, **flips}
     return result
+
+
+def _values(name: str, records: Sequence[Record]) -> tuple[list[str], list[float], list[str] | None, str]:
+    first = records[0]
+    protocol = make_protocol(name, first.reading if first.protocol else None, first.annotations)
+    protocol.update(records)
+    return *protocol.values(protocol.rows()), protocol.main

@@ -5,7 +5,7 @@ Legend: B rows, T prompt positions (padded left), V vocabulary, N heads, S posit
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -158,12 +158,29 @@ def decode(
         state.step(token_B)
 
 
+class Generated(NamedTuple):
+    """One answer; `cut_off`: it ended at the token limit, not by itself."""
+
+    text: str
+    cut_off: bool
+
+
 @torch.no_grad()
-def generate_texts(vlm: "VLM", batch: Mapping[str, Any], max_new_tokens: int, alpha: float | None = None) -> list[str]:
+def generate_answers(
+    vlm: "VLM", batch: Mapping[str, Any], max_new_tokens: int, alpha: float | None = None
+) -> list[Generated]:
     """Greedy answers; marks of the codecs stay in the text, the end mark and padding do not."""
     stop = {vlm.tokenizer.eos_token_id}
     all_done = all_ranks_done if is_sharded(vlm) else all_rows_done
     tokens = list(decode(prefill(vlm, batch, alpha), greedy, stop, max_new_tokens, all_done=all_done))
     drop = {*stop, vlm.pad_id}
-    rows = [[t for t in row if t not in drop] for row in torch.stack(tokens, 1).tolist()]
-    return [vlm.tokenizer.decode(row, skip_special_tokens=False).strip() for row in rows]
+    answers = []
+    for row in torch.stack(tokens, 1).tolist():
+        text = vlm.tokenizer.decode([t for t in row if t not in drop], skip_special_tokens=False).strip()
+        answers.append(Generated(text, not stop & set(row)))
+    return answers
+
+
+def generate_texts(vlm: "VLM", batch: Mapping[str, Any], max_new_tokens: int, alpha: float | None = None) -> list[str]:
+    """The texts of `generate_answers`."""
+    return [answer.text for answer in generate_answers(vlm, batch, max_new_tokens, alpha)]

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +12,50 @@ from ts_lightning.data.index import Manifest, index_shard
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample
 from ts_lightning.grounding.boxes import iou
-from ts_lightning.grounding.codecs import Codec
-from ts_lightning.grounding.steps import is_rejection
-from ts_lightning.metrics import parse_steps, target_steps
-from ts_lightning.metrics.record import region_boxes
+from ts_lightning.grounding.steps import REJECTION, is_rejection
+from ts_lightning.metrics import target_steps
+from ts_lightning.metrics.record import Record
 from ts_lightning.reports.drawing import Picture, contact_sheet, draw_picture
 from ts_lightning.reports.sheets import Sheet
 from ts_lightning.training.callbacks import Callback
 
-Record = Mapping[str, Any]
 
-
-def make_picture(record: Record, sample: Sample, codec: Codec) -> Picture:
-    """What to draw for one prediction record: its sample's pictures, and every box of the true answer on its own."""
+def make_picture(record: Record, sample: Sample) -> Picture:
+    """What to draw for one record: its sample's pictures, and every box of the true answer on its own."""
     sheet = Sheet(sample.image_bytes) if len(sample.image_bytes) > 1 else None
     image = sheet.picture if sheet else ImageOps.exif_transpose(Image.open(io.BytesIO(sample.image_bytes[0])))
-    truth, box = record["truth"], record.get("box")
-    places = [region_boxes(sample, i) for i in range(len(sample.regions))]
+    truth, answer = record.truth, record.answer
+    places = [region.all_boxes for region in sample.regions]
     if sheet:
         images = [region.image for region in sample.regions]
         places = [[sheet.place(i, box) for box in boxes] for i, boxes in zip(images, places, strict=True)]
-    true = dict.fromkeys(box for boxes in target_steps(truth["text"], places).step_boxes for box in boxes)
-    words = ["This question is invalid."] if is_rejection(truth["text"]) else truth["answers"]
-    note = record.get("subtask") or record["suite"]
-    if truth["box"] is not None:
-        note += ": no box" if box is None else f": IoU {iou(box, truth['box']):.2f}"
-    text = record["text"]
-    steps = sheet.said(text, codec) if sheet else parse_steps(text, codec, image.size).step_boxes
-    return Picture(image, record["question"], text, steps, list(true), note, ", ".join(words))
+    true = dict.fromkeys(box for boxes in target_steps(truth.text, places).step_boxes for box in boxes)
+    words = [REJECTION] if is_rejection(truth.text) else list(truth.answers)
+    note = record.subtask or record.suite
+    if truth.box is not None:
+        note += ": no box" if answer.box is None else f": IoU {iou(answer.box, truth.box):.2f}"
+    steps = sheet.said(answer, record.image) if sheet else answer.step_boxes
+    return Picture(image, record.question, record.text, steps, list(true), note, ", ".join(words))
 
 
-def write_pictures(records: Iterable[Record], folder: str | Path, codec: Codec, limit: int | None = None) -> int:
+def write_pictures(records: Iterable[Record], folder: str | Path, limit: int | None = None) -> int:
     """One png per record, `<suite>-<key>.png`, the first `limit` of each suite; returns their number."""
     folder, count = Path(folder), 0
     folder.mkdir(parents=True, exist_ok=True)
     for name, group in _by_suite(records, limit):
         for record, sample in _with_samples(group):
-            path = folder / f"{_safe(name)}-{_safe(record['key'])}.png"
-            draw_picture(make_picture(record, sample, codec)).save(path)
+            path = folder / f"{_safe(name)}-{_safe(record.key)}.png"
+            draw_picture(make_picture(record, sample)).save(path)
             count += 1
     return count
 
 
-def write_sheets(
-    records: Iterable[Record], folder: str | Path, codec: Codec, limit: int = 12, title: str = "{suite}"
-) -> list[Path]:
+def write_sheets(records: Iterable[Record], folder: str | Path, limit: int = 12, title: str = "{suite}") -> list[Path]:
     """One contact sheet per suite, `<suite>.png`, of its first `limit` records (the first, not the best)."""
     folder, paths = Path(folder), []
     folder.mkdir(parents=True, exist_ok=True)
     for name, group in _by_suite(records, limit):
-        pictures = [make_picture(record, sample, codec) for record, sample in _with_samples(group)]
+        pictures = [make_picture(record, sample) for record, sample in _with_samples(group)]
         if pictures:
             paths.append(folder / f"{_safe(name)}.png")
             contact_sheet(pictures, title=title.format(suite=name)).save(paths[-1])
@@ -77,21 +71,21 @@ class PredictionPictures(Callback):
 
     def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
         for record in outputs if trainer.is_global_zero else ():
-            group = self.records.setdefault(record["suite"], [])
+            group = self.records.setdefault(record.suite, [])
             if len(group) < self.number:
                 group.append(record)
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
         records = [record for group in self.records.values() for record in group]
         if records:
-            write_pictures(records, Path(trainer.default_root_dir) / "pictures", pl_module.vlm.codec)
+            write_pictures(records, Path(trainer.default_root_dir) / "pictures")
         self.records = {}
 
 
 def _by_suite(records: Iterable[Record], limit: int | None) -> list[tuple[str, list[Record]]]:
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(record["suite"], []).append(record)
+        groups.setdefault(record.suite, []).append(record)
     return [(name, group[:limit]) for name, group in groups.items()]
 
 
@@ -99,14 +93,14 @@ def _with_samples(records: Iterable[Record]) -> Iterator[tuple[Record, Sample]]:
     """Each record with its sample, read from its shard; records without an image are left out."""
     readers: dict[str, tuple[ShardReader, dict[str, int]]] = {}
     for record in records:
-        path = record["shard"]
+        path = record.shard
         if path not in readers:
             index = index_shard(path)
             readers[path] = ShardReader(Manifest((index,), len(index.keys))), {k: i for i, k in enumerate(index.keys)}
         reader, places = readers[path]
-        if record["key"] not in places:
-            raise ValueError(f"{path}: seen no record {record['key']!r}, expected it: the predictions name it")
-        sample = reader.read(places[record["key"]])
+        if record.key not in places:
+            raise ValueError(f"{path}: seen no record {record.key!r}, expected it: the predictions name it")
+        sample = reader.read(places[record.key])
         if sample.image_bytes:
             yield record, sample
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ts_lightning.metrics import AnswerAccuracy
-from ts_lightning.metrics.record import accepted_answers
 
 Batch = Mapping[str, Any]
 MOVED = (".understanding", ".base_layer")  # where a twin layer and an adapter keep the module they replace
@@ -76,7 +75,7 @@ def answer_accuracy(
     metric, texts = AnswerAccuracy(), list[str]()
     for batch in prompts:
         answered = answer(batch)
-        accepted = [accepted_answers(sample) for sample in batch["samples"]]
+        accepted = [sample.accepted_answers for sample in batch["samples"]]
         rows = [i for i, answers in enumerate(accepted) if answers and batch["row_valid"][i]]
         metric.update([answered[i] for i in rows], [accepted[i] for i in rows])
         texts += [answered[i] for i in rows]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageOps
 
+from ts_lightning.grounding.answer import Answer
 from ts_lightning.grounding.boxes import Box
-from ts_lightning.grounding.codecs import Codec
 
 GAP = 6
 
@@ -29,11 +29,10 @@ class Sheet:
         width, height = self.picture.size
         return (left + x1 * wide) / width, y1 * high / height, (left + x2 * wide) / width, y2 * high / height
 
-    def said(self, text: str, codec: Codec) -> list[list[Box]]:
-        """The boxes of a text, mention by mention, on the pictures they name (the first where they name none)."""
-        found: list[tuple[int, list[Box]]] = []
-        for number, size in enumerate(self.sizes):
-            for mention in codec.parse(text, size):
-                if (mention.image or 0) == number:
-                    found.append((mention.start, [self.place(number, box) for box in mention.boxes]))
-        return [boxes for _, boxes in sorted(found, key=lambda pair: pair[0])]
+    def said(self, answer: Answer, unnamed: int = 0) -> list[list[Box]]:
+        """The boxes of each step, on the pictures that they name (on `unnamed` where they name none)."""
+        boxes: list[list[Box]] = [[] for _ in answer.steps]
+        for thing in answer.objects:
+            if thing.is_box:
+                boxes[thing.step].append(self.place(unnamed if thing.image is None else thing.image, thing.box))
+        return boxes

@@ -4,118 +4,207 @@ import html
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ts_lightning.grounding.codecs import Codec
+from ts_lightning.grounding.boxes import iou
 from ts_lightning.grounding.foreign_text import markdown_text
-from ts_lightning.metrics.protocols.boxes import iou_values, predicted_image
-from ts_lightning.metrics.suites import Record, by_suite
+from ts_lightning.metrics.record import Record
+from ts_lightning.metrics.suites import by_suite
 from ts_lightning.reports.pictures import write_sheets
 
 Scores = Mapping[str, Mapping[str, Any]]
-_COLUMNS = ("suite", "protocol", "questions", "figure", "score", "95% interval", "paper", "unparsed", "ceiling mIoU")
+COLUMNS = ("suite", "rule", "questions", "figure", "score", "95% interval", "paper", "against it", "cut off")
+# What is no share: sums, marks and counts are printed as they are, everything else in per cent as papers do.
+NO_SHARE = frozenset(
+    (
+        *("perception", "cognition", "perception_ours", "cognition_ours", "score", "questions", "unread_verdicts"),
+        *("image_none_stated", "image_known", "pairs", "names_of_no_class", "captions", "boxes_without_name"),
+    )
+)
 _CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #1c2733 }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .8rem; border-bottom: 1px solid #d8dee6 }
 th { text-align: left } td.n { text-align: right; font-variant-numeric: tabular-nums }
+.better { color: #0b6b2e; font-weight: 600 } .worse { color: #a3261c; font-weight: 600 } .main { font-weight: 600 }
 h2 { margin-top: 2.5rem } .warn { background: #fff3cd; padding: .5rem .8rem; border-radius: 4px }
+.figures { column-width: 15rem; column-gap: 2rem; max-width: 66rem }
+.figures div { display: flex; justify-content: space-between; border-bottom: 1px solid #e9edf2; break-inside: avoid }
 img { max-width: 100%; border: 1px solid #d8dee6 }
 dl { display: grid; grid-template-columns: 12rem 1fr; gap: .1rem 1rem }
-dt { color: #5b6875 } dd { margin: 0 } details { margin: .5rem 0 }
+dt { color: #5b6875 } dd { margin: 0 } details { margin: .5rem 0 } pre { white-space: pre-wrap }
 """
 
 
+class Against(NamedTuple):
+    """A figure beside a paper's: `ours` and `theirs` as printed, `difference` in the same unit."""
+
+    figure: str
+    ours: str
+    theirs: str
+    source: str
+    difference: float
+
+    @property
+    def verdict(self) -> str:
+        return "better" if self.difference > 0 else "worse" if self.difference < 0 else "equal"
+
+    @property
+    def text(self) -> str:
+        return f"{self.difference:+.1f} ({self.verdict})" if self.difference == self.difference else "-"
+
+
 def write_suite_report(
-    scores: Scores, records: Sequence[Record], out: str | Path, codec: Codec | None, title: str = "Evaluation"
+    scores: Scores, records: Sequence[Record], out: str | Path, title: str = "Evaluation", pictures: bool = True
 ) -> Path:
-    """Write the three files and, where shards and `codec` are at hand, the galleries; returns report.html."""
+    """Write the three files and, where shards are at hand, the galleries; returns report.html."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(strict_json(scores), indent=1) + "\n")
     (out / "report.md").write_text(f"# {markdown_text(title)}\n\n{markdown(scores)}\n")
-    galleries = {} if codec is None else write_galleries(records, out / "pictures", codec)
+    galleries = write_galleries(records, out / "pictures") if pictures else {}
     page = _page(scores, title, {k: [p.relative_to(out) for p in v] for k, v in galleries.items()})
     (out / "report.html").write_text(page)
     return out / "report.html"
 
 
-def write_galleries(records: Sequence[Record], folder: Path, codec: Codec, limit: int = 8) -> dict[str, list[Path]]:
-    """Contact sheets of each box suite: the best, the worst, the unparsable, those on the wrong image."""
+def write_galleries(records: Sequence[Record], folder: Path, limit: int = 8) -> dict[str, list[Path]]:
+    """Contact sheets of each box suite: the best, the worst, the unparsable, those on the wrong picture."""
     galleries = {}
     for suite, group in by_suite(records).items():
-        boxed = [r for r in group if r["truth"].get("box") is not None and Path(r.get("shard") or "").is_file()]
+        boxed = [r for r in group if r.truth.box is not None and Path(r.shard).is_file()]
         if not boxed:
             continue
-        order = [r for _, r in sorted(zip(iou_values(boxed), boxed, strict=True), key=lambda pair: pair[0])]
-        parsed = [r for r in order if r["box"] is not None]
-        elsewhere = [r for r in order if r["truth"].get("image") not in (None, predicted_image(r))]
+        order = sorted(boxed, key=_overlap)
+        parsed = [r for r in order if r.answer.box is not None]
         chosen = {
             "best": parsed[::-1],
             "worst": parsed,
-            "unparsable": [r for r in order if r["box"] is None],
-            "wrong image": elsewhere,
+            "unparsable": [r for r in order if r.answer.box is None],
+            "wrong picture": [r for r in order if r.truth.image not in (None, r.answer.image)],
         }
-        named = [{**r, "suite": f"{suite} {name}"} for name, some in chosen.items() for r in some[:limit]]
-        galleries[suite] = write_sheets(named, folder, codec, limit)
+        named = [replace(r, suite=f"{suite} {name}") for name, some in chosen.items() for r in some[:limit]]
+        galleries[suite] = write_sheets(named, folder, limit)
     return galleries
+
+
+def _overlap(record: Record) -> float:
+    box, true = record.answer.box, record.truth.box
+    return 0.0 if box is None or true is None else iou(box, true)
+
+
+def against(one: Mapping[str, Any]) -> list[Against]:
+    """Every figure of a suite that papers print too, the main one first."""
+    found = []
+    for figure, values in one["paper"].items():
+        ours = one["figures"].get(figure, float("nan"))
+        for value, source in values:
+            difference = (ours - value) * (1 if figure in NO_SHARE else 100)
+            found.append(Against(figure, number(figure, ours), number(figure, value), source, difference))
+    return sorted(found, key=lambda row: row.figure != one["main"])
 
 
 def rows(scores: Scores) -> list[list[str]]:
     """The table's cells, a row a suite."""
     table = []
     for suite, one in scores.items():
-        figures, paper = one["figures"], one["paper"].get(one["main"])
-        low_high = "-" if one["interval"] is None else "{:.3f} to {:.3f}".format(*one["interval"])
+        main = [row for row in against(one) if row.figure == one["main"]][:1]
         table.append(
             [
-                *(suite, one["protocol"], str(one["questions"]), one["main"], number(one["score"]), low_high),
-                "-" if paper is None else f"{paper[0]:g} ({paper[1]})",
-                number(figures.get("unparsed", figures.get("unread"))),
-                number(figures.get("ceiling_miou")),
+                suite,
+                _rule(one),
+                str(one["questions"]),
+                one["main"],
+                number(one["main"], one["score"]),
+                _interval(one),
+                f"{main[0].theirs} ({main[0].source})" if main else "-",
+                main[0].text if main else "-",
+                number("cut_off", one["figures"].get("cut_off")),
             ]
         )
     return table
 
 
+def _rule(one: Mapping[str, Any]) -> str:
+    """The protocol, and whose reading or whose prompt it is."""
+    whose = one["convention"].get("prompt") or one["reading"]
+    return one["protocol"] if whose in ("-", "lenient") else f"{one['protocol']}, {whose}"
+
+
+def _interval(one: Mapping[str, Any]) -> str:
+    if one["interval"] is None:
+        return "-"
+    return " to ".join(number(one["main"], value) for value in one["interval"])
+
+
 def markdown(scores: Scores) -> str:
-    """The table, and under it the other figures and the convention of each suite."""
-    lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
-    lines += ["| " + " | ".join(map(markdown_text, row)) + " |" for row in rows(scores)]
+    """The table, and under it for each suite the papers' figures, all figures a line each, and the convention."""
+    lines = _table(COLUMNS, rows(scores))
     for suite, one in scores.items():
         lines += ["", f"## {markdown_text(suite)}", ""]
-        lines += [f"- {markdown_text(k)}: {markdown_text(v)}" for k, v in details(one).items()]
+        if warning := one["figures"].get("warning"):
+            lines += [f"**{markdown_text(warning)}**", ""]
+        if others := against(one):
+            lines += _table(("figure", "ours", "paper", "against it"), _paper_rows(others))
+        if cells := figures(one):
+            lines += ["", *_table(("figure", "value"), cells)]
+        if groups := group_table(one):
+            lines += ["", *_table(*groups)]
+        lines += ["", *(f"- {markdown_text(k)}: {markdown_text(v)}" for k, v in about(one).items())]
     return "\n".join(lines)
 
 
-def details(one: Mapping[str, Any]) -> dict[str, str]:
-    """Everything of a suite that has no column: convention, warning, further figures, subtasks."""
-    out = dict(one["convention"])
-    figures = {k: v for k, v in one["figures"].items() if isinstance(v, int | float) and k != one["main"]}
-    if figures:
-        out["figures"] = ", ".join(f"{k} {number(v)}" for k, v in figures.items() if v == v)
-    for name, (value, source) in one["paper"].items():
-        if name != one["main"]:
-            out[f"paper's {name}"] = f"{value:g} ({source})"
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return lines + ["| " + " | ".join(markdown_text(cell) for cell in row) + " |" for row in body]
+
+
+def _paper_rows(found: Sequence[Against]) -> list[list[str]]:
+    return [[one.figure, one.ours, f"{one.theirs} ({one.source})", one.text] for one in found]
+
+
+def figures(one: Mapping[str, Any]) -> list[list[str]]:
+    """Name and value of every figure of a suite, the main one first."""
+    known = {k: v for k, v in one["figures"].items() if isinstance(v, int | float) and v == v}
+    names = sorted(known, key=lambda name: name != one["main"])
+    return [[name, number(name, known[name])] for name in names]
+
+
+def group_table(one: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+    """Head and rows of a suite's tasks, categories or subtasks; None where there are none."""
+    parts: dict[str, Mapping[str, Any]] = {}
     for name in ("by_task", "by_category"):
         for key, value in one["figures"].get(name, {}).items():
-            cells = value.items() if isinstance(value, Mapping) else [("score", value)]
-            out[key] = ", ".join(f"{k} {number(v)}" for k, v in cells)
-    for key, value in one["subtasks"].items():
-        out[key or "no subtask"] = ", ".join(f"{k} {number(v)}" for k, v in value.items())
-    if warning := one["figures"].get("warning"):
-        out["warning"] = warning
+            parts[key] = value if isinstance(value, Mapping) else {"score": value}
+    if not parts and len(one["subtasks"]) > 1:
+        keep = (one["main"], "acc50", "miou", "accuracy", "unparsed", "unread", "cut_off")
+        parts = {
+            key or "no subtask": {name: value[name] for name in keep if name in value}
+            for key, value in one["subtasks"].items()
+        }
+    if not parts:
+        return None
+    names = list(dict.fromkeys(name for part in parts.values() for name in part))
+    return ["part", *names], [[key, *(number(n, part.get(n)) for n in names)] for key, part in parts.items()]
+
+
+def about(one: Mapping[str, Any]) -> dict[str, str]:
+    """The convention of a suite, and what was not scored."""
+    out = {key: str(value) for key, value in one["convention"].items()}
     if one["not_scored"]:
         why = "" if "scored" in one["convention"] else " without a truth of this kind"
         out["not scored"] = f"{one['not_scored']} records{why}"
     return out
 
 
-def number(value: Any) -> str:
-    """A figure as people read it: three decimals, whole numbers as they are, - for nothing."""
+def number(figure: str, value: Any) -> str:
+    """A figure as papers print it: shares in per cent with one decimal, counts and sums as they are, - for nothing."""
     if not isinstance(value, int | float) or value != value:
         return "-"
-    return str(value) if isinstance(value, int) else f"{value:.3f}"
+    if figure in NO_SHARE:
+        return str(value) if isinstance(value, int) else f"{value:.1f}"
+    return f"{100 * value:.1f}"
 
 
 def strict_json(value: Any) -> Any:
@@ -129,16 +218,33 @@ def strict_json(value: Any) -> Any:
 
 def _page(scores: Scores, title: str, galleries: Mapping[str, Sequence[Path]]) -> str:
     text = html.escape
-    head = "".join(f"<th>{text(c)}</th>" for c in _COLUMNS)
-    body = "".join("<tr>" + "".join(f"<td>{text(c)}</td>" for c in row) + "</tr>" for row in rows(scores))
-    parts = [f"<h1>{text(title)}</h1><table><tr>{head}</tr>{body}</table>"]
+    parts = [f"<h1>{text(title)}</h1><p>Shares are in per cent.</p>", _html_table(COLUMNS, rows(scores))]
     for suite, one in scores.items():
         parts.append(f"<h2>{text(suite)}</h2>")
-        about = details(one)
-        if warning := about.pop("warning", None):
+        if warning := one["figures"].get("warning"):
             parts.append(f'<p class="warn">{text(warning)}</p>')
-        parts.append("<dl>" + "".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for k, v in about.items()) + "</dl>")
+        if others := against(one):
+            parts.append(_html_table(("figure", "ours", "paper", "against it"), _paper_rows(others)))
+        if cells := figures(one):
+            lines = "".join(f"<div><span>{text(k)}</span><span>{text(v)}</span></div>" for k, v in cells)
+            parts.append(f'<div class="figures">{lines}</div>')
+        if groups := group_table(one):
+            parts.append(_html_table(*groups))
+        told = "".join(f"<dt>{text(k)}</dt><dd><pre>{text(v)}</pre></dd>" for k, v in about(one).items())
+        parts.append(f"<details><summary>how it was scored</summary><dl>{told}</dl></details>")
         for path in galleries.get(suite, ()):
             source = text(path.as_posix(), quote=True)
             parts.append(f'<details open><summary>{text(path.stem)}</summary><img src="{source}" alt=""></details>')
     return f'<!doctype html><meta charset="utf-8"><title>{text(title)}</title><style>{_CSS}</style>{"".join(parts)}\n'
+
+
+def _html_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    lines = ["".join(_cell(cell) for cell in row) for row in body]
+    return f"<table><tr>{cells}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _cell(cell: str) -> str:
+    kind = next((name for name in ("better", "worse") if cell.endswith(f"({name})")), "")
+    kind = f"n {kind}" if cell[:1] in "0123456789+-" and cell else kind
+    return f'<td class="{kind}">{html.escape(cell)}</td>' if kind else f"<td>{html.escape(cell)}</td>"

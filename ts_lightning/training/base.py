@@ -9,13 +9,17 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from ts_lightning.losses import RowLoss, num_loss_rows
-from ts_lightning.metrics.record import SuiteMetrics, prediction_records
+from ts_lightning.metrics.protocols import make_protocol
+from ts_lightning.metrics.record import Record
+from ts_lightning.metrics.suites import SuiteMetrics
+from ts_lightning.models.generate import generate_answers
 from ts_lightning.models.vlm import VLM
 from ts_lightning.runs.fsdp2 import ShardedModule
 from ts_lightning.runs.nonfinite import SkipNonFinite
 from ts_lightning.runs.package_state import pack, stored_hparams, unpack
 from ts_lightning.training.callbacks import DataPosition, Throughput
 from ts_lightning.training.optimizer import build_optimizer, without_exchange
+from ts_lightning.training.records import batch_records
 from ts_lightning.training.schedule import WarmupCosine, planned_steps
 
 
@@ -51,7 +55,7 @@ class BaseModule(ShardedModule):
         self.vlm = vlm
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.alpha_lr_factor, self.max_new_tokens = alpha_lr_factor, max_new_tokens
-        self.suite_metrics = SuiteMetrics(vlm.codec)
+        self.suite_metrics = SuiteMetrics()
         self.answer_as()
 
     def answer_as(self, task: str = "given", alpha: float | None = None) -> None:
@@ -139,11 +143,18 @@ class BaseModule(ShardedModule):
     def on_validation_epoch_start(self) -> None:
         self.suite_metrics.reset()
 
-    on_test_epoch_start = on_validation_epoch_start
+    def on_validation_start(self) -> None:
+        self._check_rules()
+
+    def on_test_epoch_start(self) -> None:
+        self.suite_metrics.reset()
+        self._check_rules()
+
+    def on_predict_start(self) -> None:
+        self._check_rules()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        texts = self.vlm.generate(batch, self.max_new_tokens, self.alpha)
-        self.suite_metrics.update(self._suite(dataloader_idx), batch, texts)
+        self.suite_metrics.update(self._suite(dataloader_idx), self._answered(batch, dataloader_idx))
 
     test_step = validation_step
 
@@ -153,14 +164,33 @@ class BaseModule(ShardedModule):
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
-        """One plain dict per question (`training.validation.prediction_record`)."""
-        texts = self.vlm.generate(batch, self.max_new_tokens, self.alpha)
-        return prediction_records(batch, texts, self.vlm.codec, self._suite(dataloader_idx))
+    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[Record]:
+        """One record a question."""
+        return self._answered(batch, dataloader_idx)
+
+    def _answered(self, batch: dict[str, Any], dataloader_idx: int) -> list[Record]:
+        suite = self._suite(dataloader_idx)
+        answers = self.vlm.run(generate_answers, batch, self.max_new_tokens, self.alpha)
+        texts, cut_off = [answer.text for answer in answers], [answer.cut_off for answer in answers]
+        return batch_records(batch, texts, self.vlm.codec, suite, cut_off, self._rule(suite))
+
+    def _check_rules(self) -> None:
+        """Before anything is generated: a suite's protocol, its reading and its file are there."""
+        for suite in self._suites():
+            rule = self._rule(suite)
+            if rule["protocol"] is not None:
+                make_protocol(rule["protocol"], rule["reading"], rule["annotations"])
+
+    def _rule(self, suite: str) -> dict[str, str | None]:
+        rule = getattr(self.trainer.datamodule, "suite_rule", None)  # type: ignore[attr-defined]
+        return {"protocol": None, "reading": None, "annotations": None} if rule is None else rule(suite)
+
+    def _suites(self) -> list[str]:
+        kind = "test" if self.trainer.testing else "predict" if self.trainer.predicting else "val"
+        return getattr(self.trainer.datamodule, f"{kind}_suites", None) or []  # type: ignore[attr-defined]
 
     def _suite(self, dataloader_idx: int) -> str:
-        kind = "test" if self.trainer.testing else "predict" if self.trainer.predicting else "val"
-        names = getattr(self.trainer.datamodule, f"{kind}_suites", None)  # type: ignore[attr-defined]
+        names = self._suites()
         return names[dataloader_idx] if names else str(dataloader_idx)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

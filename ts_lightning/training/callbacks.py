@@ -65,7 +65,7 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.file.writelines(json.dumps(record) + "\n" for record in outputs)
+        self.file.writelines(json.dumps(record.to_json()) + "\n" for record in outputs)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.file.close()
@@ -91,4 +91,4 @@ class PredictionWriter(Callback):
 
 def _place(line: str) -> tuple[str, str, str]:
     record = json.loads(line)
-    return record["suite"], record["shard"], record["key"]
+    return record["suite"], record["shard"], record["key"]  # a line of our own, read back

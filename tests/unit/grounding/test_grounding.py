@@ -6,8 +6,9 @@ import random
 import pytest
 
 from ts_lightning.grounding import CoordinateSpace, Region, get_codec
+from ts_lightning.grounding.answer import read_answer
 from ts_lightning.grounding.boxes import check_box, iou
-from ts_lightning.grounding.steps import final_answer, is_rejection, predicted_box, step_spans
+from ts_lightning.grounding.steps import is_rejection, step_spans
 
 CODEC = get_codec("scout")
 STEPS = (
@@ -76,7 +77,7 @@ def test_scout_text() -> None:
 )
 def test_malformed_answers_have_no_box(text: str) -> None:
     assert CODEC.parse(text) == []
-    assert predicted_box(text, CODEC).status == "unparsed"
+    assert read_answer(text, CODEC, []).status == "unparsed"
 
 
 def test_parsing_is_linear() -> None:
@@ -95,19 +96,7 @@ def test_steps() -> None:
     assert spans[0][0] == 0
     assert spans[-1][1] == len(STEPS)
     assert step_spans("[[1,2,3,4]]") == [(0, 11)]
-    assert final_answer(STEPS, CODEC) == "orange"
-
-
-def test_which_box_counts() -> None:
-    last = STEPS.replace("answer is orange", "answer is the hat [[1,2,30,40]]")
-    assert predicted_box(last, CODEC) == ((0.01, 0.02, 0.3, 0.4), "ok")
-    assert predicted_box("<think>[[1,1,9,9]]</think><answer>[[2,2,8,8]]</answer>", CODEC).box == (
-        0.02,
-        0.02,
-        0.08,
-        0.08,
-    )
-    assert predicted_box("[[1,1,9,9]] or [[2,2,8,8]]", CODEC) == ((0.01, 0.01, 0.09, 0.09), "several")
+    assert read_answer(STEPS, CODEC, []).words == "orange"
 
 
 def test_rejection() -> None:

@@ -1,6 +1,7 @@
 """Grounded captions: pairs by grammar, names to COCO classes, AP against pycocotools."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -8,11 +9,12 @@ import pytest
 import torch
 
 from ts_lightning.cli import main
-from ts_lightning.grounding import get_codec
+from ts_lightning.grounding import get_codec, read_answer
 from ts_lightning.metrics.caption_ap import AP_NAMES, CaptionAP, coco_figures
 from ts_lightning.metrics.class_mapping import ClassMapper
-from ts_lightning.metrics.gic import SYNONYMS, caption_pairs, mapping_accuracy, plot_thresholds, score_captions
+from ts_lightning.metrics.gic import SYNONYMS, caption_figures, caption_pairs, mapping_accuracy, plot_thresholds
 from ts_lightning.metrics.gic_names import AskedPairs
+from ts_lightning.metrics.record import Record, Truth, write_records
 
 CODEC = get_codec("scout")
 NAMES = json.loads((Path(__file__).parents[2] / "fixtures/caption_names.json").read_text())
@@ -29,7 +31,7 @@ NAMES = json.loads((Path(__file__).parents[2] / "fixtures/caption_names.json").r
     ],
 )
 def test_pairs_of_a_caption(text: str, names: list[str]) -> None:
-    assert [name for name, _ in caption_pairs(text, CODEC, (100, 100))] == names
+    assert [name for name, _ in caption_pairs(text, read_answer(text, CODEC, [(100, 100)]))] == names
 
 
 def test_names_by_a_language_model() -> None:
@@ -41,12 +43,12 @@ def test_names_by_a_language_model() -> None:
         return ["1: Man\n[2] - dog\nnonsense", "no idea", "4: car"][attempt]
 
     extract = AskedPairs(ask)
-    pairs = extract(text, CODEC, (100, 100))
+    pairs = extract(text, read_answer(text, CODEC, [(100, 100)]))
     assert [name for name, _ in pairs] == ["man", "dog", "dog"]
     assert "man [1] walks two dogs [2] past a bus [3]." in seen[0]
     assert len(seen) == 3  # asked again for the third box
     assert extract.unnamed == 1
-    assert extract("a cat and a dog", CODEC, (100, 100)) == []
+    assert extract("a cat and a dog", read_answer("a cat and a dog", CODEC, [])) == []
 
 
 def test_captions_by_hand() -> None:
@@ -61,8 +63,8 @@ def test_captions_by_hand() -> None:
     letters = lambda texts: torch.tensor([[float(t.count(chr(97 + i))) for i in range(26)] for t in texts])  # noqa: E731
     mapper = ClassMapper(["dog", "cat"], letters, threshold=0.9)
     text = "a dog [[10,10,50,50]] and a cat [[0,0,20,20]] in the sky [[0,0,99,20]]"
-    record = {"text": text, "image_size": [100, 100], "meta": {"image_id": 1}}
-    result = score_captions([record], annotations, CODEC, mapper, box_score="one")
+    pairs = caption_pairs(text, read_answer(text, CODEC, [(100, 100)]))
+    result = caption_figures([{"image_id": 1, "size": [100, 100], "pairs": pairs}], annotations, mapper, "one")
     assert result["AP"] == pytest.approx(0.5)  # the dog exactly, the cat elsewhere
     assert (result["pairs"], result["names_of_no_class"]) == (3, 1)
 
@@ -119,12 +121,14 @@ def test_one_command_scores_captions(tmp_path: Path, capsys: pytest.CaptureFixtu
         "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 10, 40, 40], "area": 9, "iscrowd": 0}],
     }
     (tmp_path / "instances.json").write_text(json.dumps(annotations))
-    record = {
-        **{"suite": "gic_coco", "key": "a", "text": "A puppy [[10,10,50,50]] in the sky [[0,0,99,20]].", "box": None},
-        **{"image_size": [100, 100], "meta": {"image_id": 1}, "truth": {"box": None, "answers": []}},
-    }
-    (tmp_path / "p.jsonl").write_text(json.dumps(record) + "\n")
+    text = "A puppy [[10,10,50,50]] in the sky [[0,0,99,20]]."
+    record = Record("gic_coco", "a", text, Truth(), sizes=((100, 100),), subtask="caption", meta={"image_id": 1})
+    write_records([replace(record, protocol="gic")], tmp_path / "p.jsonl")
     args = ["--predictions", str(tmp_path / "p.jsonl"), "--annotations", str(tmp_path / "instances.json")]
     assert main(["evaluate", *args, "--out", str(tmp_path)]) == 0
-    assert json.loads((tmp_path / "captions.json").read_text())["AP"] == pytest.approx(1.0)
-    assert "names_of_no_class 1" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())["gic_coco"]
+    assert (report["main"], report["score"]) == ("AP", pytest.approx(1.0))
+    assert report["figures"]["names_of_no_class"] == 1
+    assert "| gic_coco | gic | 1 | AP | 100.0 |" in capsys.readouterr().out
+    assert main(["evaluate", *args[:2], "--out", str(tmp_path)]) == 0  # without the file it is only counted
+    assert "needs the data set's COCO file" in capsys.readouterr().out

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from ts_lightning.cli import main
-from ts_lightning.metrics.judge import MM_VET, judge, read_verdict
+from ts_lightning.metrics.judge import MM_VET, few_shot_instruction, judge, question_for_judge, read_verdict
+from ts_lightning.metrics.record import Record, Truth, write_records
 
 
-def record(key: str, text: str, **meta: Any) -> dict[str, Any]:
-    truth = {"box": None, "answers": ["two <AND> red"]}
-    return {"suite": "mmvet", "key": key, "text": text, "question": "What is it?", "truth": truth, "meta": meta}
+def record(key: str, text: str, **meta: Any) -> Record:
+    truth = Truth(answers=("two<AND>red",))
+    return Record(
+        "mmvet", key, text, truth, question="What is it?", meta=meta, protocol="open_ended", task="understanding"
+    )
 
 
 @pytest.mark.parametrize(
@@ -31,6 +34,18 @@ def record(key: str, text: str, **meta: Any) -> dict[str, Any]:
 )
 def test_verdicts(text: str, suite: str, verdict: list[float] | None) -> None:
     assert read_verdict(text, suite) == verdict
+
+
+def test_mm_vets_own_table_is_continued(tmp_path: Path) -> None:
+    table = tmp_path / "prompt.txt"
+    table.write_text("Question | Ground truth | Prediction | Correctness\n--- | --- | --- | ---\nx? | -1 | 3 | 0.0\n")
+    instruction = few_shot_instruction(table)
+    asked = question_for_judge(record("a", "It is\nred."), instruction)
+    assert asked == table.read_text() + "What is it? | two <AND> red | It is red. | "
+    assert instruction.kind == "few-shot table of prompt.txt"
+    table.write_text("nothing")
+    with pytest.raises(ValueError, match=r"prompt.txt: seen no table"):
+        few_shot_instruction(table)
 
 
 def test_figures_by_hand() -> None:
@@ -72,16 +87,18 @@ def test_the_command_asks_a_server_once(tmp_path: Path, capsys: pytest.CaptureFi
 
     server = HTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(record(k, f"said {k}")) + "\n" for k in "ab"))
+    write_records([record(k, f"said {k}") for k in "ab"], tmp_path / "p.jsonl")
     address = f"http://127.0.0.1:{server.server_port}/v1"
     args = ["--predictions", str(tmp_path / "p.jsonl"), "--judge", "judge-1", "--base-url", address]
     assert [main(["evaluate", *args, "--out", str(tmp_path)]) for _ in range(2)] == [0, 0]
     server.shutdown()
     assert len(calls) == 2  # the second run reads the verdicts
     table = (tmp_path / "report.md").read_text()
-    assert "| mmvet | judge | 2 | score | 70.000 | - | 34.3 (" in table
+    row = "| mmvet | open\\_ended, not the official prompt | 2 | score | 70.0 | - | 34.3 (TWIST"
+    assert row in table.replace("open_ended", "open\\_ended")
+    assert "+35.7 (better)" in table
     assert "- instruction: You grade one answer" in table
-    assert "| mmvet | judge | 2 | score | 70.000 |" in capsys.readouterr().out
+    assert "| score | 70.0 |" in capsys.readouterr().out
     report = json.loads((tmp_path / "mmvet.json").read_text())
     assert report["judge"] == "judge-1"
     assert report["prompt"] == MM_VET

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ts_lightning.grounding.codecs import get_codec
+from ts_lightning.grounding import get_codec, read_answer
 from ts_lightning.metrics import (
     AnswerAccuracy,
     BoxAccuracy,
@@ -17,7 +17,7 @@ from ts_lightning.metrics import (
     box_tensor,
     match_boxes,
     normalise_answer,
-    parse_steps,
+    said_steps,
     target_steps,
 )
 
@@ -145,10 +145,11 @@ def test_target_and_prediction_are_taken_apart() -> None:
     text = (
         "Step 1: The man [[10,10,50,90]]. Step 2: The hats [[0,0,20,20;60,0,80,20]]. Step 3: So the answer is Orange."
     )
-    pred = parse_steps(text, CODEC)
+    pred = said_steps(read_answer(text, CODEC, []))
     assert [len(boxes) for boxes in pred.step_boxes] == [1, 2, 0]
     assert (pred.answer, pred.rejected) == ("orange", False)
-    negative = parse_steps("Step 1: There is a cat [[1,1,9,9]], not a dog. This question is invalid.", CODEC)
+    invalid = "Step 1: There is a cat [[1,1,9,9]], not a dog. This question is invalid."
+    negative = said_steps(read_answer(invalid, CODEC, []))
     assert negative.rejected
 
 

@@ -8,8 +8,9 @@ from random import Random
 import pytest
 
 from ts_lightning.metrics.caption_ap import coco_figures
-from ts_lightning.metrics.protocols.words import cider_values
+from ts_lightning.metrics.protocols import make_protocol
 from ts_lightning.metrics.readings.captions import ptb_words
+from ts_lightning.metrics.record import Record, Truth
 
 MINI = Path(__file__).parents[4] / "shared/real/coco_mini/annotations"
 needs_real = pytest.mark.skipif(not MINI.is_dir(), reason=f"no annotation files in {MINI}")
@@ -69,7 +70,9 @@ def test_words_of_captions_are_the_official_ones() -> None:
 @needs_java
 def test_cider_is_the_official_one() -> None:
     groups = list(captions_of("val").values())
-    records = [{"text": group[0], "truth": {"answers": group[1:]}} for group in groups]
+    truths = [Truth(answers=tuple(group[1:])) for group in groups]
+    protocol = make_protocol("captions")
+    protocol.update([Record("s", f"{i:04d}", g[0], t) for i, (g, t) in enumerate(zip(groups, truths, strict=True))])
     flat = official_words([text for group in groups for text in group])
     starts = [sum(map(len, groups[:i])) for i in range(len(groups))]
     said = {i: [flat[start]] for i, start in enumerate(starts)}
@@ -77,7 +80,8 @@ def test_cider_is_the_official_one() -> None:
     from pycocoevalcap.cider.cider import Cider
 
     mean, values = Cider().compute_score(true, said)
-    ours = cider_values(records)
+    ours = protocol.values(protocol.rows())[1]
+    assert protocol.compute()["cider"] == pytest.approx(mean, abs=1e-9)
     assert ours == pytest.approx([float(value) for value in values], abs=1e-9)
     assert sum(ours) / len(ours) == pytest.approx(mean, abs=1e-9)
     assert mean > 0.3

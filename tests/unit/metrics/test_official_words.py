@@ -4,15 +4,32 @@ import json
 import re
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
-from ts_lightning.metrics.protocols.words import score_choices, score_mme, score_pope
+from ts_lightning.metrics.protocols import make_protocol
 from ts_lightning.metrics.readings.choices import llava_option, read_option, vlmevalkit_option
 from ts_lightning.metrics.readings.words import gqa_score, textvqa_score, vqa_score, vqav2_normalise, vqav2_score
 from ts_lightning.metrics.readings.yes_no import lmms_eval_mme_yes_no, mme_yes_no, pope_yes_no, read_yes_no
+from ts_lightning.metrics.record import Record, Truth
 
 REAL = Path(__file__).parents[4] / "shared/real"
+
+
+def figures_of(name: str, rows: list[dict[str, Any]], reading: str | None = None) -> dict[str, Any]:
+    """The figures of plain rows: `text`, `truth`, `meta`, `choices`."""
+    protocol = make_protocol(name, reading)
+    truths = [Truth(answers=tuple(row["truth"]["answers"])) for row in rows]
+    protocol.update(
+        [
+            Record("s", str(i), row["text"], truth, meta=row.get("meta", {}), choices=row.get("choices"))
+            for i, (row, truth) in enumerate(zip(rows, truths, strict=True))
+        ]
+    )
+    return protocol.compute()
+
+
 PAIRS = """
 aint ain't|arent aren't|cant can't|couldve could've|couldnt couldn't|couldn'tve couldn't've|couldnt've couldn't've
 didnt didn't|doesnt doesn't|dont don't|hadnt hadn't|hadnt've hadn't've|hadn'tve hadn't've|hasnt hasn't|havent haven't
@@ -265,7 +282,10 @@ def test_circular_by_hand() -> None:
         {"key": key, "text": text, "choices": ["x", "y"], "truth": {"answers": [true]}, "meta": {"question_id": group}}
         for key, text, true, group in (("a", "A", "x", 1), ("b", "B", "y", 1), ("c", "A", "x", 2), ("d", "A", "y", 2))
     ]
-    assert score_choices(records) == {"accuracy": 0.75, "circular": 0.5, "unread": 0.0}
+    figures = figures_of("circular", records)
+    assert {k: figures[k] for k in ("accuracy", "circular", "unread")} == {
+        **{"accuracy": 0.75, "circular": 0.5, "unread": 0.0}
+    }
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no annotation files in {REAL}")
@@ -293,7 +313,7 @@ def test_pope_is_the_official_rule() -> None:
     fp = sum(s == 1 and t == 0 for s, t in zip(said, true, strict=True))
     fn = sum(s == 0 and t == 1 for s, t in zip(said, true, strict=True))
     precision, recall = tp / (tp + fp), tp / (tp + fn)
-    figures = score_pope(records)
+    figures = figures_of("yes_no", records)
     assert len(records) == 3000
     assert [pope_yes_no(r["text"]) for r in records] == [bool(s) for s in said]
     assert figures["precision"] == pytest.approx(precision, abs=1e-9)
@@ -340,7 +360,7 @@ def test_mme_is_the_official_sum() -> None:
                 pairs.append(sum(both) == 2)
             official[kind] += 100 * sum(hits) / len(hits) + 100 * sum(pairs) / len(pairs)
     random.shuffle(records)
-    figures = score_mme(records)
+    figures = figures_of("mme", records)
     assert figures["perception"] == pytest.approx(official["Perception"], abs=1e-9)
     assert figures["cognition"] == pytest.approx(official["Cognition"], abs=1e-9)
     assert len(figures["by_category"]) == 14
@@ -348,7 +368,7 @@ def test_mme_is_the_official_sum() -> None:
         {"text": t, "truth": {"answers": [a]}, "meta": {"category": "color", "image_id": i}}
         for i, t, a in ((1, "Yes", "yes"), (1, "no", "no"), (2, "Yes.", "yes"), (2, "maybe", "no"))
     ]
-    assert score_mme(pair)["by_category"] == {"color": 100 * (0.75 + 0.5)}
+    assert figures_of("mme", pair)["by_category"] == {"color": 100 * (0.75 + 0.5)}
 
 
 @pytest.mark.parametrize(

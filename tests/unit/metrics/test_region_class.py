@@ -1,6 +1,7 @@
 """Region classification: questions from COCO files, answers to classes, accuracy and COCO AP."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from ts_lightning.cli import main
 from ts_lightning.grounding import get_codec
 from ts_lightning.metrics import ContainsAccuracy
 from ts_lightning.metrics.class_mapping import ClassMapper, packaged_model, sentence_embedder
-from ts_lightning.metrics.record import prediction_record
+from ts_lightning.metrics.protocols import make_protocol
+from ts_lightning.metrics.record import write_records
 from ts_lightning.metrics.region_class import classify, coco_ap
 from ts_lightning.metrics.robustness import by_noise, noise_table
 from ts_lightning.pipelines.converters import coco_regions
+from ts_lightning.training.records import record_of
 
 REAL = Path(__file__).parents[4] / "shared/real/coco_mini"
 VAL = REAL / "annotations/instances_val2017.json"
@@ -50,15 +53,17 @@ def test_perfect_answers_give_an_ap_of_one_and_wrong_ones_what_they_cost() -> No
     assert {s.meta["image_id"] for s in samples if s.meta} <= set(chosen)
     assert len(samples) == sum(a["image_id"] in chosen and not a["iscrowd"] for a in annotations["annotations"])
     codec = get_codec("chatspot")
-    records = [prediction_record(s, s.turns[-1].text, codec, "regions") for s in samples]
+    rule = {"protocol": "region_class", "annotations": str(VAL)}
+    records = [record_of(s, s.turns[-1].text, codec, "regions", rule=rule) for s in samples]
+    rows = make_protocol("region_class").rows_of(records)
     mapper = ClassMapper(names, lambda texts: torch.eye(len(names))[[names.index(text) for text in texts]])
-    result = classify(records, mapper, ids)
+    result = classify(rows, mapper, ids)
     assert result["accuracy"] == 1.0
     assert coco_ap(annotations, result["results"], chosen)[0]["AP"] == pytest.approx(1.0)
-    for record in records[::2]:
-        record["text"] = "person"
-    wrong = classify(records, mapper, ids)
-    assert wrong["accuracy"] == sum(r["text"] == r["truth"]["text"] for r in records) / len(records)
+    for row in rows[::2]:
+        row["text"] = "person"
+    wrong = classify(rows, mapper, ids)
+    assert wrong["accuracy"] == sum(a["text"] == b.truth.text for a, b in zip(rows, records, strict=True)) / len(rows)
     assert coco_ap(annotations, wrong["results"], chosen)[0]["AP"] < 0.9
 
 
@@ -91,18 +96,18 @@ def test_noise_rows_by_hand() -> None:
 
 @needs_real
 def test_one_command_from_predictions_to_table_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    codec, lines = get_codec("chatspot"), []
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    codec, records = get_codec("chatspot"), []
     ids = coco_regions.subset(VAL, 4)
     for sample in coco_regions.read(REAL / "val2017", VAL, image_ids=ids):
-        record = prediction_record(sample, sample.turns[-1].text, codec, "cls")
-        lines += [record, record | {"suite": "cls_noise_0.1", "text": "person"}]
-    predictions = tmp_path / "predictions.jsonl"
-    predictions.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
-    args = ["--predictions", str(predictions), "--out", str(tmp_path)]
+        record = record_of(sample, sample.turns[-1].text, codec, "cls", rule={"protocol": "region_class"})
+        records += [record, replace(record, suite="cls_noise_0.1", text="person")]
+    write_records(records, tmp_path / "predictions.jsonl")
+    args = ["--predictions", str(tmp_path / "predictions.jsonl"), "--out", str(tmp_path)]
     assert main(["evaluate", *args, "--annotations", str(VAL)]) == 0
-    scores = json.loads((tmp_path / "regions.json").read_text())
-    assert scores["cls"]["accuracy"] == scores["cls"]["AP"] == 1.0
-    assert scores["cls"]["per_class"].keys() == scores["cls_noise_0.1"]["per_class"].keys()
+    scores = json.loads((tmp_path / "report.json").read_text())
+    figures = {name: one["figures"] for name, one in scores.items()}
+    assert figures["cls"]["accuracy"] == figures["cls"]["AP"] == scores["cls"]["score"] == 1.0
+    assert figures["cls"]["per_class"].keys() == figures["cls_noise_0.1"]["per_class"].keys()
     assert (tmp_path / "noise.png").stat().st_size > 5000
     assert "box noise" in capsys.readouterr().out

@@ -16,12 +16,13 @@ from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.data.write import write_shards
 from ts_lightning.grounding import get_codec
-from ts_lightning.metrics.answer_files import join, read_answers
 from ts_lightning.metrics.intervals import interval, paired
-from ts_lightning.metrics.predictions import read_own
-from ts_lightning.metrics.record import prediction_record
+from ts_lightning.metrics.record import Record, Truth, write_records
+from ts_lightning.metrics.steps import StepAnswer
 from ts_lightning.metrics.suites import compare, score_suites
-from ts_lightning.reports.suite_report import write_suite_report
+from ts_lightning.reports.suite_report import against, number, write_suite_report
+from ts_lightning.training.answer_files import join, read_answers
+from ts_lightning.training.records import record_of
 
 CODEC = get_codec("scout")
 CONFIGS = Path(__file__).parents[3] / "configs/eval"
@@ -51,9 +52,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{folder}/val-*.tar"
 
 
-def records(shards: str, texts: list[str], suite: str = "refcoco_val") -> list[dict[str, Any]]:
+def records(shards: str, texts: list[str], suite: str = "refcoco_val") -> list[Record]:
     reader = ShardReader(index_shards(shards))
-    return [prediction_record(reader.read(i), text, CODEC, suite) for i, text in enumerate(texts)]
+    return [record_of(reader.read(i), t, CODEC, suite, rule={"protocol": "rec"}) for i, t in enumerate(texts)]
 
 
 RIGHT, WRONG = "[[10,20,50,60]]", "[[60,60,90,90]]"
@@ -65,7 +66,8 @@ def test_a_suite_carries_score_interval_convention_and_the_papers_row(shards: st
     assert scores["score"] == pytest.approx(4 / 6)
     low, high = scores["interval"]
     assert low <= 4 / 6 <= high
-    assert scores["paper"]["acc50"][0] == 0.872
+    assert scores["paper"]["acc50"][0][0] == 0.872
+    assert [(one.theirs, one.verdict) for one in against(scores)] == [("87.2", "worse"), ("88.1", "worse")]
     assert scores["convention"]["frame"] == "100 of the original image"
     assert scores["figures"]["unparsed"] == pytest.approx(1 / 6)
 
@@ -88,7 +90,7 @@ def test_two_runs_name_the_questions_that_flipped(shards: str, tmp_path: Path, c
     assert (result["gained"], result["lost"]) == (["q1", "q2"], ["q0"])
     assert result["mean"] == pytest.approx(1 / 6)
     for name, some in (("a", a), ("b", b)):
-        (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in some))
+        write_records(some, tmp_path / name)
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c.json")]) == 0
     assert "+0.167" in capsys.readouterr().out
     with pytest.raises(ValueError, match="expected the same questions in both"):
@@ -96,10 +98,15 @@ def test_two_runs_name_the_questions_that_flipped(shards: str, tmp_path: Path, c
 
 
 def test_a_table_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    pope = {f"pope_{name}": {"figures": {"f1": f1}} for name, f1 in (("random", 0.9), ("popular", 0.8))}
+    pope = {f"pope_{n}": {"figures": {"accuracy": v, "f1": v - 0.1}} for n, v in (("random", 0.9), ("popular", 0.8))}
+    figures = {"accuracy": 0.7, "f1": 0.6}
     reports = {
         "base": {"gqa": {"figures": {"accuracy": 0.614}}, "mme": {"figures": {"perception": 1423.0}}, **pope},
-        "twist": {"mmvet": {"figures": {"score": 34.3}}, **pope, "pope_adversarial": {"figures": {"f1": 0.7}}},
+        "twist": {
+            "mmvet": {"figures": {"score": 34.3}},
+            **pope,
+            "pope_adversarial": {"figures": figures},
+        },
     }
     for name, report in reports.items():
         (tmp_path / name).mkdir()
@@ -107,10 +114,10 @@ def test_a_table_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     paths = [str(tmp_path / name / "report.json") for name in reports]
     assert main(["compare", "--table", *paths]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "| run | GQA | SQA | VQA^T | POPE | MME | LLaVA^W | MM-Vet |"
+    assert lines[0] == "| run | GQA | SQA | VQA^T | POPE | POPE F1 | MME | LLaVA^W | MM-Vet |"
     assert lines[2:] == [
-        "| base | 61.4 | - | - | - | 1423.0 | - | - |",  # two of POPE's three splits are no POPE
-        "| twist | - | - | - | 80.0 | - | - | 34.3 |",
+        "| base | 61.4 | - | - | - | - | 1423.0 | - | - |",  # two of POPE's three splits are no POPE
+        "| twist | - | - | - | 80.0 | 70.0 | - | - | 34.3 |",
     ]
     Path(paths[1]).write_text('{"gqa": ')
     assert main(["compare", "--table", *paths]) == 2
@@ -119,47 +126,65 @@ def test_a_table_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 def test_report_files(shards: str, tmp_path: Path) -> None:
     some = records(shards, [RIGHT, RIGHT, WRONG, "<script>alert(1)</script>", RIGHT, RIGHT])
-    page = write_suite_report(score_suites(some), some, tmp_path, CODEC, "A <title>").read_text()
+    page = write_suite_report(score_suites(some), some, tmp_path, "A <title>").read_text()
     assert "A &lt;title&gt;" in page
     assert "<script" not in page
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert names == {"refcoco_val_best.png", "refcoco_val_worst.png", "refcoco_val_unparsable.png"}
     assert json.loads((tmp_path / "report.json").read_text())["refcoco_val"]["questions"] == 6
-    assert "0.872 (TWIST" in (tmp_path / "report.md").read_text()
+    assert "87.2 (TWIST" in (tmp_path / "report.md").read_text()
+    assert "-20.5 (worse)" in page  # 66.7 against 87.2
+    assert page.count('<div class="figures">') == 1
 
 
-def everything(suite: str) -> dict[str, Any]:
-    """A record that any protocol can score."""
-    truth = {"box": list(BOX), "boxes": [list(BOX)], "answers": ["yes", f"Yes. {RIGHT}"]}
-    return {
-        **{"suite": suite, "key": "k", "text": f"Yes. {RIGHT}", "box": list(BOX), "image_size": [80, 60]},
-        **{"subtask": "phrase", "choices": ["yes", "no"], "meta": {"category": "color", "image_id": 1}, "truth": truth},
-    }
+def test_figures_are_printed_as_papers_print_them() -> None:
+    assert [number("acc50", 0.6482), number("perception", 1423.04), number("image_known", 3767)] == [
+        *("64.8", "1423.0", "3767"),
+    ]
+    assert number("acc50", float("nan")) == number("acc50", None) == "-"
+
+
+def everything(suite: str, rule: dict[str, Any]) -> Record:
+    """A record that the suite's protocol can score."""
+    rule = {name: rule.get(name) for name in ("protocol", "reading")}
+    meta = {"category": "color", "image_id": 1, "bbox": [1, 1, 9, 9], "score": 1.0}
+    asked = {"subtask": "phrase", "choices": ("yes", "no"), "meta": meta, "key": "k", "sizes": ((80, 60),)}
+    if rule["protocol"] in ("localization", "rec", "phrases", "mig"):
+        return Record(suite, text=f"Here: {RIGHT}.", truth=Truth(box=BOX, boxes=(BOX,)), **asked, **rule)
+    if rule["protocol"] == "steps":
+        truth = Truth("Step 1: a. Step 2: So the answer is yes.", steps=StepAnswer("yes", [[], []], False))
+        return Record(suite, text=truth.text, truth=truth, **asked, **rule)
+    task = "grounding" if rule["protocol"] == "gic" else "understanding"
+    answers = ("yes", "Yes, a dog.")
+    asked["subtask"] = "caption"
+    said = "A" if rule["reading"] == "llava" else "Yes"  # ScienceQA's script reads letters alone
+    return Record(suite, text=said, truth=Truth(answers=answers), task=task, **asked, **rule)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_suite_gets_through_a_report(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)  # as where it is not installed
     suites = yaml.safe_load(path.read_text())["data"]["init_args"]["val"]
-    some = [everything(suite) for suite in suites]
+    some = [everything(suite, rule) for suite, rule in suites.items()]
     scores = score_suites(some)
-    write_suite_report(scores, some, tmp_path, CODEC)
+    write_suite_report(scores, some, tmp_path)
     for suite, one in scores.items():
-        scored = one["convention"].get("scored", "")
-        assert one["score"] > 0 or "by evaluate" in scored or "pycocoevalcap" in scored, suite
+        assert one["protocol"] == suites[suite]["protocol"], suite
+        assert one["score"] > 0 or one["convention"]["scored"], suite
     table = (tmp_path / "report.md").read_text()
     if path.stem == "gic":
-        assert "| gic_coco | - | 0 | AP | - | - | 0.15 (TWIST &amp; SCOUT, Table 2) | - | - |" in table
-        assert "- scored: by evaluate --annotations" in table
-        assert "- paper's AP50: 0.493 (TWIST &amp; SCOUT, Table 2)" in table
+        assert "| gic_coco | gic | 1 | AP | - | - | 15.0 (TWIST &amp; SCOUT, Table 2) | - | 0.0 |" in table
+        assert "- scored: no: it needs the data set's COCO file" in table
+        assert "| AP50 | - | 49.3 (TWIST &amp; SCOUT, Table 2) | - |" in table
 
 
 def test_a_suite_without_truth_leaves_the_others_their_scores() -> None:
-    bare = everything("bare") | {"truth": {"box": None, "answers": []}}
-    scores = score_suites([bare, everything("refcoco_val")])
+    bare = Record("bare", "k", "x", Truth())
+    scored = everything("refcoco_val", {"protocol": "rec"})
+    scores = score_suites([bare, scored])
     assert (scores["bare"]["questions"], scores["bare"]["not_scored"]) == (0, 1)
     assert scores["refcoco_val"]["score"] == 1.0
-    assert list(compare([bare, everything("refcoco_val")], [bare, everything("refcoco_val")])) == ["refcoco_val"]
+    assert list(compare([bare, scored], [bare, scored])) == ["refcoco_val"]
 
 
 def test_answers_of_other_tools_are_joined_with_the_truth(shards: str, tmp_path: Path) -> None:
@@ -196,10 +221,6 @@ def test_bad_prediction_files_are_named(shards: str, tmp_path: Path) -> None:
     write(every, '{"key": "q9", "te')
     with pytest.raises(ValueError, match=r"p.jsonl:7: seen .* \(is the file cut off\?\)"):
         read_answers(path, "ours")
-    record = records(shards, [RIGHT])[0] | {"box": [float("nan"), 0, 1, 1]}
-    path.write_text(json.dumps(record) + "\n")
-    with pytest.raises(ValueError, match=r"q0: box: seen \[nan, 0, 1, 1\], expected four finite numbers"):
-        read_own(path)
 
 
 def test_the_command(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -209,7 +230,7 @@ def test_the_command(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture)
     assert main(args) == 2
     assert "seen no answer to q5" in capsys.readouterr().err
     assert main([*args, "--allow-missing"]) == 0
-    assert "| s | rec | 6 | acc50 | 0.833 |" in capsys.readouterr().out
+    assert "| s | localization | 6 | miou | 83.3 |" in capsys.readouterr().out
     assert (tmp_path / "out/report.html").is_file()
 
 
@@ -218,8 +239,8 @@ def test_cider_of_captions() -> None:
     texts = ["A dog runs on grass.", "Two cats sleep"]
     said = [texts[0], "a plane in the sky"]
     some = [
-        {"suite": "captions", "key": str(i), "text": s, "truth": {"box": None, "answers": [t, t.lower()]}}
+        Record("captions", str(i), s, Truth(answers=(t, t.lower())), task="understanding", protocol="captions")
         for i, (s, t) in enumerate(zip(said, texts, strict=True))
     ]
-    figures = score_suites(some, {"captions": "captions"})["captions"]["figures"]
+    figures = score_suites(some)["captions"]["figures"]
     assert figures["cider"] == pytest.approx(5.0)  # 10 for the same words, 0 for other ones

@@ -5,12 +5,13 @@ import io
 import pytest
 from PIL import Image
 
+from ts_lightning.grounding.answer import read_answer
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.grounding.coordinates import CoordinateSpace
-from ts_lightning.metrics.record import prediction_record
 from ts_lightning.pipelines.toy_world.multi_image import multi_image_samples
 from ts_lightning.reports.pictures import make_picture
 from ts_lightning.reports.sheets import GAP, Sheet
+from ts_lightning.training.records import record_of
 
 CODEC = get_codec("mirg", CoordinateSpace("100"))
 
@@ -31,16 +32,18 @@ def test_places() -> None:
 def test_said_boxes_are_on_the_pictures_they_name() -> None:
     sheet = Sheet([jpeg(94, 50), jpeg(100, 100)])
     box = "<|box_start|>(0,50),(50,100)<|box_end|>"
-    text = f"<think><bbox_id>[2-1]</bbox_id>{box}</think><answer><bbox_id>[2-1]</bbox_id> {box}</answer>"
+    text = f"<think><bbox_id>[2-1]</bbox_id>{box}</think><answer><bbox_id>[2-1]</bbox_id>, {box}</answer>"
     on_second, on_first = pytest.approx((0.5, 0.5, 0.75, 1.0)), pytest.approx((0, 0.25, 0.235, 0.5))
-    assert sheet.said(text, CODEC) == [[on_second], [on_second], [on_first]]
-    assert sheet.said("<bbox_id>[3-1]</bbox_id>" + box, CODEC) == []
+    sizes = [(94, 50), (100, 100)]
+    assert sheet.said(read_answer(text, CODEC, sizes)) == [[on_second, on_second, on_first]]
+    assert sheet.said(read_answer("<bbox_id>[3-1]</bbox_id>" + box, CODEC, sizes)) == [[]]
+    assert sheet.said(read_answer(box, CODEC, sizes), unnamed=1) == [[on_second]]
 
 
 def test_a_prediction_over_several_pictures_shows_them_all() -> None:
     sample = next(s for s in multi_image_samples("val", 5) if len(s.images) == 2)
-    record = prediction_record(sample, "nothing", CODEC, "mirg")
-    picture = make_picture(record, sample, CODEC)
+    record = record_of(sample, "nothing", CODEC, "mirg")
+    picture = make_picture(record, sample)
     assert picture.image.width == sum(image.width for image in sample.images) + GAP
     sheet = Sheet(sample.image_bytes)
     target = sample.regions[0]

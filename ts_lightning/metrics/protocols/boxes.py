@@ -1,151 +1,192 @@
-"""Protocols whose answer is one box: localization, REC, phrase grounding, MIG-Bench."""
+"""Protocols whose answer is one box: REC, localization, phrase grounding."""
 
-import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
-import torch
-
-from ts_lightning.metrics import box_iou, box_tensor
-from ts_lightning.metrics.box_scores import phrase_recall, rec_figures
+from ts_lightning.grounding.boxes import Box, iou
+from ts_lightning.metrics.box_scores import THRESHOLDS
 from ts_lightning.metrics.mean_iou import LARGE_AREA_PX, MEDIUM_AREA_PX
-from ts_lightning.metrics.protocols.readings import Record, frame_warning, oracle_iou
-
-Figures = dict[str, Any]
-SPONTANEOUS = ("static_difference", "robust_difference", "common_object")
-TASK_NAMES = {"diff": "static_difference", "view_diff": "robust_difference"}
-_IMAGE_ID = re.compile(r"<bbox_id>\[(\d{1,3})-", re.ASCII)
-_IMAGE_NUMBER = re.compile(
-    r"\bimage[\s#-]{0,2}(\d{1,3})\b|\b(\d{1,3})(?:st|nd|rd|th) image\b", re.ASCII | re.IGNORECASE
+from ts_lightning.metrics.protocols.base import Figures, Protocol, Row, mean
+from ts_lightning.metrics.protocols.frames import declared_space, frame_warning, oracle_iou, readings_right
+from ts_lightning.metrics.readings.boxes import (
+    lmms_eval_box,
+    lmms_eval_centre,
+    vlm_r1_box,
+    vlm_r1_iou,
+    vlmevalkit_box,
 )
-_ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"]
-_IMAGE_WORD = re.compile(rf"\b({'|'.join(_ORDINALS)}) image\b", re.IGNORECASE)
+from ts_lightning.metrics.record import UNDERSTANDING, Record
+
+BOX_RULE = {"answer": "the first box of the answer", "threshold": "IoU >= 0.5", "unparsed": "counts as wrong"}
 
 
-def iou_values(records: Sequence[Record], strict: bool = False) -> list[float]:
-    """IoU of each question's box with its truth; `strict` counts boxes in the notation's exact form only."""
-    boxes = [r["box"] if not strict or r.get("canonical", True) else None for r in records]
-    true = box_tensor([r["truth"]["box"] for r in records])
-    return box_iou(box_tensor(boxes), true).tolist() if records else []
+def overlap(box: Box | None, true: Box | None) -> float:
+    """IoU, 0 for a missing box."""
+    return 0.0 if box is None or true is None else iou(box, true)
 
 
-def score_boxes(records: Sequence[Record]) -> Figures:
-    """REC figures, the strict, lenient and oracle columns of Acc@0.5, parse failures, and a warning about frames."""
-    pred, true = box_tensor([r["box"] for r in records]), box_tensor([r["truth"]["box"] for r in records])
-    strict = _acc(iou_values(records, strict=True))
+def box_row(record: Record) -> Row:
+    """What every question about one box adds: IoU as read leniently, strictly and by an oracle, and what was read."""
+    answer, true = record.answer, record.truth.box
+    assert true is not None
+    box, strict = answer.box, answer.strict_box
+    centre = box is not None and all(
+        low <= (a + b) / 2 <= high for a, b, low, high in zip(box[:2], box[2:], true[:2], true[2:], strict=True)
+    )
     return {
-        **rec_figures(pred, true),
-        "acc50_strict": strict,
-        "acc50_lenient": _acc(iou_values(records)),
-        "acc50_oracle": _acc([oracle_iou(r) for r in records]),
-        "unparsed": _mean([r["box"] is None for r in records]),
-        "unparsed_strict": _mean([r["box"] is None or not r.get("canonical", True) for r in records]),
-        "several": _mean([r.get("parse_status") == "several" for r in records]),
-        "ceiling_miou": _ceiling(records),
-        "warning": frame_warning(records, strict),
+        "iou": overlap(box, true),
+        "iou_strict": overlap(strict, true),
+        "iou_oracle": oracle_iou(record),
+        "centre": centre,
+        "status": answer.status,
+        "unparsed_strict": strict is None,
+        "area": record.area_px,
+        "ceiling": record.ceiling,
+        "readings": readings_right(record),
+        "declared": declared_space(record),
     }
 
 
-def score_localization(records: Sequence[Record]) -> Figures:
-    """PIN's protocol: `score_boxes`, and mIoU of small, medium and large objects (original pixels)."""
-    values = torch.tensor(iou_values(records), dtype=torch.float64)
-    area = torch.tensor([_area(r) for r in records], dtype=torch.float64)
-    sizes = {
-        "small": area < MEDIUM_AREA_PX,
-        "medium": (area >= MEDIUM_AREA_PX) & (area <= LARGE_AREA_PX),
-        "large": area > LARGE_AREA_PX,
+def box_figures(rows: Sequence[Row], iou: str = "iou") -> Figures:
+    """Acc at IoU >= 0.1 ... 0.9 and > 0.5, mIoU and centre accuracy of the IoU named `iou`, and what was not read."""
+    values = [row[iou] for row in rows]
+    lenient = mean([row["iou"] >= 0.5 for row in rows])
+    return {
+        **{f"acc{round(t * 100)}": mean([v >= t for v in values]) for t in THRESHOLDS},
+        "acc50_above": mean([v > 0.5 for v in values]),
+        "miou": mean(values),
+        "centre": mean([row["centre"] for row in rows]),
+        "acc50_strict": mean([row["iou_strict"] >= 0.5 for row in rows]),
+        "acc50_lenient": lenient,
+        "acc50_oracle": mean([row["iou_oracle"] >= 0.5 for row in rows]),
+        "unparsed": mean([row["status"] == "unparsed" for row in rows]),
+        "unparsed_strict": mean([row["unparsed_strict"] for row in rows]),
+        "several": mean([row["status"] == "several" for row in rows]),
+        "ceiling_miou": mean([row["ceiling"] for row in rows]),
+        "warning": frame_warning(rows, lenient),
     }
-    return score_boxes(records) | {f"miou_{k}": values[v].mean().item() for k, v in sizes.items()}
 
 
-def score_phrases(records: Sequence[Record]) -> Figures:
-    """Flickr30k Entities R@1, against the box around all of a phrase's boxes and against any of them."""
-    pred = [box_tensor([] if r["box"] is None else [r["box"]]) for r in records]
-    true = [box_tensor(r["truth"].get("boxes") or [r["truth"]["box"]]) for r in records]
-    figures = {"recall1_merged": phrase_recall(pred, true, True), "recall1_any": phrase_recall(pred, true, False)}
-    return figures | {"unparsed": _mean([r["box"] is None for r in records]), "ceiling_miou": _ceiling(records)}
+class Judged(NamedTuple):
+    """What a benchmark's own scorer makes of an answer: its IoU, whether it is a hit, and centre accuracy."""
+
+    iou: float
+    right: bool
+    centre: bool
 
 
-def mig_task(record: Record) -> str:
-    """The task of a MIG-Bench question under its name in the papers."""
-    return TASK_NAMES.get(record.get("subtask") or "") or str(record.get("subtask"))
+def lmms_eval(record: Record) -> Judged:
+    """lmms-eval: the first bracket in [0, 1] of the original picture, (0, 0, 0, 0) for none; a hit at IoU >= 0.5."""
+    true, box = _true(record), lmms_eval_box(record.text)
+    value = max(0.0, overlap(box, true))
+    return Judged(value, value >= 0.5, lmms_eval_centre(box, true))
 
 
-def score_mig(records: Sequence[Record]) -> Figures:
-    """MIG-Bench: each task's Acc@0.5, the unweighted mean of the tasks, and of the two groups; images where known.
+def vlmevalkit(record: Record) -> Judged:
+    """VLMEvalKit: any four numbers, reversed corners turned round; a hit at IoU >= 0.5."""
+    true, box = _true(record), vlmevalkit_box(record.text, record.size)
+    value = overlap(box, true)
+    return Judged(value, value >= 0.5, box is not None and lmms_eval_centre(box, true))
 
-    `acc50_yscaled` multiplies y1 by 1.05 and y2 by 1.10 (at most 0.999) first, as some official scripts do: it is no
-    score of the answer, and is here to compare with published numbers.
-    """
-    tasks: dict[str, list[Record]] = {}
-    for record in records:
-        tasks.setdefault(mig_task(record), []).append(record)
-    by_task = {}
-    for task, group in tasks.items():
-        iou = torch.tensor(iou_values(group), dtype=torch.float64)
-        scaled = [r if r["box"] is None else {**r, "box": y_scaled(r["box"])} for r in group]
-        by_task[task] = {
-            "questions": len(group),
-            **{f"acc{round(100 * t)}": (iou >= t).double().mean().item() for t in (0.3, 0.5, 0.7)},
-            "acc50_above": (iou > 0.5).double().mean().item(),
-            "acc50_yscaled": _acc(iou_values(scaled)),
-            "miou": iou.mean().item(),
+
+def vlm_r1(record: Record) -> Judged:
+    """VLM-R1: the last bracket of the tagged answer, in pixels that the model was shown; a hit above 0.5."""
+    shown = record.size if record.resized is None else record.resized[record.image]
+    x1, y1, x2, y2 = _true(record)
+    true = (x1 * shown[0], y1 * shown[1], x2 * shown[0], y2 * shown[1])
+    box = vlm_r1_box(record.text)
+    value = vlm_r1_iou(box, true)
+    return Judged(value, value > 0.5, box is not None and lmms_eval_centre(box, true))
+
+
+def _true(record: Record) -> Box:
+    assert record.truth.box is not None
+    return record.truth.box
+
+
+class REC(Protocol):
+    """Referring expression comprehension: one phrase, one box."""
+
+    name = "rec"
+    main = "acc50"
+    readings = ("lenient", "strict", "lmms_eval", "vlmevalkit", "vlm_r1")
+    convention = BOX_RULE
+    official: ClassVar[dict[str, Callable[[Record], Judged]]] = {
+        "lmms_eval": lmms_eval,
+        "vlmevalkit": vlmevalkit,
+        "vlm_r1": vlm_r1,
+    }
+
+    def takes(self, record: Record) -> bool:
+        return record.truth.box is not None
+
+    def row(self, record: Record) -> Row:
+        row = box_row(record)
+        if self.reading in self.official:
+            judged = self.official[self.reading](record)
+            row |= {"iou_official": judged.iou, "right": judged.right, "centre_official": judged.centre}
+        return row | {"value": float(row.get("right", row[self._iou] >= 0.5))}
+
+    @property
+    def _iou(self) -> str:
+        return "iou_official" if self.reading in self.official else {"strict": "iou_strict"}.get(self.reading, "iou")
+
+    def figures(self, rows: Sequence[Row]) -> Figures:
+        figures = box_figures(rows, self._iou)
+        if self.reading not in self.official:
+            return figures
+        right = mean([row["right"] for row in rows])
+        centre = mean([row["centre_official"] for row in rows])
+        return figures | {"acc50": right, "acc50_official": right, "centre": centre}
+
+
+class Localization(REC):
+    """PIN's protocol (TWIST & SCOUT, Table 1): mIoU, and of small, medium and large objects in original pixels."""
+
+    name = "localization"
+    main = "miou"
+    convention = BOX_RULE | {
+        "sizes": "medium 32^2-96^2, large above 96^2 original pixels; small objects count in the total"
+    }
+
+    def row(self, record: Record) -> Row:
+        row = super().row(record)
+        return row | {"value": row[self._iou]}
+
+    def figures(self, rows: Sequence[Row]) -> Figures:
+        sizes: dict[str, list[float]] = {"small": [], "medium": [], "large": []}
+        for row in rows:
+            area = row["area"]
+            size = "small" if area < MEDIUM_AREA_PX else "medium" if area <= LARGE_AREA_PX else "large"
+            sizes[size].append(row[self._iou])
+        return super().figures(rows) | {f"miou_{size}": mean(values) for size, values in sizes.items()}
+
+
+class Phrases(Protocol):
+    """Flickr30k Entities R@1: the answer's box against the box around all of a phrase's, and against any of them."""
+
+    name = "phrases"
+    main = "recall1_merged"
+    convention = BOX_RULE | {"truth": "the box around all boxes of the phrase; any of them in recall1_any"}
+
+    def takes(self, record: Record) -> bool:
+        return record.task != UNDERSTANDING and record.subtask == "phrase" and bool(record.truth.boxes)
+
+    def row(self, record: Record) -> Row:
+        true, box = record.truth.boxes, record.answer.box
+        x1, y1, x2, y2 = zip(*true, strict=True)
+        merged = overlap(box, (min(x1), min(y1), max(x2), max(y2))) >= 0.5
+        return {
+            "value": float(merged),
+            "any": max(overlap(box, one) for one in true) >= 0.5,
+            "unparsed": box is None,
+            "ceiling": None if record.truth.box is None else record.ceiling,
         }
-    names = ("acc30", "acc50", "acc70", "acc50_above", "acc50_yscaled", "miou")
-    mean = {name: _mean([row[name] for row in by_task.values()]) for name in names}
-    groups = {
-        "spontaneous": _mean([row["acc50"] for task, row in by_task.items() if task in SPONTANEOUS]),
-        "referential": _mean([row["acc50"] for task, row in by_task.items() if task not in SPONTANEOUS]),
-    }
-    whole = {"unparsed": _mean([r["box"] is None for r in records]), "ceiling_miou": _ceiling(records)}
-    return {**mean, **groups, **image_figures(records), **whole, "by_task": by_task}
 
-
-def image_figures(records: Sequence[Record]) -> Figures:
-    """How often the stated image is the true one, over the questions whose true image is known; 0-based in records."""
-    known = [r for r in records if r["truth"].get("image") is not None]
-    stated = [predicted_image(r) for r in known]
-    return {
-        "image_accuracy": _mean([s == r["truth"]["image"] for s, r in zip(stated, known, strict=True)]),
-        "image_none_stated": sum(s is None for s in stated),
-        "image_known": len(known),
-    }
-
-
-def predicted_image(record: Record) -> int | None:
-    """The 0-based image that an answer names: the record's own field, `bbox_id`, "Image-3", or "the third image"."""
-    if record.get("image") is not None:
-        return int(record["image"])
-    text = record["text"]
-    if match := _IMAGE_ID.search(text) or _IMAGE_NUMBER.search(text):
-        return int(next(group for group in match.groups() if group)) - 1
-    if match := _IMAGE_WORD.search(text):
-        return _ORDINALS.index(match[1].lower())
-    return None
-
-
-def y_scaled(box: Sequence[float]) -> list[float]:
-    """A box after the linear scaling on the y axis that some official MIG-Bench scripts apply."""
-    x1, y1, x2, y2 = box
-    return [x1, min(0.999, 1.05 * y1), x2, min(0.999, 1.10 * y2)]
-
-
-def _area(record: Record) -> float:
-    truth = record["truth"]
-    if truth.get("area_px") is not None:
-        return float(truth["area_px"])
-    x1, y1, x2, y2 = truth["box"]
-    width, height = record["image_size"]
-    return (x2 - x1) * width * (y2 - y1) * height
-
-
-def _ceiling(records: Sequence[Record]) -> float:
-    return _mean([c for r in records if (c := r["truth"].get("ceiling")) is not None])
-
-
-def _acc(iou: Sequence[float]) -> float:
-    return _mean([value >= 0.5 for value in iou])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(map(float, values)) / len(values) if values else float("nan")
+    def figures(self, rows: Sequence[Row]) -> dict[str, Any]:
+        return {
+            "recall1_merged": mean([row["value"] for row in rows]),
+            "recall1_any": mean([row["any"] for row in rows]),
+            "unparsed": mean([row["unparsed"] for row in rows]),
+            "ceiling_miou": mean([row["ceiling"] for row in rows if row["ceiling"] is not None]),
+        }

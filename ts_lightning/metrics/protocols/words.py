@@ -1,144 +1,202 @@
-"""Protocols whose answer is in words: VQA, GQA, multiple choice, yes or no, step-by-step answers."""
+"""Protocols whose answer is in words: a few words, yes or no, an option, open answers."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
-from ts_lightning.metrics import AnswerAccuracy, ContainsAccuracy, StepAnswer, StepMetrics
-from ts_lightning.metrics.accuracy import normalise_answer
-from ts_lightning.metrics.protocols.readings import Record
-from ts_lightning.metrics.readings.captions import ptb_words
-from ts_lightning.metrics.readings.choices import read_option
+from ts_lightning.metrics.accuracy import contains_answer, equals_answer
+from ts_lightning.metrics.protocols.base import Figures, Protocol, Row, group_by, mean
+from ts_lightning.metrics.readings.choices import llava_option, read_option, vlmevalkit_option
 from ts_lightning.metrics.readings.mme import mme_figures
-from ts_lightning.metrics.readings.words import gqa_score, vqa_score
-from ts_lightning.metrics.readings.yes_no import mme_yes_no, pope_yes_no, read_yes_no
+from ts_lightning.metrics.readings.words import gqa_score, textvqa_score, vqa_score, vqav2_score
+from ts_lightning.metrics.readings.yes_no import lmms_eval_mme_yes_no, mme_yes_no, pope_yes_no, read_yes_no
+from ts_lightning.metrics.record import Record
 
-Figures = dict[str, Any]
-
-
-def per_answer(rule: Callable[[str, Sequence[str]], float]) -> Callable[[Sequence[Record]], Figures]:
-    """A protocol: the mean of `rule(text, accepted answers)`."""
-
-    def score(records: Sequence[Record]) -> Figures:
-        return {"accuracy": _mean([rule(r["text"], r["truth"]["answers"]) for r in records])}
-
-    return score
+Score = Callable[[str, Sequence[str]], float]
 
 
-def normalised_exact(text: str, answers: Sequence[str]) -> float:
-    """1 where the answer equals an accepted one, as `AnswerAccuracy` compares."""
-    metric = AnswerAccuracy()
-    metric.update([text], [answers])
-    return float(metric.compute()["accuracy"])
+class Words(Protocol):
+    """What the protocols of answers in words share: `right` of an answer by the suite's reading, and by ours."""
+
+    main = "accuracy"
+
+    def takes(self, record: Record) -> bool:
+        return record.truth.box is None and record.truth.steps is None and bool(record.truth.answers)
+
+    def score(self, record: Record, reading: str) -> float:
+        """What the answer is worth by `reading`."""
+        raise NotImplementedError
+
+    def row(self, record: Record) -> Row:
+        value = self.score(record, self.reading)
+        return {"value": value, "ours": value if self.reading == "lenient" else self.score(record, "lenient")}
+
+    def figures(self, rows: Sequence[Row]) -> Figures:
+        figures = {"accuracy": mean([row["value"] for row in rows])}
+        return figures if self.reading == "lenient" else figures | {"accuracy_ours": mean([r["ours"] for r in rows])}
 
 
-def contains(text: str, answers: Sequence[str]) -> float:
-    """1 where the answer contains an accepted one, as `ContainsAccuracy` compares."""
-    metric = ContainsAccuracy()
-    metric.update([text], [answers])
-    return float(metric.compute()["contains"])
-
-
-def choice_right(record: Record) -> float:
-    """1 where the option that the answer takes is the true one (named by its text or its letter)."""
-    choices, true = record["choices"], record["truth"]["answers"][0]
-    wanted = choices.index(true) if true in choices else ord(true.strip()[:1].upper()) - 65
-    return float(read_option(record["text"], choices) == wanted)
-
-
-def score_choices(records: Sequence[Record]) -> Figures:
-    """Multiple choice (ScienceQA, MMBench): `accuracy`, `unread`, and `circular`.
-
-    MMBench asks a question once for each rotation of its options: in `circular` it is right when all are. Rotations
-    share `meta.question_id`; without it every question stands alone.
+class Answers(Words):
+    """Equal to an accepted answer after normalisation; where the question is tagged `contains`, an accepted one occurs
+    as whole words.
     """
-    right: dict[str, list[float]] = {}
-    for record in records:
-        group = str((record.get("meta") or {}).get("question_id", record["key"]))
-        right.setdefault(group, []).append(choice_right(record))
-    unread = [read_option(r["text"], r["choices"]) is None for r in records]
-    every = [value for values in right.values() for value in values]
-    return {"accuracy": _mean(every), "circular": _mean([min(v) for v in right.values()]), "unread": _mean(unread)}
+
+    name = "answers"
+    convention = {"rule": "exact match after normalisation (tagged `contains`: an accepted one occurs as whole words)"}
+
+    def score(self, record: Record, reading: str) -> float:
+        rule = contains_answer if "contains" in record.tags else equals_answer
+        return float(rule(record.text, record.truth.answers))
 
 
-def score_pope(records: Sequence[Record]) -> Figures:
-    """POPE: accuracy, precision, recall, F1 and the share of yes, by POPE's own reading of an answer.
+class Contains(Words):
+    """An accepted answer occurs in the text as whole words: region text, VizWiz, PointQA (ChatSpot, Table 2)."""
 
-    POPE reads a yes into everything without a no; `unread` is the share of answers that say neither.
-    """
-    true = [r["truth"]["answers"][0].strip().lower() == "yes" for r in records]
-    return binary_figures([pope_yes_no(r["text"]) for r in records], true) | {"unread": _neither(records)}
+    name = "contains"
+    convention = {"rule": "the answer has an accepted one as whole words"}
 
-
-def score_mme(records: Sequence[Record]) -> Figures:
-    """MME by its own reading and sums: `perception` (what papers print), `cognition`, each category, `unread`.
-
-    `meta` has `category` and `image_id`; an answer that says neither yes nor no is wrong.
-    """
-    said = [mme_yes_no(r["text"]) for r in records]
-    true = [r["truth"]["answers"][0].strip().lower() == "yes" for r in records]
-    pictures = [(r["meta"]["category"], str(r["meta"]["image_id"])) for r in records]
-    figures = mme_figures((*where, s is t) for where, s, t in zip(pictures, said, true, strict=True))
-    return {**figures, "unread": _mean([one is None for one in said])}
+    def score(self, record: Record, reading: str) -> float:
+        return float(contains_answer(record.text, record.truth.answers))
 
 
-def binary_figures(said: Sequence[bool], true: Sequence[bool]) -> dict[str, float]:
-    """POPE's figures with yes as the positive class: accuracy, precision, recall, f1, yes_ratio; 0 over nothing."""
-    pairs = list(zip(said, true, strict=True))
-    hits = sum(s and t for s, t in pairs)
-    precision, recall = _share(hits, sum(said)), _share(hits, sum(true))
+class VQA(Words):
+    """VQAv2, TextVQA and GQA by their own evaluation code; `lenient` is VQAv2's soft rule, always normalised."""
+
+    name = "vqa"
+    readings = ("vqav2", "textvqa", "gqa", "lenient")
+    convention = {"rule": "the benchmark's own evaluation code; accuracy_ours: VQAv2's soft rule, always normalised"}
+    scores: ClassVar[dict[str, Score]] = {
+        "vqav2": vqav2_score,
+        "textvqa": textvqa_score,
+        "gqa": gqa_score,
+        "lenient": vqa_score,
+    }
+
+    def score(self, record: Record, reading: str) -> float:
+        return self.scores[reading](record.text, record.truth.answers)
+
+
+class Choice(Words):
+    """Multiple choice: which option the answer takes; `llava` is ScienceQA's script, `vlmevalkit` MMBench's."""
+
+    name = "choice"
+    readings = ("lenient", "llava", "vlmevalkit")
+    convention = {"rule": "the option that the answer takes; an answer that takes none is wrong"}
+
+    def takes(self, record: Record) -> bool:
+        return super().takes(record) and record.choices is not None
+
+    def option(self, record: Record, reading: str) -> int | None:
+        choices = self.expect(record, record.choices, "choices")
+        if reading == "llava":
+            return llava_option(record.text, len(choices))
+        return (vlmevalkit_option if reading == "vlmevalkit" else read_option)(record.text, choices)
+
+    def score(self, record: Record, reading: str) -> float:
+        choices, true = self.expect(record, record.choices, "choices"), record.truth.answers[0]
+        wanted = choices.index(true) if true in choices else ord(true.strip()[:1].upper() or "A") - 65
+        return float(self.option(record, reading) == wanted)
+
+    def row(self, record: Record) -> Row:
+        group = str(record.meta.get("question_id", record.key))
+        return super().row(record) | {"group": group, "unread": self.option(record, self.reading) is None}
+
+    def figures(self, rows: Sequence[Row]) -> Figures:
+        groups = group_by(rows, "group").values()
+        circular = mean([min(row["value"] for row in group) for group in groups])
+        return super().figures(rows) | {"circular": circular, "unread": mean([row["unread"] for row in rows])}
+
+
+class Circular(Choice):
+    """MMBench: a question is right when it is under every rotation of its options (they share `meta.question_id`)."""
+
+    name = "circular"
+    main = "circular"
+    convention = {"rule": "right under every rotation of the options; accuracy: the mean over rotations"}
+
+    def values(self, rows: Sequence[Row]) -> tuple[list[str], list[float], list[str] | None]:
+        groups = group_by(rows, "group")
+        return list(groups), [min(row["value"] for row in group) for group in groups.values()], None
+
+
+YES_NO: dict[str, Callable[[str], bool | None]] = {
+    "pope": pope_yes_no,
+    "mme": mme_yes_no,
+    "lmms_eval": lmms_eval_mme_yes_no,
+    "lenient": read_yes_no,
+}
+
+
+class YesNo(Words):
+    """POPE: accuracy, precision, recall, F1 and the share of yes, yes being the positive class."""
+
+    name = "yes_no"
+    readings: ClassVar[tuple[str, ...]] = ("pope", "lenient")
+    convention = {"rule": "pope: no, where the first sentence has No, no or not; yes otherwise"}
+
+    def score(self, record: Record, reading: str) -> float:
+        return float(YES_NO[reading](record.text) is is_yes(record))
+
+    def row(self, record: Record) -> Row:
+        said = {"said": YES_NO[self.reading](record.text), "true": is_yes(record)}
+        return super().row(record) | said | {"unread": read_yes_no(record.text) is None}
+
+    def figures(self, rows: Sequence[Row]) -> Figures:
+        figures = super().figures(rows) | binary_figures([row["said"] for row in rows], [row["true"] for row in rows])
+        return figures | {"unread": mean([row["unread"] for row in rows])}
+
+
+class MME(YesNo):
+    """MME: perception (ten categories, at most 2000) and cognition (four, at most 800)."""
+
+    name = "mme"
+    main = "perception"
+    readings = ("mme", "lmms_eval", "lenient")
+    convention = {"rule": "yes or no in the first four letters; 100 x (accuracy + pictures with both right) a category"}
+
+    def row(self, record: Record) -> Row:
+        names = {name: self.expect(record, record.meta.get(name), f"meta.{name}") for name in ("category", "image_id")}
+        row = super().row(record) | {name: str(value) for name, value in names.items()}
+        row["right"] = row.pop("value")
+        return row
+
+    def figures(self, rows: Sequence[Row]) -> Figures:
+        figures: Figures = dict(mme_figures((r["category"], r["image_id"], bool(r["right"])) for r in rows))
+        if self.reading != "lenient":
+            ours = mme_figures((r["category"], r["image_id"], bool(r["ours"])) for r in rows)
+            figures |= {f"{name}_ours": ours[name] for name in ("perception", "cognition")}
+        return figures | {"unread": mean([row["unread"] for row in rows])}
+
+
+class OpenEnded(Words):
+    """MM-Vet and LLaVA-Bench: answers that a judge scores, never inside validation; here they are only counted."""
+
+    name = "open_ended"
+    main = "score"
+    convention = {"scored": "by a judge, with --judge"}
+
+    def row(self, record: Record) -> Row:
+        return {"empty": not record.text.strip()}
+
+    def figures(self, rows: Sequence[Row]) -> Figures:
+        return {"empty": mean([row["empty"] for row in rows])}
+
+
+def is_yes(record: Record) -> bool:
+    """Whether the true answer is yes."""
+    return record.truth.answers[0].strip().lower() == "yes"
+
+
+def binary_figures(said: Sequence[bool | None], true: Sequence[bool]) -> dict[str, float]:
+    """POPE's figures with yes as the positive class: precision, recall, f1, yes_ratio; 0 over nothing."""
+    hits = sum(bool(s) and t for s, t in zip(said, true, strict=True))
+    precision, recall = _share(hits, sum(map(bool, said))), _share(hits, sum(true))
     return {
-        "accuracy": _share(sum(s == t for s, t in pairs), len(pairs)),
         "precision": precision,
         "recall": recall,
         "f1": _share(2 * precision * recall, precision + recall),
-        "yes_ratio": _share(sum(said), len(pairs)),
+        "yes_ratio": _share(sum(map(bool, said)), len(true)),
     }
 
 
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
-
-
-def _neither(records: Sequence[Record]) -> float:
-    return _mean([read_yes_no(r["text"]) is None for r in records])
-
-
-def cider_values(records: Sequence[Record]) -> list[float]:
-    """CIDEr of each caption, by pycocoevalcap over `ptb_words` (its own tokenizer needs Java).
-
-    ModuleNotFoundError in one line where the package is not installed.
-    """
-    try:
-        from pycocoevalcap.cider.cider import Cider
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("CIDEr needs pycocoevalcap: pip install 'ts-lightning[gic]'") from None
-    said = {i: [" ".join(ptb_words(r["text"]))] for i, r in enumerate(records)}
-    true = {i: [" ".join(ptb_words(text)) for text in r["truth"]["answers"]] for i, r in enumerate(records)}
-    return [float(value) for value in Cider().compute_score(true, said)[1]]
-
-
-def score_steps(records: Sequence[Record]) -> Figures:
-    """Step-by-step answers and negatives: the rates of `StepMetrics`."""
-    metric = StepMetrics()
-    metric.update(*([_step_answer(r["steps"]) for r in some] for some in (records, [r["truth"] for r in records])))
-    return {name: float(value) for name, value in metric.compute().items() if name != "count"}
-
-
-def step_right(record: Record) -> float:
-    """1 where the final words are right, or an invalid question is called so."""
-    said, true = _step_answer(record["steps"]), _step_answer(record["truth"]["steps"])
-    if true.rejected:
-        return float(said.rejected)
-    return float(normalise_answer(said.answer) == normalise_answer(true.answer))
-
-
-def _step_answer(parts: Mapping[str, Any]) -> StepAnswer:
-    boxes = [[(b[0], b[1], b[2], b[3]) for b in step] for step in parts["step_boxes"]]
-    return StepAnswer(parts["answer"], boxes, parts["rejected"])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(map(float, values)) / len(values) if values else float("nan")
-
-
-per_vqa, per_gqa = per_answer(vqa_score), per_answer(gqa_score)
+def _share(part: Any, whole: Any) -> float:
+    return float(part) / float(whole) if whole else 0.0

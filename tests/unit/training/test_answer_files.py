@@ -11,10 +11,10 @@ from tests.unit.data_samples import picture
 from ts_lightning.cli import main
 from ts_lightning.data.write import write_shards
 from ts_lightning.grounding.resizing import MAX_PIXELS, MIN_PIXELS, resize_rule, smart_size
-from ts_lightning.metrics.answer_files import FORMATS, answer_codec, join, read_answers
 from ts_lightning.metrics.suites import score_suites
 from ts_lightning.pipelines.converters import refcoco
 from ts_lightning.pipelines.converters.source import Pictures
+from ts_lightning.training.answer_files import FORMATS, answer_codec, join, read_answers
 
 PHRASES = ["left man", "guy in blue", "red car", "car", "the dog"]
 FILES = ["COCO_train2014_000000000001.jpg"] * 2 + ["COCO_train2014_000000000002.jpg"] * 3
@@ -44,7 +44,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     boxes = [{"id": i, "image_id": i, "bbox": BOXES[i], "area": 9, "original_id": OBJECTS[i]} for i in range(5)]
     path = folder / "finetune_refcoco_testA.json"
     path.write_text(json.dumps({"images": images, "annotations": boxes}))
-    write_shards([replace(sample, image_bytes=[picture(0)]) for sample in refcoco.read(path)], folder, "testA")
+    samples = [
+        replace(s, image_bytes=[picture(0, (s.images[0].width, s.images[0].height))]) for s in refcoco.read(path)
+    ]
+    write_shards(samples, folder, "testA")
     return f"{folder}/testA-*.tar"
 
 
@@ -63,7 +66,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def records_of(path: Path, shards: str, kind: str = "lmms-eval", **options: Any) -> list[Any]:
-    return join(read_answers(path, kind), shards, LMMS, "refcoco_testA", **options)
+    return join(read_answers(path, kind), shards, LMMS, "refcoco_testA", rule={"protocol": "rec"}, **options)
 
 
 ORDERS = {"in order": [0, 1, 2, 3, 4], "another order": [4, 2, 0, 3, 1]}
@@ -75,8 +78,8 @@ def test_lmms_eval_rows_find_their_question(shards: str, tmp_path: Path, order: 
     rows = [lmms_row(i, place, **({"doc": documents(i)} if documents else {})) for place, i in enumerate(order)]
     records = records_of(write(tmp_path / "samples.jsonl", rows), shards)
     assert score_suites(records)["refcoco_testA"]["score"] == 1.0
-    assert [record["text"] for record in records] == [in_text(i) for i in range(5)]
-    assert [record["meta"]["question_id"] for record in records] == [str(number) for number in OBJECTS]
+    assert [record.text for record in records] == [in_text(i) for i in range(5)]
+    assert [record.meta["question_id"] for record in records] == [str(number) for number in OBJECTS]
 
 
 def test_another_task_and_missing_rows_are_named(shards: str, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import torch
 
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.grounding.codecs import get_codec
-from ts_lightning.metrics.record import SuiteMetrics, prediction_record, prediction_records
+from ts_lightning.metrics.suites import SuiteMetrics
+from ts_lightning.training.records import batch_records, record_of
 
 CODEC = get_codec("scout")
 BOX = (0.1, 0.1, 0.5, 0.5)
@@ -34,9 +35,9 @@ NEGATIVE = sample(
 
 
 def scores(*pairs: tuple[Sample, str, bool]) -> dict[str, float]:
-    metrics = SuiteMetrics(CODEC)
+    metrics = SuiteMetrics()
     batch = {"samples": [s for s, _, _ in pairs], "row_valid": torch.tensor([valid for _, _, valid in pairs])}
-    metrics.update("toy", batch, [text for _, text, _ in pairs])
+    metrics.update("toy", batch_records(batch, [text for _, text, _ in pairs], CODEC, "toy"))
     return metrics.compute(torch.device("cpu"))
 
 
@@ -57,7 +58,9 @@ def test_boxes() -> None:
 
 def test_words() -> None:
     found = scores((COLOUR, "Red.", True), (COLOUR, "blue", True), (UNSCORED, "anything", True))
-    assert found == {"toy/accuracy": 0.5, "toy/colour/accuracy": 0.5}
+    assert found == {f"toy/{name}": v for name, v in (("accuracy", 0.5), ("cut_off", 0.0))} | {
+        f"toy/colour/{name}": v for name, v in (("accuracy", 0.5), ("cut_off", 0.0))
+    }
 
 
 def test_captions_are_no_box_questions() -> None:
@@ -77,43 +80,40 @@ def test_steps_and_rejections() -> None:
 
 
 def test_reset_forgets() -> None:
-    metrics = SuiteMetrics(CODEC)
-    metrics.update("toy", {"samples": [COLOUR], "row_valid": torch.tensor([True])}, ["red"])
+    metrics = SuiteMetrics()
+    metrics.update("toy", [record_of(COLOUR, "red", CODEC, "toy")])
     metrics.reset()
     assert metrics.compute(torch.device("cpu")) == {}
 
 
-def test_prediction_record() -> None:
-    record = prediction_record(REC, "[[10,10,50,30]] and [[0,0,100,100]]", CODEC, "val")
-    assert record["regions"] == [
-        {"box": [0.1, 0.1, 0.5, 0.3], "box_px": [20.0, 10.0, 100.0, 30.0]},
-        {"box": [0.0, 0.0, 1.0, 1.0], "box_px": [0.0, 0.0, 200.0, 100.0]},
-    ]
-    assert (record["parse_status"], record["box"], record["box_px"]) == (
-        "several",
-        [0.1, 0.1, 0.5, 0.3],
-        [20, 10, 100, 30],
+def test_a_record_holds_question_answer_and_truth() -> None:
+    record = record_of(REC, "[[10,10,50,30]] and [[0,0,100,100]]", CODEC, "val", cut_off=True)
+    assert (record.suite, record.key, record.question, record.task, record.cut_off) == (
+        *("val", "rec", "Where?", "grounding", True),
     )
-    assert (record["question"], record["suite"], record["task"]) == ("Where?", "val", "grounding")
-    truth = {"text": "{region:0}", "answers": [], "box": list(BOX), "box_px": [20, 10, 100, 50], "area_px": 500.0}
-    assert {name: record["truth"][name] for name in truth} == truth
+    assert [thing.box for thing in record.answer.objects] == [(0.1, 0.1, 0.5, 0.3), (0.0, 0.0, 1.0, 1.0)]
+    assert (record.truth.box, record.truth.area_px, record.truth.answers) == (BOX, 500.0, ())
+    values = record.to_json()
+    assert (values["parse_status"], values["box"], values["box_px"]) == (
+        *("several", (0.1, 0.1, 0.5, 0.3), [20, 10, 100, 30]),
+    )
 
 
-def test_boxes_are_in_pixels_of_the_image_that_they_lie_on() -> None:
+def test_boxes_are_in_pixels_of_the_picture_that_they_lie_on() -> None:
     two = [SampleImage("a.jpg", 200, 100), SampleImage("b.jpg", 50, 80)]
     second = replace(REC, images=two, regions=[SampleRegion(box=BOX, image=1)])
-    record = prediction_record(second, "[[10,10,50,50]]", CODEC, "toy")
-    assert record["image_size"] == [50, 80]
-    assert record["truth"]["box_px"] == [5.0, 8.0, 25.0, 40.0]
-    assert record["box_px"] == [5.0, 8.0, 25.0, 40.0]
+    record = record_of(second, "[[10,10,50,50]]", CODEC, "toy")
+    assert (record.size, record.truth.image) == ((50, 80), 1)
+    assert record.to_json()["box_px"] == [5.0, 8.0, 25.0, 40.0]
+    named = record_of(second, "Image-1: [[10,10,50,50]]", CODEC, "toy")
+    assert named.to_json()["box_px"] == [20.0, 10.0, 100.0, 50.0]
 
 
-def test_understanding_record_asks_no_box() -> None:
-    record = prediction_record(COLOUR, "red [[1,2,3,4]]", CODEC, "val")
-    assert (record["parse_status"], record["box"], record["truth"]["answers"]) == ("not_asked", None, ["red"])
-    assert len(record["regions"]) == 1
+def test_an_understanding_question_asks_no_box() -> None:
+    values = record_of(COLOUR, "red [[1,2,3,4]]", CODEC, "val").to_json()
+    assert (values["parse_status"], values["box"], values["truth"]["answers"]) == ("not_asked", None, ("red",))
 
 
 def test_padding_rows_give_no_record() -> None:
     batch = {"samples": [REC, REC], "row_valid": torch.tensor([True, False])}
-    assert len(prediction_records(batch, ["", ""], CODEC, "val")) == 1
+    assert len(batch_records(batch, ["", ""], CODEC, "val")) == 1

@@ -24,8 +24,8 @@ from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample
 from ts_lightning.grounding.codecs import Codec, get_codec
 from ts_lightning.grounding.coordinates import Size
-from ts_lightning.metrics.record import prediction_record
-from ts_lightning.metrics.scoring import Record
+from ts_lightning.metrics.record import Record
+from ts_lightning.training.records import listed, record_of
 
 FORMATS = ("ours", "lmms-eval", "vlmevalkit")
 KINDS = ("key", "id", "index", "question_id", "question_id and phrase", "file and phrase")
@@ -75,14 +75,19 @@ def read_answers(path: str | Path, kind: str) -> list[GivenAnswer]:
     if None not in places:
         repeated.append(_twice([str(place) for place in places]))
     if repeated and all(repeated):
-        raise ValueError(f"{path}: seen {_listed(repeated[-1])} more than once, expected one answer a question")
+        raise ValueError(f"{path}: seen {listed(repeated[-1])} more than once, expected one answer a question")
     return rows
 
 
 def join(
-    answers: Sequence[GivenAnswer], shards: str | Sequence[str], codec: Codec, suite: str, allow_missing: bool = False
+    answers: Sequence[GivenAnswer],
+    shards: str | Sequence[str],
+    codec: Codec,
+    suite: str,
+    allow_missing: bool = False,
+    rule: Mapping[str, Any] | None = None,
 ) -> list[Record]:
-    """Records of the shards' questions with their answers, read with `codec`.
+    """Records of the shards' questions with their answers, read with `codec` and scored by `rule` (see `record_of`).
 
     ValueError for answers to questions that are not in the shards, and for missing ones unless `allow_missing`: then
     they are empty answers, which are wrong.
@@ -93,8 +98,8 @@ def join(
     given = _matched(answers, questions)
     missing = [question.key for i, question in enumerate(questions) if i not in given]
     if missing and not allow_missing:
-        raise ValueError(f"predictions: seen no answer to {_listed(missing)}, expected all (or --allow-missing)")
-    return [prediction_record(reader.read(i), given.get(i, ""), codec, suite) for i in range(len(questions))]
+        raise ValueError(f"predictions: seen no answer to {listed(missing)}, expected all (or --allow-missing)")
+    return [record_of(reader.read(i), given.get(i, ""), codec, suite, rule=rule) for i in range(len(questions))]
 
 
 class _Question(NamedTuple):
@@ -149,7 +154,7 @@ def _matched(answers: Sequence[GivenAnswer], questions: Sequence[_Question]) -> 
                 raise
             return by_box
     raise ValueError(
-        f"predictions: seen {_listed(fewest or [])} that the shards don't ask, expected their questions alone"
+        f"predictions: seen {listed(fewest or [])} that the shards don't ask, expected their questions alone"
     )
 
 
@@ -320,7 +325,3 @@ def _field(row: Mapping[str, Any], name: str, where: str) -> str:
 def _twice(names: Sequence[str]) -> list[str]:
     seen: set[str] = set()
     return sorted({name for name in names if name in seen or seen.add(name)})  # type: ignore[func-returns-value]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

@@ -1,6 +1,5 @@
 """Prediction files: what is refused, what is said about missing answers, MMBench's rotations and submission."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ from ts_lightning.cli import main
 from ts_lightning.data.sample import Answer, Sample, SampleImage, Turn
 from ts_lightning.data.write import write_shards
 from ts_lightning.grounding import get_codec
-from ts_lightning.metrics.answer_files import join, read_answers
-from ts_lightning.metrics.predictions import completeness, read_own
+from ts_lightning.metrics.record import Record, Truth, write_records
 from ts_lightning.metrics.submission import write_submission
 from ts_lightning.metrics.suites import score_suites
+from ts_lightning.training.answer_files import join, read_answers
+from ts_lightning.training.records import completeness
 
 CODEC = get_codec("scout")
 
@@ -47,8 +47,8 @@ def rotations(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_rotations_keep_their_own_answers(rotations: str, tmp_path: Path) -> None:
     table = tmp_path / "result.tsv"
     table.write_text("index\tprediction\n241\tA\n1000241\tB\n")
-    records = join(read_answers(table, "vlmevalkit"), rotations, CODEC, "mmbench")
-    assert {r["meta"]["index"]: r["text"] for r in records} == {"241": "A", "1000241": "B"}
+    records = join(read_answers(table, "vlmevalkit"), rotations, CODEC, "mmbench", rule={"protocol": "circular"})
+    assert {r.meta["index"]: r.text for r in records} == {"241": "A", "1000241": "B"}
     assert score_suites(records)["mmbench"]["figures"]["circular"] == 1.0
     assert write_submission(records, tmp_path / "out.tsv") == 2
     rows = [line.split("\t") for line in (tmp_path / "out.tsv").read_text().splitlines()]
@@ -69,40 +69,8 @@ def test_a_file_of_another_kind_is_named(name: str, content: bytes, tmp_path: Pa
     assert "\n" not in str(error.value)
 
 
-def record(**changes: Any) -> dict[str, Any]:
-    box = [0.1, 0.1, 0.5, 0.5]
-    one = {"suite": "s", "key": "q", "text": "", "box": box, "image_size": [80, 60], "subtask": None}
-    return {k: v for k, v in {**one, "truth": {"box": box}, **changes}.items() if v != "left out"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"box": "left out"}, "seen no box"),
-        ({"image_size": "left out"}, "seen no image_size"),
-        ({"subtask": "left out"}, "seen no subtask"),
-        ({"image_size": [0, 60]}, r"image_size: seen \[0, 60\]"),
-        ({"box": ["a", 0, 1, 1]}, r"box: seen \['a', 0, 1, 1\], expected four finite numbers"),
-        ({"box": 7}, "box: seen 7, expected four finite numbers"),
-        ({"truth": {"box": None, "boxes": [[0, 1]]}}, r"truth.boxes: seen \[0, 1\]"),
-        ({"truth": None}, "seen no object in truth"),
-        ({"text": 3}, "no text in suite, key, text"),
-        ({"truth": {"answers": "yes"}}, "truth.answers: seen yes, expected a list of texts"),
-    ],
-)
-def test_a_bad_record_is_named_with_file_and_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    path.write_text("".join(json.dumps(one) + "\n" for one in (record(key="first"), record(**changes))))
-    with pytest.raises(ValueError, match=rf"p.jsonl:2: q: .*{message}"):
-        read_own(path)
-
-
-def test_what_a_protocol_needs_is_named() -> None:
-    asked = record(truth={"box": None, "answers": ["yes"]})
-    with pytest.raises(ValueError, match="suite s: q: seen no choices, the protocol choices expects it"):
-        score_suites([asked], {"s": "choices"})
-    with pytest.raises(ValueError, match=r"seen no meta.category, the protocol mme expects it"):
-        score_suites([asked], {"s": "mme"})
+def record(**changes: Any) -> Record:
+    return Record(**{"suite": "s", "key": "q", "text": "", "truth": Truth(box=(0.1, 0.1, 0.5, 0.5)), **changes})
 
 
 def test_completeness_is_told(
@@ -115,7 +83,7 @@ def test_completeness_is_told(
     with pytest.raises(ValueError, match="suite s: seen other, expected questions of their shard"):
         completeness([answered, record(key="other", shard=shard)])
     path = tmp_path / "p.jsonl"
-    path.write_text(json.dumps(record(shard="gone.tar")) + "\n")
+    write_records([record(shard="gone.tar")], path)
     args = ["evaluate", "--predictions", str(path), "--out", str(tmp_path / "out")]
     assert main(args) == 0
     assert "- completeness: not checked" in capsys.readouterr().out
