@@ -4,11 +4,12 @@
 |---|---|
 | ours, JSON lines | `key` |
 | lmms-eval's samples, JSON lines | `doc_id`, its place, and `target`, the truth; sometimes `doc` |
-| VLMEvalKit's xlsx, tsv, csv, json | `index` |
+| VLMEvalKit's xlsx, tsv, csv, json | `index`; RefCOCO's also the true box, `bbox_x1_norm` ... |
 
 A file is matched by the first of these that names every row once: a question's key; its id; `meta.index`;
-`meta.question_id`; `meta.question_id` with the phrase; the picture's file with the phrase. lmms-eval's rows without
-`doc` follow the shards' order where every `target` agrees with it, else they go to the questions with that true box.
+`meta.question_id`; `meta.question_id` with the phrase; the picture's file with the phrase. Rows that none names but
+that say their truth (lmms-eval's without `doc`, VLMEvalKit's RefCOCO) follow the shards' order where every truth agrees
+with it, else they go to the questions with that true box.
 """
 
 import csv
@@ -263,7 +264,20 @@ def _vlmevalkit(path: Path) -> Iterable[GivenAnswer]:
     for number, row in enumerate(_rows(path), 2):
         index = _field(row, "index", f"{path}:{number}")
         names = {"key": index, "id": index, "index": index, "question_id": index}
-        yield GivenAnswer(names, _field(row, "prediction", f"{path}:{number}"))
+        target = _table_target(row)
+        yield GivenAnswer(names, _field(row, "prediction", f"{path}:{number}"), number - 2 if target else None, target)
+
+
+def _table_target(row: Mapping[str, Any]) -> str | None:
+    """The true box in a row of VLMEvalKit's RefCOCO, whose index no shard knows; None without such columns."""
+    corners = ("x1", "y1", "x2", "y2")
+    for part, sides in (("_norm", None), ("", ("width", "height", "width", "height"))):
+        try:
+            box = [float(row[f"bbox_{corner}{part}"]) for corner in corners]
+            return json.dumps(box if sides is None else [n / float(row[s]) for n, s in zip(box, sides, strict=True)])
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            continue
+    return None
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -124,6 +124,29 @@ def test_workbooks_tables_and_lists_say_the_same(shards: str, tmp_path: Path) ->
     assert read_answers(tmp_path / "whole.xlsx", "vlmevalkit")[0].names["index"] == "7"
 
 
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("pixels", [True, False])
+def test_refcoco_of_vlmevalkit_goes_by_its_true_box(
+    shards: str, tmp_path: Path, order: list[int], pixels: bool
+) -> None:
+    rows = []
+    for place, i in enumerate(order):
+        corners = dict(zip(("x1", "y1", "x2", "y2"), shares(i), strict=True))
+        width, height = SIZES[i]
+        scaled = {f"bbox_{c}": v * (width if c[0] == "x" else height) for c, v in corners.items()}
+        truth = (
+            scaled | {"width": width, "height": height} if pixels else {f"bbox_{c}_norm": v for c, v in corners.items()}
+        )
+        rows.append({"index": f"RefCOCO_testA_{place}", "question": PHRASES[i], **truth, "prediction": in_text(i)})
+    (tmp_path / "result.json").write_text(json.dumps(rows))
+    records = records_of(tmp_path / "result.json", shards, "vlmevalkit")
+    assert score_suites(records)["refcoco_testA"]["score"] == 1.0
+    bare = [{"index": row["index"], "prediction": row["prediction"]} for row in rows]
+    (tmp_path / "result.json").write_text(json.dumps(bare))
+    with pytest.raises(ValueError, match=r"seen RefCOCO_testA_0, .* that the shards don't ask"):
+        records_of(tmp_path / "result.json", shards, "vlmevalkit")
+
+
 def test_a_missing_openpyxl_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
     (tmp_path / "a.xlsx").write_bytes(b"PK")
