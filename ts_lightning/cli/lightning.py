@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.plugins import CheckpointIO as LightningCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -102,11 +103,11 @@ class TSLightningCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse a checkpoint that a configuration names (it is the command line's to say), and places of others."""
-        seen = self._get(self.config, "ckpt_path")
+        seen = self._given("ckpt_path")
         if seen is not None and str(seen) != self.ckpt_path:
             expected = "expected --ckpt_path on the command line"
             raise ValueError(f"ckpt_path: seen {str(seen)!r} in a configuration, {expected}")
-        trainer = self._get(self.config, "trainer")
+        trainer = self._given("trainer")
         root = Path(trainer["default_root_dir"])
         for logger in _as_list(trainer.get("logger")):
             if isinstance(logger, Namespace) and str(logger.get("init_args.save_dir")) == ".":  # W&B's default
@@ -116,7 +117,7 @@ class TSLightningCLI(LightningCLI):
             check_folder(root)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        config = self._get(self.config_init, "trainer")
+        config = self.config_init[str(self.subcommand)]["trainer"]
         trainer = super().instantiate_trainer(
             plugins=_with_our_io(_as_list(config.get("plugins"))),
             logger=self._loggers(config["default_root_dir"], config.get("logger"), config.get("fast_dev_run")),
@@ -147,8 +148,8 @@ class TSLightningCLI(LightningCLI):
         return [logger, *others]
 
     def _callbacks(self) -> list[L.Callback]:
-        trainer = self._get(self.config_init, "trainer")
-        root, seconds = Path(trainer["default_root_dir"]), self._get(self.config, "watchdog")
+        trainer = self.config_init[str(self.subcommand)]["trainer"]
+        root, seconds = Path(trainer["default_root_dir"]), self._given("watchdog")
         if self.subcommand != "fit":
             root = root / str(self.subcommand)
         watchdog = [Watchdog(root, seconds)] if seconds and not trainer.get("fast_dev_run") else []
@@ -158,18 +159,22 @@ class TSLightningCLI(LightningCLI):
             return [self.keeper, stop, *watchdog]
         if self.subcommand != "predict":
             return [*watchdog]
-        number = self._get(self.config, "pictures")
+        number = self._given("pictures")
         return [PredictionWriter(), *([_import(PICTURES)(number)] if number else []), *watchdog]
 
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        if subcommand == "fit" and self.keeper is not None:
-            self.keeper.config = self.config_dump
-            root = Path(self.config_init["fit"]["trainer"]["default_root_dir"])
-            resume = self._get(self.config, "resume")
-            start = begin_run(root, self.keeper.lock, self.config_dump, kwargs.get("ckpt_path"), resume)
-            self.keeper.start, kwargs["ckpt_path"] = start, start.ckpt_path
-        return kwargs
+    def _given(self, name: str) -> Any:
+        """The value of an option of the subcommand."""
+        return self.config[str(self.subcommand)].get(name)
+
+    def before_fit(self) -> None:
+        """Find what the run goes on from."""
+        if self.keeper is None:
+            return
+        text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
+        self.keeper.config = yaml.safe_load(text)["fit"]
+        given, root = self.config_init["fit"], Path(self.config_init["fit"]["trainer"]["default_root_dir"])
+        start = begin_run(root, self.keeper.lock, self.keeper.config, given.get("ckpt_path"), self._given("resume"))
+        self.keeper.start, given["ckpt_path"] = start, start.ckpt_path
 
     def after_validate(self) -> None:
         """State the rule behind the figures."""
@@ -184,9 +189,8 @@ class TSLightningCLI(LightningCLI):
             print(f"predictions: {self.config_init['predict']['trainer']['default_root_dir']}/predictions.jsonl")
 
     def after_instantiate_classes(self) -> None:
-        self._dump_config()
         if self.subcommand != "fit":
-            self.model.answer_as(self._get(self.config, "task"), self._get(self.config, "alpha"))
+            self.model.answer_as(self._given("task"), self._given("alpha"))
 
 
 class _WriteConfig(SaveConfigCallback):

@@ -86,7 +86,9 @@ def clip_sharded(optimizer: Optimizer, limit: float, algorithm: str) -> None:
     if not parts:  # a step that is skipped
         return
     if algorithm == "value":
-        torch._foreach_clamp_min_(parts, -limit)
-        torch._foreach_clamp_max_(parts, limit)
+        for part in parts:
+            part.clamp_(-limit, limit)
     else:
-        torch._foreach_mul_(parts, (limit / (total_norm(gradients) + 1e-6)).clamp(max=1.0))
+        factor = (limit / (total_norm(gradients) + 1e-6)).clamp(max=1.0)
+        for part in parts:
+            part.mul_(factor)
