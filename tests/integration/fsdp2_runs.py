@@ -114,10 +114,10 @@ def watched(root: Path) -> Callable[[int], None]:
         def validate(self: Any, batch: dict[str, Any], *args: Any) -> None:
             vlm = self.vlm
 
-            def scripted(hidden_NH: torch.Tensor, task_N: torch.Tensor) -> torch.Tensor:
+            def scripted(hidden_NH: torch.Tensor, *given: Any) -> torch.Tensor:
                 forwards.append(len(hidden_NH))
                 token = vlm.tokenizer.eos_token_id if rank == 0 else 40
-                return TwinExpertVLM.logits(vlm, hidden_NH, task_N).index_fill(1, torch.tensor([token]), 1000.0)
+                return TwinExpertVLM.logits(vlm, hidden_NH, *given).index_fill(1, torch.tensor([token]), 1000.0)
 
             vlm.__dict__["logits"] = scripted
             validation_step(self, batch, *args)
