@@ -197,6 +197,8 @@ class LocalChat:
         import torch
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
+        if not Path(folder).is_dir():  # the name of a model would be looked for in the network
+            raise ValueError(f"{folder}: seen no such folder, expected a model of transformers in it")
         self.name, self.codec, self.max_tokens = f"local:{Path(folder).name}", codec, max_tokens
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.processor: Any = None

@@ -1,0 +1,17 @@
+"""`import ts_lightning` is light; `ts_lightning.load` comes when it is asked for."""
+
+import subprocess
+import sys
+
+import pytest
+
+import ts_lightning
+from ts_lightning.runs.load import load
+
+
+def test_load_is_offered_at_the_top_and_nothing_heavy_is_imported() -> None:
+    code = "import sys, ts_lightning; assert not {'torch', 'lightning', 'numpy', 'transformers'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert ts_lightning.load is load
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = ts_lightning.nothing
