@@ -133,7 +133,7 @@ def test_predict_writes_one_line_per_question(fitted: Path, tmp_path: Path) -> N
     run("predict", None, tmp_path, "--ckpt_path", str(fitted / "checkpoints/step=6.ckpt"), *args)
     records = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert [record["key"] for record in records] == [f"{i:04d}" for i in range(10)]
-    assert records[0]["truth"]["box_px"] == [4.0, 6.0, 20.0, 21.0]
+    assert records[0]["truth"]["box"] == [0.1, 0.2, 0.5, 0.7]
     assert records[0]["question"] == "Where is the square?"
     assert {record["parse_status"] for record in records} <= {"ok", "several", "unparsed", "not_asked"}
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2

@@ -1,6 +1,7 @@
 """From a shard and prediction records to pictures on disk."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,10 +10,8 @@ from PIL import Image
 
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.data.write import write_shards
-from ts_lightning.grounding.codecs import get_codec
+from ts_lightning.metrics.record import Record, Truth
 from ts_lightning.reports.pictures import PredictionPictures, make_picture, write_pictures, write_sheets
-
-CODEC = get_codec("scout")
 
 
 def make_sample(i: int) -> Sample:
@@ -31,42 +30,42 @@ def make_sample(i: int) -> Sample:
 
 
 @pytest.fixture
-def records(tmp_path: Path) -> list[dict]:
+def records(tmp_path: Path) -> list[Record]:
     paths = write_shards([make_sample(i) for i in range(5)], tmp_path / "shards", "toy")
-    common = {"shard": str(paths[0]), "subtask": "rec", "question": "Where is the dog?", "text": "[[10,10,50,70]]"}
-    truth = {"box": [0.1, 0.1, 0.5, 0.5], "text": "{region:0}", "answers": []}
-    box = {"box": [0.1, 0.1, 0.5, 0.7], "parse_status": "ok", "truth": truth}
-    return [{**common, **box, "suite": "rec" if i < 3 else "a b/c", "key": f"s{i}"} for i in range(5)]
+    fields = {"shard": str(paths[0]), "subtask": "rec", "question": "Where is the dog?", "sizes": ((120, 90),)}
+    truth = Truth("{region:0}", box=(0.1, 0.1, 0.5, 0.5))
+    suites = ["rec"] * 3 + ["a b/c"] * 2
+    return [Record(suite, f"s{i}", "[[10,10,50,70]]", truth, **fields) for i, suite in enumerate(suites)]
 
 
-def test_pictures_and_sheets(records: list[dict], tmp_path: Path) -> None:
-    assert write_pictures(records, tmp_path / "out", CODEC, limit=2) == 4
+def test_pictures_and_sheets(records: list[Record], tmp_path: Path) -> None:
+    assert write_pictures(records, tmp_path / "out", limit=2) == 4
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "a_b_c-s3.png", "a_b_c-s4.png", "rec-s0.png", "rec-s1.png",
     ]  # fmt: skip
-    sheets = write_sheets(records, tmp_path / "sheets", CODEC)
+    sheets = write_sheets(records, tmp_path / "sheets")
     assert [path.name for path in sheets] == ["rec.png", "a_b_c.png"]
     assert Image.open(sheets[0]).width > Image.open(sheets[1]).width > 640
 
 
-def test_what_is_drawn(records: list[dict]) -> None:
-    picture = make_picture(records[0], make_sample(0), CODEC)
+def test_what_is_drawn(records: list[Record]) -> None:
+    picture = make_picture(records[0], make_sample(0))
     assert (picture.note, picture.true_answer, picture.image.size) == ("rec: IoU 0.67", "", (120, 90))
     assert (picture.predicted, picture.true) == ([[(0.1, 0.1, 0.5, 0.7)]], [(0.1, 0.1, 0.5, 0.5)])
-    assert make_picture({**records[0], "box": None, "text": "no idea"}, make_sample(0), CODEC).note == "rec: no box"
-    truth = {"box": None, "text": "There is a cat {region:0}, not a dog. This question is invalid.", "answers": []}
-    negative = make_picture({**records[0], "truth": truth}, make_sample(0), CODEC)
+    assert make_picture(replace(records[0], text="no idea"), make_sample(0)).note == "rec: no box"
+    truth = Truth("There is a cat {region:0}, not a dog. This question is invalid.")
+    negative = make_picture(replace(records[0], truth=truth), make_sample(0))
     assert (negative.note, negative.true_answer, len(negative.true)) == ("rec", "This question is invalid.", 1)
 
 
-def test_a_record_that_the_shard_lacks(records: list[dict], tmp_path: Path) -> None:
+def test_a_record_that_the_shard_lacks(records: list[Record], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="seen no record 'x'"):
-        write_pictures([{**records[0], "key": "x"}], tmp_path, CODEC)
+        write_pictures([replace(records[0], key="x")], tmp_path)
 
 
-def test_callback_draws_so_many_of_each_suite(records: list[dict], tmp_path: Path) -> None:
+def test_callback_draws_so_many_of_each_suite(records: list[Record], tmp_path: Path) -> None:
     trainer = SimpleNamespace(is_global_zero=True, default_root_dir=str(tmp_path / "run"))
-    module = SimpleNamespace(vlm=SimpleNamespace(codec=CODEC))
+    module = SimpleNamespace()
     callback = PredictionPictures(1)
     callback.on_predict_batch_end(trainer, module, records[:2], None, 0, 0)
     callback.on_predict_batch_end(trainer, module, records[2:], None, 1, 0)

@@ -11,6 +11,7 @@ import torch
 
 from tools.bench.harness import report
 from ts_lightning.metrics.caption_ap import AP_NAMES, coco_figures
+from ts_lightning.metrics.record import Record, Truth
 from ts_lightning.metrics.suites import score_suites
 
 IMAGES, BOXES, CLASSES = 5_000, 40_000, 80
@@ -54,21 +55,15 @@ def _rss_after(start: int) -> int:
     return psutil.Process().memory_info().rss
 
 
-def answers(number: int, start: int = 0) -> list[dict[str, Any]]:
-    """Prediction records of a box suite."""
+def answers(number: int, start: int = 0) -> list[Record]:
+    """Records of a box suite, their texts still to be read."""
     random, made = Random(start), []
     for i in range(start, start + number):
         x, y = random.uniform(0, 0.5), random.uniform(0, 0.5)
-        box = [x, y, x + 0.3, y + 0.4]
-        near = [min(1.0, max(0.0, v + random.gauss(0, 0.03))) for v in box]
+        truth = Truth(box=(x, y, x + 0.3, y + 0.4))
+        near = [min(1.0, max(0.0, v + random.gauss(0, 0.03))) for v in (x, y, x + 0.3, y + 0.4)]
         text = f"[[{','.join(str(round(100 * v)) for v in near)}]]"
-        made.append(
-            {
-                **{"suite": "refcoco_val", "key": str(i), "task": "grounding", "text": text, "box": near},
-                **{"image_size": [640, 480], "canonical": True, "parse_status": "ok"},
-                "truth": {"box": box, "answers": [], "ceiling": 0.97},
-            }
-        )
+        made.append(Record("refcoco_val", str(i), text, truth, sizes=((640, 480),), protocol="rec"))
     return made
 
 

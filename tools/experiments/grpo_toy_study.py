@@ -11,8 +11,8 @@ import yaml
 
 from ts_lightning.cli import main as command
 from ts_lightning.data import ShardDataModule, ShardSource
-from ts_lightning.grounding.boxes import iou
 from ts_lightning.metrics.intervals import interval, paired
+from ts_lightning.metrics.protocols import make_protocol
 from ts_lightning.reports.certificate import certify_checkpoint
 from ts_lightning.runs.load import load
 from ts_lightning.runs.run import quiet_trainer
@@ -133,7 +133,9 @@ def answers(checkpoint: str, shards: Path, root: Path, questions: int) -> list[f
     found = [r for part in records or [] for r in part]  # type: ignore[union-attr]
     if len(found) < questions:
         raise ValueError(f"{shards}: seen {len(found)} held-out questions, expected {questions} (--questions)")
-    right = [float(r["box"] is not None and iou(r["box"], r["truth"]["box"]) >= 0.5) for r in found]  # type: ignore[index]
+    protocol = make_protocol("rec")
+    protocol.update(found)
+    right = protocol.values(protocol.rows())[1]
     path.write_text(json.dumps(right) + "\n")
     return right
 

@@ -33,7 +33,8 @@ class SuiteMetrics:
 
     def update(self, suite: str, records: Sequence[Record]) -> None:
         """Add answered questions of a suite."""
-        for name in protocol_names(records):
+        named = any(record.protocol for record in records)
+        for name in [*protocol_names(records), *([] if named else ["counted"])]:
             self._protocol(suite, name, records).update(records)
 
     def _protocol(self, suite: str, name: str, records: Sequence[Record]) -> Protocol:
@@ -59,10 +60,17 @@ class SuiteMetrics:
             if (suite, name) not in self.protocols:
                 self.protocols[suite, name] = make_protocol(name, reading, annotations)
             figures = self.protocols[suite, name].to(device).compute()
+            if name != "counted" and (suite, "counted") in known:  # which says it of all questions together
+                figures = _without_cut_off(figures)
             parts = {suite: figures} | {f"{suite}/{sub}": one for sub, one in figures.get("subtasks", {}).items()}
             for prefix, one in parts.items():
                 results |= {f"{prefix}/{key}": value for key, value in plain(one).items() if value == value}
         return results
+
+
+def _without_cut_off(figures: Mapping[str, Any]) -> dict[str, Any]:
+    parts = {name: _without_cut_off(one) for name, one in figures.get("subtasks", {}).items()}
+    return {k: v for k, v in figures.items() if k != "cut_off"} | ({"subtasks": parts} if parts else {})
 
 
 def protocol_names(records: Sequence[Record]) -> list[str]:

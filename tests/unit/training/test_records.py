@@ -64,7 +64,7 @@ def test_words() -> None:
 
 
 def test_captions_are_no_box_questions() -> None:
-    assert scores((CAPTION, "a dog [[10,10,50,50]].", True)) == {}
+    assert scores((CAPTION, "a dog [[10,10,50,50]].", True)) == {"toy/cut_off": 0.0, "toy/caption/cut_off": 0.0}
 
 
 def test_steps_and_rejections() -> None:
@@ -77,6 +77,13 @@ def test_steps_and_rejections() -> None:
     assert found["toy/step_precision"] == found["toy/step_recall"] == pytest.approx(2 / 3)
     assert (found["toy/rejection_rate"], found["toy/false_rejection_rate"]) == (1.0, 0.0)
     assert "toy/miou" not in found
+
+
+def test_cut_answers_are_counted_once() -> None:
+    metrics = SuiteMetrics()
+    cut = [record_of(one, "red", CODEC, "toy", cut_off=one is COT) for one in (COT, REC, COLOUR, CAPTION)]
+    metrics.update("toy", cut)
+    assert metrics.compute(torch.device("cpu"))["toy/cut_off"] == 0.25
 
 
 def test_reset_forgets() -> None:

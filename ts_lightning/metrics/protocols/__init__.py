@@ -7,14 +7,24 @@ from ts_lightning.metrics.protocols.boxes import REC, Localization, Phrases
 from ts_lightning.metrics.protocols.captions import GIC, Captions, RegionClass
 from ts_lightning.metrics.protocols.mig import MIG
 from ts_lightning.metrics.protocols.steps import Steps
-from ts_lightning.metrics.protocols.words import MME, VQA, Answers, Choice, Circular, Contains, OpenEnded, YesNo
+from ts_lightning.metrics.protocols.words import (
+    MME,
+    VQA,
+    Answers,
+    Choice,
+    Circular,
+    Contains,
+    Counted,
+    OpenEnded,
+    YesNo,
+)
 from ts_lightning.metrics.record import Record
 
 PROTOCOLS: Mapping[str, type[Protocol]] = {
     one.name: one
     for one in (
         *(Localization, REC, Phrases, GIC, MIG, Steps, RegionClass, Contains, VQA, Choice, Circular, YesNo, MME),
-        *(OpenEnded, Captions, Answers),
+        *(OpenEnded, Captions, Answers, Counted),
     )
 }
 

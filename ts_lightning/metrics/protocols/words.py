@@ -167,6 +167,23 @@ class MME(YesNo):
         return figures | {"unread": mean([row["unread"] for row in rows])}
 
 
+class Counted(Protocol):
+    """Every answered question of a suite without a protocol, for the share of answers that were cut off."""
+
+    name = "counted"
+    main = "cut_off"
+    convention: ClassVar[dict[str, str]] = {"rule": "every answered question"}
+
+    def takes(self, record: Record) -> bool:
+        return True
+
+    def row(self, record: Record) -> Row:
+        return {}
+
+    def figures(self, rows: Sequence[Row]) -> Figures:
+        return {}
+
+
 class OpenEnded(Words):
     """MM-Vet and LLaVA-Bench: answers that a judge scores, never inside validation; here they are only counted."""
 

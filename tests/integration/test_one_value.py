@@ -1,0 +1,156 @@
+"""A figure has one value: as validation logs it, from the predictions it wrote, and from a file of bare texts."""
+
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from tests.unit.data_samples import picture
+from ts_lightning.cli import main
+from ts_lightning.data import index_shards
+from ts_lightning.data.reader import ShardReader
+from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
+from ts_lightning.data.write import write_shards
+from ts_lightning.grounding import get_codec
+from ts_lightning.grounding.boxes import Box
+from ts_lightning.metrics.protocols import PROTOCOLS, captions
+from ts_lightning.metrics.record import write_records
+from ts_lightning.metrics.suites import SuiteMetrics
+from ts_lightning.training.records import batch_records
+
+CONFIGS = Path(__file__).parents[2] / "configs/eval"
+SUITES = {
+    f"{path.stem}/{name}": rule
+    for path in sorted(CONFIGS.glob("*.yaml"))
+    for name, rule in yaml.safe_load(path.read_text())["data"]["init_args"]["val"].items()
+}
+COUNT = 200
+CODEC = get_codec("shikra")  # of a padded square: read with the picture's size
+SIZE = (80, 60)
+BOXES = ("localization", "rec", "phrases", "mig")
+NAMES = ("dog", "cat", "car")
+
+
+def letters(texts: list[str]) -> Tensor:
+    """Counts of letters: similar words are similar."""
+    return torch.tensor([[1.0 + text.count(chr(97 + i)) for i in range(26)] for text in texts])
+
+
+def moved(box: Box, random: Random) -> Box:
+    x1, y1, x2, y2 = (min(max(v + random.gauss(0, 0.06), 0.0), 1.0) for v in box)
+    return (min(x1, x2), min(y1, y2), max(x1, x2) + 1e-2, max(y1, y2) + 1e-2)
+
+
+def question(number: int, protocol: str) -> tuple[Sample, str]:
+    """A question that `protocol` scores, and a disturbed answer."""
+    random = Random(number)
+    x, y = random.uniform(0, 0.5), random.uniform(0, 0.5)
+    box: Box = (x, y, x + random.uniform(0.1, 0.4), y + random.uniform(0.1, 0.4))
+    written = CODEC.format([moved(box, random)], SIZE)
+    said = random.choice([f"It is {written}.", written, "I can't see it"])
+    fields: dict[str, Any] = {"task": "grounding", "subtask": f"task{number % 3}"}
+    text, turn = said, "{region:0}"
+    if protocol in BOXES:
+        fields |= {"answer": Answer(regions=[0])}
+        fields |= {"subtask": "phrase"} if protocol == "phrases" else {}
+    elif protocol == "steps":
+        turn = "Step 1: Find it {region:0}. Step 2: So the answer is red."
+        text = f"Step 1: Find it {said}. Step 2: So the answer is {random.choice(['red', 'Red.', 'blue'])}."
+        fields |= {"answer": Answer("red"), "tags": ["cot"]}
+        if number % 3 == 0:
+            turn, fields["answer"], fields["tags"] = "This question is invalid.", Answer(), ["negative"]
+            text = random.choice([text, turn])
+    elif protocol == "gic":
+        fields |= {"subtask": "caption", "answer": Answer("a dog"), "meta": {"image_id": number}}
+        text, turn = f"A {random.choice(NAMES)} {written}.", "a dog {region:0}"
+    else:
+        true = random.choice(["yes", "no"])
+        fields |= {"task": "understanding", "answer": Answer(true), "answers": [true] * 3, "choices": ["yes", "no"]}
+        fields["meta"] = {
+            "category": ("count", "color")[number % 2],
+            "image_id": number // 4 + 1,
+            "question_id": number // 2,
+        }
+        text = random.choice(["Yes", "yes", "no", "no.", "A", "B", "I think it is no", "The answer is B.", "unknown"])
+        turn = true
+        if protocol == "region_class":
+            bbox = [8.0, 6.0, 40.0, 30.0]
+            fields["meta"] = {"image_id": number + 1, "bbox": bbox, "score": 1.0, "category_id": number % 3 + 1}
+            text = random.choice(NAMES)
+    sample = Sample(
+        id=f"q/{number}",
+        key=f"q{number:04d}",
+        source="toy",
+        images=[SampleImage("a.jpg", *SIZE)],
+        turns=[Turn("user", "<image>\nWhat?"), Turn("assistant", turn)],
+        regions=[SampleRegion(box=box)],
+        image_bytes=[picture(number, SIZE)],
+        **fields,
+    )
+    return sample, text
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A COCO file with a dog, a cat or a car in every picture."""
+    notes = []
+    for i in range(COUNT + 1):
+        box = [8.0, 6.0, 40.0, 30.0]
+        note = {"id": i + 1, "image_id": i, "category_id": i % 3 + 1, "bbox": box, "area": 1200.0, "iscrowd": 0}
+        notes.append(note)
+    images = [{"id": i, "width": SIZE[0], "height": SIZE[1]} for i in range(COUNT + 1)]
+    path = tmp_path_factory.mktemp("coco") / "instances.json"
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(NAMES)]
+    path.write_text(json.dumps({"images": images, "annotations": notes, "categories": categories}))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_command_gives_the_same_figure(
+    name: str, coco: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed")
+    pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed")
+    monkeypatch.setattr(captions, "sentence_embedder", lambda folder: letters)
+    suite = name.split("/")[1]
+    rule = {key: SUITES[name].get(key) for key in ("protocol", "reading")} | {"annotations": coco}
+    main_figure = PROTOCOLS[rule["protocol"]].main
+    asked = [question(i, rule["protocol"]) for i in range(COUNT)]
+    write_shards((sample for sample, _ in asked), tmp_path / "shards", "val")
+    shards = f"{tmp_path}/shards/val-*.tar"
+    reader = ShardReader(index_shards(shards))
+
+    metrics, records = SuiteMetrics(), []  # as validate and test do
+    for start in range(0, COUNT, 7):
+        samples = [reader.read(i) for i in range(start, min(start + 7, COUNT))]
+        batch = {"samples": samples, "row_valid": torch.tensor([True] * len(samples))}
+        texts = [text for _, text in asked[start : start + 7]]
+        records += batch_records(batch, texts, CODEC, suite, rule=rule)
+        metrics.update(suite, records[start:])
+    logged = metrics.compute(torch.device("cpu"))
+    write_records(records, tmp_path / "predictions.jsonl")
+    lines = [json.dumps({"key": sample.key, "text": text}) + "\n" for sample, text in asked]
+    (tmp_path / "texts.jsonl").write_text("".join(lines))
+    overlay = tmp_path / "suite.yaml"
+    known = {"val": {suite: {"shards": shards, **{k: v for k, v in rule.items() if v}}}}
+    overlay.write_text(
+        yaml.safe_dump({"data": {"class_path": "ts_lightning.data.ShardDataModule", "init_args": known}})
+    )
+    texts = ["--suites", str(overlay), "--suite", suite, "--codec", "shikra"]
+    for given in (["predictions.jsonl"], ["texts.jsonl", *texts]):
+        args = ["evaluate", "--predictions", str(tmp_path / given[0]), *given[1:], "--out", str(tmp_path / "out")]
+        assert main(args) == 0
+        report = json.loads((tmp_path / "out/report.json").read_text())[suite]
+        assert (report["protocol"], report["main"]) == (rule["protocol"], main_figure)
+        assert report["questions"] > 60
+        for figure, value in report["figures"].items():
+            if isinstance(value, float | int) and not isinstance(value, bool):
+                assert logged[f"{suite}/{figure}"] == pytest.approx(value, abs=1e-12), figure
+        if main_figure != "score":  # a judge's
+            assert 0 < report["figures"][main_figure] != 1
+            assert logged[f"{suite}/{main_figure}"] == report["score"]
