@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ts_lightning.runs import run_lock
+from ts_lightning.runs.run_folder import check_folder
 from ts_lightning.runs.run_lock import RunLock, process_start
 
 
@@ -141,3 +142,12 @@ def test_the_lock_stays_fresh_by_itself_until_it_is_lost(tmp_path: Path, monkeyp
     assert not refreshed()
     assert path.read_text() == other
     assert not lock.release()
+
+
+def test_the_folder_of_a_run_that_was_killed_at_its_start_is_that_of_a_run(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    (tmp_path / "wandb_run_id").write_text("x")
+    check_folder(tmp_path)
+    lock.release()
+    check_folder(tmp_path)
