@@ -40,7 +40,7 @@ def command(root: Path, shards: str, overlay: str | None, *args: str, ranks: int
     line = ["-c", tiny.save(given, root / "given.yaml"), "--watchdog", "0"]
     if overlay:
         line += ["-c", str(OVERLAYS / f"{overlay}.yaml"), "--trainer.accelerator", "cpu"]
-    finish(root, processes.start([*line, "--trainer.devices", str(ranks), *args], root / "log", None, ranks))
+    finish(root, processes.start([*line, "--trainer.devices", str(ranks), *args], root / "run.log", None, ranks))
 
 
 def fit(
@@ -77,7 +77,7 @@ def fit(
         sys.exit(0)
 
     root.mkdir()
-    finish(root, processes.start([], root / "log", run, 2))
+    finish(root, processes.start([], root / "run.log", run, 2))
 
 
 def finish(root: Path, children: Any) -> None:

@@ -30,8 +30,8 @@ def undisturbed(folder: Path, ranks: int = 1, **data: Any) -> tuple[str, Path]:
     shards = str(folder / "shards/train-*.tar")
     if not (root / f"checkpoints/step={STEPS}.ckpt").exists():
         tiny_run.write(folder / "shards", 4 * STEPS)
-        statuses = processes.finish(processes.start(given(shards, root, ranks, **data), root / "log", None, ranks))
-        assert statuses == [0] * ranks, (root / "log").read_text()[-2000:]
+        statuses = processes.finish(processes.start(given(shards, root, ranks, **data), root / "run.log", None, ranks))
+        assert statuses == [0] * ranks, (root / "run.log").read_text()[-2000:]
     return shards, root
 
 
@@ -48,7 +48,7 @@ def kills(folder: Path, count: int) -> dict[str, Any]:
     rng = random.Random(0)
     shards, whole = undisturbed(folder)
     root = folder / "killed"
-    args, ids = given(shards, root), root / "ids"
+    args, ids = given(shards, root), root / "ids.txt"
     for step in sorted(rng.randrange(STEPS) for _ in range(count)):
 
         def before(rank: int, step: int = step, how: int = rng.randrange(4), delay: float = rng.random() / 10) -> None:
@@ -67,9 +67,9 @@ def kills(folder: Path, count: int) -> dict[str, Any]:
                 else:
                     processes.at(BaseModule, "validation_step", now, die)
 
-        statuses = processes.finish(processes.start(args, root / "log", before))
+        statuses = processes.finish(processes.start(args, root / "run.log", before))
         assert statuses == [-signal.SIGKILL], f"{statuses} {(root / 'log').read_text()[-2000:]}"
-    assert processes.finish(processes.start(args, root / "log", lambda rank: processes.record_ids(ids))) == [0]
+    assert processes.finish(processes.start(args, root / "run.log", lambda rank: processes.record_ids(ids))) == [0]
     seen = [i for _, row in sorted(processes.read_ids(ids).items()) for i in row]
     figures = {
         "kills": count,
@@ -229,7 +229,7 @@ def signals(folder: Path, count: int) -> dict[str, Any]:
         def before(
             rank: int, root: Path = root, phase: str = phase, sent: int = sent, to: Any = to, step: int = step
         ) -> None:
-            processes.record_ids(root / f"ids-{rank}")
+            processes.record_ids(root / f"ids-{rank}.txt")
             if to not in (rank, None):
                 return
             now = lambda module, call: module.trainer.global_step >= step  # noqa: E731
@@ -243,12 +243,12 @@ def signals(folder: Path, count: int) -> dict[str, Any]:
             when = (lambda m, c: now(m, c) and c % 2 == 0) if phase == "accumulation" else now
             processes.at(*place, when, lambda: os.kill(os.getpid(), sent))
 
-        statuses = processes.finish(processes.start(given(shards, root, 2), root / "log", before, 2), 90)
+        statuses = processes.finish(processes.start(given(shards, root, 2), root / "run.log", before, 2), 90)
         hangs += None in statuses
         assert statuses == [128 + sent] * 2, f"{phase}, {sent}, {to}: {statuses} {(root / 'log').read_text()[-2000:]}"
         saved = torch.load(root / "checkpoints/stopped.ckpt", weights_only=True)["global_step"]
-        same_step += all(max(processes.read_ids(root / f"ids-{rank}")) + 1 == saved for rank in (0, 1))
-        assert processes.finish(processes.start(given(shards, root, 2), root / "log", None, 2), 90) == [0, 0]
+        same_step += all(max(processes.read_ids(root / f"ids-{rank}.txt")) + 1 == saved for rank in (0, 1))
+        assert processes.finish(processes.start(given(shards, root, 2), root / "run.log", None, 2), 90) == [0, 0]
         equal += tiny_run.same(tiny_run.state(root, STEPS), expected)
         shutil.rmtree(root)
     figures = {"signals": count, "hangs": hangs, "same_step_saved": same_step, "weights_equal_after_resume": equal}
@@ -267,7 +267,7 @@ def lost_ranks(folder: Path, bound: float = 5.0) -> dict[str, Any]:
     }
     for name, action in actions.items():
         root = folder / f"lost-{name}"
-        mark = root / "mark"
+        mark = root / "mark.txt"
 
         def act(mark: Path = mark, action: Any = action) -> None:
             mark.touch()
@@ -278,9 +278,9 @@ def lost_ranks(folder: Path, bound: float = 5.0) -> dict[str, Any]:
                 processes.at(BaseModule, "training_step", lambda m, c: m.trainer.global_step >= 3, act)
 
         args = [*given(shards, root, 2, pause=0.7), "--watchdog", str(bound)]
-        statuses = processes.finish(processes.start(args, root / "log", before, 2), 90)
+        statuses = processes.finish(processes.start(args, root / "run.log", before, 2), 90)
         seconds = time.time() - mark.stat().st_mtime
-        log = (root / "log").read_text()
+        log = (root / "run.log").read_text()
         assert None not in statuses, f"{name}: {statuses}"
         assert 0 not in statuses, f"{name}: {statuses}"
         assert seconds <= bound + 10, f"{name}: {seconds}"

@@ -110,8 +110,8 @@ def two_processes(folder: Path) -> dict[str, Any]:
             root = folder / name / str(ranks)
             args = kills.given(shards, root, ranks)
             args += ["--model.init_args.optimizer", '{"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}']
-            statuses = processes.finish(processes.start(args, root / "log", None, ranks))
-            assert statuses == [0] * ranks, (root / "log").read_text()[-2000:]
+            statuses = processes.finish(processes.start(args, root / "run.log", None, ranks))
+            assert statuses == [0] * ranks, (root / "run.log").read_text()[-2000:]
             runs.append((tiny_run.state(root, kills.STEPS)["state_dict"], tiny_run.metrics(root)))
         (one, one_rows), (two, two_rows) = runs
         worst = max(worst, *(float((one[k] - two[k]).abs().max()) for k in one))

@@ -85,6 +85,9 @@ def begin_run(root: Path, lock: RunLock, config: dict[str, Any], given: str | No
             elsewhere = given is not None and Path(given).is_file()
             keeps = given is not None and not elsewhere
             start = Start(given, None, None if keeps else -1, wandb_run(root, new=True))
+        names_it = given is not None and start.ckpt_path == given and Path(given).is_file()
+        if names_it and (name := _nonfinite(Path(str(given)))) is not None:
+            raise ValueError(f"checkpoint {given}: seen NaN or Inf in {name}, expected finite weights")
         if is_first:
             remove_marks(root)  # the other ranks wait for this one before they write theirs
         if start.wandb_run is not None:

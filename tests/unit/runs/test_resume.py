@@ -211,5 +211,7 @@ def test_what_can_not_be_gone_on_from_is_passed_over_by_name(tmp_path: Path, cap
         CheckpointIO().save_checkpoint(stored, folder / f"{name}.ckpt")
     (folder / "locked.ckpt").symlink_to("nowhere")
     assert start(tmp_path, config=config) == str(good)
+    with pytest.raises(ValueError, match=r"nan\.ckpt: seen NaN or Inf in w, expected finite weights"):
+        start(tmp_path, folder / "nan.ckpt", config=config)
     for name in (*planted, "pipe", "locked"):
         assert f"{name}.ckpt: passed over (" in caplog.text
