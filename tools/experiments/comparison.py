@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_lightning.cli import main as command
-from ts_lightning.cli.quickstart import SUITES, validate
+from ts_lightning.cli.main_job import SUITES, validate
 from ts_lightning.data import ShardSource, index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.models import PlainVLM, TaskRouter

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-from ts_lightning.models.backbones.llava_parts import assemble as write
-
 
 def assemble(
     *,
@@ -30,5 +28,7 @@ def assemble(
         dtype: of the weights that are written
         seed: of the projector
     """
+    from ts_lightning.models.backbones.llava_parts import assemble as write
+
     write(language, vision, out, projector, dtype, seed)
     print(f"{projector} projector: {out}")

@@ -4,8 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-from ts_lightning.reports.certificate import certify_checkpoint
-
 
 def certify(
     *,
@@ -30,6 +28,8 @@ def certify(
         batch_size: questions at once
         max_new_tokens: length of an answer at most
     """
+    from ts_lightning.reports.certificate import certify_checkpoint
+
     result = certify_checkpoint(ckpt, shards, max_samples, batch_size, max_new_tokens)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")

@@ -4,10 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ts_lightning.metrics.record import read_records
-from ts_lightning.metrics.suites import compare as paired
-from ts_lightning.metrics.understanding_table import understanding_table
-
 
 def compare(*runs: Path, table: bool = False, out: Path | None = None) -> None:
     """Runs side by side: of two, the difference of each suite with a paired test, and the questions that flipped.
@@ -20,6 +16,10 @@ def compare(*runs: Path, table: bool = False, out: Path | None = None) -> None:
         table: the understanding figures of any number of reports, in place of a paired test of two runs
         out: everything of the paired test as JSON, the flipped questions included
     """
+    from ts_lightning.metrics.record import read_records
+    from ts_lightning.metrics.suites import compare as paired
+    from ts_lightning.metrics.understanding_table import understanding_table
+
     if table:
         reports = [path / "report.json" if path.is_dir() else path for path in runs]
         print(understanding_table({path.resolve().parent.name: read_report(path) for path in reports}))

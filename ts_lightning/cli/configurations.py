@@ -1,6 +1,7 @@
 """Configurations by the names they are shipped under: `-c fit/toy_twist.yaml` anywhere."""
 
 import json
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,51 @@ def find_configuration(name: str) -> Path:
     raise FileNotFoundError(f"configuration: seen {name!r}, which is no file, expected {nearest(short, known)}")
 
 
-def layers(path: Path) -> list[str]:
+def layers(path: Path, above: Sequence[Path] = ()) -> list[str]:
     """The values of --config that stand for a configuration: an overlay is preceded by what it lies over."""
-    import yaml
-
     text = path.read_text()
     if not text.startswith(f"{OVER}:") and f"\n{OVER}:" not in text:
         return [str(path)]
+    import yaml
+
+    if path in above:
+        raise ValueError(f"{path}: seen an overlay that lies over itself, expected another file after `{OVER}:`")
     content = yaml.safe_load(text)
     below = content.pop(OVER)
-    return [*layers(find_configuration(below)), json.dumps(content)]
+    return [*layers(find_configuration(str(below)), [*above, path]), json.dumps(content)]
+
+
+def shipped(kind: str) -> list[str]:
+    """The names of the shipped configurations of a kind: fit, eval or trainer."""
+    return [f"{kind}/{path.name}" for path in sorted(SHIPPED.glob(f"{kind}/*.yaml"))]
+
+
+def verb_description(verb: str) -> str:
+    """What `fit`, `validate`, `test` and `predict` do, an example, and the configurations that they take."""
+    about, example, kinds = {
+        "fit": (
+            "Train by a configuration; the same command goes on with a run that was stopped.",
+            "-c fit/toy_twist.yaml --trainer.max_steps 100",
+            ("fit", "trainer"),
+        ),
+        "validate": (
+            "The figures of the validation suites; a checkpoint brings its own model and data, -c lies over them.",
+            "--ckpt_path last.ckpt -c eval/toy.yaml",
+            ("eval",),
+        ),
+        "test": (
+            "As validate, on what the configuration names for testing.",
+            "--ckpt_path last.ckpt -c eval/toy.yaml",
+            ("eval",),
+        ),
+        "predict": (
+            "Answers to the suites as JSON lines, in <default_root_dir>/predictions.jsonl.",
+            "--ckpt_path last.ckpt -c eval/toy.yaml --pictures 12 --trainer.default_root_dir outputs/answers",
+            ("eval",),
+        ),
+    }[verb]
+    lists = "\n".join(textwrap.fill(f"-c {kind}: {', '.join(shipped(kind))}", 110) for kind in kinds)
+    return f"{about}\n\n    ts-lightning {verb} {example}\n\n{lists}"
 
 
 def read_configuration(name: str) -> dict[str, Any]:
@@ -44,7 +80,12 @@ def read_configuration(name: str) -> dict[str, Any]:
 
     merged: dict[str, Any] = {}
     for layer in layers(find_configuration(name)):
-        content = yaml.safe_load(layer if layer.startswith("{") else Path(layer).read_text())
+        try:
+            content = yaml.safe_load(layer if layer.startswith("{") else Path(layer).read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"{name}: seen no YAML ({' '.join(str(error).split())}), expected a configuration"
+            ) from None
         if not isinstance(content, dict):
             raise ValueError(f"{name}: seen {type(content).__name__}, expected a configuration")
         merged = _over(merged, content)

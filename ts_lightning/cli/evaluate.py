@@ -2,12 +2,13 @@
 
 import json
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ts_lightning.cli.configurations import SHIPPED, find_configuration, read_configuration
+from ts_lightning.cli.configurations import find_configuration, read_configuration, shipped
 from ts_lightning.cli.lightning import main as lightning
 from ts_lightning.grounding.codecs import Codec
 from ts_lightning.grounding.resizing import resize_rule
@@ -112,7 +113,7 @@ def evaluate(
     resize = resize_rule(min_pixels, max_pixels, processor) if min_pixels or max_pixels or processor else None
     if ckpt is not None:
         if not suites:
-            raise ValueError(f"--suites: seen none, expected some of {', '.join(shipped_suites())}")
+            raise ValueError(f"--suites: seen none, expected some of {', '.join(SUITES)}")
         overlay = json.dumps(merged_overlays(suites))
         root = [f"--trainer.default_root_dir={out}", "--trainer.enable_progress_bar=false", f"--task={task}"]
         root += [] if alpha is None else [f"--alpha={alpha}"]
@@ -160,12 +161,10 @@ def evaluate(
     return 0
 
 
-def shipped_suites() -> list[str]:
-    """The names of the configurations with suites that come with the package."""
-    return [f"eval/{path.name}" for path in sorted(SHIPPED.glob("eval/*.yaml"))]
-
-
-evaluate.__doc__ = (evaluate.__doc__ or "").replace("{suites}", ", ".join(shipped_suites()))
+SUITES = shipped("eval")
+evaluate.__doc__ = (evaluate.__doc__ or "").replace(
+    "{suites}", textwrap.fill(", ".join(SUITES), 110, subsequent_indent="    ")
+)
 
 
 def rule_of(names: Sequence[str], suite: str) -> dict[str, Any]:

@@ -3,11 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-from ts_lightning.reports.card_scores import read_scores, run_scores
-from ts_lightning.runs.export import export as write
-from ts_lightning.runs.export import give_router
-from ts_lightning.runs.load import load
-
 
 def export(
     *,
@@ -32,6 +27,11 @@ def export(
         scores: JSON of figures for the card, flat or nested as report.json; the run's last validation when missing
         router: folder of `python -m tools.experiments.train_task_router`, stored in the package
     """
+    from ts_lightning.reports.card_scores import read_scores, run_scores
+    from ts_lightning.runs.export import export as write
+    from ts_lightning.runs.export import give_router
+    from ts_lightning.runs.load import load
+
     figures = read_scores(scores) if scores else run_scores(ckpt)
     module = load(ckpt)
     if router is not None:

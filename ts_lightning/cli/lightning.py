@@ -3,23 +3,26 @@
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
-from argparse import SUPPRESS
+from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError, DefaultHelpFormatter, Namespace
 from lightning.fabric.plugins import CheckpointIO as LightningCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from ts_lightning.cli.configurations import verb_description
+from ts_lightning.cli.nearest import nearest
 from ts_lightning.data.loader import lost_worker
 from ts_lightning.runs import CheckpointIO
 from ts_lightning.runs.allowed_classes import refuse_code
@@ -38,6 +41,10 @@ from ts_lightning.training import BaseModule, PredictionWriter
 DEBUG_VARIABLE = "TS_LIGHTNING_DEBUG"
 PICTURES = "ts_lightning.reports.pictures.PredictionPictures"
 USER_ERRORS = (ValueError, OSError, ArgumentError, MisconfigurationException)
+
+
+class _AsWritten(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """jsonargparse's help, with the lines of descriptions as they are."""
 
 
 class TSLightningCLI(LightningCLI):
@@ -62,7 +69,12 @@ class TSLightningCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=_WriteConfig,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in self.subcommands()}},
+            parser_kwargs={
+                "prog": "ts-lightning",
+                "formatter_class": _AsWritten,
+                "exit_on_error": False,
+                **{name: {"exit_on_error": False} for name in self.subcommands()},
+            },
             trainer_defaults={"default_root_dir": "outputs", "use_distributed_sampler": False},
             args=with_stored_config(args),
         )
@@ -91,11 +103,21 @@ class TSLightningCLI(LightningCLI):
         if subcommand == "predict":
             text = "Draw answers with their boxes into <default_root_dir>/pictures: so many of each suite, 16 if bare."
             parser.add_argument("--pictures", nargs="?", type=int, const=16, default=0, help=text)
+        parser.usage = f"ts-lightning {subcommand} [-c NAME_OR_FILE ...] [options]"
+        parser.description = verb_description(subcommand)
+        self.options = [f"--{name}" for name in parser.get_defaults(skip_validation=True).keys()]  # noqa: SIM118
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """As Lightning's; then nothing in the configuration is code."""
-        super().parse_arguments(parser, args)
+        """As Lightning's, an unknown option answered with the nearest; then nothing in the configuration is code."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            if (unknown := re.search(r"unrecognized arguments: (--[^\s=]+)", str(error))) is None:
+                raise
+            raise ValueError(
+                f"{unknown[1]}: seen an unknown option, expected {nearest(unknown[1], self.options)}"
+            ) from None
         refuse_code(self.config[self.config["subcommand"]])
 
     def _parse_ckpt_path(self) -> None:
@@ -277,7 +299,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         rest, names = take_flag(sys.argv[1:] if args is None else args)
         with allowing(names):
-            TSLightningCLI(rest)
+            _of_one_verb(rest)(rest)
     except Finished as finished:
         if first_process():
             print(finished, flush=True)
@@ -296,6 +318,19 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"ts-lightning: error: {line}", file=sys.stderr)
         return 1
     return 0
+
+
+def _of_one_verb(words: Sequence[str]) -> type[TSLightningCLI]:
+    """The command line of the verb that is asked for: to build the others' parsers takes most of a second."""
+    known = TSLightningCLI.subcommands()
+    asked = {name: skipped for name, skipped in known.items() if name in words[:1]}
+
+    class OneVerb(TSLightningCLI):
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return asked or known
+
+    return OneVerb
 
 
 def _quiet() -> None:

@@ -126,7 +126,7 @@ def add_option(parser: ArgumentParser, name: str, hint: Any, default: Any, sente
             sentence = f"{sentence} (default: {default})"
     elif required:
         sentence = f"{sentence} (required)"
-    parser.add_argument(f"--{name}", help=sentence.replace("%", "%%"), **options)
+    parser.add_argument(f"--{name}", help=sentence, **options)
     return f"--{name}"
 
 
@@ -149,7 +149,7 @@ def documented(function: Any) -> tuple[str, dict[str, str]]:
             found[match[1]] = match[2]
         elif found and line.strip():
             found[[*found][-1]] += " " + line.strip()
-    return about.strip(), found
+    return about.strip(), {name: sentence.replace("%", "%%") for name, sentence in found.items()}
 
 
 def parse(parser: ArgumentParser, words: Sequence[str], prog: str, known: Sequence[str]) -> Any:

@@ -1,29 +1,11 @@
-"""`ts-lightning quickstart`: the main job from shards to report."""
+"""`ts-lightning quickstart`."""
 
-import json
 import logging
-import resource
-import shutil
-import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ts_lightning.cli.configurations import find_configuration
-from ts_lightning.cli.lightning import main as lightning
-from ts_lightning.data import ShardDataModule, ShardSource
-from ts_lightning.models import PlainVLM
-from ts_lightning.models.backbones.tiny import TinyBackbone
-from ts_lightning.pipelines.toy_world.shards import write_toy_shards
-from ts_lightning.reports.certificate import certify_checkpoint
-from ts_lightning.reports.pictures import write_sheets
-from ts_lightning.reports.report import read_history, write_report
-from ts_lightning.runs.load import load
-from ts_lightning.runs.run import quiet_trainer
-from ts_lightning.training import SFT, BaseModule
-
-SUITES = ("grounding", "steps", "understanding")
 
 
 def quickstart(
@@ -50,84 +32,13 @@ def quickstart(
         val: held-out records of each suite
         overrides: options of `fit`
     """
+    from ts_lightning.cli.main_job import main_job
+    from ts_lightning.pipelines.toy_world.shards import write_toy_shards
+
     warnings.filterwarnings("ignore", ".*does not have many workers.*|.*litlogger.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     if write_toy_shards(shards, train, val):
         print(f"rendered the toy world into {shards}", flush=True)
     limits = [] if steps is None else [f"--trainer.max_steps={steps}"]
-    table = run(find_configuration("fit/toy_twist.yaml"), shards, out, [*limits, *overrides])
+    table = main_job(find_configuration("fit/toy_twist.yaml"), shards, out, [*limits, *overrides])
     print(f"\n{table}\n\n{out}/report.md, report.json, curves.png, pictures/")
-
-
-def run(config: Path, shards: Path, out: Path, overrides: Sequence[str] = ()) -> str:
-    """Run the main job on `shards` with the fit configuration `config`; writes everything under `out`.
-
-    Returns the table to print. SystemExit when the command line fails.
-    """
-    began = time.monotonic()
-    suites = {name: ShardSource(str(shards / f"val_{name}-*.tar")) for name in SUITES}
-    base = validate(SFT(PlainVLM(TinyBackbone(), train=["*"])), suites)
-    print(f"base scored after {time.monotonic() - began:.0f} s", flush=True)
-    data = [f"--data.init_args.train.shards={shards}/train-*.tar"]
-    data += [f"--data.init_args.val.{name}.shards={source.shards}" for name, source in suites.items()]
-    fit = out / "fit"
-    shutil.rmtree(fit, ignore_errors=True)  # a new run, not the continuation of an old one
-    if lightning(["fit", "-c", str(config), f"--trainer.default_root_dir={fit}", *data, *overrides]) != 0:
-        raise SystemExit(2)  # the command has said why
-    checkpoint = fit / "checkpoints" / "last.ckpt"
-    tuned_module = load(checkpoint)
-    tuned = validate(tuned_module, suites)
-    records = predict(tuned_module, suites)
-    write_sheets(records, out / "pictures", tuned_module.vlm.codec, limit=12)
-    certificate = certify_checkpoint(checkpoint, [str(suites["understanding"].shards)])
-    (out / "certificate.json").write_text(json.dumps(certificate, indent=1) + "\n")
-    report = {
-        "base": grounding_scores(base),
-        "tuned": grounding_scores(tuned) | {"alpha": tuned_module.vlm.log_values()["alpha"]},
-        "understanding": {
-            "before": base["val/understanding/accuracy"],
-            "after": tuned["val/understanding/accuracy"],
-            "subtasks": {
-                k.split("/")[2]: v for k, v in base.items() if k.startswith("val/understanding/") and k.count("/") == 3
-            },
-        },
-        "certificate": {k: v for k, v in certificate.items() if k != "sha256"},
-        "seconds": time.monotonic() - began,
-        "samples_per_second": training_speed(fit / "metrics.csv"),
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
-    return write_report(out, report, fit / "metrics.csv", title="Quickstart: TWIST on the toy world")
-
-
-def validate(module: BaseModule, suites: Mapping[str, ShardSource]) -> dict[str, float]:
-    """All `val/...` figures of a module on the suites."""
-    data = ShardDataModule(val=dict(suites), eval_batch_size=100)
-    trainer = quiet_trainer()
-    trainer.validate(module, data, verbose=False)
-    return {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-
-
-def predict(module: BaseModule, suites: Mapping[str, ShardSource], limit: int = 12) -> list[dict[str, Any]]:
-    """Prediction records of the first `limit` questions of every suite."""
-    few = {name: ShardSource(source.shards, max_samples=limit) for name, source in suites.items()}
-    loaders = quiet_trainer().predict(module, ShardDataModule(val=few, eval_batch_size=limit)) or []
-    return [record for batches in loaders for batch in batches for record in batch]
-
-
-def grounding_scores(scores: Mapping[str, float]) -> dict[str, Any]:
-    """Box scores of the grounding suite, then of its subtasks, then the step-by-step rates."""
-    prefix = "val/grounding/"
-    own = {k.removeprefix(prefix): v for k, v in scores.items() if k.startswith(prefix)}
-    return {
-        **{k: v for k, v in own.items() if "/" not in k},
-        "rule": "IoU >= 0.5",
-        "parser": "lenient",
-        "subtasks": {k: v for k, v in own.items() if "/" in k},
-        "steps": {k.removeprefix("val/steps/"): v for k, v in scores.items() if k.startswith("val/steps/")},
-    }
-
-
-def training_speed(history: Path) -> float:
-    """Median samples per second of the run's metrics.csv."""
-    values = sorted(v for _, v in read_history(history)["train/samples_per_second"])
-    return values[len(values) // 2]

@@ -2,10 +2,6 @@
 
 from pathlib import Path
 
-from ts_lightning.models import PlainVLM
-from ts_lightning.models.backbones.tiny import TinyBackbone
-from ts_lightning.runs.load import load
-
 
 def serve(
     *,
@@ -31,6 +27,10 @@ def serve(
         from ts_lightning.serve.server import make_app
     except ImportError as error:
         raise ValueError(f"{error}; expected the extra: pip install 'ts-lightning[demo]'") from None
+    from ts_lightning.models import PlainVLM
+    from ts_lightning.models.backbones.tiny import TinyBackbone
+    from ts_lightning.runs.load import load
+
     vlm = load(ckpt).vlm if ckpt else PlainVLM(TinyBackbone(), train=[]).eval()
     print(f"http://{host}:{port}", flush=True)
     title = str(ckpt) if ckpt else "tiny base"

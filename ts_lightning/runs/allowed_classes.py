@@ -19,6 +19,9 @@ OURS = {
     "ts_lightning.data": ("ShardDataModule", "ShardSource"),
     "ts_lightning.losses": ("Stepwise", "TokenMean"),
     "ts_lightning.models": ("TwinExpertVLM", "LoRAVLM", "PlainVLM"),
+}
+# Defined where they are named: nothing is imported to learn that, and transformers' models are slow to import.
+BACKBONES = {
     "ts_lightning.models.backbones.tiny": ("TinyBackbone",),
     "ts_lightning.models.backbones.llava": ("LlavaBackbone",),
     "ts_lightning.models.backbones.moe_llava": ("MoELlavaBackbone",),
@@ -58,7 +61,7 @@ _FACTORIES = (Optimizer, LRScheduler, ReduceLROnPlateau)
 @functools.cache
 def class_names() -> tuple[str, ...]:
     """Every listed class by the name that is written, and by that of the file which defines it."""
-    names: dict[str, None] = {}
+    names = {f"{module}.{name}": None for module, classes in BACKBONES.items() for name in classes}
     for module, classes in (OURS | OTHERS).items():
         for name in classes:
             found = getattr(import_module(module), name)

@@ -2,15 +2,12 @@
 
 import json
 from pathlib import Path
-
-import yaml
+from typing import TYPE_CHECKING
 
 from ts_lightning.cli.configurations import read_configuration
-from ts_lightning.data import index_shards
-from ts_lightning.metrics.frames import RIGHT
-from ts_lightning.models.backbones.base import Backbone
-from ts_lightning.reports.coordinates import check_coordinates, table, write_contact_sheet
-from ts_lightning.runs.class_paths import instantiate
+
+if TYPE_CHECKING:
+    from ts_lightning.models.backbones.base import Backbone
 
 
 def check(*shards: str, config: str, out: Path = Path("outputs/coordinates")) -> int:
@@ -27,6 +24,10 @@ def check(*shards: str, config: str, out: Path = Path("outputs/coordinates")) ->
         config: a configuration of `fit`, which names the backbone
         out: folder for report.json and seen.png
     """
+    from ts_lightning.data import index_shards
+    from ts_lightning.metrics.frames import RIGHT
+    from ts_lightning.reports.coordinates import check_coordinates, table, write_contact_sheet
+
     backbone, manifest = backbone_of(config), index_shards(list(shards))
     report = check_coordinates(backbone, manifest)
     drawn = write_contact_sheet(backbone, manifest, out / "seen.png")
@@ -36,10 +37,13 @@ def check(*shards: str, config: str, out: Path = Path("outputs/coordinates")) ->
     return int(bool(report["wrong_sizes"]) or not report["verdict"].startswith((RIGHT, "cannot tell")))
 
 
-def backbone_of(config: str) -> Backbone:
+def backbone_of(config: str) -> "Backbone":
     """The backbone that a fit configuration names."""
+    from ts_lightning.models.backbones.base import Backbone
+    from ts_lightning.runs.class_paths import instantiate
+
     try:
         spec = read_configuration(config)["model"]["init_args"]["vlm"]["init_args"]["backbone"]
-    except (KeyError, TypeError, yaml.YAMLError):
+    except (KeyError, TypeError):
         raise ValueError(f"{config}: seen no model.init_args.vlm.init_args.backbone, expected a fit config") from None
     return instantiate(Backbone, spec["class_path"], spec.get("init_args", {}))

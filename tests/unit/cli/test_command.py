@@ -1,0 +1,155 @@
+"""The one command: verbs by name, options by signature, mistakes answered with what was meant."""
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from ts_lightning.cli import COMMON, LIGHTNING, OPTIONS, VERBS, main
+from ts_lightning.cli.parsing import build, documented, read
+
+
+@dataclass(frozen=True)
+class Told:
+    """Shared options.
+
+    Args:
+        seed: of everything
+    """
+
+    seed: int = 3
+
+
+def verb(
+    kind: Literal["a", "b"],
+    /,
+    *shards: str,
+    told: Told,
+    out: Path,
+    names: list[str] = (),  # type: ignore[assignment]
+    share: float | None = None,
+    strict: bool = False,
+    overrides: list[str] = (),  # type: ignore[assignment]
+) -> int:
+    """What it does.
+
+        an example
+
+    Args:
+        kind: of it
+        shards: some, 50% of
+            them
+        told: shared
+        out: a folder
+        names: several
+        share: of something
+        strict: or not
+        overrides: of fit
+    """
+    return 0
+
+
+def test_a_signature_is_what_the_command_line_takes() -> None:
+    words = ["a", "x.tar", "y.tar", "--out", "here", "--names", "m", "n", "--names=o", "--seed=4", "--strict"]
+    arguments, keywords = read(verb, [*words, "--trainer.max_steps", "3", "--data.x=[1]"], "v")
+    assert arguments == ["a", "x.tar", "y.tar"]
+    assert keywords == {
+        "told": Told(4),
+        "out": Path("here"),
+        "names": ["m", "n", "o"],
+        "share": None,
+        "strict": True,
+        "overrides": ["--trainer.max_steps", "3", "--data.x=[1]"],
+    }
+    assert read(verb, ["b", "x", "--out", "o", "--share", "0.5"], "v")[1]["share"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a", "x", "--out", "o", "--shard", "3"], "--shard: seen an option that `v` does not have, expected --share"),
+        (["c", "x", "--out", "o"], "kind"),
+        (["a", "x"], "the following arguments are required: out"),
+        (["a", "x", "--out", "o", "--share", "much"], 'Parser key "share"'),
+        (["a", "--out", "o"], "the following arguments are required: shards"),
+    ],
+)
+def test_wrong_words_are_one_line(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+        read(verb, words, "v")
+    assert message in str(error.value)
+
+
+def test_the_help_has_a_sentence_for_each_option() -> None:
+    about, sentences = documented(verb)
+    assert about == "What it does.\n\n    an example"
+    assert sentences["shards"] == "some, 50%% of them"  # as argparse takes it
+    text = build(verb, "v")[0].format_help()
+    assert "    an example\n" in text
+    assert "of everything (default: 3)" in text
+
+
+@pytest.mark.parametrize("name", [name for name in VERBS if name not in LIGHTNING])
+def test_every_verb_has_its_options_and_an_example(name: str, capsys: pytest.CaptureFixture) -> None:
+    module = import_module("ts_lightning.cli." + ".".join(name.replace("-", "_").split()[:2]))
+    function = getattr(module, name.split()[-1].replace("-", "_"))
+    parameters = signature(function).parameters
+    if list(parameters) != ["words"]:
+        assert parameters.keys() == documented(function)[1].keys()
+    with pytest.raises(SystemExit) if list(parameters) != ["words"] else _nothing():
+        main([*name.split(), "--help"])
+    assert f"    ts-lightning {name} " in capsys.readouterr().out.replace("\n\n", " \n\n")
+
+
+class _nothing:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *args: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["certfy"], "seen 'certfy', expected certify"),
+        (["data", "cnvert"], "seen 'data cnvert', expected convert"),
+        (["data", "convert", "refcocoo"], "seen the data set 'refcocoo', expected refcoco"),
+        (["fit", "-c", "fit/toy_twst.yaml"], "seen 'fit/toy_twst.yaml', which is no file, expected fit/toy_twist.yaml"),
+        (["fit", "--trainr.max_steps", "3"], "--trainr: seen an unknown option of fit, expected --trainer"),
+        (["fit", "-c", "fit/toy_twist.yaml", "--trainer.max_stps=3"], "expected --trainer.max_steps"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_nearest(
+    words: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ts-lightning: error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+@pytest.mark.parametrize("name", LIGHTNING)
+def test_the_options_that_are_known_before_lightning_is_imported_are_its_own(
+    name: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert f"\n    ts-lightning {name} -" in text
+    assert "eval/rec.yaml" in text or "fit/toy_twist.yaml" in text
+    own = set(re.findall(r"^  (?:-\w(?: \w+)?, )?--(\w+)", text, re.MULTILINE))
+    assert own >= {"config", "trainer", "model", "data"}
+    assert own <= {*COMMON, *OPTIONS[name]} <= own | {"optimizer", "lr_scheduler"}
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    code = "import sys; from ts_lightning.cli import main; main(['--help']); main(['--version']); main(['ftt'])\n"
+    code += "print(sorted({'torch', 'lightning', 'transformers', 'yaml', 'jsonargparse'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "  certify " in done.stdout
