@@ -50,8 +50,8 @@ class _AsWritten(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 class TSLightningCLI(LightningCLI):
     """LightningCLI with checkpoints that are whole, runs that go on by themselves, evaluation by checkpoint.
 
-    `default_root_dir` gets `config.yaml` (resolved), `metrics.csv` and `checkpoints/` of `fit`; the other commands
-    write into a folder of their name there, `predict` its predictions.jsonl beside it.
+    `default_root_dir` gets `config.yaml` (resolved), `metrics.jsonl` with its `metrics.csv`, and `checkpoints/` of
+    `fit`; the other commands write into a folder of their name there, `predict` its predictions.jsonl beside it.
     """
 
     keeper: RunKeeper | None = None
@@ -154,7 +154,7 @@ class TSLightningCLI(LightningCLI):
         return trainer
 
     def _loggers(self, root: str, given: Any, fast_dev_run: Any) -> Any:
-        """metrics.csv always, other loggers beside it; only `logger: false` switches it off."""
+        """The metrics' log always, other loggers beside it; only `logger: false` switches it off."""
         if given is False:
             return False
         others = [] if given in (None, True) else _as_list(given)

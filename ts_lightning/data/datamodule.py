@@ -178,6 +178,9 @@ class ShardDataModule(L.LightningDataModule):
         """Continue exactly behind the last counted batch; ValueError when the shards or the seed are other ones."""
         if state_dict.get("version") not in (1, STATE_VERSION):
             raise ValueError(f"data state: seen version {state_dict.get('version')}, expected {STATE_VERSION}")
+        for name in ("epoch", "samples_consumed"):
+            if type(number := state_dict.get(name)) is not int or number < 0:
+                raise ValueError(f"data state: seen {name} {str(number)[:40]!r}, expected a whole number from 0 on")
         self._state = StreamState(**state_dict | {"version": STATE_VERSION})
         self._resume()
 

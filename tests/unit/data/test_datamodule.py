@@ -124,6 +124,9 @@ def test_resuming_on_other_data_is_refused(tars, tmp_path):
         changed.setup("fit")
     with pytest.raises(ValueError, match="data state: seen version 9, expected 2"):
         data.load_state_dict(state | {"version": 9})
+    for bad in ({"samples_consumed": -5}, {"samples_consumed": "x"}, {"epoch": 1.5}, {"epoch": True}):
+        with pytest.raises(ValueError, match=r"data state: seen \w+ .*, expected a whole number from 0 on"):
+            data.load_state_dict(state | bad)
 
 
 class Recorder(L.LightningModule):
