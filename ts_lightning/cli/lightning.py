@@ -39,7 +39,6 @@ from ts_lightning.runs.yaml_loader import restrict_yaml
 from ts_lightning.training import BaseModule, PredictionWriter
 
 DEBUG_VARIABLE = "TS_LIGHTNING_DEBUG"
-PICTURES = "ts_lightning.reports.pictures.PredictionPictures"
 USER_ERRORS = (ValueError, OSError, ArgumentError, MisconfigurationException)
 
 
@@ -182,7 +181,11 @@ class TSLightningCLI(LightningCLI):
         if self.subcommand != "predict":
             return [*watchdog]
         number = self._given("pictures")
-        return [PredictionWriter(), *([_import(PICTURES)(number)] if number else []), *watchdog]
+        if not number:
+            return [PredictionWriter(), *watchdog]
+        from ts_lightning.reports.pictures import PredictionPictures  # Pillow's drawing, asked for by few
+
+        return [PredictionWriter(), PredictionPictures(number), *watchdog]
 
     def _given(self, name: str) -> Any:
         """The value of an option of the subcommand."""
@@ -267,11 +270,6 @@ def _with_our_io(plugins: list[Any]) -> list[Any]:
             expected = "expected no CheckpointIO: checkpoints are read and written by ts_lightning's alone"
             raise ValueError(f"trainer.plugins: seen {type(plugin).__name__}, {expected}")
     return plugins if any(isinstance(plugin, CheckpointIO) for plugin in plugins) else [*plugins, CheckpointIO()]
-
-
-def _import(dotted: str) -> Any:
-    module, name = dotted.rsplit(".", 1)
-    return getattr(__import__(module, fromlist=[name]), name)
 
 
 def _as_list(value: Any) -> list[Any]:
