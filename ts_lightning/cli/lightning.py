@@ -208,6 +208,10 @@ class TSLightningCLI(LightningCLI):
 
     after_test = after_validate
 
+    def before_predict(self) -> None:
+        """The answers are in a file; Lightning would hold all of them in memory, too."""
+        self.config_init["predict"]["return_predictions"] = False
+
     def after_predict(self) -> None:
         """Say where the answers are."""
         if self.trainer.is_global_zero:
