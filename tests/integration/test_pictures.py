@@ -67,7 +67,7 @@ def test_callback_draws_so_many_of_each_suite(records: list[Record], tmp_path: P
     trainer = SimpleNamespace(is_global_zero=True, default_root_dir=str(tmp_path / "run"))
     module = SimpleNamespace()
     callback = PredictionPictures(1)
-    callback.on_predict_batch_end(trainer, module, records[:2], None, 0, 0)
-    callback.on_predict_batch_end(trainer, module, records[2:], None, 1, 0)
+    callback.on_predict_batch_end(trainer, module, [r.to_json() for r in records[:2]], None, 0, 0)
+    callback.on_predict_batch_end(trainer, module, [r.to_json() for r in records[2:]], None, 1, 0)
     callback.on_predict_end(trainer, module)
     assert sorted(path.name for path in (tmp_path / "run" / "pictures").iterdir()) == ["a_b_c-s3.png", "rec-s0.png"]

@@ -13,6 +13,7 @@ from ts_lightning.cli import main as command
 from ts_lightning.data import ShardDataModule, ShardSource
 from ts_lightning.metrics.intervals import interval, paired
 from ts_lightning.metrics.protocols import make_protocol
+from ts_lightning.metrics.record import Record
 from ts_lightning.reports.certificate import certify_checkpoint
 from ts_lightning.runs.load import load
 from ts_lightning.runs.run import quiet_trainer
@@ -134,7 +135,7 @@ def answers(checkpoint: str, shards: Path, root: Path, questions: int) -> list[f
     if len(found) < questions:
         raise ValueError(f"{shards}: seen {len(found)} held-out questions, expected {questions} (--questions)")
     protocol = make_protocol("rec")
-    protocol.update(found)
+    protocol.update([Record.from_json(values) for values in found])
     right = protocol.values(protocol.rows())[1]
     path.write_text(json.dumps(right) + "\n")
     return right

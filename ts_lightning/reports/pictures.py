@@ -70,10 +70,10 @@ class PredictionPictures(Callback):
         self.records: dict[str, list[Record]] = {}
 
     def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
-        for record in outputs if trainer.is_global_zero else ():
-            group = self.records.setdefault(record.suite, [])
+        for values in outputs if trainer.is_global_zero else ():
+            group = self.records.setdefault(values["suite"], [])
             if len(group) < self.number:
-                group.append(record)
+                group.append(Record.from_json(values))
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
         records = [record for group in self.records.values() for record in group]

@@ -164,9 +164,9 @@ class BaseModule(ShardedModule):
 
     on_test_epoch_end = on_validation_epoch_end
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[Record]:
-        """One record a question."""
-        return self._answered(batch, dataloader_idx)
+    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """The record of each question as plain values, which `Record.from_json` reads: Lightning walks through them."""
+        return [record.to_json() for record in self._answered(batch, dataloader_idx)]
 
     def _answered(self, batch: dict[str, Any], dataloader_idx: int) -> list[Record]:
         suite = self._suite(dataloader_idx)

@@ -65,7 +65,7 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.file.writelines(json.dumps(record.to_json()) + "\n" for record in outputs)
+        self.file.writelines(json.dumps(record) + "\n" for record in outputs)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.file.close()
