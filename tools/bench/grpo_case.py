@@ -47,7 +47,7 @@ def repeated_log_probs(vlm: VLM, batch: Mapping[str, Any], tokens_NS: Tensor) ->
     rows |= {"input_ids": ids, "valid": torch.ones_like(ids, dtype=torch.bool), "position_ids": positions}
     with vlm.routing(rows) as context:
         hidden_NTH = vlm.backbone.decoder(
-            inputs_embeds=vlm.embed(rows, context), position_ids=rows["position_ids"], use_cache=False
+            **vlm.decoder_inputs(rows, context), position_ids=rows["position_ids"], use_cache=False
         ).last_hidden_state
     steps = tokens_NS.shape[1]
     logits_KV = vlm.logits(hidden_NTH[:, -steps - 1 : -1].flatten(0, 1), rows["task"].repeat_interleave(steps), context)

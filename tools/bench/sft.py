@@ -60,7 +60,7 @@ def full_loss(vlm: TwinExpertVLM, batch: dict[str, Any]) -> Tensor:
     """Return the same loss as most trainers compute it: logits everywhere, labels of -100 off the answer."""
     with vlm.routing(batch) as context:
         hidden_BTH = vlm.backbone.decoder(
-            inputs_embeds=vlm.embed(batch, context), position_ids=batch["position_ids"], use_cache=False
+            **vlm.decoder_inputs(batch, context), position_ids=batch["position_ids"], use_cache=False
         ).last_hidden_state
     logits_BTV = vlm.backbone.head(hidden_BTH).float()
     labels_BT = batch["input_ids"].masked_fill(batch["step_ids"] < 0, -100)

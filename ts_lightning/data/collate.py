@@ -11,15 +11,14 @@ def collate(rows: list[dict[str, Any]], pad_id: int, side: str = "right") -> dic
 
     Returns `input_ids` [B, T], `valid` bool [B, T], `position_ids` [B, T] (0 at pads, else counting valid tokens;
     [A, B, T] where rows bring positions of A axes), `step_ids` [B, T] (-1 at pads), `pixel_values` uint8 [sum N, 3, S,
-    S] (or the rows' patches and `image_grid` [sum N, 3]), `images_per_row` [B], `task` [B] (0 understanding, k the k-th
+    S] (or the rows' patches and `image_grid` [sum N, 3]; or `pictures`, a dict of tensors for each row that has any, as
+    its model's own processor makes them), `images_per_row` [B], `task` [B] (0 understanding, k the k-th
     skill), `row_valid` bool [B] (False: a padding or unreadable row, not counted), `samples`.
     """
     if side not in ("right", "left"):
         raise ValueError(f"side: seen {side!r}, expected 'right' or 'left'")
     length = max(len(row["input_ids"]) for row in rows)
     valid = torch.stack([_pad(torch.ones(len(row["input_ids"]), dtype=torch.bool), length, 0, side) for row in rows])
-    pictures = "image_grid" if "image_grid" in rows[0] else "pixel_values"
-    grids = {"image_grid": torch.cat([row["image_grid"] for row in rows])} if pictures == "image_grid" else {}
     positions = (valid.cumsum(1) - 1).clamp(min=0) * valid
     if "position_ids" in rows[0]:
         positions = torch.stack([_pad(row["position_ids"], length, 0, side) for row in rows], 1)
@@ -28,12 +27,21 @@ def collate(rows: list[dict[str, Any]], pad_id: int, side: str = "right") -> dic
         "valid": valid,
         "position_ids": positions,
         "step_ids": torch.stack([_pad(row["step_ids"], length, -1, side) for row in rows]),
-        "pixel_values": torch.cat([row["pixel_values"] for row in rows]),
-        **grids,
-        "images_per_row": torch.tensor([len(row[pictures]) for row in rows]),
+        **_pictures(rows),
         "task": torch.tensor([row["task"] for row in rows]),
         "row_valid": torch.tensor([row.get("row_valid", True) for row in rows]),
         "samples": [row["sample"] for row in rows],
+    }
+
+
+def _pictures(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    if "pictures" in rows[0]:
+        counts = torch.tensor([len(row["sample"].images) for row in rows])
+        return {"pictures": [row["pictures"] for row in rows if row["pictures"]], "images_per_row": counts}
+    names = [name for name in ("pixel_values", "image_grid") if name in rows[0]]
+    return {
+        **{name: torch.cat([row[name] for row in rows]) for name in names},
+        "images_per_row": torch.tensor([len(row[names[-1]]) for row in rows]),
     }
 
 

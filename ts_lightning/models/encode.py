@@ -29,6 +29,8 @@ class ChatTemplate:
     """What stands around the turns: prefixes with their trailing spaces, and the end of an answer.
 
     `blank` begins every answer; `after_picture` stands where a record has a new line behind a picture mark.
+    `user_picture` is the prefix of a question that begins with a picture, `earlier` that of all answers but the last
+    (blank included), where a model has others for them.
     """
 
     system: str = ""
@@ -37,6 +39,12 @@ class ChatTemplate:
     end: str = "</s>"
     blank: str = " "
     after_picture: str = "\n"
+    user_picture: str | None = None
+    earlier: str | None = None
+
+    def before_question(self, text: str) -> str:
+        """The prefix of a question."""
+        return self.user if self.user_picture is None or not text.startswith("<image>") else self.user_picture
 
 
 @dataclass
@@ -104,9 +112,10 @@ class Encoder:
         last = max((i for i, turn in enumerate(sample.turns) if turn.role == "assistant"), default=-1)
         for i, turn in enumerate(sample.turns):
             if turn.role == "user":
-                text += self.template.user + self.expand(turn.text, sample)
+                text += self.template.before_question(turn.text) + self.expand(turn.text, sample)
                 continue  # regions of questions are given, not mentioned: every one is written in full
-            text += self.template.assistant
+            earlier = self.template.earlier if i < last else None
+            text += self.template.assistant if earlier is None else earlier
             if for_generation and i == last:
                 return text, []
             starts = [a for a, _ in turn.steps or step_spans(turn.text)]
@@ -115,7 +124,7 @@ class Encoder:
             pieces = [self.expand(piece, sample, mentioned) for piece in pieces]
             # two steps that share a mark would write it where they meet
             pieces = [_ESCAPE * self._in_mark(turn.text, a) + piece for a, piece in zip(cuts, pieces, strict=True)]
-            pieces[0] = self.template.blank + pieces[0]
+            pieces[0] = (self.template.blank if earlier is None else "") + pieces[0]
             pieces[-1] += self.template.end
             for piece in pieces:
                 spans.append((len(text), len(text) + len(piece)))

@@ -9,43 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
-from ts_lightning.models.packing import PAD_BRANCH, branch_mask
+from ts_lightning.models.packing import PAD_BRANCH
 from ts_lightning.models.sharding import all_ranks_done, is_sharded
 
 if TYPE_CHECKING:
     from ts_lightning.models.vlm import VLM
 
 Sampler = Callable[[Tensor], Tensor]
-ROOM = 64  # positions by which a full layer of the cache grows
-
-
-class GrowingLayer(DynamicLayer):
-    """Keys and values with room behind them: a decoding step writes its own and does not copy those that are there.
-
-    `keys` and `values` [B, N, S, D] are the filled part of larger tensors.
-    """
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        super().lazy_initialization(key_states, value_states)
-        self.stores = [states.new_empty(*states.shape[:2], 0, states.shape[3]) for states in (key_states, value_states)]
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Write the new states behind the others; return all of them."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
-        end = start + key_states.shape[2]
-        for i, states in enumerate((key_states, value_states)):
-            if end > self.stores[i].shape[2]:
-                room = states.new_empty(*states.shape[:2], end + ROOM - start, states.shape[3])
-                self.stores[i] = torch.cat([self.stores[i][:, :, :start], room], 2)
-            self.stores[i][:, :, start:end] = states
-        self.keys, self.values = (store[:, :, :end] for store in self.stores)
-        return self.keys, self.values
 
 
 @dataclass
@@ -77,8 +49,8 @@ class DecodeState:
         batch = {"task": self.task_B, "valid": torch.ones_like(token_BG, dtype=torch.bool)}
         with self.vlm.routing(batch, alpha=self.alpha) as context:
             hidden_BGH = self.vlm.backbone.decoder(
-                inputs_embeds=self.vlm.token_embeddings(token_BG, context),
-                attention_mask=branch_mask(own_BG, self.branch_BT),
+                **self.vlm.decoder_inputs({"input_ids": token_BG}, context),
+                attention_mask=self.vlm.backbone.mask(own_BG, self.branch_BT),
                 position_ids=self.position_B[:, None].expand_as(token_BG),
                 past_key_values=self.cache,
                 use_cache=True,
@@ -92,12 +64,12 @@ def prefill(vlm: "VLM", batch: Mapping[str, Any], alpha: float | None = None) ->
     """Read the prompts of a left-padded batch; ValueError for one padded on the right."""
     if not bool(batch["valid"][:, -1].all()):
         raise ValueError("generate: seen a row padded on the right, expected prompts padded on the left")
-    cache = Cache(layer_class_to_replicate=GrowingLayer)
+    cache = vlm.backbone.cache()
     branch_BT = torch.where(batch["valid"], 0, PAD_BRANCH)
     with vlm.routing(batch, alpha=alpha) as context:
         hidden_BTH = vlm.backbone.decoder(
-            inputs_embeds=vlm.embed(batch, context),
-            attention_mask=branch_mask(branch_BT),
+            **vlm.decoder_inputs(batch, context),
+            attention_mask=vlm.backbone.mask(branch_BT, batch=batch),
             position_ids=batch["position_ids"],
             past_key_values=cache,
             use_cache=True,

@@ -28,7 +28,7 @@ class LoRAVLM(VLM):
     """Adapters on linear layers of the decoder; the backbone's own weights are frozen, every task goes through them.
 
     Args:
-        backbone: The pre-trained vlm.
+        backbone: The pre-trained vlm, or the folder of one.
         rank: Rank r of the update B A of each matrix.
         lora_alpha: The update is scaled by lora_alpha / rank.
         dropout: Of the adapters' input.
@@ -41,7 +41,7 @@ class LoRAVLM(VLM):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Backbone | str,
         rank: int = 128,
         lora_alpha: float = 256,
         dropout: float = 0.05,
@@ -51,6 +51,7 @@ class LoRAVLM(VLM):
         init_from: str | None = None,
     ) -> None:
         super().__init__(backbone, activation_checkpointing)
+        backbone = self.backbone
         if rank < 1:
             raise ValueError(f"rank: seen {rank}, expected at least 1")
         linears = [n.rsplit(".", 1)[-1] for n, m in backbone.layers.named_modules() if isinstance(m, torch.nn.Linear)]

@@ -57,6 +57,26 @@ def branch_mask(query_BQ: Tensor, key_BK: Tensor | None = None) -> Tensor:
     return (causal_QK & ((key == query) | ((key == 0) & (query != PAD_BRANCH))))[:, None]
 
 
+def within(mask_BQK: Tensor, window: int) -> Tensor:
+    """The mask without what is `window` or more seen tokens back, as sliding-window layers want it.
+
+    Distances are counted along what a query sees: in a branch, the prefix stands right before it.
+    """
+    return mask_BQK & (mask_BQK.flip(-1).cumsum(-1).flip(-1) <= window)
+
+
+def both_ways(mask_BQK: Tensor, block_BT: Tensor) -> Tensor:
+    """The mask [B, 1, T, T] with sight in both directions inside of a block; -1 is no block."""
+    query, key = block_BT[:, :, None], block_BT[:, None, :]
+    return mask_BQK | ((query == key) & (query >= 0))[:, None]
+
+
+def runs(of_picture_BT: Tensor) -> Tensor:
+    """[B, T] a number for every run of True, -1 elsewhere."""
+    before_BT = torch.nn.functional.pad(of_picture_BT, (1, 0))[:, :-1]
+    return torch.where(of_picture_BT, (of_picture_BT & ~before_BT).cumsum(1), -1)
+
+
 def pad_left(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The same rows with their padding on the left, as generation wants them."""
     valid_BT = batch["valid"]

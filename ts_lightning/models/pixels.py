@@ -37,6 +37,11 @@ def load_pixels(
     return _resize(rgb_HW3, (size, size) if isinstance(size, int) else size)
 
 
+def open_picture(data: bytes, fill: tuple[int, int, int] = CLIP_MEAN) -> Image.Image:
+    """The picture as it is displayed: upright, RGB, of its own size; ValueError as in `load_pixels`."""
+    return Image.fromarray(_decode(data, fill))
+
+
 def image_size(data: bytes) -> tuple[int, int]:
     """Return (width, height) of the picture as it is displayed, without decoding it."""
     try:

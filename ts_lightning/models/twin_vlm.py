@@ -32,7 +32,7 @@ class TwinExpertVLM(VLM):
     """Twin experts in the MLP slot of every `every`-th decoder layer; everything else is frozen.
 
     Args:
-        backbone: The pre-trained vlm.
+        backbone: The pre-trained vlm, or the folder of one.
         num_experts: Grounding experts of a layer; 1 is a plain MLP without router.
         top_k: Experts that answer a token in training.
         eval_top_k: The same in evaluation (None: `top_k`).
@@ -54,7 +54,7 @@ class TwinExpertVLM(VLM):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Backbone | str,
         num_experts: int = 2,
         top_k: int = 1,
         eval_top_k: int | None = None,
@@ -85,6 +85,7 @@ class TwinExpertVLM(VLM):
             new_tokens=list(new_tokens),
         )
         super().__init__(backbone, activation_checkpointing)
+        backbone = self.backbone
         backbone.requires_grad_(False)
         self.package = package
         self.options: dict[str, PackageOptions] = {}

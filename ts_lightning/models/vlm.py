@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ts_lightning.grounding.codecs import Codec
-from ts_lightning.models.backbones.base import Backbone
+from ts_lightning.models.backbones.base import Backbone, number_of_pictures
+from ts_lightning.models.backbones.hf import as_backbone
 from ts_lightning.models.encode import Encoder, TaskEncoder
 from ts_lightning.models.generate import generate_texts
 from ts_lightning.models.package import load_weights
-from ts_lightning.models.packing import PAD_BRANCH, branch_mask
+from ts_lightning.models.packing import PAD_BRANCH
 from ts_lightning.models.recorded import Recorded
 from ts_lightning.models.routing import Routing, keep_routing, routing
 from ts_lightning.models.task_router import TaskRouter
@@ -36,9 +37,9 @@ class VLM(Recorded, nn.Module):
 
     encoder: Encoder
 
-    def __init__(self, backbone: Backbone, activation_checkpointing: bool = False) -> None:
+    def __init__(self, backbone: Backbone | str, activation_checkpointing: bool = False) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone = backbone = as_backbone(backbone)
         self.encoder = backbone.encoder
         self.base_identity = backbone.identity()
         self.task_router: TaskRouter | None = None
@@ -100,8 +101,8 @@ class VLM(Recorded, nn.Module):
         plain = not isolated and bool(batch["valid"].all())
         with self.routing(batch, self.training, package, alpha) as context:
             hidden_BTH = self.backbone.decoder(
-                inputs_embeds=self.embed(batch, context),
-                attention_mask=None if plain else branch_mask(branch_BT),
+                **self.decoder_inputs(batch, context),
+                attention_mask=self.backbone.mask(branch_BT, batch=batch, plain=plain),
                 position_ids=batch["position_ids"],
                 use_cache=False,
             ).last_hidden_state
@@ -145,16 +146,12 @@ class VLM(Recorded, nn.Module):
         """The names of tasks 1, 2, ..."""
         return self.encoder.skills or ("grounding",)
 
-    def embed(self, batch: Mapping[str, Any], context: Routing) -> Tensor:
-        """[B, T, H] embeddings of tokens and pictures."""
+    def decoder_inputs(self, batch: Mapping[str, Any], context: Routing) -> dict[str, Any]:
+        """What the decoder takes beside mask, positions and cache: `inputs_embeds` [B, T, H] and what a model adds."""
         embeds_BTH = self.token_embeddings(batch["input_ids"], context)
-        if len(batch["pixel_values"]) == 0:
-            return with_zero_gradients(embeds_BTH, self._of_pictures())
-        trains = any(p.requires_grad for p in self.backbone.parameters())
-        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            features = self.backbone.features(batch).to(embeds_BTH.dtype)
-        image_BT = batch["input_ids"] == self.backbone.image_token_id
-        return embeds_BTH.masked_scatter(image_BT[..., None], features)
+        if not number_of_pictures(batch):
+            embeds_BTH = with_zero_gradients(embeds_BTH, self._of_pictures())
+        return self.backbone.decoder_inputs(batch, embeds_BTH)
 
     def _of_pictures(self) -> list[nn.Parameter]:
         """The parameters that only pictures reach."""
@@ -222,12 +219,13 @@ class PlainVLM(VLM):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Backbone | str,
         train: Sequence[str] = ("*",),
         activation_checkpointing: bool = False,
         init_from: str | None = None,
     ) -> None:
         super().__init__(backbone, activation_checkpointing)
+        backbone = self.backbone
         names = [name for name, _ in backbone.model.named_parameters()]
         for pattern in train:
             if not any(fnmatch(name, pattern) for name in names):

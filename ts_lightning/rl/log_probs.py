@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ts_lightning.models.generate import banned_tokens
-from ts_lightning.models.packing import branch_mask, pack_groups
+from ts_lightning.models.packing import pack_groups
 from ts_lightning.models.routing import Routing
 from ts_lightning.models.vlm import VLM
 
@@ -45,8 +45,8 @@ def group_log_probs(
     packed = pack_groups(batch, completions, vlm.pad_id)
     with vlm.routing(packed, package=package) as context:
         hidden_BTH = vlm.backbone.decoder(
-            inputs_embeds=vlm.embed(packed, context),
-            attention_mask=branch_mask(packed["branch"]),
+            **vlm.decoder_inputs(packed, context),
+            attention_mask=vlm.backbone.mask(packed["branch"], batch=packed),
             position_ids=packed["position_ids"],
             use_cache=False,
         ).last_hidden_state

@@ -23,6 +23,7 @@ OURS = {
 # Defined where they are named: nothing is imported to learn that, and transformers' models are slow to import.
 BACKBONES = {
     "ts_lightning.models.backbones.tiny": ("TinyBackbone",),
+    "ts_lightning.models.backbones.hf": ("HFBackbone",),
     "ts_lightning.models.backbones.llava": ("LlavaBackbone",),
     "ts_lightning.models.backbones.moe_llava": ("MoELlavaBackbone",),
     "ts_lightning.models.backbones.qwen_vl": ("QwenVLBackbone",),

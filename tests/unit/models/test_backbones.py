@@ -255,7 +255,7 @@ def test_completions_behind_one_prompt_are_rows_of_their_own(make: Any) -> None:
     packed = pack_groups(collate(prompts, vlm.pad_id), groups, vlm.pad_id)
     with torch.no_grad(), vlm.routing(packed) as context:
         hidden_BTH = vlm.backbone.decoder(
-            inputs_embeds=vlm.embed(packed, context),
+            **vlm.decoder_inputs(packed, context),
             attention_mask=branch_mask(packed["branch"]),
             position_ids=packed["position_ids"],
             use_cache=False,

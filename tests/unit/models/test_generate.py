@@ -3,7 +3,7 @@
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from ts_lightning.models.generate import ROOM, GrowingLayer
+from ts_lightning.models.cache import ROOM, GrowingLayer
 
 
 def test_equals_the_dynamic_cache_and_stays_in_place() -> None:

@@ -75,7 +75,7 @@ def repeated(vlm: VLM, batch: dict, completions: list, temperature: float) -> Te
             row |= {"task": batch["task"][b : b + 1], **pictures}
             with vlm.routing(row) as context:
                 hidden = vlm.backbone.decoder(
-                    inputs_embeds=vlm.embed(row, context), position_ids=positions, use_cache=False
+                    **vlm.decoder_inputs(row, context), position_ids=positions, use_cache=False
                 ).last_hidden_state[0]
             before = hidden[int(kept.sum()) - 1 : -1]
             logits = vlm.logits(before, row["task"].expand(len(tokens)), context)

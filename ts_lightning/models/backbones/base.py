@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
+from ts_lightning.models.cache import GrowingLayer
 from ts_lightning.models.encode import Encoder
+from ts_lightning.models.packing import branch_mask
 from ts_lightning.models.recorded import Recorded
 
 
@@ -70,6 +73,34 @@ class Backbone(Recorded, nn.Module):
         """[M, H] features of all pictures of a batch, in the order of their placeholders."""
         return self.encode_images(batch["pixel_values"])
 
+    def decoder_inputs(self, batch: Mapping[str, Any], embeds_BTH: Tensor) -> dict[str, Any]:
+        """What the decoder takes beside mask, positions and cache: `inputs_embeds`, pictures in their places.
+
+        `embeds_BTH` are the embeddings of `input_ids`. A batch of tokens alone has no pictures.
+        """
+        if not number_of_pictures(batch):
+            return {"inputs_embeds": embeds_BTH}
+        image_BT = batch["input_ids"] == self.image_token_id
+        features_MH = self.features(batch).to(embeds_BTH.dtype)
+        return {"inputs_embeds": embeds_BTH.masked_scatter(image_BT[..., None], features_MH)}
+
+    def mask(
+        self,
+        query_BQ: Tensor,
+        key_BK: Tensor | None = None,
+        batch: Mapping[str, Any] | None = None,
+        plain: bool = False,
+    ) -> Any:
+        """The decoder's mask for branches (`models.packing`); None where `plain` says that all of it is causal.
+
+        `batch` is what the queries are read from, where they are more than the tokens of an answer.
+        """
+        return None if plain else branch_mask(query_BQ, key_BK)
+
+    def cache(self) -> Cache:
+        """An empty cache of keys and values."""
+        return Cache(layer_class_to_replicate=GrowingLayer)
+
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write the model so that `pretrained=folder` reads it back; weights as they are, or cast to `dtype`."""
         raise NotImplementedError
@@ -77,6 +108,11 @@ class Backbone(Recorded, nn.Module):
     def identity(self) -> dict[str, Any]:
         """Plain values that name this backbone: class, name, and the sha256 of its weights."""
         return {"class": type(self).__name__, "name": self.name, "sha256": weights_sha256(self.model)}
+
+
+def number_of_pictures(batch: Mapping[str, Any]) -> int:
+    """Pictures, or patches of them, in a batch."""
+    return len(batch.get("pixel_values", ())) or len(batch.get("pictures", ()))
 
 
 def weights_sha256(model: nn.Module) -> str:

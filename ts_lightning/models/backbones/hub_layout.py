@@ -148,11 +148,12 @@ def load_weights_of(kind: Any, folder: Path, config: Any, dtype: str, fresh: Seq
 
 
 def load_tokenizer(folder: Path | str, image_token: str, end: str) -> Any:
-    """The fast tokenizer of a folder; `end`, the mark behind an answer, is its end-of-sequence token.
+    """The fast tokenizer of a folder, made `fit_for_answers`."""
+    return fit_for_answers(read_tokenizer(folder), folder, image_token, end)
 
-    `image_token` is added where it is missing, and so is a padding token where there is none but `end`: padding is
-    never generated, an end must be.
-    """
+
+def read_tokenizer(folder: Path | str) -> Any:
+    """The fast tokenizer of a folder as it is."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers' own parser raises plain Exceptions
@@ -160,6 +161,15 @@ def load_tokenizer(folder: Path | str, image_token: str, end: str) -> Any:
         raise ValueError(f"pretrained: seen no tokenizer in {folder} ({reason}), expected tokenizer.json") from None
     if not tokenizer.is_fast:
         raise ValueError(f"pretrained: seen a slow tokenizer in {folder}, expected tokenizer.json (offsets are needed)")
+    return tokenizer
+
+
+def fit_for_answers(tokenizer: Any, folder: Path | str, image_token: str, end: str) -> Any:
+    """The tokenizer with `end`, the mark behind an answer, as its end-of-sequence token, in place.
+
+    `image_token` is added where it is missing, and so is a padding token where there is none but `end`: padding is
+    never generated, an end must be.
+    """
     if end not in tokenizer.get_vocab():
         raise ValueError(f"pretrained: seen no token {end!r} in the tokenizer of {folder}, expected the template's end")
     tokenizer.eos_token = end

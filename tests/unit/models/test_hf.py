@@ -1,0 +1,75 @@
+"""Any backbone: small random models of many families, each in its public folder layout."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.unit.models.hf_checks import CHECKS, Case, batch_of, sample
+from tests.unit.models.hf_families import FAMILIES, make_folder
+from ts_lightning.models import PlainVLM, TwinExpertVLM
+from ts_lightning.models.backbones.hf import HFBackbone
+from ts_lightning.models.backbones.llava import LlavaBackbone
+from ts_lightning.models.backbones.qwen_vl import QwenVLBackbone
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_family(name: str, tmp_path: Path) -> None:
+    case = Case(name, make_folder(name, tmp_path))
+    for check in CHECKS.values():
+        check(case)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "llava"])
+def test_the_hand_written_backbones_give_the_same_rows(name: str, tmp_path: Path) -> None:
+    folder = str(make_folder(name, tmp_path))
+    ours = TwinExpertVLM(HFBackbone(folder))
+    if name == "llava":
+        hand = TwinExpertVLM(LlavaBackbone(folder, pixel_mode="stretch"))
+        hand.encoder.template.system = "<s>"  # the folder's own template has no system turn
+        ours.encoder.template.system = "<s>"
+    else:
+        hand = TwinExpertVLM(QwenVLBackbone(folder, min_pixels=56 * 56, max_pixels=28 * 28 * 16))
+    for one in (sample("grounding"), sample("understanding", 2)):
+        one.turns[0].text = one.turns[0].text.replace("<image>", "<image>\n")  # as records are written
+        a, b = ours.encode(one), hand.encode(one)
+        assert a["input_ids"].tolist() == b["input_ids"].tolist()
+        assert a["step_ids"].tolist() == b["step_ids"].tolist()
+        if "position_ids" in b:
+            assert torch.equal(a["position_ids"], b["position_ids"])
+
+
+def test_a_plain_string_is_a_folder(tmp_path: Path) -> None:
+    folder = make_folder("internvl", tmp_path)
+    vlm = TwinExpertVLM(str(folder))
+    assert isinstance(vlm.backbone, HFBackbone)
+    text = vlm.generate(batch_of(vlm, [sample("grounding")], True, "left"), 3)
+    assert len(text) == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "seen"),
+    [
+        (lambda f: (f / "chat_template.jinja").write_text("{{ 1 / 0 }}"), "chat template: can't be rendered: division"),
+        (
+            lambda f: (f / "chat_template.jinja").write_text("hello"),
+            "chat template: seen one that does not write every",
+        ),
+        (lambda f: (f / "chat_template.jinja").write_text("{{ ''.__class__.__mro__ }}"), "chat template: "),
+        (lambda f: (f / "preprocessor_config.json").unlink(), "the processor of 'qwen2_vl' can't be made"),
+        (lambda f: (f / "tokenizer.json").unlink(), "tokenizer"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"no"), "pretrained: "),
+        (lambda f: (f / "config.json").write_text(json.dumps({"model_type": "bert"})), "seen model_type 'bert'"),
+        (lambda f: (f / "config.json").write_text(json.dumps({"model_type": "none"})), "seen model_type 'none'"),
+    ],
+)
+def test_a_bad_folder_is_refused_in_one_line(spoil: Any, seen: str, tmp_path: Path) -> None:
+    folder = make_folder("qwen2_vl", tmp_path)
+    spoil(folder)
+    with pytest.raises(ValueError, match=seen) as caught:
+        PlainVLM(str(folder))
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(folder)

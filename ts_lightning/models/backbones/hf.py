@@ -1,0 +1,316 @@
+"""Any vlm of transformers by its folder: its parts are found by looking, its pictures and turns are its own.
+
+The model's own forward puts pictures among the tokens; it is stopped where it calls its decoder, and what it would have
+given there (embeddings, DeepStack features, per-layer inputs) is what ours gets. Masks are ours, because branches
+(`models.packing`) are; they have the family's windows and its sight in both directions inside of pictures.
+
+Legend: B rows, T positions, H hidden size, Q queries, K keys.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoModelForImageTextToText
+
+from ts_lightning.grounding.codecs import backbone_codec
+from ts_lightning.models.backbones.base import Backbone, number_of_pictures
+from ts_lightning.models.backbones.hf_families import CODECS, TEMPLATES, image_token_of
+from ts_lightning.models.backbones.hf_processor import (
+    HFEncoder,
+    RopePositions,
+    load_processor,
+    resizing_of,
+    stored_template,
+)
+from ts_lightning.models.backbones.hf_template import Chat, chat_of, derive, renderer
+from ts_lightning.models.backbones.hub_layout import (
+    check_tokens,
+    fit_for_answers,
+    load_weights_of,
+    read_config,
+    read_tokenizer,
+)
+from ts_lightning.models.packing import PAD_BRANCH, both_ways, branch_mask, runs, within
+
+# What a family's forward gives its decoder and we give ourselves.
+OURS = {"input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache", "return_dict", "cache_position"}
+TYPES = ("mm_token_type_ids", "token_type_ids")  # 1 at the tokens of a picture
+# Files of a folder that say how pictures and turns are made.
+SIDE_FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+_stop: ContextVar[bool] = ContextVar("stop", default=False)
+
+
+class HFBackbone(Backbone):
+    """Loads a folder that `AutoModelForImageTextToText` reads, whatever its family.
+
+    Args:
+        pretrained: Folder with config, safetensors, tokenizer, processor and chat template.
+        dtype: Of the weights: "float32", "bfloat16", ...
+        codec: Notation of regions; None is the family's own, where its makers have published one, else "scout".
+        codec_grid: Another grid than the notation's own; the frame stays its own.
+        max_length: Longest row in tokens.
+    """
+
+    made_by = ()
+
+    def __init__(
+        self,
+        pretrained: str,
+        dtype: str = "float32",
+        codec: str | None = None,
+        codec_grid: str | None = None,
+        max_length: int = 8192,
+    ) -> None:
+        super().__init__()
+        folder = Path(pretrained)
+        config = config_of(folder)
+        self.family = config.model_type
+        self.side_files = {name: (folder / name).read_bytes() for name in SIDE_FILES if (folder / name).is_file()}
+        tokenizer = read_tokenizer(folder)
+        self.processor = load_processor(folder, config, tokenizer)
+        self.model = load_weights_of(AutoModelForImageTextToText, folder, config, dtype)
+        self.model.eval()
+        image_token = image_token_of(self.processor, tokenizer, config)
+        self.image_id: int = tokenizer.convert_tokens_to_ids(image_token)
+        chat = chat_by(folder, self.family, self.processor, tokenizer, self.model.generation_config)
+        fit_for_answers(tokenizer, folder, image_token, chat.template.end.strip())
+        check_tokens(self, tokenizer, image_token)
+        self.name = f"{self.family}:{pretrained}"
+        self.text_config = config.get_text_config()
+        self.mlp_name = mlp_slot(self.layers, pretrained)
+        self.takes = accepted(self.model)
+        self.decoder.register_forward_pre_hook(_stop_here, with_kwargs=True)
+        resized = resizing_of(self.processor.image_processor)
+        self.encoder = HFEncoder(
+            tokenizer=tokenizer,
+            image_token=image_token,
+            image_tokens=0,
+            image_size=0,
+            max_length=max_length,
+            codec=backbone_codec(codec or CODECS.get(self.family, "scout"), codec_grid, resized or _as_it_is),
+            template=chat.template,
+            processor=self.processor,
+            mark=chat.mark,
+            accepted=tuple(name for name in self.takes if name not in TYPES),
+            positions=RopePositions(type(self.inner), config) if hasattr(self.inner, "get_rope_index") else None,
+            first_position=1 if self.family == "paligemma" else 0,
+            resized_size=resized,
+        )
+        self.more_for_text = bool(self._more_for_text())
+
+    @property
+    def inner(self) -> Any:
+        """The model without its head."""
+        return self.model.base_model
+
+    @property
+    def decoder(self) -> Any:
+        return self.model.get_decoder()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.decoder.layers
+
+    @property
+    def embedding(self) -> Any:
+        return self.model.get_input_embeddings()
+
+    @property
+    def head(self) -> Any:
+        return self.model.get_output_embeddings()
+
+    @property
+    def image_token_id(self) -> int:
+        return self.image_id
+
+    def decoder_inputs(self, batch: Mapping[str, Any], embeds_BTH: Tensor) -> dict[str, Any]:
+        if not (number_of_pictures(batch) or self.more_for_text):
+            return {"inputs_embeds": embeds_BTH}
+        ids_BT = batch["input_ids"]
+        given = {"input_ids": torch.where(ids_BT < len(self.embedding.weight), ids_BT, 0)}
+        if "valid" in batch:
+            given |= {"attention_mask": batch["valid"].long(), "position_ids": batch["position_ids"]}
+        of_picture_BT = ids_BT == self.image_id
+        given |= {name: of_picture_BT.long() for name in TYPES if name in self.takes}
+        seen = self.at_decoder({**given, **self.picture_inputs(batch)})
+        merged_BTH = seen.pop("inputs_embeds").to(embeds_BTH.dtype)
+        return {"inputs_embeds": torch.where(of_picture_BT[..., None], merged_BTH, embeds_BTH), **seen}
+
+    def picture_inputs(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The tensors of all pictures of a batch, as the family's processor stacks them."""
+        device, dtype = self.embedding.weight.device, self.embedding.weight.dtype
+        rows = batch.get("pictures", ())
+        stacked = {name: stack([row[name] for row in rows]).to(device) for name in (rows[0] if len(rows) else ())}
+        return {name: value.to(dtype) if value.is_floating_point() else value for name, value in stacked.items()}
+
+    def at_decoder(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model's own forward calls its decoder with, of that which is not ours to give."""
+        with stopped() as reached:
+            try:
+                self.model(**inputs, use_cache=False)
+            except Reached as found:
+                reached = found.given
+        return {name: value for name, value in reached.items() if name not in OURS and value is not None}
+
+    def _more_for_text(self) -> set[str]:
+        """What the decoder gets beside embeddings, for text."""
+        ids = torch.tensor([[self.encoder.tokenizer.eos_token_id]], device=self.embedding.weight.device)
+        given = {name: torch.zeros_like(ids) for name in TYPES if name in self.takes}
+        with torch.no_grad():
+            seen = self.at_decoder({"input_ids": ids, **given})
+        return {name for name, value in seen.items() if torch.is_tensor(value)} - {"inputs_embeds"}
+
+    def mask(
+        self,
+        query_BQ: Tensor,
+        key_BK: Tensor | None = None,
+        batch: Mapping[str, Any] | None = None,
+        plain: bool = False,
+    ) -> Any:
+        types = set(getattr(self.text_config, "layer_types", None) or ("full_attention",))
+        window = getattr(self.text_config, "sliding_window", None)
+        slides = "sliding_attention" in types and window is not None
+        blocks_BT = None if batch is None else self.blocks(query_BQ, batch)
+        if plain and not slides and blocks_BT is None:
+            return None
+        mask = branch_mask(query_BQ, key_BK)
+        masks = {"full_attention": mask}
+        if slides:
+            masks["sliding_attention"] = within(mask, window)
+        if blocks_BT is not None:
+            masks = {name: both_ways(value, blocks_BT) for name, value in masks.items()}
+        return masks if slides else masks["full_attention"]
+
+    def blocks(self, branch_BT: Tensor, batch: Mapping[str, Any]) -> Tensor | None:
+        """[B, T] the block of tokens that see each other both ways, -1 for none; None for a family without blocks."""
+        if self.family == "paligemma":  # the picture and the question, as a whole
+            answer_BT = (batch["step_ids"] >= 0).cumsum(1) > 0 if "step_ids" in batch else branch_BT > 0
+            return torch.where((branch_BT == 0) & ~answer_BT, 0, -1)
+        if self.family in ("gemma3", "molmo2") or _sees_pictures_whole(self.text_config):
+            return runs((batch["input_ids"] == self.image_id) & (branch_BT != PAD_BRANCH))
+        return None
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write what transformers (and `pretrained`) reads."""
+        (self.model if dtype is None else self.model.to(dtype)).save_pretrained(folder)
+        self.encoder.tokenizer.save_pretrained(folder)
+        for name, content in self.side_files.items():
+            (folder / name).write_bytes(content)
+
+
+class Reached(Exception):
+    """The forward that was stopped has come to its decoder."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        super().__init__()
+        self.given = given
+
+
+def as_backbone(backbone: Backbone | str) -> Backbone:
+    """The backbone itself, or that of a folder."""
+    return HFBackbone(backbone) if isinstance(backbone, str) else backbone
+
+
+def _stop_here(module: nn.Module, arguments: Any, given: dict[str, Any]) -> None:
+    if _stop.get():
+        raise Reached(dict(given))
+
+
+@contextmanager
+def stopped() -> Iterator[dict[str, Any]]:
+    """Inside, a forward ends at the decoder."""
+    token = _stop.set(True)
+    try:
+        yield {}
+    finally:
+        _stop.reset(token)
+
+
+def _as_it_is(size: tuple[int, int]) -> tuple[int, int]:
+    return size
+
+
+def _sees_pictures_whole(config: Any) -> bool:
+    return getattr(config, "use_bidirectional_attention", None) == "vision"
+
+
+def config_of(folder: Path) -> Any:
+    """The config object of a folder; ValueError for a family that transformers has no vlm of."""
+    values = read_config(folder)
+    kind = values.get("model_type")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"pretrained: seen model_type {kind!r} in {folder} ({reason})") from None
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise ValueError(f"pretrained: seen model_type {kind!r} in {folder}, expected a model of pictures and text")
+    return config
+
+
+def chat_by(folder: Path, family: str, processor: Any, tokenizer: Any, generation: Any) -> Chat:
+    """The chat template of a folder, or of its family where there are none; ValueError in one line."""
+    source = chat_of(stored_template(folder) or tokenizer.chat_template)
+    image_token = processor.image_token
+    if source is None:
+        if family not in TEMPLATES:
+            raise ValueError(f"pretrained: seen no chat template in {folder}, expected chat_template.jinja")
+        return TEMPLATES[family]
+    found = getattr(generation, "eos_token_id", None)
+    ids = [found] if isinstance(found, int) else list(found or [])
+    ends = {*tokenizer.convert_ids_to_tokens(ids), tokenizer.eos_token}
+    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    try:
+        chat = derive(renderer(tokenizer, source), image_token, special, ends, tokenizer.eos_token)
+    except ValueError as error:
+        raise ValueError(f"pretrained: {folder}: {error}") from None
+    except Exception as error:  # a template may raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"pretrained: {folder}: chat template: can't be rendered: {reason}") from None
+    first = tokenizer("a")["input_ids"][:1]
+    bos = tokenizer.bos_token
+    if bos is not None and first == [tokenizer.bos_token_id] and not chat.template.system.startswith(bos):
+        chat.template.system = bos + chat.template.system
+    return chat
+
+
+def mlp_slot(layers: nn.ModuleList, where: str) -> str:
+    """The name under which every decoder layer has its MLP (or its block of experts); ValueError where none has."""
+    for name, child in layers[0].named_children():
+        matrices = any(parameter.ndim > 1 for parameter in child.parameters())
+        attends = any(hasattr(child, part) for part in ("q_proj", "qkv_proj", "o_proj", "out_proj", "in_proj_qkv"))
+        if matrices and not attends and all(hasattr(layer, name) for layer in layers) and "attn" not in name:
+            return name
+    raise ValueError(f"pretrained: seen no MLP in the decoder layers of {where}, expected one in every layer")
+
+
+def accepted(model: Any) -> dict[str, inspect.Parameter]:
+    """The arguments that the model's forward takes, by its own and its inner model's signature."""
+    return {
+        name: parameter
+        for part in (model, model.base_model)
+        for name, parameter in inspect.signature(part.forward).parameters.items()
+        if name not in OURS
+    }
+
+
+def stack(parts: list[Tensor]) -> Tensor:
+    """Tensors one behind the other; further sides are filled with zeros where they differ, as processors do."""
+    sides = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    padded = []
+    for part in parts:
+        fill = [n for have, want in zip(part.shape[:0:-1], sides[::-1], strict=True) for n in (0, want - have)]
+        padded.append(torch.nn.functional.pad(part, fill) if any(fill) else part)
+    return torch.cat(padded)

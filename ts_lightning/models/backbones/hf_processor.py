@@ -1,0 +1,174 @@
+"""A folder's own processor, put together without what videos need, and the encoder that uses it.
+
+Legend: T tokens, A axes of positions.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+from ts_lightning.grounding.coordinates import Size
+from ts_lightning.grounding.resizing import smart_size
+from ts_lightning.models.encode import Encoder
+from ts_lightning.models.pixels import open_picture
+
+
+def load_processor(folder: Path, config: Any, tokenizer: Any) -> Any:
+    """The family's processor with the folder's image processor (its PIL form) and `tokenizer`, without videos.
+
+    ValueError in one line for a family that has none, or none that runs without torchvision.
+    """
+    kind = config.model_type
+    try:
+        if type(config) not in PROCESSOR_MAPPING:
+            raise ValueError("no processor of its own")
+        family: Any = PROCESSOR_MAPPING[type(config)]
+        image_processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        stored = _read_json(folder / "processor_config.json")
+        parts = family.get_attributes()
+        own = {name: value for name, value in stored.items() if name in _arguments(family) and name not in parts}
+        given = {**dict.fromkeys(parts), "image_processor": image_processor, "tokenizer": tokenizer}
+        still = type(family.__name__, (family,), {"check_argument_for_proper_class": _any_class})
+        return still(**given, **own)
+    except Exception as error:  # classes of a hundred families: what they raise has nothing in common
+        reason = " ".join((str(error) or type(error).__name__).split())[:200]
+        raise ValueError(f"pretrained: {folder}: the processor of {kind!r} can't be made: {reason}") from None
+
+
+def stored_template(folder: Path) -> Any:
+    """A chat template that stands in a file of its own, as older folders have it."""
+    return _read_json(folder / "chat_template.json").get("chat_template") or _read_json(
+        folder / "processor_config.json"
+    ).get("chat_template")
+
+
+def _any_class(self: Any, name: str, argument: Any) -> None:
+    """In place of the check that refuses a processor without its part for videos."""
+
+
+def _arguments(family: Any) -> set[str]:
+    code = family.__init__.__code__
+    return set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    values = json.loads(path.read_text())
+    return values if isinstance(values, dict) else {}
+
+
+@dataclass
+class RopePositions:
+    """Positions of several axes as the model's own `get_rope_index` counts them; `kind` is the class that has it."""
+
+    kind: type
+    config: Any
+
+    def __call__(self, ids_T: Tensor, types_T: Tensor, pictures: dict[str, Tensor]) -> Tensor:
+        """[A, T] of one row whose picture tokens are 1 in `types_T`."""
+        model = object.__new__(self.kind)  # the rule reads the config alone: no weights are made
+        vars(model)["config"] = self.config
+        grid = pictures.get("image_grid_thw")
+        positions, _ = model.get_rope_index(  # type: ignore[attr-defined]
+            ids_T[None],
+            mm_token_type_ids=types_T[None],
+            image_grid_thw=grid,
+            attention_mask=torch.ones_like(ids_T)[None],
+        )
+        return positions[:, 0]
+
+
+@dataclass
+class HFEncoder(Encoder):
+    """`Encoder` with a family's own processor; rows hold `pictures`: what the model's forward takes of them.
+
+    `mark` is what the chat template writes for a picture, with the image token once; `accepted` names the tensors.
+    """
+
+    processor: Any = None
+    mark: str = ""
+    accepted: tuple[str, ...] = ()
+    positions: RopePositions | None = None
+    first_position: int = 0
+    resized_size: Callable[[Size], Size] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_recent"}
+
+    def processed(self, sample: Any) -> tuple[list[str], dict[str, Tensor]]:
+        """What stands for each picture in the text, and the tensors of all, by the family's processor.
+
+        The last sample's are kept: its text and its tensors are asked for one after the other.
+        """
+        recent = vars(self).get("_recent")
+        if recent is None or recent[0] is not sample.image_bytes:
+            try:
+                pictures = [open_picture(data) for data in sample.image_bytes]
+            except ValueError as error:
+                raise ValueError(f"{sample.key}: {error}") from None
+            recent = vars(self)["_recent"] = (sample.image_bytes, self.of_pictures(pictures, sample.key))
+        return recent[1]
+
+    def of_pictures(self, pictures: list[Image.Image], key: str = "image") -> tuple[list[str], dict[str, Tensor]]:
+        """As `processed`, of pictures."""
+        if not pictures:
+            return [], {}
+        token = self.processor.image_token
+        try:
+            made = self.processor(
+                images=pictures, text=token * len(pictures), return_tensors="pt", return_text_replacement_offsets=True
+            )
+        except Exception as error:
+            reason = " ".join((str(error) or type(error).__name__).split())[:200]
+            raise ValueError(f"{key}: the processor of the model refused its pictures: {reason}") from None
+        texts = [piece["replacement"] for piece in made["text_replacement_offsets"][0]]
+        return texts, {name: value for name, value in made.items() if name in self.accepted and torch.is_tensor(value)}
+
+    def picture_text(self, index: int, sample: Any) -> str:
+        return self.mark.replace(self.processor.image_token, self.processed(sample)[0][index])
+
+    def picture_tensors(self, sample: Any, ids_T: Tensor) -> dict[str, Any]:
+        pictures = self.processed(sample)[1]
+        row: dict[str, Any] = {"pictures": pictures}
+        if self.positions is not None:
+            image_id: Any = self.tokenizer.convert_tokens_to_ids(self.image_token)
+            row["position_ids"] = self.positions(ids_T, (ids_T == image_id).long(), pictures)
+        elif self.first_position:
+            row["position_ids"] = torch.arange(self.first_position, self.first_position + len(ids_T))
+        return row
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        return self.resized_size(size) if self.resized_size else size
+
+    def seen_picture(self, data: bytes) -> Image.Image:
+        picture = open_picture(data)
+        return picture.resize(self.resized(picture.size))
+
+
+def resizing_of(image_processor: Any) -> Callable[[Size], Size] | None:
+    """The rule of an image processor that keeps the shape of pictures in whole patches; None for another."""
+    patch, merge = (getattr(image_processor, name, None) for name in ("patch_size", "merge_size"))
+    size = getattr(image_processor, "size", None)
+    least, most = (
+        getattr(size, f"{name}_edge", None) or _get(size, f"{name}_edge") for name in ("shortest", "longest")
+    )
+    if not all(isinstance(value, int) for value in (patch, merge, least, most)):
+        return None
+    return partial(smart_size, factor=patch * merge, min_pixels=least, max_pixels=most)
+
+
+def _get(size: Any, name: str) -> Any:
+    return size.get(name) if hasattr(size, "get") else None
+
+
+__all__ = ["HFEncoder", "RopePositions", "load_processor", "resizing_of", "stored_template"]

@@ -1,0 +1,34 @@
+"""The cache of keys and values that decoding fills. Legend: B rows, N heads, S positions, D size of a head."""
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 64  # positions by which a full layer of the cache grows
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values with room behind them: a decoding step writes its own and does not copy those that are there.
+
+    `keys` and `values` [B, N, S, D] are the filled part of larger tensors.
+    """
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.stores = [states.new_empty(*states.shape[:2], 0, states.shape[3]) for states in (key_states, value_states)]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new states behind the others; return all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[2]
+        for i, states in enumerate((key_states, value_states)):
+            if end > self.stores[i].shape[2]:
+                room = states.new_empty(*states.shape[:2], end + ROOM - start, states.shape[3])
+                self.stores[i] = torch.cat([self.stores[i][:, :, :start], room], 2)
+            self.stores[i][:, :, start:end] = states
+        self.keys, self.values = (store[:, :, :end] for store in self.stores)
+        return self.keys, self.values
