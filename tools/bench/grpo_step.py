@@ -71,8 +71,17 @@ class StepCase(Case):
         reference_NS = self.reference_log_probs(shared, tokens_NS)
         advantages = torch.linspace(-1, 1, GROUP)
         mask_NS = torch.ones_like(sampled.logp_NS, dtype=torch.bool)
-        rollout = Rollout([[None] * GROUP], sampled.logp_NS, mask_NS, {}, advantages, advantages, 1.0, self.completion)  # type: ignore[list-item]
-        self.batch["rollout"] = rollout
+        self.batch["rollout"] = rollout = Rollout(
+            [[None] * GROUP],  # type: ignore[list-item]
+            sampled.logp_NS,
+            mask_NS,
+            {},
+            advantages,
+            advantages,
+            torch.ones(GROUP),
+            1.0,
+            self.completion,
+        )
         self.optimizer.zero_grad(set_to_none=True)
         logp_NS = self.score(shared, tokens_NS)
         terms = self.module.terms(self.batch, logp_NS, rollout.old_logp_NS, reference_NS)

@@ -1,15 +1,35 @@
 """Losses: pure functions of plain tensors."""
 
-from ts_lightning.losses.grpo import LOSS_TYPES, RATIOS, GRPOTerms, group_advantages, grpo_loss, grpo_terms
+from ts_lightning.losses.grpo import (
+    BNPO,
+    CISPO,
+    DAPO,
+    GRPO,
+    GSPO,
+    MIRG,
+    SAPO,
+    Algorithm,
+    DrGRPO,
+    GRPOTerms,
+    group_advantages,
+    grpo_loss,
+)
 from ts_lightning.losses.load_balance import load_balance_loss
 from ts_lightning.losses.rows import RowLoss, Stepwise, TokenMean
 from ts_lightning.losses.stepwise import STEP_LOSS_MODES, num_loss_rows, stepwise_loss, token_mean_loss
 from ts_lightning.losses.token import answer_nll, token_nll
 
 __all__ = [
-    "LOSS_TYPES",
-    "RATIOS",
+    "BNPO",
+    "CISPO",
+    "DAPO",
+    "GRPO",
+    "GSPO",
+    "MIRG",
+    "SAPO",
     "STEP_LOSS_MODES",
+    "Algorithm",
+    "DrGRPO",
     "GRPOTerms",
     "RowLoss",
     "Stepwise",
@@ -17,7 +37,6 @@ __all__ = [
     "answer_nll",
     "group_advantages",
     "grpo_loss",
-    "grpo_terms",
     "load_balance_loss",
     "num_loss_rows",
     "stepwise_loss",

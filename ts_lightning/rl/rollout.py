@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from ts_lightning.data.sample import Sample
-from ts_lightning.losses import group_advantages
 from ts_lightning.models.sharding import all_ranks_done
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.completion import Completion, read_completion
@@ -28,8 +27,9 @@ REWARDS = {name: f"ts_lightning.rl.{name}_reward" for name in ("format", "image"
 class Rollout:
     """Completions of one micro-batch: `completions[b][g]`, and for each of them (b * G + g) what the loss needs.
 
-    `old_logp_NS` and `mask_NS` [N, S]; `rewards` by name and `advantages` [N]; `total` [N] is the rewards' sum.
-    Log-probabilities are taken at `temperature`; `max_tokens` was the limit.
+    `old_logp_NS` and `mask_NS` [N, S]; `rewards` by name [N]; `total` [N] is their sum. `advantages` [N] are the
+    algorithm's, times `emphasis` [N] (how much a prompt counts); GRPO fills them in. Log-probabilities are taken at
+    `temperature`; `max_tokens` was the limit.
     """
 
     completions: list[list[Completion]]
@@ -38,6 +38,7 @@ class Rollout:
     rewards: dict[str, Tensor]
     total: Tensor
     advantages: Tensor
+    emphasis: Tensor
     temperature: float
     max_tokens: int
 
@@ -50,7 +51,7 @@ class Rollout:
 class RolloutCallback(Callback):
     """Fill `batch["rollout"]` with one `Rollout` for each micro-batch, before the training step.
 
-    Every completion's total is the sum of its rewards (MIRG-RL eq. 3); advantages are those of its group (eq. 4 there).
+    Every completion's total is the sum of its rewards (MIRG-RL eq. 3).
     `GRPO` keeps the vlm in eval mode: no dropout, experts as in evaluation.
 
     Args:
@@ -61,7 +62,6 @@ class RolloutCallback(Callback):
         stop_after: A completion ends behind this text (None: at the end mark alone).
         rewards: Dotted paths of functions, by the name they are logged under.
         reward_options: Keyword arguments of a reward, by its name.
-        advantage_eps: Added to a group's standard deviation (TRL: 1e-4).
         difficulty: Advantages are multiplied by exp(difficulty * (0.5 - the group's mean object reward)); 0 is off.
         seed: With step, sample id and completion number it names the noise.
         table_every: Write a table of prompts with pictures and completions every so many steps (0: never).
@@ -77,7 +77,6 @@ class RolloutCallback(Callback):
         stop_after: str | None = "</answer>",
         rewards: dict[str, str] | None = None,
         reward_options: dict[str, dict[str, Any]] | None = None,
-        advantage_eps: float = 0.0,
         difficulty: float = 0.0,
         seed: int = 0,
         table_every: int = 0,
@@ -93,7 +92,7 @@ class RolloutCallback(Callback):
         self.num_generations, self.max_new_tokens = num_generations, max_new_tokens
         self.temperature, self.top_p, self.stop_after, self.seed = temperature, top_p, stop_after, seed
         self.rewards = load_rewards(rewards or REWARDS, reward_options or {})
-        self.advantage_eps, self.difficulty = advantage_eps, difficulty
+        self.difficulty = difficulty
         if difficulty and "object" not in self.rewards:
             raise ValueError("difficulty: seen no reward named object, expected it: it says how hard a prompt is")
         self.table_every, self.table_prompts = table_every, table_prompts
@@ -145,20 +144,20 @@ class RolloutCallback(Callback):
         device = sampled.logp_NS.device
         rewards = {name: torch.tensor([v[name] for v in values], device=device) for name in self.rewards}
         total_N = torch.stack(list(rewards.values())).sum(0)
-        advantages_BG = group_advantages(total_N.view(len(samples), -1), self.advantage_eps)
+        emphasis_N = torch.ones_like(total_N)
         if self.difficulty:
-            mean_B1 = rewards["object"].view(len(samples), -1).mean(1, keepdim=True)
-            advantages_BG = advantages_BG * (self.difficulty * (0.5 - mean_B1)).exp()
+            mean_B = rewards["object"].view(len(samples), -1).mean(1)
+            emphasis_N = (self.difficulty * (0.5 - mean_B)).exp().repeat_interleave(self.num_generations)
         lengths = torch.tensor([len(ids) for group in sampled.tokens for ids in group], device=device)
         mask_NS = torch.arange(sampled.logp_NS.shape[1], device=device) < lengths[:, None]
-        advantages_N = advantages_BG.flatten()
         return Rollout(
             completions,
             sampled.logp_NS,
             mask_NS,
             rewards,
             total_N,
-            advantages_N,
+            torch.zeros_like(total_N),
+            emphasis_N,
             self.temperature,
             self.max_new_tokens,
         )

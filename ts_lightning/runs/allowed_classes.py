@@ -17,7 +17,10 @@ OURS = {
     "ts_lightning.runs": ("CheckpointIO", "FSDP2Strategy", "SaveCheckpoints", "SkipNonFinite", "ZeRO2Strategy"),
     "ts_lightning.rl": ("RolloutCallback",),
     "ts_lightning.data": ("ShardDataModule", "ShardSource"),
-    "ts_lightning.losses": ("Stepwise", "TokenMean"),
+    "ts_lightning.losses": (
+        *("Stepwise", "TokenMean"),
+        *("MIRG", "GRPO", "BNPO", "DrGRPO", "DAPO", "GSPO", "CISPO", "SAPO"),
+    ),
     "ts_lightning.models": ("TwinExpertVLM", "LoRAVLM", "PlainVLM"),
 }
 # Defined where they are named: nothing is imported to learn that, and transformers' models are slow to import.

@@ -28,6 +28,8 @@ MOVED = {
     }.items()
     for old in names
 }
+# Arguments of a class that a stored file may have and that are none today.
+DROPPED = {"GRPO": ("loss_type", "ratio", "clip_eps")}  # `algorithm` has them now; it answers no question
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -92,8 +94,11 @@ def _names(text: str, where: str) -> list[str]:
 
 
 def renamed(value: Any) -> Any:
-    """`value` of a stored file with the names of today in place of those that have moved (`MOVED`)."""
+    """`value` of a stored file: today's names for what has moved (`MOVED`), without what is gone (`DROPPED`)."""
     if isinstance(value, dict):
+        gone = DROPPED.get(str(value.get("class_path")).rpartition(".")[2], ())
+        if gone and isinstance(value.get("init_args"), dict):
+            value = {**value, "init_args": {k: v for k, v in value["init_args"].items() if k not in gone}}
         return {key: renamed(item) for key, item in value.items()}
     if isinstance(value, list):
         return [renamed(item) for item in value]

@@ -62,7 +62,7 @@ def model_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     old = checkpoint.get("hyper_parameters")
     if isinstance(old, dict):
         arguments = {key: value for key, value in old.items() if not str(key).startswith("_")}
-        return {"class_path": renamed(old.get("_class_path")), "init_args": renamed(arguments)}
+        return dict(renamed({"class_path": old.get("_class_path"), "init_args": arguments}))
     config = checkpoint.get("config")
     model = config.get("model") if isinstance(config, dict) else None
     return renamed(model) if isinstance(model, dict) else {}

@@ -8,7 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from ts_lightning.losses import group_advantages, grpo_loss, grpo_terms
+from ts_lightning.losses import (
+    BNPO,
+    CISPO,
+    DAPO,
+    GRPO,
+    GSPO,
+    MIRG,
+    SAPO,
+    Algorithm,
+    DrGRPO,
+    group_advantages,
+    grpo_loss,
+)
+
+EVERY = [MIRG(), GRPO(), BNPO(), DrGRPO(), DAPO(), GSPO(), CISPO(), SAPO()]
 
 
 def test_advantages_by_hand() -> None:
@@ -31,19 +45,51 @@ def test_equation_5_by_hand() -> None:
     expected = -0.5 * ((math.sqrt(2) * 1.5 - 0.1 * kl[0]) + (0.5 * -1.5 - 0.1 * kl[1]))
     got = grpo_loss(new, old, torch.tensor([1.5, -1.5]), mask, reference, kl_coeff=0.1)
     assert got.item() == pytest.approx(expected, rel=1e-6)
-    terms = grpo_terms(new, old, torch.tensor([1.5, -1.5]), mask, reference, kl_coeff=0.1)
+    terms = MIRG().terms(new, old, torch.tensor([1.5, -1.5]), mask, reference, kl_coeff=0.1)
     assert terms.kl.tolist() == pytest.approx(kl, rel=1e-5)
-    # token ratios: mean of (2, 1) and 1/2
-    token = grpo_loss(new, old, torch.tensor([1.5, -1.5]), mask, ratio="token")
-    assert token.item() == pytest.approx(-0.5 * (1.5 * 1.5 - 1.5 * 0.5), rel=1e-6)
+    # as printed: the ratio of the whole answer, 2 * 1 and 1/2, and the divergence of all of its tokens
+    printed = -0.5 * ((2 * 1.5 - 0.1 * (ln2 - 0.5)) + (0.5 * -1.5 - 0.1 * (1 - ln2)))
+    as_printed = MIRG(normalise="none")
+    got = grpo_loss(new, old, torch.tensor([1.5, -1.5]), mask, reference, 0.1, as_printed)
+    assert got.item() == pytest.approx(printed, rel=1e-6)
 
 
-def test_clipping_by_hand() -> None:
-    # ratio 2 with a positive advantage counts 1.2; with a negative one 2
-    new, old, mask = torch.tensor([[math.log(2)]]).repeat(2, 1), torch.zeros(2, 1), torch.ones(2, 1)
-    terms = grpo_terms(new, old, torch.tensor([1.0, -1.0]), mask, clip_eps=0.2)
-    assert terms.loss.tolist() == pytest.approx([-1.2, 2.0])
-    assert terms.clipped.tolist() == [1.0, 0.0]
+# Two completions, of two tokens and of one; ratios (2, 1) with advantage 1.5 and (1/2) with advantage -1.5.
+LN2, MASK = math.log(2), torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+OLD = torch.tensor([[-1.0, -2.0], [-1.0, 0.0]])
+NEW = torch.tensor([[-1.0 + LN2, -2.0], [-1.0 - LN2, 0.0]])
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "gain", "clipped"),
+    [
+        # tokens 1.2 * 1.5 and 1 * 1.5, and min(0.5 * -1.5, 0.8 * -1.5); each completion's mean
+        (GRPO(), ((1.8 + 1.5) / 2 - 1.2) / 2, [0.5, 1]),
+        (BNPO(), (1.8 + 1.5 - 1.2) / 3, [0.5, 1]),
+        (DrGRPO(), (1.8 + 1.5 - 1.2) / (2 * 4), [0.5, 1]),  # four tokens are the limit
+        (DAPO(), (1.28 * 1.5 + 1.5 - 1.2) / 3, [0.5, 1]),
+        # ratios sqrt(2) and 1/2 of whole completions
+        (GSPO(), (1.0004 * 1.5 - 0.9997 * 1.5) / 2, [1, 1]),
+        # weights min(2, 1.6), 1 and 1/2 of the log-probabilities
+        (CISPO(max_ratio=1.6), (1.6 * 1.5 * (-1 + LN2) + 1.5 * -2 - 0.5 * 1.5 * (-1 - LN2)) / 3, [0.5, 0]),
+        (SAPO(tau_positive=1, tau_negative=2), (4 * 1.5 * (sigmoid(1) + 0.5) / 2 - 2 * 1.5 * sigmoid(-1)) / 2, [0, 0]),
+    ],
+)
+def test_every_algorithm_by_hand(algorithm: Algorithm, gain: float, clipped: list[float]) -> None:
+    advantages = torch.tensor([1.5, -1.5])
+    loss = grpo_loss(NEW, OLD, advantages, MASK, algorithm=algorithm, max_tokens=4)
+    assert loss.item() == pytest.approx(-gain, abs=2e-7)
+    assert algorithm.terms(NEW, OLD, advantages, MASK, max_tokens=4).clipped.tolist() == clipped
+
+
+def test_advantages_of_algorithms() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 6.0]])  # mean 3, deviation sqrt(7)
+    assert DrGRPO().advantages(rewards).tolist() == [[-2, -1, 3]]
+    assert GRPO(advantage_eps=1).advantages(rewards)[0, 2].item() == pytest.approx(3 / (math.sqrt(7) + 1))
 
 
 def test_first_step_is_the_policy_gradient() -> None:
@@ -56,34 +102,38 @@ def test_first_step_is_the_policy_gradient() -> None:
 def test_a_completion_without_tokens_adds_nothing() -> None:
     logp = torch.tensor([[-1.0], [0.0]], requires_grad=True)
     mask = torch.tensor([[1.0], [0.0]])
-    for kind in ("paper", "grpo", "dapo", "bnpo", "dr_grpo"):
-        loss = grpo_loss(logp, logp.detach(), torch.ones(2), mask, logp.detach(), 0.1, kind, max_tokens=4)
+    for algorithm in EVERY:
+        loss = grpo_loss(logp, logp.detach(), torch.ones(2), mask, logp.detach(), 0.1, algorithm, max_tokens=4)
         assert torch.isfinite(loss)
         (grad,) = torch.autograd.grad(loss, logp)
         assert grad[1].item() == 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"loss_type": "ppo"}, "loss_type: seen 'ppo', expected one of paper"),
-        ({"ratio": "mean"}, "ratio: seen 'mean'"),
-        ({"loss_type": "dr_grpo"}, "max_tokens: seen None"),
-    ],
-)
-def test_unknown_names_are_refused(arguments: dict[str, Any], message: str) -> None:
+def test_wrong_options_are_refused() -> None:
     one = torch.zeros(1, 1)
-    with pytest.raises(ValueError, match=message):
-        grpo_loss(one, one, one[0], one, **arguments)
+    with pytest.raises(ValueError, match="normalise: seen 'tokens', expected one of length, none"):
+        MIRG(normalise="tokens")
+    with pytest.raises(ValueError, match="clip_high: seen 0, expected above 0"):
+        DAPO(clip_high=0)
+    with pytest.raises(ValueError, match="max_tokens: seen None, expected the longest completion's tokens"):
+        grpo_loss(one, one, one[0], one, algorithm=DrGRPO())
 
 
-def trl_loss(logp: torch.Tensor, inputs: dict[str, Any], loss_type: str, level: str, beta: float) -> torch.Tensor:
+def trl_loss(
+    logp: torch.Tensor, inputs: dict[str, Any], loss_type: str, level: str, low: float, high: float, beta: float
+) -> torch.Tensor:
     """TRL's own `_compute_loss`, unbound, over given log-probabilities."""
     trainers = pytest.importorskip("trl.trainer.grpo_trainer", reason="needs trl", exc_type=ImportError)
     same = SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x)
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *a, **k: (logp, torch.zeros_like(logp), None),
-        args=SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1),
+        args=SimpleNamespace(
+            use_bias_correction_kl=False,
+            delta=None,
+            steps_per_generation=1,
+            sapo_temperature_pos=1.0,
+            sapo_temperature_neg=1.05,
+        ),
         model=SimpleNamespace(training=True),
         accelerator=same,
         aux_loss_enabled=False,
@@ -91,8 +141,8 @@ def trl_loss(logp: torch.Tensor, inputs: dict[str, Any], loss_type: str, level: 
         off_policy_mask_threshold=None,
         importance_sampling_level=level,
         beta=beta,
-        epsilon_low=0.2,
-        epsilon_high=0.2,
+        epsilon_low=low,
+        epsilon_high=high,
         loss_type=loss_type,
         current_gradient_accumulation_steps=1,
         max_completion_length=logp.shape[1] + 3,
@@ -103,9 +153,24 @@ def trl_loss(logp: torch.Tensor, inputs: dict[str, Any], loss_type: str, level: 
     return trainers.GRPOTrainer._compute_loss(trainer, None, inputs)
 
 
-@pytest.mark.parametrize("level", ["token", "sequence"])
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
-def test_value_and_gradient_equal_trl(loss_type: str, level: str) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "loss_type", "level", "low", "high"),
+    [
+        (GRPO(), "grpo", "token", 0.2, 0.2),
+        (BNPO(), "bnpo", "token", 0.2, 0.2),
+        (DrGRPO(), "dr_grpo", "token", 0.2, 0.2),
+        (DAPO(), "dapo", "token", 0.2, 0.28),
+        (GSPO(), "grpo", "sequence", 3e-4, 4e-4),
+        (GSPO(clip_low=0.2, clip_high=0.2), "grpo", "sequence", 0.2, 0.2),
+        (MIRG(), "grpo", "sequence", 1e9, 1e9),  # eq. 5 is its sequence form without a bound
+        (CISPO(max_ratio=1.2), "cispo", "token", 0.2, 1.2),
+        (CISPO(), "cispo", "token", 0.2, 5.0),
+        (SAPO(), "sapo", "token", 0.2, 0.2),
+    ],
+)
+def test_value_and_gradient_equal_trl(
+    algorithm: Algorithm, loss_type: str, level: str, low: float, high: float
+) -> None:
     generator = torch.Generator().manual_seed(3)
     old = -torch.rand(8, 11, generator=generator, dtype=torch.float64) * 3
     logp = (old + 0.3 * torch.randn(8, 11, generator=generator, dtype=torch.float64)).requires_grad_()
@@ -126,8 +191,8 @@ def test_value_and_gradient_equal_trl(loss_type: str, level: str) -> None:
         "ref_per_token_logps": reference,
         "num_items_in_batch": mask.sum(),
     }
-    theirs = trl_loss(logp, inputs, loss_type, level, beta=0.04)
-    ours = grpo_loss(logp, old, advantages, mask, reference, 0.04, loss_type, level, clip_eps=0.2, max_tokens=14)
+    theirs = trl_loss(logp, inputs, loss_type, level, low, high, beta=0.04)
+    ours = grpo_loss(logp, old, advantages, mask, reference, 0.04, algorithm, max_tokens=14)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     gradients = [torch.autograd.grad(loss, logp)[0] for loss in (ours, theirs)]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-6)

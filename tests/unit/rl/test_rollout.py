@@ -17,6 +17,7 @@ from ts_lightning.rl import ReferencePolicy, RolloutCallback
 from ts_lightning.rl.diagnostics import Watch, rollout_figures, sum_over_ranks
 from ts_lightning.rl.log_probs import group_log_probs
 from ts_lightning.rl.sampling import Sampled
+from ts_lightning.training import GRPO
 
 
 def batch_of(vlm: VLM, images: list[int], task: str = "grounding") -> dict:
@@ -37,7 +38,8 @@ def test_rewards_are_summed_and_advantages_are_of_the_group() -> None:
     assert [[c.text for c in group] for group in rollout.completions] == texts
     assert rollout.total.tolist() == [1, 0, 0, 0]
     root = 0.5**0.5
-    assert rollout.advantages.tolist() == pytest.approx([root, -root, 0, 0])  # every completion alike: nothing to learn
+    advantages = GRPO(vlm).algorithm.advantages(rollout.total.view(2, 2)).flatten()
+    assert advantages.tolist() == pytest.approx([root, -root, 0, 0])  # every completion alike: nothing to learn
     assert rollout.mask_NS.sum(1).tolist() == [len(t) for group in tokens for t in group]
     figures = sum_over_ranks(rollout_figures({"micro_batches": [batch]}, [rollout]))
     assert figures["zero_variance"] == 0.5
@@ -68,8 +70,7 @@ def test_difficulty_weighs_hard_groups_more() -> None:
     values = iter([*easy, *hard])
     callback.rewards = {"object": lambda completion, sample: next(values)}
     rollout = callback.scored(vlm, batch_of(vlm, [0, 0])["samples"], sampled)
-    weights = rollout.advantages.abs() * 2**0.5
-    assert weights.tolist() == pytest.approx(torch.tensor([-0.3, -0.3, 0.3, 0.3]).exp().tolist())
+    assert rollout.emphasis.tolist() == pytest.approx(torch.tensor([-0.3, -0.3, 0.3, 0.3]).exp().tolist())
 
 
 def test_wrong_options_are_refused() -> None:

@@ -74,3 +74,5 @@ def test_names_that_have_moved_are_found() -> None:
     old = {"callbacks": [{"class_path": "ts_lightning.training.SaveCheckpoints", "init_args": {"keep": 2}}]}
     assert renamed(old)["callbacks"][0]["class_path"] == "ts_lightning.runs.SaveCheckpoints"
     assert set(MOVED.values()) <= set(class_names())
+    old = {"class_path": "ts_lightning.training.GRPO", "init_args": {"loss_type": "paper", "kl_coeff": 0.1}}
+    assert renamed(old)["init_args"] == {"kl_coeff": 0.1}
