@@ -13,7 +13,7 @@ import torch
 
 from tests.integration import tiny
 from ts_lightning.cli import main
-from ts_lightning.data.order import epoch_order
+from ts_lightning.data.order import EpochOrder
 from ts_lightning.runs.load import load
 
 DDP = Path(__file__).parents[2] / "configs/trainer/ddp.yaml"
@@ -46,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """
     folder = tmp_path_factory.mktemp("ddp")
     kinds = ["rec", "scout", "negative", "rec", "colour", "colour", "colour", "colour", "scout", "rec"]
-    order = epoch_order([10], 0, 0, 16384)
+    order = EpochOrder([10], 0, 0, 16384)
     by_record = [kinds[list(order).index(i)] for i in range(10)]
     shards = tiny.write(folder, by_record)
     vlm = {**tiny.TWIN, "init_args": {**tiny.TWIN["init_args"], "num_experts": 40}}

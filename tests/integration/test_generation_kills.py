@@ -85,7 +85,7 @@ def check(inputs: Path, out: Path, expected: dict[str, bytes]) -> None:
     assert contents(out) == expected
     left = {path.name for path in out.iterdir()} - expected.keys()
     assert {name for name in left if not name.endswith(".idx")} == {".locks"}
-    keys = [key for path in sorted(out.glob("*.tar")) for key in index_shards(str(path)).shards[0].keys]
+    keys = [key for path in sorted(out.glob("*.tar")) for key in index_shards(str(path)).shards[0].question_keys()]
     assert len(keys) == index_shards(f"{out}/*.tar").num_samples > 100
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     assert end(start(inputs, out, None)) == 0  # everything is done, whoever asks

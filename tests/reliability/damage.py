@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.reliability import tiny_run
 from ts_lightning.data import index_shards
-from ts_lightning.data.index import Manifest, check_manifest
+from ts_lightning.data.manifest import Manifest, check_manifest
 from ts_lightning.data.tar import scan_tar
 from ts_lightning.data.write import write_shards
 

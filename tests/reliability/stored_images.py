@@ -12,7 +12,7 @@ from tests.reliability import tiny_run
 from tests.reliability.damage import names, stored_manifest
 from ts_lightning.data import index_shards
 from ts_lightning.data.images import inspect_image
-from ts_lightning.data.index import check_manifest
+from ts_lightning.data.manifest import check_manifest
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.data.write import write_shards
@@ -47,7 +47,7 @@ def changed_after_indexing(folder: Path, count: int = 300) -> dict[str, int]:
             data[place] ^= rng.randrange(1, 256)
         path.write_bytes(data)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        where = f"{path}:{shard.keys[r]}: "
+        where = f"{path}:{shard.key(r)}: "
         found["in_a_run"] += names(where, lambda r=r: ShardReader(manifest).read(r))  # type: ignore[misc]
         found["next_run"] += names(where, lambda r=r: ShardReader(index_shards(str(path))).read(r))  # type: ignore[misc]
         found["manifest"] += names(str(path), lambda: check_manifest(manifest, stored))

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ts_lightning.data.index import index_shards
+from ts_lightning.data.manifest import index_shards
 from ts_lightning.data.sample import Sample
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from typing import Any
 import lightning as L
 import torch
 
-from ts_lightning.data.index import Manifest
 from ts_lightning.data.loader import BadRecords, EvalLoader, TrainLoader, log
+from ts_lightning.data.manifest import Manifest
 from ts_lightning.data.mixture import MixedStream
 from ts_lightning.data.noise import NoisyBoxes
-from ts_lightning.data.order import STATE_VERSION, MicroBatches, StreamState, TrainStream, eval_batches
+from ts_lightning.data.order import STATE_VERSION, EvalBatches, MicroBatches, StreamState, TrainStream
 from ts_lightning.data.reader import Draws, ShardDataset
 from ts_lightning.data.source import TRAIN_SHARDS, ShardSource, mixture_sha256
 
@@ -252,7 +252,7 @@ class ShardDataModule(L.LightningDataModule):
         manifest, bad_records = self._loaded[name]
         source = self._sources(name.split(".")[0].replace("val", "validate"))[name]
         encode, pad_id = self._encoder()
-        batches = eval_batches(manifest.num_samples, self.eval_batch_size, *self._rank())
+        batches = EvalBatches(manifest.num_samples, self.eval_batch_size, *self._rank())
         dataset = ShardDataset(manifest, encode, for_generation=True, noise=self._noise(source))
         loader = EvalLoader(dataset, batches, self.num_workers, pad_id, bad_records)
         self._loaders.append(loader)

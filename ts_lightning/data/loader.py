@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ts_lightning.data.collate import collate
-from ts_lightning.data.order import MicroBatches
+from ts_lightning.data.order import EvalBatches, MicroBatches
 from ts_lightning.data.reader import ShardDataset
 
 log = logging.getLogger("ts_lightning.data")
@@ -131,7 +131,7 @@ class EvalLoader(_Loader):
     """Generation batches (prompts, padded on the left) of one suite, each record once over all ranks."""
 
     def __init__(
-        self, dataset: ShardDataset, batches: list[list[int]], workers: int, pad_id: int, bad_records: BadRecords
+        self, dataset: ShardDataset, batches: EvalBatches, workers: int, pad_id: int, bad_records: BadRecords
     ) -> None:
         super().__init__(dataset, batches, workers, 2, pad_id, "left", bad_records)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ts_lightning.data.order import StreamState, TrainStream, epoch_order, keys
+from ts_lightning.data.order import EpochOrder, StreamState, TrainStream, keys
 
 BLOCK = 1000  # positions in which every source has its exact share; shares are realised to 1 / BLOCK
 
@@ -33,18 +33,18 @@ class MixedStream(TrainStream):
 
     def __init__(
         self,
-        shard_sizes: Sequence[Sequence[int]],
+        shard_sizes: Sequence[Sequence[int] | np.ndarray],
         weights: Sequence[float],
         global_batch_size: int,
         state: StreamState,
         window: int,
     ) -> None:
-        super().__init__([size for sizes in shard_sizes for size in sizes], global_batch_size, state, window)
+        super().__init__(np.concatenate([np.asarray(s) for s in shard_sizes]), global_batch_size, state, window)
         self.sources = shard_sizes
         self.sizes = np.array([sum(sizes) for sizes in shard_sizes], dtype=np.int64)
         self.offsets = np.concatenate([[0], np.cumsum(self.sizes)])
         self.quotas = np.array(quotas(weights), dtype=np.int64)
-        self._orders: dict[tuple[int, int], np.ndarray] = {}
+        self._orders: dict[tuple[int, int], EpochOrder] = {}
 
     def _after(self, epoch: int, position: int) -> tuple[int, int]:
         return epoch, position + self.global_batch_size
@@ -81,5 +81,5 @@ class MixedStream(TrainStream):
         if (source, epoch) not in self._orders:
             self._orders.pop((source, epoch - 2), None)
             seed = int(keys(1, self.state.seed, source, 3)[0] >> np.uint64(1))
-            self._orders[source, epoch] = epoch_order(self.sources[source], seed, epoch, self.window)
-        return int(self.offsets[source] + self._orders[source, epoch][place]) + epoch * self.num_samples
+            self._orders[source, epoch] = EpochOrder(self.sources[source], seed, epoch, self.window)
+        return int(self.offsets[source]) + self._orders[source, epoch][place] + epoch * self.num_samples

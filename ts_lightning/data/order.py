@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,24 +18,61 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def keys(count: int, *salt: int) -> np.ndarray:
-    """`count` pseudo-random uint64 numbers named by `salt`."""
+def keys(count: int, *salt: int, start: int = 0) -> np.ndarray:
+    """`count` pseudo-random uint64 numbers named by `salt`, from the `start`-th on."""
     state = np.zeros(1, dtype=np.uint64)
     for value in salt:
         state = _mix(state + np.uint64((value + 1) * _GOLDEN & _MASK))
-    return _mix(state + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
+    return _mix(state + np.arange(start + 1, start + count + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
 
 
-def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, window: int) -> np.ndarray:
-    """A permutation [N] of the records: shards shuffled, then records within windows of `window` positions.
+class EpochOrder:
+    """A permutation of N rows: shards shuffled, then rows within windows of `window` positions.
 
-    A window bounds how far reads jump, so a page cache or a disk sees nearly sequential access.
+    A window bounds how far reads jump, so a page cache or a disk sees nearly sequential access. Nothing of length N is
+    held: order[a:b] computes the windows that it touches (S numbers for the shards, `window` for a window).
     """
-    starts = np.concatenate([[0], np.cumsum(shard_sizes)]).astype(np.int64)
-    shards = np.argsort(keys(len(shard_sizes), seed, epoch, 0), kind="stable")
-    order = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards])
-    windows = np.arange(len(order)) // window
-    return order[np.lexsort((keys(len(order), seed, epoch, 1), windows))]
+
+    def __init__(self, shard_sizes: Sequence[int] | np.ndarray, seed: int, epoch: int, window: int) -> None:
+        sizes = np.asarray(shard_sizes, dtype=np.int64)
+        shards = np.argsort(keys(len(sizes), seed, epoch, 0), kind="stable")
+        self._firsts = (np.cumsum(sizes) - sizes)[shards]  # row numbers at which the shuffled shards begin
+        self._ends = np.cumsum(sizes[shards])  # positions at which they end
+        self._salt, self._size = (seed, epoch, 1), window
+        self._windows: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, places: slice | int) -> Any:
+        """Row numbers int64 at positions a to b, or the one at a position."""
+        if isinstance(places, int):
+            return int(self._window(places // self._size)[places % self._size])
+        start, stop, _ = places.indices(len(self))
+        parts = [self._window(w) for w in range(start // self._size, max(start, stop - 1) // self._size + 1)]
+        first = start - start // self._size * self._size
+        return np.concatenate(parts)[first : first + max(0, stop - start)]
+
+    def shards(self, start: int, stop: int) -> list[int]:
+        """Places in the shuffled list of the shards that positions start to stop may touch: whole windows."""
+        first, last = start // self._size * self._size, -(-stop // self._size) * self._size - 1
+        return list(range(self._slot(first), self._slot(min(last, len(self) - 1)) + 1))
+
+    def _slot(self, position: int) -> int:
+        return int(np.searchsorted(self._ends, position, "right"))
+
+    def _window(self, w: int) -> np.ndarray:
+        if w not in self._windows:
+            start = w * self._size
+            positions = np.arange(start, min(start + self._size, len(self)))
+            slots = np.searchsorted(self._ends, positions, "right")
+            begins = np.concatenate([[0], self._ends[:-1]])[slots] if len(positions) else positions
+            rows = self._firsts[slots] + positions - begins
+            order = np.argsort(keys(len(positions), *self._salt, start=start), kind="stable")
+            while len(self._windows) > 1:  # two: a batch may lie across an edge
+                self._windows.pop(next(iter(self._windows)))
+            self._windows[w] = rows[order]
+        return self._windows[w]
 
 
 @dataclass
@@ -52,9 +90,11 @@ class StreamState:
 class TrainStream:
     """Global batches of a training set, from any position on. `state` moves only by `advance`."""
 
-    def __init__(self, shard_sizes: Sequence[int], global_batch_size: int, state: StreamState, window: int) -> None:
-        self.shard_sizes = shard_sizes
-        self.num_samples = sum(shard_sizes)
+    def __init__(
+        self, shard_sizes: Sequence[int] | np.ndarray, global_batch_size: int, state: StreamState, window: int
+    ) -> None:
+        self.shard_sizes = np.asarray(shard_sizes, dtype=np.int64)
+        self.num_samples = int(self.shard_sizes.sum())
         self.global_batch_size = global_batch_size
         self.state = state
         self.window = window
@@ -82,7 +122,7 @@ class TrainStream:
             epoch, position = epoch + 1, 0
         last = epoch
         while endless or epoch == last:
-            order = epoch_order(self.shard_sizes, self.state.seed, epoch, self.window)
+            order = EpochOrder(self.shard_sizes, self.state.seed, epoch, self.window)
             now = epoch
             while now == epoch:
                 yield order[position : position + self.global_batch_size] + now * self.num_samples
@@ -117,14 +157,19 @@ class MicroBatches:
                 yield rows[start : start + self.micro_batch_size]
 
 
-def eval_batches(num_samples: int, batch_size: int, rank: int, world_size: int) -> list[list[int]]:
+class EvalBatches:
     """This rank's evaluation batches: each record once over all ranks, every rank the same number of batches.
 
     Batches that lack records are filled up with -1 (a padding row) where another rank still has some.
     """
-    step = batch_size * world_size
-    batches = []
-    for start in range(0, num_samples, step):
-        mine = range(start + rank * batch_size, min(start + (rank + 1) * batch_size, num_samples))
-        batches.append(list(mine) or [-1])
-    return batches
+
+    def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int) -> None:
+        self.num_samples, self.batch_size, self.rank = num_samples, batch_size, rank
+        self.step = batch_size * world_size
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.step)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(self.rank * self.batch_size, len(self) * self.step, self.step):
+            yield list(range(start, min(start + self.batch_size, self.num_samples))) or [-1]

@@ -13,16 +13,20 @@ import torch
 from torch.utils.data import Dataset
 
 from ts_lightning.data.images import displayed_size
-from ts_lightning.data.index import Manifest, ShardIndex, index_shard
+from ts_lightning.data.index import ShardIndex, index_shard
+from ts_lightning.data.manifest import Manifest
+from ts_lightning.data.record import Questions
 from ts_lightning.data.sample import Sample
-from ts_lightning.data.tar import Member, NotATar, first_record, image_order, split_name
+from ts_lightning.data.tar import Member, NotATar, ReadAt, first_record, image_order, split_name
 
 MAX_OPEN_SHARDS = 128
 STAND_IN_TRIES = 64
+MAX_GAP = 1 << 20  # bytes of headers and remarks inside of a record
+_REMOVE = "the shard or the index beside it changed: remove the .idx file"
 
 
 class ShardReader:
-    """`read(i)`: record i of a manifest.
+    """`read(i)`: question i of a manifest, with its record's pictures; `read_row(i)`: the questions of row i.
 
     Each process opens a shard once and reads by position (pread), so forked workers never share a file offset.
     """
@@ -34,40 +38,65 @@ class ShardReader:
 
     def read(self, i: int) -> Sample:
         """The validated sample with its image bytes; ValueError for a wrong checksum or an invalid record."""
-        shard, r = self.manifest.locate(i)
-        return self.read_record(shard, r)
+        return self.read_question(*self.manifest.locate(i))
 
-    def read_record(self, shard: ShardIndex, r: int) -> Sample:
+    def read_row(self, i: int) -> list[Sample]:
+        """The questions of row i, about the same pictures, which are read once; ValueError as `read`."""
+        shard, numbers = self.manifest.row(i)
+        return self._samples(shard, numbers)
+
+    def read_question(self, shard: ShardIndex, q: int) -> Sample:
+        """Question q of a shard."""
+        return self._samples(shard, [q])[0]
+
+    def _samples(self, shard: ShardIndex, numbers: list[int]) -> list[Sample]:
+        """Questions of one record of a shard."""
+        places = [shard.question(q) for q in numbers]
+        r = places[0][0]
         record, pictures = self.read_bytes(shard, r)
-        sample = Sample.from_json(record, shard.keys[r], shard.path, pictures)
-        for i, (image, data) in enumerate(zip(sample.images, pictures, strict=False)):
+        questions = Questions(record, shard.key(r), shard.path, pictures)
+        samples = []
+        if len(questions) != shard.num_questions_of(r):
+            raise ValueError(f"{shard.where(numbers[0])}: seen {len(questions)} questions, not as indexed ({_REMOVE})")
+        for q, (_, j) in zip(numbers, places, strict=True):
+            sample = questions[j]
+            if "\t".join(sample.tags) != shard.tags(q):
+                raise ValueError(f"{shard.where(q)}: seen other tags than its index says ({_REMOVE})")
+            samples.append(sample)
+        for i, (image, data) in enumerate(zip(samples[0].images, pictures, strict=False)):
             if (seen := displayed_size(data)) not in (None, (image.width, image.height)):
                 raise ValueError(
-                    f"{sample.where}: field images[{i}]: seen {image.width} x {image.height}, expected {seen[0]} x "
+                    f"{samples[0].where}: field images[{i}]: seen {image.width} x {image.height}, expected {seen[0]} x "
                     f"{seen[1]} as the picture is displayed"
                 )
-        return sample
+        return samples
 
     def read_bytes(self, shard: ShardIndex, r: int) -> tuple[bytes, list[bytes]]:
-        """A record's JSON and its images as stored; ValueError for a wrong checksum."""
-        key = shard.keys[r]
+        """A record's JSON and its images as stored; ValueError for a wrong checksum, or another record than indexed."""
+        key, members, begin = shard.key(r), shard.record(r), shard.begin(r)
+        where = f"{shard.path}:{key}"
+        end = members[-1][1] + members[-1][2]
+        if end - begin > sum(size for _, _, size, _ in members) + MAX_GAP:
+            raise ValueError(f"{where}: seen {end - begin} bytes for its record, expected fewer ({_REMOVE})")
+        whole = memoryview(os.pread(self._fd(shard), end - begin, begin))
+
+        def read_at(offset: int, count: int) -> bytes:
+            return bytes(whole[offset - begin : offset - begin + count])
+
         data: dict[str, bytes] = {}
-        fd = self._fd(shard)
-        end = shard.member(shard.starts[r] - 1).end if r else 0
-        for name, offset, size, crc in shard.record(r):
+        position = begin
+        for name, offset, size, crc in members:
             entry = Member(f"{key}.{name}", offset, size)
-            _check_entry(fd, end, entry, shard.where(r))
-            end = entry.end
-            data[name] = os.pread(fd, size, offset)
+            _check_entry(read_at, position, entry, where)
+            position = entry.end
+            data[name] = read_at(offset, size)
             if crc32(data[name]) != crc:
                 raise ValueError(
-                    f"{shard.path}:{key}: member {name}: seen checksum {crc32(data[name]):08x}, "
+                    f"{where}: member {name}: seen checksum {crc32(data[name]):08x}, "
                     f"expected {crc:08x} (the shard changed after it was indexed)"
                 )
         if "json" not in data:
-            raise ValueError(
-                f"{shard.path}:{key}: seen an index without the record's json, expected {shard.path}.idx anew"
-            )
+            raise ValueError(f"{where}: seen an index without the record's json ({_REMOVE})")
         record = data.pop("json")
         return record, [data[name] for name in sorted(data, key=image_order)]
 
@@ -94,16 +123,16 @@ class ShardReader:
                 os.close(fd)
 
 
-def _check_entry(fd: int, position: int, entry: Member, where: str) -> None:
+def _check_entry(read_at: ReadAt, position: int, entry: Member, where: str) -> None:
     """ValueError when the tar's header at `position` is not that of an index's entry: anyone may write an index."""
     try:
-        seen = first_record(lambda offset, count: os.pread(fd, count, offset), position)
+        seen = first_record(read_at, position)
     except NotATar as error:
         raise ValueError(f"{where}: {error} (the shard changed after it was indexed)") from None
     if (*split_name(seen.name), *seen[1:]) != (*split_name(entry.name), *entry[1:]):
         raise ValueError(
-            f"{where}: seen {seen.name!r} of {seen.size} bytes in the tar, expected {entry.name!r} of "
-            f"{entry.size} as in the index beside it (one of them changed: remove the .idx file)"
+            f"{where}: seen {seen.name!r} of {seen.size} bytes in the tar, expected {entry.name!r} of {entry.size} as "
+            f"indexed ({_REMOVE})"
         )
 
 
@@ -129,7 +158,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         self.noise = noise
 
     def __len__(self) -> int:
-        return self.reader.manifest.num_samples
+        return self.reader.manifest.num_rows
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         return self.row(i)
@@ -141,9 +170,9 @@ class ShardDataset(Dataset[dict[str, Any]]):
         try:
             return self._row(i, visit)
         except ValueError as error:
-            shard, r = self.reader.manifest.locate(i)
-            where = shard.where(r)
-            why = str(error).removeprefix(f"{where}: ").removeprefix(f"{shard.keys[r]}: ")
+            shard, q = self.reader.manifest.locate(i)
+            where = shard.where(q)
+            why = str(error).removeprefix(f"{where}: ").removeprefix(f"{where.removeprefix(shard.path + ':')}: ")
             return self._stand_in(i + 1, (where, why))
 
     def _row(self, i: int, visit: int = 0) -> dict[str, Any]:
@@ -182,5 +211,5 @@ class Draws(Dataset[dict[str, Any]]):
 def with_bytes(sample: Sample) -> Sample:
     """The sample with its image bytes, read again from its shard (batches carry samples without them)."""
     index = index_shard(sample.shard)
-    reader = ShardReader(Manifest((index,), len(index.keys)))
-    return replace(sample, image_bytes=reader.read(index.keys.index(sample.key)).image_bytes)
+    reader = ShardReader(Manifest.of(index))
+    return replace(sample, image_bytes=reader.read_question(index, index.find(sample.key)).image_bytes)

@@ -1,4 +1,4 @@
-"""The record of a shard: one scored question or one conversation, and its JSON."""
+"""One scored question or one conversation about its pictures, and every check of its fields."""
 
 import json
 import math
@@ -11,10 +11,9 @@ from typing import Any, NoReturn
 
 from ts_lightning.grounding.boxes import Box, check_box
 
-SCHEMA_VERSION = 1
 MAX_CHARACTERS = 200_000  # of all texts of a record; no model here reads a quarter of it
 MAX_ITEMS, MAX_DEPTH = 20_000, 50  # of a list, and of `meta`: what is nested deeper can't be sent between processes
-MAX_JSON = 2 << 20  # bytes
+MAX_JSON, MAX_IMAGES = 2 << 20, 1000  # bytes, pictures of a record
 IMAGE_MARK = "<image>"
 UNDERSTANDING = "understanding"  # the task of questions that are answered in words
 _HALF = re.compile(r"[\ud800-\udfff]")
@@ -72,7 +71,7 @@ class Answer:
 
 @dataclass
 class Sample:
-    """One record. The JSON holds every field but `key`, `shard` and `image_bytes`, null when unused.
+    """One question. Its JSON holds every field but `key`, `shard` and `image_bytes`, null when unused.
 
     `task` is "understanding" or the name of a skill ("grounding"). Turns alternate user, assistant; the first user
     turn has one `<image>` for each picture, any turn may name `{region:i}`. `answer` None means nothing is scored.
@@ -147,12 +146,19 @@ class Sample:
         cls, data: bytes | str, key: str = "", shard: str = "", image_bytes: Sequence[bytes] = ()
     ) -> "Sample":
         """Parse and validate a record; ValueError "<shard>:<key>: field ...: seen ..., expected ..."."""
-        where = f"{shard}:{key}"
         try:
             record = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: json: seen {str(error)!r}, expected one JSON object") from None
+            raise ValueError(f"{shard}:{key}: json: seen {str(error)[:200]!r}, expected one JSON object") from None
+        return cls.from_values(record, key, shard, image_bytes)
+
+    @classmethod
+    def from_values(cls, record: Any, key: str = "", shard: str = "", image_bytes: Sequence[bytes] = ()) -> "Sample":
+        """As `from_json`, of parsed JSON."""
+        where = f"{shard}:{key}"
         values = _checked(Sample, record, where, "record")
+        if isinstance(values["images"], list) and len(values["images"]) > MAX_IMAGES:
+            _fail(where, "images", f"{len(values['images'])} items", f"at most {MAX_IMAGES}")
         for name, part in (("images", SampleImage), ("turns", Turn), ("regions", SampleRegion)):
             items = _listed(values[name], where, name)
             values[name] = [part(**_checked(part, item, where, f"{name}[{i}]")) for i, item in enumerate(items)]
@@ -177,6 +183,8 @@ class Sample:
             for item in getattr(self, name) or ():
                 if not isinstance(item, str):
                     _fail(where, name, item, "strings")
+        if len(self.images) > MAX_IMAGES:
+            _fail(where, "images", f"{len(self.images)} items", f"at most {MAX_IMAGES}")
         for i, image in enumerate(self.images):
             if not isinstance(image.name, str) or not image.name:
                 _fail(where, f"images[{i}].name", image.name, "a file name")

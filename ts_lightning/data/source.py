@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ts_lightning.data.index import Manifest, check_manifest, index_shards
+from ts_lightning.data.manifest import Manifest, check_manifest, index_shards
 
 TRAIN_SHARDS = "@train"
 

@@ -14,7 +14,8 @@ from typing import IO, NamedTuple
 from zlib import crc32
 
 from ts_lightning.data.images import EXTENSIONS
-from ts_lightning.data.sample import MAX_JSON, Sample
+from ts_lightning.data.record import Questions, question_key
+from ts_lightning.data.sample import MAX_JSON
 
 MAX_MEMBER, MAX_META, MAX_TAIL = 256 << 20, 64 << 10, 1 << 20  # bytes: a picture, a long name, zeros behind the end
 _MAX_NAME, _MAX_CHAIN = 1024, 4  # characters; headers that may say more about one member
@@ -49,12 +50,11 @@ class NotATar(ValueError):
 
 
 class Record(NamedTuple):
-    """`members` by extension: (offset, size, crc32); `bad` is ":key: why its JSON is no valid sample", or None."""
+    """`members` by extension: (offset, size, crc32); `questions`: (tags joined by tabs, why it is no valid sample)."""
 
     key: str
     members: dict[str, tuple[int, int, int]]
-    tags: str = ""  # joined by tabs
-    bad: str | None = None
+    questions: list[tuple[str, str | None]]
 
 
 class Scan(NamedTuple):
@@ -99,7 +99,7 @@ def scan_tar(path: str) -> Scan:
 def _records(path: str, members: Iterable[tuple[Member, int, bytes | None]]) -> list[Record]:
     """Neighbours with one key make a record, as in webdataset; a key that returns is an error here."""
     found: dict[str, dict[str, tuple[int, int, int]]] = {}
-    parsed: dict[str, tuple[int, str, str | None]] = {}  # pictures that its JSON names, tags, what is wrong
+    parsed: dict[str, tuple[int | None, list[tuple[str, str | None]]]] = {}  # pictures that its JSON names, questions
     last = None
     for member, crc, data in members:
         key, extension = split_name(member.name)
@@ -116,24 +116,43 @@ def _records(path: str, members: Iterable[tuple[Member, int, bytes | None]]) -> 
             )
         parts[extension], last = (member.offset, member.size, crc), key
         if data is not None:
-            try:
-                sample = Sample.from_json(data, key)
-                parsed[key] = len(sample.images), sys.intern("\t".join(sample.tags)), None
-            except ValueError as error:
-                parsed[key] = -1, "", str(error)
+            parsed[key] = _questions(data, key)
     if not found:
         raise ValueError(f"{path}: seen an empty tar (no members), expected at least one record")
+    records = []
     for key, parts in found.items():
         if key not in parsed:
             raise ValueError(f"{path}:{key}: seen a record without json, expected {key}.json")
         numbers = sorted(image_order(name) for name in parts if name != "json")
-        count, _, bad = parsed[key]
-        expected = count if bad is None else max(1, len(numbers))
+        count, questions = parsed[key]
+        expected = max(1, len(numbers)) if count is None else count
         if not numbers and expected:
             raise ValueError(f"{path}:{key}: seen a record without image, expected {expected} (as its JSON says)")
         if numbers != list(range(expected)):
             raise ValueError(f"{path}:{key}: seen images numbered {numbers[:20]}, expected {expected} counted from 0")
-    return [Record(key, parts, *parsed[key][1:]) for key, parts in found.items()]
+        records.append(Record(key, parts, questions))
+    return records
+
+
+def _questions(data: bytes, key: str) -> tuple[int | None, list[tuple[str, str | None]]]:
+    """(pictures that a record's JSON names, None where it can't be read; (tags, what is wrong) of each question)."""
+    count, found = None, list[tuple[str, str | None]]()
+    try:
+        questions = Questions(data, key)
+    except ValueError as error:
+        return None, [("", _why(error, key))]
+    for j in range(len(questions)):
+        try:
+            sample = questions[j]
+            count = len(sample.images)
+            found.append((sys.intern("\t".join(sample.tags)), None))
+        except ValueError as error:
+            found.append(("", _why(error, question_key(key, j, len(questions)))))
+    return count, found
+
+
+def _why(error: ValueError, key: str) -> str:
+    return str(error).removeprefix(f":{key}: ")
 
 
 class _Forward:

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ts_lightning.data.index import Manifest, index_shards
+from ts_lightning.data.manifest import Manifest, index_shards
 from ts_lightning.data.sample import Sample
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines import converters

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ts_lightning.data.index import expand
+from ts_lightning.data.paths import expand
 from ts_lightning.data.sample import Sample
 from ts_lightning.grounding.foreign_text import markdown_code, markdown_text
 from ts_lightning.pipelines.converters.source import Dropped

@@ -15,7 +15,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ts_lightning.data.index import index_shard, index_shards
+from ts_lightning.data.index import index_shard
+from ts_lightning.data.manifest import index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample
 from ts_lightning.data.write import remove_shards, write_shards
@@ -85,7 +86,7 @@ def work(
     note.unlink(missing_ok=True)
     remove_unfinished(out, name)
     counts = {"scenes": 0, "samples": 0}
-    progress = Progress(name, len(index_shard(str(path)).keys), usage)
+    progress = Progress(name, index_shard(str(path)).num_questions, usage)
 
     asked: dict[str, set[str]] = {}
 

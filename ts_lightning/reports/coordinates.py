@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ts_lightning.data.index import Manifest
+from ts_lightning.data.manifest import Manifest
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.grounding.boxes import Box, iou
 from ts_lightning.grounding.codecs import Codec
@@ -22,7 +22,7 @@ def raw_boxes(manifest: Manifest) -> Iterator[tuple[Labelled, bytes]]:
     """Every box of every record once per image, unchecked, with its image's bytes."""
     reader, seen = ShardReader(manifest), set()
     for shard in manifest.shards:
-        for r in range(len(shard.keys)):
+        for r in range(shard.num_records):
             record, images = reader.read_bytes(shard, r)
             fields = json.loads(record)
             for region in fields["regions"]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from ts_lightning.data.index import Manifest, index_shard
+from ts_lightning.data.index import ShardIndex, index_shard
+from ts_lightning.data.manifest import Manifest
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample
 from ts_lightning.grounding.boxes import iou
@@ -91,16 +92,19 @@ def _by_suite(records: Iterable[Record], limit: int | None) -> list[tuple[str, l
 
 def _with_samples(records: Iterable[Record]) -> Iterator[tuple[Record, Sample]]:
     """Each record with its sample, read from its shard; records without an image are left out."""
-    readers: dict[str, tuple[ShardReader, dict[str, int]]] = {}
+    readers: dict[str, tuple[ShardReader, ShardIndex]] = {}
     for record in records:
         path = record.shard
         if path not in readers:
             index = index_shard(path)
-            readers[path] = ShardReader(Manifest((index,), len(index.keys))), {k: i for i, k in enumerate(index.keys)}
-        reader, places = readers[path]
-        if record.key not in places:
-            raise ValueError(f"{path}: seen no record {record.key!r}, expected it: the predictions name it")
-        sample = reader.read(places[record.key])
+            readers[path] = ShardReader(Manifest.of(index)), index
+        reader, index = readers[path]
+        try:
+            number = index.find(record.key)
+        except KeyError:
+            seen = repr(record.key)
+            raise ValueError(f"{path}: seen no record {seen}, expected it: the predictions name it") from None
+        sample = reader.read_question(index, number)
         if sample.image_bytes:
             yield record, sample
 

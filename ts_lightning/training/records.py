@@ -93,7 +93,7 @@ def completeness(records: Sequence[Record]) -> dict[str, str]:
         total = 0
         for shard, keys in shards.items():
             if shard not in known:
-                known[shard] = {key for one in index_shards(shard).shards for key in one.keys}
+                known[shard] = {key for one in index_shards(shard).shards for key in one.question_keys()}
             if foreign := sorted(keys - known[shard]):
                 raise ValueError(f"suite {suite}: seen {listed(foreign)}, expected questions of their shard {shard}")
             total += len(known[shard])

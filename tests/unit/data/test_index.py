@@ -51,7 +51,7 @@ def test_every_member_lies_where_the_index_says(tmp_path):
     with tarfile.open(path) as tar:
         expected = {m.name: tar.extractfile(m).read() for m in tar}
     data, found = path.read_bytes(), {}
-    for r, key in enumerate(manifest.shards[0].keys):
+    for r, key in enumerate(manifest.shards[0].question_keys()):
         for name, offset, size, crc in manifest.shards[0].record(r):
             found[f"{key}.{name}"] = data[offset : offset + size]
             assert crc == zlib.crc32(found[f"{key}.{name}"])
@@ -272,7 +272,7 @@ def test_a_read_only_folder_is_fine(tmp_path, monkeypatch):
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError("not here")
 
-    for name in ("json.dump", "tempfile.mkstemp"):  # a full disk, a folder without permission
+    for name in ("os.replace", "tempfile.mkstemp"):  # a full disk, a folder without permission
         monkeypatch.setattr(f"ts_lightning.data.index.{name}", refuse)
         assert index_shards(path).num_samples == 2
         assert [p.name for p in tmp_path.iterdir()] == [path.name]

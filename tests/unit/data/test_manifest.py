@@ -2,17 +2,20 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.reliability import damage
 from tests.unit.data_samples import put, shards
 from ts_lightning.cli import main
-from ts_lightning.data import ShardSource, index_shards
-from ts_lightning.data.index import check_manifest
+from ts_lightning.data import ShardSource, index, index_shards
+from ts_lightning.data.index import same_entries, stored_arrays
+from ts_lightning.data.manifest import check_manifest
 from ts_lightning.data.reader import ShardReader
-from ts_lightning.data.sample import Sample
+from ts_lightning.data.record import Questions
 
 
 def command(*args: object) -> int:
@@ -63,76 +66,90 @@ def test_replaced_shards_and_wrong_keys_by_the_dozen(tmp_path):
     assert damage.keys(tmp_path / "b") == 84
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda i: i["members"].__setitem__(0, [0, 1 << 61, 0]),
-        lambda i: i["members"].__setitem__(0, [-5, 3, 0]),
-        lambda i: i["members"].__setitem__(0, [1 << 70, 3, 0]),
-        lambda i: i["keys"].append("more"),
-        lambda i: i["starts"].__setitem__(1, 4),
-        lambda i: i["starts"].clear(),
-        lambda i: i.update(bad=[1]),
-        lambda i: i.update(sha256=["a"]),
-        lambda i: i.update(starts=[float(s) for s in i["starts"]]),
-        lambda i: i.update(keys=[["k00000"], ["k00001"]]),
-        lambda i: i.update(tags=[1, 2]),
-        lambda i: i.update(keys=["k00000"] * 2, members=i["members"][:2] * 2),
-        lambda i: i.update(
-            {name: i[name][:1] for name in ("keys", "tags")},
-            starts=[0, 2],
-            names=i["names"][:2],
-            members=i["members"][:2],
-        ),
-    ],
-)
+def plant(path: Path, facts: dict | None = None, **arrays: object) -> None:
+    """A stranger's index file beside a tar: the tar's own with other facts or arrays."""
+    real = index.index_tar(str(path))
+    columns = index._map(real)._asdict() | arrays
+    stored = [index._padded(np.asarray(c, d).tobytes()) for c, d in zip(columns.values(), index._TYPES, strict=True)]
+    line = json.dumps(index._facts(real) | (facts or {}), separators=(",", ":")).encode()
+    Path(f"{path}.new").write_bytes(line + b" " * (-(len(line) + 1) % 64) + b"\n" + b"".join(stored))
+    Path(f"{path}.new").replace(f"{path}.idx")
+    index._entries.cache_clear()  # another process
+
+
+TWO_QUESTIONS = {"facts": {"num_questions": 3}, "questions": [0, 1, 3], "tags": [0] * 3}
+PLANTED: list[dict] = [
+    *({"offsets": offsets} for offsets in ([0, 1, 2, 3], [-5] * 4, [1 << 61] * 4, [512] * 4)),
+    *({"sizes": sizes} for sizes in ([1 << 61] * 4, [-1] * 4)),
+    *({"starts": starts} for starts in ([0, 4, 4], [0, 2, 3], [1, 2, 4])),
+    *({"questions": questions} for questions in ([0, 0, 2], [0, 5, 2])),
+    *({"tags": [9, 9]}, {"extensions": [7] * 4}, {"key_ends": [0, 12, 6]}),
+    *({"facts": {"sha256": ["a"]}}, {"facts": {"num_records": 2.0}}, {"facts": {"tag_sets": [1]}}),
+    *({"facts": {"bad": [1]}}, {"facts": {"bad": {"0": 1}}}, {"facts": {"num_members": 1 << 40}}),
+]
+
+
+@pytest.mark.parametrize("change", PLANTED, ids=str)
 def test_a_strangers_index_file_is_made_anew(change, tmp_path):
     path = shards(tmp_path, [2])[0]
     first = index_shards(path)
-    beside = Path(f"{path}.idx")
-    stored = json.loads(beside.read_text())
-    change(stored)
-    beside.write_text(json.dumps(stored))
+    expected = [first.shards[0].record(r) for r in range(2)]
+    plant(path, **change)
     again = index_shards(path)
-    assert [again.shards[0].record(r) for r in range(2)] == [first.shards[0].record(r) for r in range(2)]
+    assert [again.shards[0].record(r) for r in range(2)] == expected
     assert ShardReader(again).read(1).id == "test/1"
+    assert same_entries(
+        *(replace(one, arrays=stored_arrays(one)) for one in (index_shards(path).shards[0], first.shards[0]))
+    )
 
 
-def test_an_index_that_hides_the_json_names_the_record(tmp_path):
-    path = shards(tmp_path, [2])[0]
-    index_shards(path)
-    beside = Path(f"{path}.idx")
-    stored = json.loads(beside.read_text())
-    stored["names"] = ["jpg"] * 4
-    beside.write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match=f"^{path}:k00001: seen 'k00001.json' of .* expected 'k00001.jpg'"):
-        ShardReader(index_shards(path)).read(1)
-
-
-def test_an_index_whose_keys_are_not_the_tars_is_named_when_it_is_read(tmp_path):
-    path = shards(tmp_path, [3])[0]
-    index_shards(path)
-    beside = Path(f"{path}.idx")
-    stored = json.loads(beside.read_text())
-    beside.write_text(json.dumps(stored | {"keys": stored["keys"][::-1]}))
+def test_one_record_sixteen_times_is_refused(tmp_path):
+    path = shards(tmp_path, [16])[0]
+    real = index._map(index.index_tar(str(path)))
+    plant(path, **{name: np.tile(getattr(real, name)[:2], 16) for name in ("offsets", "sizes", "crcs", "extensions")})
     reader = ShardReader(index_shards(path))
-    with pytest.raises(
-        ValueError, match=f"^{path}:k00002: seen 'k00000.jpg' of .*expected 'k00002.jpg'.*remove the .idx"
-    ):
-        reader.read(0)
+    assert {reader.read(i).id for i in range(16)} == {f"test/{i}" for i in range(16)}
+
+
+def test_an_index_that_leaves_records_out_is_refused(tmp_path):
+    path = shards(tmp_path, [3])[0]
+    shard = index_shards(shards(tmp_path / "other", [2])).shards[0]
+    facts = index._facts(shard) | {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
+    line = json.dumps(facts, separators=(",", ":")).encode()
+    whole = line + b" " * (-(len(line) + 1) % 64) + b"\n" + stored_arrays(shard)
+    Path(f"{path}.idx").write_bytes(whole)  # the first two of three records, as another tar's index says
+    with pytest.raises(ValueError, match=f"^{path}: seen other records than its index says, .* .remove the .idx file"):
+        ShardReader(index_shards(path)).read(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"extensions": [0] * 4}, "k00001: seen 'k00001.json' of .* expected 'k00001.jpg'"),
+        ({"keys": np.frombuffer(b"k00001k00000", np.uint8)}, "k00000: seen 'k00001.jpg' of .* expected 'k00000.jpg'"),
+        ({"facts": {"tag_sets": ["negative"]}}, "k00001: seen other tags than its index says"),
+        (
+            {"facts": {"num_questions": 3}, "questions": [0, 1, 3], "tags": [0] * 3},
+            "k00001#0: seen 1 questions, not as indexed",
+        ),
+    ],
+)
+def test_an_entry_that_is_not_the_tars_is_named_when_it_is_read(change, expected, tmp_path):
+    path = shards(tmp_path, [2])[0]
+    plant(path, **change)
+    with pytest.raises(ValueError, match=f"^{path}:{expected}.*remove the .idx file"):
+        ShardReader(index_shards(path)).read(1)
 
 
 def test_with_a_manifest_the_index_beside_is_compared_with_the_bytes(tmp_path):
     path = shards(tmp_path, [2])[0]
     out = put(tmp_path / "m.json", index_shards(path).summary())
-    beside = Path(f"{path}.idx")
-    stored = json.loads(beside.read_text())
-    beside.write_text(json.dumps(stored | {"tags": ["negative", ""]}))
+    plant(path, {"tag_sets": ["negative"]})
     with pytest.raises(
-        ValueError, match=f"^{path}.idx: seen other entries than in the tar, expected .*remove this file"
+        ValueError, match=f"^{path}.idx: seen entries that are not the tar's, expected .*remove this file"
     ):
         ShardSource(str(path), manifest=str(out)).load()
-    beside.unlink()
+    Path(f"{path}.idx").unlink()
     assert ShardSource(str(path), manifest=str(out)).load().num_samples == 2
 
 
@@ -169,4 +186,4 @@ def test_wids_reads_the_same_samples(tmp_path, monkeypatch):
         record = theirs[i]
         assert record["__key__"] == ours[i].key
         assert record[".jpg"].getvalue() == ours[i].image_bytes[0]
-        assert Sample.from_json(record[".json"].read(), ours[i].key).to_json() == ours[i].to_json()
+        assert Questions(record[".json"].read(), ours[i].key)[0].to_json() == ours[i].to_json()

@@ -125,7 +125,7 @@ def test_tags_choose_and_max_samples_are_nested(tmp_path: Path) -> None:
     def chosen(**options: object) -> list[str]:
         manifest = ShardSource(pattern, **options).load()
         assert sum(manifest.shard_sizes) == manifest.num_samples
-        return [manifest.locate(i)[0].keys[manifest.locate(i)[1]] for i in range(manifest.num_samples)]
+        return [manifest.locate(i)[0].question_keys()[manifest.locate(i)[1]] for i in range(manifest.num_samples)]
 
     assert chosen(include_tags=["cot"]) == ["k00000", "k00002", "k00004"]
     assert chosen(include_tags=["cot", "x"], exclude_tags=["negative"]) == ["k00000", "k00002", "k00005"]

@@ -1,9 +1,11 @@
 """The order against a slow reference, and streams over ranks, workers and resumes."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from ts_lightning.data.order import MicroBatches, StreamState, TrainStream, epoch_order, eval_batches
+from ts_lightning.data.order import EpochOrder, EvalBatches, MicroBatches, StreamState, TrainStream
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -40,17 +42,37 @@ def stream(sizes=(5, 1, 7, 10), batch=4, seed=3, epoch=0, consumed=0, window=6) 
 @pytest.mark.parametrize("seed", [0, 3, 2**40])
 def test_order_is_the_written_down_permutation(seed):
     for epoch in range(3):
-        order = epoch_order([5, 1, 7, 10], seed, epoch, window=6)
-        assert order.tolist() == slow_order([5, 1, 7, 10], seed, epoch, window=6)
+        order = EpochOrder([5, 1, 7, 10], seed, epoch, window=6)
+        assert order[:].tolist() == slow_order([5, 1, 7, 10], seed, epoch, window=6)
         assert sorted(order) == list(range(23))
 
 
 def test_order_is_pinned_for_ever():
-    assert epoch_order([3, 5], 0, 0, 4).tolist() == [6, 4, 3, 5, 2, 1, 0, 7]
+    assert EpochOrder([3, 5], 0, 0, 4)[:].tolist() == [6, 4, 3, 5, 2, 1, 0, 7]
+
+
+def test_any_part_of_the_order_is_the_same_as_the_whole():
+    whole = EpochOrder([5, 1, 0, 7, 10], 3, 1, window=6)[:].tolist()
+    for start in range(24):
+        for stop in range(start, 24):
+            assert EpochOrder([5, 1, 0, 7, 10], 3, 1, window=6)[start:stop].tolist() == whole[start:stop]
+    assert list(EpochOrder([5, 1, 0, 7, 10], 3, 1, window=6)) == whole
+
+
+def test_a_thousand_million_rows_are_ordered_without_being_held():
+    tracemalloc.start()
+    order = EpochOrder(np.full(100_000, 10_000), 0, 0, 16384)
+    part = order[123_456_789:123_456_889]
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
+    assert len(order) == 1_000_000_000
+    assert len(set(part.tolist())) == 100
+    assert len({int(row) // 10_000 for row in order[123_453_440 : 123_453_440 + 16384]}) <= 3  # one window
+    assert len(order.shards(0, 64)) == 2  # what a first batch needs: 16,384 rows of shards of 10,000
 
 
 def test_epochs_and_seeds_differ_and_windows_bound_the_jumps():
-    orders = [epoch_order([100] * 10, seed, epoch, 100).tolist() for seed in range(3) for epoch in range(3)]
+    orders = [EpochOrder([100] * 10, seed, epoch, 100)[:].tolist() for seed in range(3) for epoch in range(3)]
     assert len({tuple(order) for order in orders}) == 9
     for window in np.array(orders[0]).reshape(10, 100):
         assert len({row // 100 for row in window}) == 1  # windows as long as shards: one shard at a time
@@ -89,7 +111,7 @@ def test_each_record_once_an_epoch_with_stops_and_a_new_batch_size():
         seen += batch.tolist()
         other.advance()
     assert (other.state.epoch, other.state.samples_consumed) == (1, 0)
-    assert seen == epoch_order([5, 1, 7, 10], 3, 0, 6).tolist()[:22]  # 23 records: the odd one is dropped
+    assert seen == EpochOrder([5, 1, 7, 10], 3, 0, 6)[:].tolist()[:22]  # 23 records: the odd one is dropped
 
 
 def test_a_resumed_stream_goes_on_into_the_next_epoch():
@@ -105,13 +127,13 @@ def test_a_resumed_stream_goes_on_into_the_next_epoch():
 
 def test_a_larger_batch_than_what_is_left_starts_the_next_epoch():
     late = stream(batch=8, consumed=18)  # 5 records left
-    assert next(iter(late.batches(endless=False))).tolist() == epoch_order([5, 1, 7, 10], 3, 1, 6).tolist()[:8]
+    assert next(iter(late.batches(endless=False))).tolist() == EpochOrder([5, 1, 7, 10], 3, 1, 6)[:].tolist()[:8]
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 31])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_evaluation_counts_each_record_once_and_ranks_have_equally_many_batches(count, world_size):
-    ranks = [eval_batches(count, 4, rank, world_size) for rank in range(world_size)]
+    ranks = [EvalBatches(count, 4, rank, world_size) for rank in range(world_size)]
     assert len({len(batches) for batches in ranks}) == 1
     rows = [row for batches in ranks for batch in batches for row in batch if row >= 0]
     assert sorted(rows) == list(range(count))

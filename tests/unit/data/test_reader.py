@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tests.unit.data_samples import encode, sample, shards
 from ts_lightning.data import index_shards, reader
 from ts_lightning.data.reader import ShardDataset, ShardReader, with_bytes
-from ts_lightning.data.sample import Sample
+from ts_lightning.data.record import Questions
 from ts_lightning.data.write import write_shards
 
 
@@ -35,7 +35,7 @@ def test_webdataset_reads_the_same_samples(tmp_path, monkeypatch, images, kind):
     names = [extension] if images == 1 else [f"{i}.{extension}" for i in range(images)]
     for i, record in enumerate(records):
         ours = source.read(i)
-        theirs = Sample.from_json(record["json"], record["__key__"], ours.shard, [record[name] for name in names])
+        theirs = Questions(record["json"], record["__key__"], ours.shard, [record[name] for name in names])[0]
         assert ours == theirs
 
 
@@ -54,7 +54,11 @@ def test_shards_are_the_same_bytes_each_time_and_replace_older_ones(tmp_path):
 def test_a_shard_holds_one_number_of_pictures(tmp_path):
     mixed = [sample(0), sample(1, images=2), sample(2), sample(3, kind="PNG"), sample(4, images=2)]
     manifest = index_shards(write_shards(mixed, tmp_path, "x"))
-    assert [shard.keys for shard in manifest.shards] == [["k00000", "k00002"], ["k00001", "k00004"], ["k00003"]]
+    assert [shard.question_keys() for shard in manifest.shards] == [
+        ["k00000", "k00002"],
+        ["k00001", "k00004"],
+        ["k00003"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,9 @@ def test_a_changed_byte_is_found(tmp_path):
 
 
 def test_files_are_opened_once_and_few_stay_open(tmp_path, monkeypatch):
-    source = ShardReader(index_shards(shards(tmp_path, [1] * 6)))
+    manifest = index_shards(shards(tmp_path, [1] * 6))
+    assert all(len(shard.entries.keys) for shard in manifest.shards)  # mapped before files are counted
+    source = ShardReader(manifest)
     monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 3)
     opened, real = [], os.open
     monkeypatch.setattr(reader.os, "open", lambda *args: opened.append(args[0]) or real(*args))

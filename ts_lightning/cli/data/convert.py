@@ -34,7 +34,7 @@ def convert(words: Sequence[str]) -> int:
     told, options = arguments(name, words[1:])
     made = convert_data_set(name, told, options)
     for shard in made.manifest.shards:
-        print(f"{shard.path}  {len(shard.keys)} records  {shard.size} bytes")
+        print(f"{shard.path}  {shard.num_questions} questions  {shard.num_records} records  {shard.size} bytes")
     counts = ", ".join(f"{n} {task}" for task, n in sorted(made.tasks.items()))
     print(f"{made.manifest.num_samples} records: {counts}")
     if options.get("max_objects") is not None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ts_lightning.data import index_shards
-from ts_lightning.data.index import check_manifest
+from ts_lightning.data.manifest import check_manifest
 
 
 def index(*shards: str, out: Path | None = None, check: Path | None = None) -> int:
@@ -27,8 +27,9 @@ def index(*shards: str, out: Path | None = None, check: Path | None = None) -> i
     if out is not None:
         out.write_text(json.dumps(manifest.summary(), indent=1) + "\n")
     for shard in manifest.shards:
-        print(f"{shard.path}  {len(shard.keys)} records  {shard.size} bytes  sha256 {shard.sha256[:12]}")
-    print(f"{manifest.num_samples} records in {len(manifest.shards)} shards, manifest {manifest.sha256}")
-    for line in manifest.bad:
-        print(f"bad record {line}", file=sys.stderr)
+        counts = f"{shard.num_questions} questions  {shard.num_records} records"
+        print(f"{shard.path}  {counts}  {shard.size} bytes  sha256 {shard.sha256[:12]}")
+    print(f"{manifest.num_samples} questions in {len(manifest.shards)} shards, manifest {manifest.sha256}")
+    for where, why in manifest.bad:
+        print(f"bad record {where}: {why}", file=sys.stderr)
     return 1 if manifest.bad else 0
