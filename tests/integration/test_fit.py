@@ -244,7 +244,7 @@ def test_module_built_in_python_saves_and_loads(shards: str, tmp_path: Path) -> 
     runner.save_checkpoint(tmp_path / "python.ckpt")
     again = load(tmp_path / "python.ckpt")
     assert same(again.vlm.trainable_state_dict(), module.vlm.trainable_state_dict())
-    assert again.balance_coeff == 0.5
+    assert again.loss.balance_coeff == 0.5
     assert isinstance(again.make_optimizer([torch.nn.Parameter(torch.zeros(1))]), torch.optim.AdamW)  # not the stored
     stored = read(tmp_path / "python.ckpt")
     assert stored["config"]["model"]["init_args"]["optimizer"]["init_args"] == {"lr": 0.5}
