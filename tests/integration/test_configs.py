@@ -9,11 +9,12 @@ import yaml
 
 from tests.integration import tiny
 from ts_lightning.cli import main
+from ts_lightning.cli.configurations import read_configuration
 from ts_lightning.models.backbones.tiny import SHIPPED
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EVERY_FIT = sorted(CONFIGS.glob("fit/*.yaml"))
-FIT = [path for path in EVERY_FIT if "accelerator: cpu" in path.read_text()]
+FIT = [path for path in EVERY_FIT if read_configuration(str(path))["trainer"]["accelerator"] == "cpu"]
 OVERLAYS = sorted(CONFIGS.glob("trainer/*.yaml"))
 MORE_THAN_ONE_PROCESS = {"ddp.yaml", "fsdp.yaml", "deepspeed_zero2.yaml"}  # they have tests of their own
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from ts_lightning import __version__
-from ts_lightning.cli.configurations import named_configurations
 from ts_lightning.cli.nearest import nearest
 
 DEBUG_VARIABLE = "TS_LIGHTNING_DEBUG"
@@ -79,7 +78,7 @@ def run(words: list[str]) -> int:
         check_options(verb, rest)
         with quick_imports():
             from ts_lightning.cli import lightning
-        return lightning.main([verb, *named_configurations(rest)])
+        return lightning.main([verb, *rest])
     if verb not in VERBS:
         return listing(verb, rest)
     name = verb.split()[-1].replace("-", "_")

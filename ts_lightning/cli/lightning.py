@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from ts_lightning.cli.configurations import verb_description
+from ts_lightning.cli.configurations import named_configurations, verb_description
 from ts_lightning.cli.nearest import nearest
 from ts_lightning.data.loader import lost_worker
 from ts_lightning.runs import CheckpointIO
@@ -299,7 +299,7 @@ def main(args: Sequence[str] | None = None) -> int:
     _quiet()
     restrict_yaml()
     try:
-        rest, names = take_flag(sys.argv[1:] if args is None else args)
+        rest, names = take_flag(named_configurations(sys.argv[1:] if args is None else args))
         with allowing(names):
             _of_one_verb(rest)(rest)
     except Finished as finished:

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from peft import PeftModel
 from transformers import LlavaForConditionalGeneration
 
 from tools.bench.geometry import MOE_LLAVA_PHI2
+from ts_lightning.cli.configurations import read_configuration
 from ts_lightning.data.collate import collate
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
@@ -127,7 +127,7 @@ def test_the_equal_configurations_have_as_many_parameters_as_twist(
     """To within half of what one more rank would add."""
     counts = []
     for name, kind in ((twist, TwinExpertVLM), (lora, LoRAVLM)):
-        spec = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]["init_args"]["vlm"]
+        spec = read_configuration(str(CONFIGS / f"{name}.yaml"))["model"]["init_args"]["vlm"]
         spec["init_args"]["backbone"]["init_args"] = base
         with torch.device(device):
             vlm = instantiate(kind, **spec)
