@@ -4,7 +4,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
-# Two cores: one thread per process is the faster choice for tiny models and keeps two-process tests honest.
+# A process for each core, of one thread: the faster choice for tiny models, and two-process tests stay honest. WORKERS=0
+# runs the tests in one process.
+WORKERS      ?= logical
 TEST_THREADS ?= 1
 
 .PHONY: install quickstart test lint format clean
@@ -28,7 +30,7 @@ quickstart: install
 
 test: install
 	OMP_NUM_THREADS=$(TEST_THREADS) MKL_NUM_THREADS=$(TEST_THREADS) TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 WANDB_MODE=offline \
-	  $(BIN)/python -m pytest $(ARGS)
+	  $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -10,7 +10,7 @@ import sysconfig
 import time
 import venv
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from http.client import HTTPConnection
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,6 +58,9 @@ def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "bin/ts-lightning"
 
 
+Run = Callable[..., str]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("empty")
@@ -68,8 +71,10 @@ def environment() -> dict[str, str]:
     return known | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
 
-@pytest.fixture
-def run(command: Path, folder: Path) -> Iterator[object]:
+@pytest.fixture(scope="module")
+def run(command: Path, folder: Path) -> Run:
+    """Run the command in the empty folder and return what it prints; it has to succeed."""
+
     def call(line: str, *more: str) -> str:
         words = [str(command), *line.split(), *more]
         done = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
@@ -77,6 +82,17 @@ def run(command: Path, folder: Path) -> Iterator[object]:
         return done.stdout
 
     return call
+
+
+@pytest.fixture(scope="module")
+def checkpoint(run: Run, folder: Path) -> str:
+    """The quickstart's, trained for a few steps on a little data."""
+    assert "4 shards in data_shards/toy_world" in run("data toy --train 128 --val 20")
+    small = [f"--data.init_args.{name}=8" for name in ("global_batch_size", "micro_batch_size")]
+    table = run("quickstart --steps 60 --train 128 --val 20", *small)
+    assert "retention certificate             passed" in table
+    assert (folder / "outputs/quickstart/report.md").is_file()
+    return "outputs/quickstart/fit/checkpoints/last.ckpt"
 
 
 def test_a_wheel_has_what_a_user_needs_and_nothing_else(wheel: Path) -> None:
@@ -90,25 +106,22 @@ def test_a_wheel_has_what_a_user_needs_and_nothing_else(wheel: Path) -> None:
     }
 
 
-def test_the_toy_world_and_the_quickstart(run, folder: Path) -> None:
-    assert "4 shards in data_shards/toy_world" in run("data toy --train 128 --val 20")
-    small = [f"--data.init_args.{name}=8" for name in ("global_batch_size", "micro_batch_size")]
-    table = run("quickstart --steps 60 --train 128 --val 20", *small)
-    assert "retention certificate             passed" in table
-    assert (folder / "outputs/quickstart/report.md").is_file()
-
-
-def test_evaluate_certify_and_export(run, folder: Path) -> None:
-    last = "outputs/quickstart/fit/checkpoints/last.ckpt"
-    assert "| grounding |" in run(f"evaluate --ckpt {last} --suites eval/toy.yaml --out outputs/report")
+def test_evaluate(run: Run, checkpoint: str, folder: Path) -> None:
+    assert "| grounding |" in run(f"evaluate --ckpt {checkpoint} --suites eval/toy.yaml --out outputs/report")
     assert (folder / "outputs/report/report.html").is_file()
-    assert "PASSED" in run(f"certify --ckpt {last} --shards data_shards/toy_world/val_understanding-*.tar")
-    run(f"export --ckpt {last} --to package --out outputs/package")
-    assert (folder / "outputs/package/package.safetensors").is_file()
+
+
+def test_certify(run: Run, checkpoint: str) -> None:
+    assert "PASSED" in run(f"certify --ckpt {checkpoint} --shards data_shards/toy_world/val_understanding-*.tar")
+
+
+def test_export(run: Run, checkpoint: str, folder: Path) -> None:
+    run(f"export --ckpt {checkpoint} --to package --out outputs/package")
+    assert [*(folder / "outputs/package").glob("*.safetensors")]
 
 
 @pytest.mark.skipif(not COCO.is_dir(), reason="no COCO photographs beside the repository")
-def test_photographs_from_their_files_to_a_fit(run, folder: Path) -> None:
+def test_photographs_from_their_files_to_a_fit(run: Run, folder: Path) -> None:
     files = ["--images", str(COCO / "train2017"), "--annotations", str(COCO / "annotations/instances_train2017.json")]
     assert "171 records" in run("data convert coco --out data_shards/coco --prefix train", *files)
     run("fit -c fit/coco_localization.yaml --trainer.max_steps=20 --data.init_args.num_workers=0")

@@ -10,6 +10,7 @@ from typing import Any
 
 from ts_lightning.cli.lightning import main as lightning
 from ts_lightning.data import ShardDataModule, ShardSource
+from ts_lightning.metrics.record import Record
 from ts_lightning.models import PlainVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.reports.certificate import certify_checkpoint
@@ -40,8 +41,7 @@ def main_job(config: Path, shards: Path, out: Path, overrides: Sequence[str] = (
     checkpoint = fit / "checkpoints" / "last.ckpt"
     tuned_module = load(checkpoint)
     tuned = validate(tuned_module, suites)
-    records = predict(tuned_module, suites)
-    write_sheets(records, out / "pictures", tuned_module.vlm.codec, limit=12)
+    write_sheets(predict(tuned_module, suites), out / "pictures", limit=12)
     certificate = certify_checkpoint(checkpoint, [str(suites["understanding"].shards)])
     (out / "certificate.json").write_text(json.dumps(certificate, indent=1) + "\n")
     report = {
@@ -70,11 +70,11 @@ def validate(module: BaseModule, suites: Mapping[str, ShardSource]) -> dict[str,
     return {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
 
 
-def predict(module: BaseModule, suites: Mapping[str, ShardSource], limit: int = 12) -> list[dict[str, Any]]:
+def predict(module: BaseModule, suites: Mapping[str, ShardSource], limit: int = 12) -> list[Record]:
     """Prediction records of the first `limit` questions of every suite."""
     few = {name: ShardSource(source.shards, max_samples=limit) for name, source in suites.items()}
     loaders = quiet_trainer().predict(module, ShardDataModule(val=few, eval_batch_size=limit)) or []
-    return [record for batches in loaders for batch in batches for record in batch]
+    return [Record.from_json(values) for batches in loaders for batch in batches for values in batch]
 
 
 def grounding_scores(scores: Mapping[str, float]) -> dict[str, Any]:
