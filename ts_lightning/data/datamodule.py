@@ -12,7 +12,8 @@ from ts_lightning.data.manifest import Manifest
 from ts_lightning.data.mixture import MixedStream
 from ts_lightning.data.noise import NoisyBoxes
 from ts_lightning.data.order import STATE_VERSION, EvalBatches, MicroBatches, StreamState, TrainStream
-from ts_lightning.data.reader import Draws, ShardDataset
+from ts_lightning.data.reader import Draws, ShardDataset, ShardReader
+from ts_lightning.data.sample import Sample
 from ts_lightning.data.source import TRAIN_SHARDS, ShardSource, mixture_sha256
 
 
@@ -116,6 +117,12 @@ class ShardDataModule(L.LightningDataModule):
         """How a suite is scored, as its YAML says: `protocol`, `reading`, `annotations`."""
         source = (self._val | self._test | self._predict).get(suite, ShardSource(""))
         return {"protocol": source.protocol, "reading": source.reading, "annotations": source.annotations}
+
+    def suite_questions(self, kind: str, suite: str, number: int) -> list[Sample]:
+        """The first questions of a suite of `kind` (val, test or predict), after setup."""
+        manifest = self._loaded[f"{kind}.{suite}"][0]
+        reader = ShardReader(manifest)
+        return [reader.read(i) for i in range(min(number, manifest.num_samples))]
 
     def prepare_data(self) -> None:
         """Write the index files once, before all ranks read them."""

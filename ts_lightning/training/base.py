@@ -1,5 +1,6 @@
 """What every LightningModule of the project shares. Shapes: B rows of a micro-batch."""
 
+import logging
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from ts_lightning.runs.nonfinite import SkipNonFinite
 from ts_lightning.runs.package_state import pack, stored_hparams, unpack
 from ts_lightning.training.callbacks import DataPosition, Throughput
 from ts_lightning.training.optimizer import build_optimizer, without_exchange
-from ts_lightning.training.records import batch_records
+from ts_lightning.training.records import answer_lengths, batch_records
 from ts_lightning.training.schedule import WarmupCosine, planned_steps
+
+log = logging.getLogger(__name__)
 
 
 class BaseModule(ShardedModule):
@@ -56,6 +59,7 @@ class BaseModule(ShardedModule):
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.alpha_lr_factor, self.max_new_tokens = alpha_lr_factor, max_new_tokens
         self.suite_metrics = SuiteMetrics()
+        self._measured: set[str] = set()  # suites whose true answers were held against max_new_tokens
         self.answer_as()
 
     def answer_as(self, task: str = "given", alpha: float | None = None) -> None:
@@ -175,19 +179,38 @@ class BaseModule(ShardedModule):
         return batch_records(batch, texts, self.vlm.codec, suite, cut_off, self._rule(suite))
 
     def _check_rules(self) -> None:
-        """Before anything is generated: a suite's protocol, its reading and its file are there."""
+        """Before anything is generated: protocols and readings are known, and true answers fit `max_new_tokens`."""
         for suite in self._suites():
             rule = self._rule(suite)
             if rule["protocol"] is not None:
                 make_protocol(rule["protocol"], rule["reading"], rule["annotations"])
+            if suite not in self._measured and self.trainer.is_global_zero:
+                self._measured.add(suite)
+                self._measure(suite)
+
+    def _measure(self, suite: str) -> None:
+        """Say which share of a suite's own true answers (of its first 100) would be cut off."""
+        questions = getattr(self.trainer.datamodule, "suite_questions", None)  # type: ignore[attr-defined]
+        if questions is None:
+            return
+        lengths = answer_lengths(self.encoder, questions(self._kind, suite, 100))
+        longer = sum(length > self.max_new_tokens for length in lengths)
+        if longer:
+            log.warning(
+                f"suite {suite}: seen true answers of up to {max(lengths)} tokens, expected at most max_new_tokens "
+                f"{self.max_new_tokens}: {longer} of the first {len(lengths)} can't be answered whole"
+            )
 
     def _rule(self, suite: str) -> dict[str, str | None]:
         rule = getattr(self.trainer.datamodule, "suite_rule", None)  # type: ignore[attr-defined]
         return {"protocol": None, "reading": None, "annotations": None} if rule is None else rule(suite)
 
+    @property
+    def _kind(self) -> str:
+        return "test" if self.trainer.testing else "predict" if self.trainer.predicting else "val"
+
     def _suites(self) -> list[str]:
-        kind = "test" if self.trainer.testing else "predict" if self.trainer.predicting else "val"
-        return getattr(self.trainer.datamodule, f"{kind}_suites", None) or []  # type: ignore[attr-defined]
+        return getattr(self.trainer.datamodule, f"{self._kind}_suites", None) or []  # type: ignore[attr-defined]
 
     def _suite(self, dataloader_idx: int) -> str:
         names = self._suites()

@@ -75,6 +75,15 @@ def batch_records(
     return [record_of(sample, text, codec, suite, cut, rule) for sample, text, cut, is_valid in rows if is_valid]
 
 
+def answer_lengths(encoder: Any, samples: Sequence[Sample]) -> list[int]:
+    """Tokens of each sample's true answer, its end mark included, as `encoder` writes it."""
+
+    def tokens(sample: Sample, for_generation: bool) -> int:
+        return len(encoder.tokenizer(encoder.render(sample, for_generation)[0], add_special_tokens=False)["input_ids"])
+
+    return [tokens(sample, False) - tokens(sample, True) for sample in samples]
+
+
 def completeness(records: Sequence[Record]) -> dict[str, str]:
     """For each suite, whether the shards that its records name ask more than is answered, where they are at hand.
 
