@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "runs": FLOORS,
     "training": UPPER,
     "pipelines": {"grounding", "data"},
-    "reports": {*UPPER, "cli"},
+    "reports": UPPER,
     "serve": {*UPPER, "reports"},
     "cli": {*UPPER, "pipelines", "reports", "serve", ""},  # "": the version
     "__main__": {"cli"},
