@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +24,11 @@ NO_SHARE = frozenset(
         *("image_none_stated", "image_known", "pairs", "names_of_no_class", "captions", "boxes_without_name"),
     )
 )
+_NUMBER = re.compile(r"-|[-+]?[\d.]+(?: to [-+]?[\d.]+)?(?: \((?:better|worse|equal)\))?", re.ASCII)
 _CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #1c2733 }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .8rem; border-bottom: 1px solid #d8dee6 }
+.wide { overflow-x: auto } td.n { white-space: nowrap }
 th { text-align: left } td.n { text-align: right; font-variant-numeric: tabular-nums }
 .better { color: #0b6b2e; font-weight: 600 } .worse { color: #a3261c; font-weight: 600 } .main { font-weight: 600 }
 h2 { margin-top: 2.5rem } .warn { background: #fff3cd; padding: .5rem .8rem; border-radius: 4px }
@@ -129,7 +132,7 @@ def rows(scores: Scores) -> list[list[str]]:
 def _rule(one: Mapping[str, Any]) -> str:
     """The protocol, and whose reading or whose prompt it is."""
     whose = one["convention"].get("prompt") or one["reading"]
-    return one["protocol"] if whose in ("-", "lenient") else f"{one['protocol']}, {whose}"
+    return one["protocol"] if whose in ("-", "lenient", one["protocol"]) else f"{one['protocol']}, {whose}"
 
 
 def _interval(one: Mapping[str, Any]) -> str:
@@ -241,10 +244,11 @@ def _page(scores: Scores, title: str, galleries: Mapping[str, Sequence[Path]]) -
 def _html_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     lines = ["".join(_cell(cell) for cell in row) for row in body]
-    return f"<table><tr>{cells}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    inside = f"<tr>{cells}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}"
+    return f'<div class="wide"><table>{inside}</table></div>'
 
 
 def _cell(cell: str) -> str:
     kind = next((name for name in ("better", "worse") if cell.endswith(f"({name})")), "")
-    kind = f"n {kind}" if cell[:1] in "0123456789+-" and cell else kind
+    kind = f"n {kind}" if _NUMBER.fullmatch(cell) else kind
     return f'<td class="{kind}">{html.escape(cell)}</td>' if kind else f"<td>{html.escape(cell)}</td>"
