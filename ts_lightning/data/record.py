@@ -14,7 +14,7 @@ from ts_lightning.data.sample import MAX_ITEMS, MAX_JSON, Sample
 SCHEMA_VERSION = 2
 MAX_QUESTIONS = 1000  # of a record; of what is about the same pictures the next record holds the rest
 _RECORD = ("version", "source", "images", "regions", "questions")
-_QUESTION = ("id", "task", "subtask", "tags", "regions", "turns", "answer", "answers", "choices", "meta")
+_QUESTION = dict.fromkeys(("id", "task", "subtask", "tags", "regions", "turns", "answer", "answers", "choices", "meta"))
 _NUMBERED = re.compile(r"(.+)#(\d{1,6})")
 
 
@@ -63,7 +63,7 @@ class Questions:
         if not isinstance(self._record, dict) or "questions" not in self._record:
             self._questions = None  # version 1
             return
-        if sorted(self._record) != sorted(_RECORD):
+        if self._record.keys() != set(_RECORD):
             odd = sorted(self._record.keys() ^ set(_RECORD))[0][:80]
             raise ValueError(f"{where}: field record: seen a missing or unknown {odd!r}, expected {', '.join(_RECORD)}")
         if self._record["version"] != SCHEMA_VERSION:
@@ -90,7 +90,7 @@ class Questions:
             return Sample.from_values(self._record, self.key, self.shard, self.image_bytes)
         key = question_key(self.key, j, len(self))
         where, question, shared = f"{self.shard}:{key}", self._questions[j], self._record["regions"]
-        if not isinstance(question, dict) or sorted(question) != sorted(_QUESTION):
+        if not isinstance(question, dict) or question.keys() != _QUESTION.keys():
             raise ValueError(f"{where}: field questions[{j}]: seen other fields, expected {', '.join(_QUESTION)}")
         own = question["regions"]
         if not isinstance(own, list) or len(own) > MAX_ITEMS:

@@ -11,19 +11,19 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, NamedTuple
-from zlib import crc32
+from zlib import adler32, crc32
 
 from ts_lightning.data.images import EXTENSIONS
 from ts_lightning.data.record import Questions, question_key
 from ts_lightning.data.sample import MAX_JSON
 
 MAX_MEMBER, MAX_META, MAX_TAIL = 256 << 20, 64 << 10, 1 << 20  # bytes: a picture, a long name, zeros behind the end
-_MAX_NAME, _MAX_CHAIN = 1024, 4  # characters; headers that may say more about one member
+_MAX_CHAIN = 4  # headers that may say more about one member
 _BLOCK, _CHUNK = 512, 1 << 20
 _SPLIT = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)")  # webdataset's rule: the key ends at the first dot of the file name
 _SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's names for remarks about the tar itself
 _IMAGE = re.compile(rf"(?:([0-9]{{1,4}})\.)?(?:{'|'.join(EXTENSIONS)})")
-_CONTROL = re.compile(r"[\x00-\x1f\\]")
+_SAFE = re.compile(r"[^\x00-\x1f\\/][^\x00-\x1f\\]{0,1023}")  # a relative path without control characters
 _PAX = re.compile(rb"([0-9]{1,6}) ([^=]+)=")
 _FILE, _FOLDER, _LONG_NAME, _LONG_LINK, _PAX_NEXT, _PAX_ALL = b"0\0", b"5", b"L", b"K", b"x", b"g"
 
@@ -156,21 +156,32 @@ def _why(error: ValueError, key: str) -> str:
 
 
 class _Forward:
-    """Reads a file once from its beginning to its end and hashes every byte on the way."""
+    """Reads a file once from its beginning to its end, a window of a megabyte at a time, and hashes every byte."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.sha256, self.position = file, hashlib.sha256(), 0
+        self.file, self.sha256 = file, hashlib.sha256()
+        self.start, self.window = 0, b""
 
     def read_at(self, offset: int, count: int) -> bytes:
-        self.skip_to(offset)
-        data = self.file.read(count)
-        self.sha256.update(data)
-        self.position += len(data)
-        return data
+        first = offset - self.start
+        if first + count > len(self.window):
+            self._advance(offset, count)
+            first = 0
+        return self.window[first : first + count]
 
     def skip_to(self, offset: int) -> None:
-        while self.position < offset and self.read_at(self.position, min(_CHUNK, offset - self.position)):
-            pass
+        while self.start + len(self.window) < offset and (more := self._more(_CHUNK)):
+            self.start, self.window = self.start + len(self.window), more
+
+    def _advance(self, offset: int, count: int) -> None:
+        self.skip_to(offset)
+        kept = self.window[offset - self.start :]
+        self.start, self.window = offset, kept + self._more(max(_CHUNK, count - len(kept)))
+
+    def _more(self, count: int) -> bytes:
+        more = self.file.read(count)
+        self.sha256.update(more)
+        return more
 
 
 def _members(path: str, forward: _Forward, size: int) -> Iterator[tuple[Member, int, bytes | None]]:
@@ -230,7 +241,7 @@ def next_member(read_at: ReadAt, position: int) -> Member:
     long_name, pax, chain = None, dict[bytes, bytes](), 0
     while True:
         block = read_at(position, _BLOCK)
-        if not block.strip(b"\0"):
+        if not (block[:1].strip(b"\0") or block.strip(b"\0")):
             if chain:
                 raise NotATar("seen a long name without its member, expected a whole tar")
             return Member("", position, 0)
@@ -267,13 +278,7 @@ def next_member(read_at: ReadAt, position: int) -> Member:
             if not pax[b"size"].isdigit() or len(pax[b"size"]) > 15:
                 raise NotATar(f"member {name!r}: seen the size {pax[b'size'][:20]!r}, expected a number")
             size = int(pax[b"size"])
-        if (
-            not name
-            or name.startswith("/")
-            or ".." in name.split("/")
-            or len(name) > _MAX_NAME
-            or _CONTROL.search(name)
-        ):
+        if not _SAFE.fullmatch(name) or (".." in name and ".." in name.split("/")):
             raise NotATar(f"member {name[:80]!r}: seen an unsafe name, expected a relative path")
         return Member(name, position + _BLOCK, size)
 
@@ -284,19 +289,22 @@ def _checksum_fits(block: bytes) -> bool:
         stored = _number(block[148:156])
     except NotATar:
         return False
-    total = sum(block) - sum(block[148:156]) + 8 * 32
+    own = sum(block[148:156]) - 8 * 32
+    if (adler32(block) - 1 - own - stored) & 0xFFFF == 0:  # its low half is 1 + the sum, modulo a prime above it
+        return True
+    total = sum(block) - own
     return stored in (total, total - 256 * sum(byte > 127 for byte in block[:148] + block[156:]))
 
 
 def _number(field: bytes) -> int:
+    text = field.strip(b" \0")
+    if text.isdigit() and not text.strip(b"01234567"):
+        return int(text, 8)
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
-    text = field.split(b"\0", 1)[0].strip()
-    if not text:
-        return 0
-    if text.strip(b"01234567"):
+    if text:
         raise NotATar(f"seen {field!r} in a header, expected an octal number")
-    return int(text, 8)
+    return 0
 
 
 def _pax(data: bytes) -> dict[bytes, bytes]:
@@ -315,8 +323,8 @@ def _pax(data: bytes) -> dict[bytes, bytes]:
 
 
 def _name(block: bytes, long_name: bytes | None) -> str:
-    name = block[:100].split(b"\0", 1)[0]
-    if block[257:263] == b"ustar\0" and block[345] != 0:
+    name = block[:100].partition(b"\0")[0]
+    if block[345] != 0 and block[257:263] == b"ustar\0":
         name = block[345:500].split(b"\0", 1)[0] + b"/" + name
     try:
         text = (name if long_name is None else long_name).decode()
