@@ -6,7 +6,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from ts_lightning.runs.run_lock import GUARD, NAME
+from ts_lightning.runs.run_lock import GUARD, NAME, read_lock
 
 HEADER = "# lightning.pytorch=="  # the first line of a configuration that a run has written
 FOLDERS = {"checkpoints", "validate", "test", "predict", "pictures", "wandb", "lightning_logs"}
@@ -32,7 +32,7 @@ def check_folder(root: Path) -> None:
 
 
 def _is_run(root: Path) -> bool:
-    if any((root / name).is_file() for name in (NAME, GUARD)):  # one that was killed before its first step
+    if read_lock(root / NAME) is not None or (root / GUARD).is_file():  # one that was killed before its first step
         return True
     configurations = [root / "config.yaml", *(root / name / "config.yaml" for name in ("validate", "test", "predict"))]
     return any(_starts(path) for path in configurations) or any((root / "checkpoints").glob("*.ckpt.sha256"))

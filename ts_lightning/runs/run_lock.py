@@ -53,7 +53,7 @@ class RunLock:
         """Take the lock; ValueError when another writer is alive or newer."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _guard(self.path.parent):
-            other = _read(self.path)
+            other = read_lock(self.path)
             if other is not None and other["token"] != self.me["token"] and not self._replaceable(other):
                 seen = f"seen in use by {_name(other)}, expected no other run in this folder"
                 raise ValueError(f"{self.path.parent}: {seen}")
@@ -67,7 +67,7 @@ class RunLock:
         """ValueError when the lock was held and somebody else holds it by now."""
         if not self.held:
             return
-        other = _read(self.path)
+        other = read_lock(self.path)
         if other is None or other["token"] != self.me["token"]:
             by = "nobody (the lock was removed)" if other is None else _name(other)
             raise ValueError(
@@ -79,7 +79,7 @@ class RunLock:
         """Remove the lock if it is still ours, which is returned."""
         self.held = False
         with suppress(OSError, ValueError):  # on a disk that went away there is nothing to remove
-            other = _read(self.path)
+            other = read_lock(self.path)
             if other is not None and other["token"] == self.me["token"]:
                 self.path.unlink(missing_ok=True)
                 return True
@@ -88,7 +88,7 @@ class RunLock:
     def _refresh(self) -> None:
         while self.held:
             with suppress(OSError, ValueError):
-                other = _read(self.path)
+                other = read_lock(self.path)
                 if other is not None and other["token"] != self.me["token"]:
                     return  # taken over: the file says that another one is alive
                 if other is not None:
@@ -116,7 +116,7 @@ def _guard(folder: Path) -> Iterator[None]:
         guard.release()
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_lock(path: Path) -> dict[str, Any] | None:
     """What the lock file says; None where there is none, or nothing of ours in it. ValueError for no file at all."""
     if not path.exists():
         return None
