@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ts_lightning.cli import main as command
+from tools.experiments.fit_once import fit_once
 from ts_lightning.data import ShardDataModule, ShardSource
 from ts_lightning.runs.load import load
 from ts_lightning.runs.run import quiet_trainer
@@ -22,12 +22,11 @@ def run_stages(configs: Path, shards: Path, out: Path, overrides: Sequence[str] 
     started: list[str] = []
     for stage, data in (("stage1", "image_train"), ("stage2", "region_train")):
         shutil.rmtree(out / stage, ignore_errors=True)
-        options = [f"--trainer.default_root_dir={out / stage}", f"--data.init_args.train.shards={shards}/{data}-*.tar"]
+        options = [f"--data.init_args.train.shards={shards}/{data}-*.tar"]
         if stage == "stage2":
             options += [f"--data.init_args.val.region.shards={shards}/val_region-*.tar", *started]
-        if command(["fit", "-c", str(configs / f"toy_chatspot_{stage}.yaml"), *options, *overrides]) != 0:
-            raise SystemExit(2)  # the command has said why
-        started = [f"--model.init_args.vlm.init_args.init_from={out / stage}/checkpoints/last.ckpt"]
+        run = fit_once(configs / f"toy_chatspot_{stage}.yaml", out / stage, [*options, *overrides], anew=True)
+        started = [f"--model.init_args.vlm.init_args.init_from={run['checkpoint']}"]
     return out / "stage2" / "checkpoints" / "last.ckpt"
 
 

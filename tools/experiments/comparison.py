@@ -1,13 +1,12 @@
 """TWIST beside its baselines at equal cost: what was learned, what was forgotten, and what routing changes."""
 
 import json
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ts_lightning.cli import main as command
+from tools.experiments.fit_once import fit_once
 from ts_lightning.cli.main_job import SUITES, validate
 from ts_lightning.data import ShardSource, index_shards
 from ts_lightning.data.reader import ShardReader
@@ -27,7 +26,10 @@ def compare(configs: Sequence[Path], shards: Path, out: Path, steps: int, overri
     `comparison.json` and `comparison.md` into `out`, and returns the table.
     """
     suites = {name: ShardSource(str(shards / f"val_{name}-*.tar")) for name in SUITES}
-    runs = {config.stem: fit_once(config, shards, out / config.stem, steps, overrides) for config in configs}
+    data = [f"--data.init_args.train.shards={shards}/train-*.tar"]
+    data += [f"--data.init_args.val.{name}.shards={source.shards}" for name, source in suites.items()]
+    options = ["--trainer.limit_val_batches=0", *data, *overrides]
+    runs = {config.stem: fit_once(config, out / config.stem, options, steps) for config in configs}
     modules = {name: load(run["checkpoint"]) for name, run in runs.items()}
     backbone = next(iter(modules.values())).vlm.backbone
     base = SFT(PlainVLM(type(backbone)(**backbone.init_args), train=["*"]))
@@ -41,28 +43,6 @@ def compare(configs: Sequence[Path], shards: Path, out: Path, steps: int, overri
     table = as_table(result)
     (out / "comparison.md").write_text(table + "\n")
     return table
-
-
-def fit_once(config: Path, shards: Path, root: Path, steps: int, overrides: Sequence[str]) -> dict[str, Any]:
-    """Train `config` up to `steps`, from where an earlier call was stopped; its checkpoint, steps and seconds."""
-    checkpoint, stamp = root / "checkpoints" / "last.ckpt", root / "run.json"
-    run = json.loads(stamp.read_text()) if stamp.is_file() else {"seconds": 0.0, "steps": 0}
-    if run["steps"] < steps:
-        resumed = checkpoint.is_file()
-        if resumed and "began" in run:  # stopped in the middle: what its last checkpoint holds was paid for
-            run["seconds"] += max(0.0, checkpoint.stat().st_mtime - run["began"])
-        root.mkdir(parents=True, exist_ok=True)
-        began = time.time()
-        stamp.write_text(json.dumps({**run, "began": began}) + "\n")
-        data = [f"--data.init_args.train.shards={shards}/train-*.tar"]
-        data += [f"--data.init_args.val.{name}.shards={shards}/val_{name}-*.tar" for name in SUITES]
-        limits = [f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0", f"--trainer.default_root_dir={root}"]
-        again = [f"--ckpt_path={checkpoint}"] if resumed else []
-        if command(["fit", *again, "-c", str(config), *limits, *data, *overrides]) != 0:
-            raise SystemExit(2)  # the command has said why
-        run = {"seconds": run["seconds"] + time.time() - began, "steps": steps, "resumed": resumed}
-        stamp.write_text(json.dumps(run) + "\n")
-    return {**run, "checkpoint": str(checkpoint)}
 
 
 def scores(module: BaseModule, suites: Mapping[str, ShardSource]) -> dict[str, dict[str, float]]:

@@ -1,15 +1,12 @@
 """What GRPO adds on the toy world's multi-image tasks: SFT, then GRPO against SFT continued for the same wall time."""
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-
-from ts_lightning.cli import main as command
+from tools.experiments.fit_once import fit_once
+from ts_lightning.cli.configurations import read_configuration
 from ts_lightning.data import ShardDataModule, ShardSource
 from ts_lightning.metrics.intervals import interval, paired
 from ts_lightning.metrics.protocols import make_protocol
@@ -78,22 +75,14 @@ def fit(config: Path, shards: Path, root: Path, seed: int, given: Mapping[str, A
     given: `init_from`; `max_steps` in place of the configuration's; `minutes` at most, for a run behind SFT; `no_image`
     (reward).
     """
-    stamp, checkpoint = root / "run.json", root / "checkpoints" / "last.ckpt"
-    if stamp.is_file():
-        return json.loads(stamp.read_text())
     root.mkdir(parents=True, exist_ok=True)
     (root / "given.yaml").write_text(json.dumps(settings(config, shards, root, seed, given)))
-    began = time.monotonic()
-    if command(["fit", "-c", str(root / "given.yaml"), "--resume=false"]) != 0:
-        raise SystemExit(2)  # the command has said why
-    run = {"checkpoint": str(checkpoint), "seconds": time.monotonic() - began, "steps": trained_steps(checkpoint)}
-    stamp.write_text(json.dumps(run) + "\n")
-    return run
+    return fit_once(root / "given.yaml", root, anew=True)
 
 
 def settings(config: Path, shards: Path, root: Path, seed: int, given: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with this run's folder, data, seed and length."""
-    made = yaml.safe_load(config.read_text())
+    made = read_configuration(str(config))
     trainer, model, data = made["trainer"], made["model"]["init_args"], made["data"]["init_args"]
     made["seed_everything"] = data["seed"] = seed
     trainer |= {"default_root_dir": str(root), "limit_val_batches": 0, "enable_progress_bar": False}
@@ -117,11 +106,6 @@ def settings(config: Path, shards: Path, root: Path, seed: int, given: Mapping[s
                 names = ("format", "object")
                 callback["init_args"]["rewards"] = {name: IMAGE.replace("image", name) for name in names}
     return made
-
-
-def trained_steps(checkpoint: Path) -> int:
-    """Optimizer steps of a checkpoint."""
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
 
 
 def answers(checkpoint: str, shards: Path, root: Path, questions: int) -> list[float]:
