@@ -200,13 +200,16 @@ def test_no_reference_without_kl(shards: str, tmp_path: Path) -> None:
     assert all(float(row["train/kl"]) == 0 for row in rows(tmp_path))
 
 
-def test_two_processes_give_what_one_gives(shards: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("updates", [1, 2])
+def test_two_processes_give_what_one_gives(updates: int, shards: str, tmp_path: Path) -> None:
     made = []
     for name in ("one", "two"):
         root = tmp_path / name
         given = config(shards, root)
         given["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}
         given["trainer"]["max_steps"] = 2
+        if updates > 1:
+            given["model"]["init_args"] |= {"num_iterations": updates, "algorithm": DAPO}
         if name == "one":
             assert run(given, root) == 0
         else:
@@ -247,3 +250,53 @@ def test_a_prompt_without_room_is_one_line(shards: str, tmp_path: Path, capsys: 
     given["trainer"]["callbacks"][0]["init_args"]["max_new_tokens"] = 2047
     assert run(given, tmp_path) == 2
     assert "tokens and max_new_tokens 2047, expected at most 2048 together" in capsys.readouterr().err
+
+
+DAPO = {"class_path": "ts_lightning.losses.DAPO", "init_args": {"clip_low": 0.001, "clip_high": 0.001}}
+
+
+def several_updates(shards: str, root: Path, **model: Any) -> dict[str, Any]:
+    """Two iterations of two mini-batches over every rollout, with bounds that act soon."""
+    given = config(shards, root, algorithm=DAPO, num_iterations=2, num_mini_batches=2, **model)
+    given["data"]["init_args"] |= {"global_batch_size": 4, "micro_batch_size": 1}
+    given["trainer"]["max_steps"] = 6
+    given["trainer"]["callbacks"][0]["init_args"]["rewards"] = {"own": "tests.integration.test_grpo.length"}
+    return given
+
+
+def test_several_updates_of_a_rollout_and_resume_in_their_middle(shards: str, tmp_path: Path) -> None:
+    """Checkpoints after steps 2 (of four updates) and 4 (a rollout is over); bounds act when the policy has moved."""
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    assert run(several_updates(shards, whole), whole) == 0
+    steps = rows(whole)
+    assert float(steps[0]["train/clipped"]) == 0
+    assert all(float(row["train/clipped"]) > 0 for row in steps[2:4])
+    rewards = [row["train/reward/own"] for row in steps]
+    assert len(set(rewards[:4])) == len(set(rewards[4:])) == 1
+    assert "rollout" not in torch.load(whole / "checkpoints/step=4.ckpt", weights_only=True)
+    middle = whole / "checkpoints/step=2.ckpt"
+    assert torch.load(middle, weights_only=True)["rollout"]["updates"] == 2
+    assert run(several_updates(shards, rest), rest, "--ckpt_path", str(middle)) == 0
+    assert rows(rest) == steps[2:]
+    ends = [load(folder / "checkpoints/step=6.ckpt").vlm.trainable_state_dict() for folder in (whole, rest)]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_fewer_updates_than_are_done_are_refused(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    given = several_updates(shards, first)
+    given["trainer"]["max_steps"] = 2
+    assert run(given, first) == 0
+    again = several_updates(shards, second)
+    again["model"]["init_args"]["num_iterations"] = 1
+    assert run(again, second, "--ckpt_path", str(first / "checkpoints/step=2.ckpt")) == 2
+    assert "seen 2 updates on one batch, expected fewer than 2 (num_iterations or num" in capsys.readouterr().err
+
+
+def test_mini_batches_have_to_divide_the_micro_batches(
+    shards: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    given = several_updates(shards, tmp_path)
+    given["model"]["init_args"]["num_mini_batches"] = 3
+    assert run(given, tmp_path) == 2
+    assert "num_mini_batches: seen 3, expected a divisor of the 4 micro-batches of a rank" in capsys.readouterr().err

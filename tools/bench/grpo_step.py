@@ -72,6 +72,7 @@ class StepCase(Case):
         advantages = torch.linspace(-1, 1, GROUP)
         mask_NS = torch.ones_like(sampled.logp_NS, dtype=torch.bool)
         self.batch["rollout"] = rollout = Rollout(
+            ["0"],
             [[None] * GROUP],  # type: ignore[list-item]
             sampled.logp_NS,
             mask_NS,

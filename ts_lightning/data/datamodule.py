@@ -90,6 +90,7 @@ class ShardDataModule(L.LightningDataModule):
         self._encode, self._pad_id = encode, pad_id
         self._loaded: dict[str, tuple[Manifest, BadRecords]] = {}
         self._state: StreamState | None = None
+        self._served = 0
         self._stream: TrainStream | None = None
         self._loaders: list[TrainLoader | EvalLoader] = []
 
@@ -141,6 +142,8 @@ class ShardDataModule(L.LightningDataModule):
                 self._loaded[name] = manifest, bad_records
         if self._training and stage in (None, "fit"):
             self._stream = self._new_stream(world_size)
+            module = getattr(self.trainer, "lightning_module", None)
+            self._stream.repeats = getattr(module, "updates_per_batch", 1)
             self._resume()
 
     def _new_stream(self, world_size: int) -> TrainStream:
@@ -177,17 +180,23 @@ class ShardDataModule(L.LightningDataModule):
             self._stream.advance()
 
     def state_dict(self) -> dict[str, Any]:
-        """{version, manifest_sha, seed, epoch, samples_consumed, shuffle_window}; empty where nothing is trained."""
+        """{version, manifest_sha, seed, epoch, samples_consumed, shuffle_window}; empty where nothing is trained.
+
+        In the middle of several updates on one batch also `served`: how many of them are done.
+        """
         state = self._stream.state if self._stream is not None else self._state
-        return {} if state is None else asdict(state)
+        served = self._stream.served if self._stream is not None else self._served
+        return {} if state is None else asdict(state) | ({"served": served} if served else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue exactly behind the last counted batch; ValueError when the shards or the seed are other ones."""
         if state_dict.get("version") not in (1, STATE_VERSION):
             raise ValueError(f"data state: seen version {state_dict.get('version')}, expected {STATE_VERSION}")
-        for name in ("epoch", "samples_consumed"):
+        state_dict = {"served": 0, **state_dict}
+        for name in ("epoch", "samples_consumed", "served"):
             if type(number := state_dict.get(name)) is not int or number < 0:
                 raise ValueError(f"data state: seen {name} {str(number)[:40]!r}, expected a whole number from 0 on")
+        self._served = state_dict.pop("served")
         self._state = StreamState(**state_dict | {"version": STATE_VERSION})
         self._resume()
 
@@ -297,5 +306,10 @@ class ShardDataModule(L.LightningDataModule):
         window = self._state.shuffle_window
         if window not in (None, self.shuffle_window):
             raise ValueError(f"data.shuffle_window: seen {self.shuffle_window}, expected {window} as in the checkpoint")
+        if self._served and self._served >= self._stream.repeats:
+            raise ValueError(
+                f"data state: seen {self._served} updates on one batch, expected fewer than {self._stream.repeats} "
+                "(num_iterations or num_mini_batches is lower than in the checkpoint)"
+            )
         self._state.shuffle_window = self.shuffle_window
-        self._stream.state = self._state
+        self._stream.state, self._stream.served = self._state, self._served

@@ -98,7 +98,7 @@ class TrainLoader(_Loader):
     """This rank's share of every global batch: {"micro_batches": [batch, ...], "ids": [...], "num_rows": int}.
 
     `ids` are those of the valid rows, `num_rows` counts all. Iteration starts at the stream's state; `len` is the
-    number of global batches of a whole epoch.
+    number of optimizer steps of a whole epoch.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class TrainLoader(_Loader):
         super().__init__(dataset, batches, workers, 2 * batches.per_batch, pad_id, "right", bad_records)
 
     def __len__(self) -> int:
-        return len(self.batches.stream)
+        return len(self.batches.stream) * self.batches.stream.repeats
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         micro_batches: list[dict[str, Any]] = []

@@ -88,7 +88,13 @@ class StreamState:
 
 
 class TrainStream:
-    """Global batches of a training set, from any position on. `state` moves only by `advance`."""
+    """Global batches of a training set, from any position on. `state` moves only by `advance`.
+
+    A batch is trained `repeats` times in a row; `served` counts how often the one at `state` has been.
+    """
+
+    repeats: int = 1
+    served: int = 0
 
     def __init__(
         self, shard_sizes: Sequence[int] | np.ndarray, global_batch_size: int, state: StreamState, window: int
@@ -104,7 +110,11 @@ class TrainStream:
         return self.num_samples // self.global_batch_size
 
     def advance(self) -> None:
-        """Count one global batch as trained."""
+        """Count one training of a global batch; the state moves on after its last one."""
+        self.served += 1
+        if self.served < self.repeats:
+            return
+        self.served = 0
         self.state.epoch, self.state.samples_consumed = self._after(self.state.epoch, self.state.samples_consumed)
 
     def _after(self, epoch: int, position: int) -> tuple[int, int]:
@@ -148,13 +158,16 @@ class MicroBatches:
         return self.share // self.micro_batch_size
 
     def __len__(self) -> int:
-        return len(self.stream) * self.per_batch
+        return len(self.stream) * self.stream.repeats * self.per_batch
 
     def __iter__(self) -> Iterator[list[int]]:
+        left = self.stream.repeats - self.stream.served
         for batch in self.stream.draws(self.endless):
             rows = batch[self.rank * self.share : (self.rank + 1) * self.share].tolist()
-            for start in range(0, self.share, self.micro_batch_size):
-                yield rows[start : start + self.micro_batch_size]
+            for _ in range(left):
+                for start in range(0, self.share, self.micro_batch_size):
+                    yield rows[start : start + self.micro_batch_size]
+            left = self.stream.repeats
 
 
 class EvalBatches:

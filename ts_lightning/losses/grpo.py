@@ -65,16 +65,13 @@ def k3(logp_NT: Tensor, ref_logp_NT: Tensor, mask_NT: Tensor) -> Tensor:
     return difference_NT.exp() - difference_NT - 1
 
 
-@dataclass(frozen=True)
 class Algorithm:
     """What `GRPO(algorithm=...)` takes: advantages from rewards, and every token's gain.
 
     One of your own is a dataclass with this base that says what its `gains` are; a YAML names it by `class_path`.
     `mean` says how tokens are averaged: "completion" (each completion's tokens, then completions), "token" (all tokens
     of the global batch alike) or "limit" (the sum over a completion's tokens divided by the token limit).
-
-    Args:
-        advantage_eps: Added to a group's standard deviation (TRL: 1e-4).
+    `advantage_eps` is added to a group's standard deviation (TRL: 1e-4).
     """
 
     advantage_eps: float = 0.0
@@ -139,6 +136,7 @@ class MIRG(Algorithm):
     """
 
     normalise: str = "length"
+    advantage_eps: float = 0.0
 
     def __post_init__(self) -> None:
         if self.normalise not in NORMALISE:
@@ -166,6 +164,7 @@ class GRPO(Algorithm):
 
     clip_low: float = 0.2
     clip_high: float = 0.2
+    advantage_eps: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in (("clip_low", self.clip_low), ("clip_high", self.clip_high)):
@@ -238,6 +237,7 @@ class CISPO(Algorithm):
     """
 
     max_ratio: float = 5.0
+    advantage_eps: float = 0.0
     mean: ClassVar[str] = "token"
 
     def gains(
@@ -256,6 +256,7 @@ class SAPO(Algorithm):
 
     tau_positive: float = 1.0
     tau_negative: float = 1.05
+    advantage_eps: float = 0.0
 
     def gains(
         self, logp_NT: Tensor, old_logp_NT: Tensor, advantage_N1: Tensor, mask_NT: Tensor

@@ -13,7 +13,7 @@ Sums = dict[str, tuple[float, float]]  # name -> (sum, count)
 WATCHED = ("reward/format", "reward/object", "reward/total", "zero_variance")
 
 
-def rollout_figures(batch: Mapping[str, Any], rollouts: Sequence["Rollout"]) -> Sums:
+def rollout_figures(micro_batches: Sequence[Mapping[str, Any]], rollouts: Sequence["Rollout"]) -> Sums:
     """Sums and counts of this rank: `reward/<name>` (total: their sum), `reward_by_task/<subtask>`, lengths.
 
     `zero_variance`: the share of groups whose completions got one and the same reward, which teach nothing;
@@ -25,7 +25,7 @@ def rollout_figures(batch: Mapping[str, Any], rollouts: Sequence["Rollout"]) -> 
         before = sums.get(name, (0.0, 0.0))
         sums[name] = before[0] + total, before[1] + count
 
-    for micro, rollout in zip(batch["micro_batches"], rollouts, strict=True):
+    for micro, rollout in zip(micro_batches, rollouts, strict=True):
         total_BG = rollout.total.view(len(rollout.completions), -1)
         for b, valid in enumerate(micro["row_valid"].tolist()):
             if not valid:

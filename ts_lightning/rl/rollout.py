@@ -1,7 +1,7 @@
 """The callback that answers a training batch's prompts and scores the answers. Shapes: N completions, S steps."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,13 +25,14 @@ REWARDS = {name: f"ts_lightning.rl.{name}_reward" for name in ("format", "image"
 
 @dataclass
 class Rollout:
-    """Completions of one micro-batch: `completions[b][g]`, and for each of them (b * G + g) what the loss needs.
+    """Completions of one micro-batch: `completions[b][g]` of sample `ids[b]`, and what the loss needs of them.
 
-    `old_logp_NS` and `mask_NS` [N, S]; `rewards` by name [N]; `total` [N] is their sum. `advantages` [N] are the
-    algorithm's, times `emphasis` [N] (how much a prompt counts); GRPO fills them in. Log-probabilities are taken at
-    `temperature`; `max_tokens` was the limit.
+    Completion g of sample b is row b * G + g. `old_logp_NS` (the sampler's) and `mask_NS` [N, S]; `rewards` by name
+    [N]; `total` [N] is their sum. `advantages` [N] are the algorithm's, times `emphasis` [N] (how much a prompt
+    counts); GRPO fills them in. Log-probabilities are taken at `temperature`; `max_tokens` was the limit.
     """
 
+    ids: list[str]
     completions: list[list[Completion]]
     old_logp_NS: Tensor
     mask_NS: Tensor
@@ -47,9 +48,31 @@ class Rollout:
         """The tokens of `completions`."""
         return [[completion.token_ids for completion in group] for group in self.completions]
 
+    def drawn(self) -> list[dict[str, Any]]:
+        """What can't be computed again once the policy has moved on, in plain values, of each prompt."""
+        size = len(self.completions[0])
+        logps = [row.cpu() for row in self.old_logp_NS.split(size)]
+        return [
+            {
+                "id": sample,
+                "tokens": [completion.token_ids for completion in group],
+                "stopped": [completion.stopped for completion in group],
+                "logp": logp[:, : max(len(completion.token_ids) for completion in group)].clone(),
+            }
+            for sample, group, logp in zip(self.ids, self.completions, logps, strict=True)
+        ]
+
+
+def drawn_again(prompts: Sequence[Mapping[str, Any]], device: torch.device) -> Sampled:
+    """The completions of a micro-batch from what `Rollout.drawn` gave of its prompts."""
+    steps = max(prompt["logp"].shape[1] for prompt in prompts)
+    padded = [torch.nn.functional.pad(prompt["logp"], (0, steps - prompt["logp"].shape[1])) for prompt in prompts]
+    logp_NS = torch.cat(padded).to(device)
+    return Sampled([prompt["tokens"] for prompt in prompts], logp_NS, [prompt["stopped"] for prompt in prompts])
+
 
 class RolloutCallback(Callback):
-    """Fill `batch["rollout"]` with one `Rollout` for each micro-batch, before the training step.
+    """How `GRPO` gets its completions and their rewards, and what is said about them.
 
     Every completion's total is the sum of its rewards (MIRG-RL eq. 3).
     `GRPO` keeps the vlm in eval mode: no dropout, experts as in evaluation.
@@ -105,23 +128,13 @@ class RolloutCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.figures, self.watch = state_dict["figures"], Watch(**state_dict["watch"])
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        step = trainer.global_step
-        with trainer.precision_plugin.forward_context():  # as in the training step
-            batch["rollout"] = [self.roll_out(pl_module.vlm, micro, step) for micro in batch["micro_batches"]]
-        figures = sum_over_ranks(rollout_figures(batch, batch["rollout"]))
-        self.figures |= figures
-        pl_module.log_dict({f"train/{name}": value for name, value in self.figures.items()}, batch_size=1)
-        for line in self.watch.add(step, figures):
-            if trainer.is_global_zero:
-                log.warning(line)
-        if self.table_every and step % self.table_every == 0 and trainer.is_global_zero:
-            vlm: VLM = pl_module.vlm
-            write_table(trainer, vlm, batch["micro_batches"][0], batch["rollout"][0], step, self.table_prompts)
+    def roll_out(self, vlm: VLM, micro_batches: Sequence[Mapping[str, Any]], step: int = 0) -> list[Rollout]:
+        """Answer and score the prompts of micro-batches."""
+        return [self.scored(vlm, batch["samples"], self.sample(vlm, batch, step)) for batch in micro_batches]
 
-    def roll_out(self, vlm: VLM, batch: Mapping[str, Any], step: int = 0) -> Rollout:
-        """Answer and score the prompts of one micro-batch."""
-        sampled = vlm.run(
+    def sample(self, vlm: VLM, batch: Mapping[str, Any], step: int) -> Sampled:
+        """Draw the completions of a batch's prompts; all ranks have to call it as often."""
+        return vlm.run(
             sample_groups,
             batch,
             self.num_generations,
@@ -133,7 +146,17 @@ class RolloutCallback(Callback):
             step,
             all_ranks_done,
         )
-        return self.scored(vlm, batch["samples"], sampled)
+
+    def report(self, trainer: L.Trainer, pl_module: Any, micro_batches: Sequence[Any], rollouts: list[Rollout]) -> None:
+        """Figures of new rollouts over all ranks, advice, and a table where one is due."""
+        step = trainer.global_step
+        figures = sum_over_ranks(rollout_figures(micro_batches, rollouts))
+        self.figures |= figures
+        for line in self.watch.add(step, figures):
+            if trainer.is_global_zero:
+                log.warning(line)
+        if self.table_every and step % self.table_every == 0 and trainer.is_global_zero:
+            write_table(trainer, pl_module.vlm, micro_batches[0], rollouts[0], step, self.table_prompts)
 
     def scored(self, vlm: VLM, samples: list[Sample], sampled: Sampled) -> Rollout:
         """Completions with their rewards and advantages."""
@@ -151,6 +174,7 @@ class RolloutCallback(Callback):
         lengths = torch.tensor([len(ids) for group in sampled.tokens for ids in group], device=device)
         mask_NS = torch.arange(sampled.logp_NS.shape[1], device=device) < lengths[:, None]
         return Rollout(
+            [sample.id for sample in samples],
             completions,
             sampled.logp_NS,
             mask_NS,

@@ -4,24 +4,29 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, distributed
 
 from ts_lightning.losses import MIRG, Algorithm, GRPOTerms
 from ts_lightning.models.sharding import is_sharded
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.log_probs import group_log_probs
 from ts_lightning.rl.reference import ReferencePolicy
+from ts_lightning.rl.rollout import Rollout, RolloutCallback, drawn_again
 from ts_lightning.training.base import BaseModule
 from ts_lightning.training.schedule import WarmupCosine
+
+ON_THE_BAR = ("reward/total", "zero_variance", "completion_length")
 
 
 class GRPO(BaseModule):
     """Rollout, rewards, advantages, loss: one step of any algorithm of `ts_lightning.losses`, MIRG-RL eq. 5 by default.
 
-    The completions, and their rewards, are those that `ts_lightning.rl.RolloutCallback` puts into the batch.
-
-    The data's global batch counts prompts; 16 prompts of 8 completions are the paper's 128. Each group is one forward
-    and one backward, with its prompt in it once. Dropout is off, and experts are chosen as in evaluation: policy,
+    `ts_lightning.rl.RolloutCallback` says how completions are drawn and rewarded. The data's global batch counts
+    prompts; 16 prompts of 8 completions are the paper's 128. They are answered once and trained on in
+    `num_iterations` * `num_mini_batches` optimizer steps: the datamodule serves the batch that often, and what was
+    drawn, with the sampler's log-probabilities, is kept until then, in checkpoints too. Ratios are 1 at the first of
+    these steps (in fp32), and move away from it later. Each group is one forward and one backward, with its prompt in
+    it once. Dropout is off, and experts are chosen as in evaluation: policy,
     reference and rollout run the same form.
 
     Args:
@@ -31,6 +36,8 @@ class GRPO(BaseModule):
         alpha_lr_factor: As in `SFT`.
         max_new_tokens: Of validation; rollouts have their own.
         algorithm: Advantages and loss; None is MIRG-RL's (`ts_lightning.losses.MIRG`).
+        num_iterations: How often each completion is trained on.
+        num_mini_batches: Steps of one iteration, each on its part of the micro-batches.
         kl_coeff: Weight of the divergence from the reference; 0 keeps none.
         offload_reference: Keep a full copy on the CPU (backbones that train without experts or adapters).
     """
@@ -45,13 +52,22 @@ class GRPO(BaseModule):
         alpha_lr_factor: float = 1.0,
         max_new_tokens: int = 64,
         algorithm: Algorithm | None = None,
+        num_iterations: int = 1,
+        num_mini_batches: int = 1,
         kl_coeff: float = 0.04,
         offload_reference: bool = False,
     ) -> None:
         if kl_coeff < 0:
             raise ValueError(f"kl_coeff: seen {kl_coeff}, expected at least 0")
         super().__init__(vlm, optimizer, lr_scheduler, alpha_lr_factor, max_new_tokens)
+        for name, value in (("num_iterations", num_iterations), ("num_mini_batches", num_mini_batches)):
+            if value < 1:
+                raise ValueError(f"{name}: seen {value}, expected at least 1")
         self.algorithm = algorithm or MIRG()
+        self.num_mini_batches = num_mini_batches
+        self.updates_per_batch = num_iterations * num_mini_batches  # the datamodule serves a batch as often
+        self.updates, self.rollouts = 0, list[Rollout]()  # those made on this batch, and its completions
+        self.stored: list[dict[str, Any]] = []  # the prompts of a checkpoint in the middle of a batch, of all ranks
         self.kl_coeff, self.offload_reference = kl_coeff, offload_reference
         self.reference: ReferencePolicy | None = None
 
@@ -72,13 +88,59 @@ class GRPO(BaseModule):
             self.reference.shard()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        if "rollout" not in batch:
-            raise ValueError("trainer.callbacks: seen no rollouts, expected a ts_lightning.rl.RolloutCallback")
-        for micro, rollout in zip(batch["micro_batches"], batch["rollout"], strict=True):
-            rewards_BG = rollout.total.view(len(rollout.completions), -1)
-            rollout.advantages = self.algorithm.advantages(rewards_BG).flatten() * rollout.emphasis
-            micro["rollout"] = rollout
-        return super().training_step(batch, batch_idx)
+        """Rollout, rewards, advantages, loss; of several updates on one rollout, the next."""
+        micro_batches, callback = batch["micro_batches"], self._rollout_callback()
+        if (count := len(micro_batches)) % self.num_mini_batches:
+            expected = f"expected a divisor of the {count} micro-batches of a rank"
+            raise ValueError(f"num_mini_batches: seen {self.num_mini_batches}, {expected}")
+        if not self.rollouts:
+            if self.updates:
+                self.rollouts = self._stored_rollouts(callback, micro_batches)
+            else:
+                self.rollouts = callback.roll_out(self.vlm, micro_batches, self.trainer.global_step)
+            for rollout in self.rollouts:
+                rewards_BG = rollout.total.view(len(rollout.completions), -1)
+                rollout.advantages = self.algorithm.advantages(rewards_BG).flatten() * rollout.emphasis
+            if not self.updates:
+                callback.report(self.trainer, self, micro_batches, self.rollouts)
+        for name, value in callback.figures.items():
+            self.log(f"train/{name}", value, prog_bar=name in ON_THE_BAR, batch_size=1)
+        micro_batches = [m | {"rollout": r} for m, r in zip(micro_batches, self.rollouts, strict=True)]
+        part = slice(self.updates % self.num_mini_batches, None, self.num_mini_batches)
+        loss = super().training_step(batch | {"micro_batches": micro_batches[part]}, batch_idx)
+        self.updates = (self.updates + 1) % self.updates_per_batch
+        if not self.updates:
+            self.rollouts = []
+        return loss
+
+    def _rollout_callback(self) -> RolloutCallback:
+        for callback in getattr(self.trainer, "callbacks"):  # noqa: B009
+            if isinstance(callback, RolloutCallback):
+                return callback
+        raise ValueError("trainer.callbacks: seen no rollouts, expected a ts_lightning.rl.RolloutCallback")
+
+    def _stored_rollouts(self, callback: RolloutCallback, micro_batches: list[dict[str, Any]]) -> list[Rollout]:
+        """Completions that a checkpoint holds, scored again: this rank's, in the order of the global batch."""
+        at = self.trainer.global_rank * sum(len(micro["samples"]) for micro in micro_batches)
+        rollouts = []
+        for micro in micro_batches:
+            prompts = self.stored[at : at + len(micro["samples"])]
+            at += len(micro["samples"])
+            seen = [prompt["id"] for prompt in prompts]
+            if seen != (expected := [sample.id for sample in micro["samples"]]):
+                raise ValueError(f"checkpoint: seen completions of {seen}, expected those of the batch's {expected}")
+            rollouts.append(callback.scored(self.vlm, micro["samples"], drawn_again(prompts, self.device)))
+        self.stored = []
+        return rollouts
+
+    def _drawn_of_all_ranks(self) -> list[dict[str, Any]]:
+        """What a checkpoint keeps of the completions, in the order of the global batch; every rank has to call it."""
+        mine = [drawn for rollout in self.rollouts for drawn in rollout.drawn()] or self.stored
+        if not self.rollouts or self.trainer.world_size == 1:
+            return mine
+        parts: list[Any] = [None] * self.trainer.world_size
+        distributed.all_gather_object(parts, mine)
+        return [drawn for part in parts for drawn in part]
 
     def loss_weight(self, batch: dict[str, Any]) -> Tensor:
         rollout = batch["rollout"]
@@ -112,8 +174,12 @@ class GRPO(BaseModule):
         super().on_save_checkpoint(checkpoint)
         if self.reference is not None:
             checkpoint["reference"] = self.reference.state_dict()
+        if self.updates:
+            checkpoint["rollout"] = {"updates": self.updates, "prompts": self._drawn_of_all_ranks()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         if self.reference is not None and "reference" in checkpoint:
             self.reference.load_state_dict(checkpoint["reference"])
+        stored = checkpoint.get("rollout", {"updates": 0, "prompts": []})
+        self.updates, self.stored, self.rollouts = stored["updates"], stored["prompts"], []

@@ -1,6 +1,7 @@
 """The order against a slow reference, and streams over ranks, workers and resumes."""
 
 import tracemalloc
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -138,3 +139,16 @@ def test_evaluation_counts_each_record_once_and_ranks_have_equally_many_batches(
     rows = [row for batches in ranks for batch in batches for row in batch if row >= 0]
     assert sorted(rows) == list(range(count))
     assert all(batch for batches in ranks for batch in batches)
+
+
+def test_a_batch_is_served_several_times_and_the_state_moves_on_after_the_last() -> None:
+    """Five records, batches of two, each three times; two ranks; a state in the middle goes on there."""
+    stream = TrainStream([5], 2, StreamState("m", 0), 10)
+    stream.repeats = 3
+    rows = [record for (record,) in islice(MicroBatches(stream, 1, 1, 2, True), 7)]
+    assert rows[0] == rows[1] == rows[2] != rows[3] == rows[4] == rows[5]
+    for step in range(4):
+        assert (stream.state.samples_consumed, stream.served) == (step // 3 * 2, step % 3)
+        stream.advance()
+    rest = [record for (record,) in islice(MicroBatches(stream, 1, 1, 2, True), 3)]
+    assert rest == rows[4:7]

@@ -41,12 +41,12 @@ def test_rewards_are_summed_and_advantages_are_of_the_group() -> None:
     advantages = GRPO(vlm).algorithm.advantages(rollout.total.view(2, 2)).flatten()
     assert advantages.tolist() == pytest.approx([root, -root, 0, 0])  # every completion alike: nothing to learn
     assert rollout.mask_NS.sum(1).tolist() == [len(t) for group in tokens for t in group]
-    figures = sum_over_ranks(rollout_figures({"micro_batches": [batch]}, [rollout]))
+    figures = sum_over_ranks(rollout_figures([batch], [rollout]))
     assert figures["zero_variance"] == 0.5
     assert figures["reward/format"] == figures["reward/total"] == figures["reward_by_task/grounding"] == 0.25
     assert figures["cut_off"] == 0
     batch["row_valid"][1] = False  # a stand-in: the loss leaves it out, and so do the figures
-    figures = sum_over_ranks(rollout_figures({"micro_batches": [batch]}, [rollout]))
+    figures = sum_over_ranks(rollout_figures([batch], [rollout]))
     assert figures["zero_variance"] == 0
     assert figures["reward/format"] == figures["reward/total"] == figures["reward_by_task/grounding"] == 0.5
 
