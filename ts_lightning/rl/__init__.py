@@ -2,7 +2,16 @@
 
 from ts_lightning.rl.completion import Completion, read_completion
 from ts_lightning.rl.reference import ReferencePolicy
-from ts_lightning.rl.rewards import format_reward, image_reward, object_reward
+from ts_lightning.rl.rewards import (
+    f1_reward,
+    format_reward,
+    image_reward,
+    length_reward,
+    object_reward,
+    repeat_reward,
+    strict_reward,
+    thought_reward,
+)
 from ts_lightning.rl.rollout import Rollout, RolloutCallback
 
 __all__ = [
@@ -10,8 +19,13 @@ __all__ = [
     "ReferencePolicy",
     "Rollout",
     "RolloutCallback",
+    "f1_reward",
     "format_reward",
     "image_reward",
+    "length_reward",
     "object_reward",
     "read_completion",
+    "repeat_reward",
+    "strict_reward",
+    "thought_reward",
 ]

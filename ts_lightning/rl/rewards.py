@@ -12,9 +12,12 @@ from importlib import import_module
 from inspect import isfunction
 from typing import Any
 
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
 from ts_lightning.data.sample import Sample
 from ts_lightning.grounding.answer import Object
-from ts_lightning.grounding.boxes import Box, iou
+from ts_lightning.grounding.boxes import Box, area, iou
 from ts_lightning.rl.completion import Completion
 
 Reward = Callable[[Completion, Sample], float]
@@ -50,28 +53,107 @@ def object_reward(
     same_image: bool = False,
     matching: bool = False,
     empty_answers: bool = False,
+    form: str = "iou",
 ) -> float:
     """MIRG-RL eq. 1: IoU of the answer's box with the target, whichever picture it is said to be in.
 
     It is the box that evaluation scores: the first of the answer. Several targets take the first boxes in their order,
     and the mean of their IoUs. same_image: boxes on the wrong picture count 0. matching: targets and objects are paired
     for the largest sum of IoUs, which is divided by the larger number of both. empty_answers: where there is no such
-    object, 1 for an answer without objects.
+    object, 1 for an answer without objects. form: as in `overlap`.
     """
     targets = target_boxes(sample)
     if not targets:
         return _empty(completion) if empty_answers else 0.0
 
-    def overlap(target: tuple[int, Box], thing: Object | None) -> float:
+    def value(target: tuple[int, Box], thing: Object | None) -> float:
         if thing is None or (same_image and thing.image != target[0]):
             return 0.0
-        return iou(thing.box, target[1])
+        return overlap(thing.box, target[1], form)
 
     if matching:
-        table = [[overlap(target, thing) for thing in completion.objects] for target in targets]
+        table = [[value(target, thing) for thing in completion.objects] for target in targets]
         return best_matching(table) / max(len(targets), len(completion.objects))
     pairs = zip(targets, first_objects(completion, len(targets)), strict=True)
-    return sum(overlap(*pair) for pair in pairs) / len(targets)
+    return sum(value(*pair) for pair in pairs) / len(targets)
+
+
+def f1_reward(completion: Completion, sample: Sample, form: str = "iou") -> float:
+    """2 M / (targets + boxes of the answer), M the best matching's sum of overlaps on the right pictures.
+
+    It is the F1 of precision M / boxes and recall M / targets. Where there is no such object: 1 for an answer without
+    objects, else 0.
+    """
+    targets = target_boxes(sample)
+    return f1(targets, _places(completion.objects), form) if targets else _empty(completion)
+
+
+def thought_reward(completion: Completion, sample: Sample, form: str = "iou") -> float:
+    """F1 of the boxes before the answer with all regions of the sample, by optimal matching on the right pictures.
+
+    A box that is given twice counts once. 0 where the thought has no box or the sample no region: nothing to compare.
+    """
+    answer = completion.answer
+    thought = [] if answer is None else [t for t in answer.objects if t.is_box and t.start < answer.span[0]]
+    regions = [(region.image, box) for region in sample.regions for box in region.all_boxes]
+    return f1(regions, list(dict.fromkeys(_places(thought))), form)
+
+
+def strict_reward(completion: Completion, sample: Sample) -> float:
+    """1 for an answer that ended by itself and whose boxes are all in the codec's exact form; else 0.
+
+    One box at least is wanted where the sample has a target.
+    """
+    answer = completion.answer
+    if answer is None or not completion.stopped or answer.unread or not completion.text.strip():
+        return 0.0
+    if target_boxes(sample) and not completion.objects:
+        return 0.0
+    return float(all(thing.canonical for thing in answer.objects))
+
+
+def repeat_reward(completion: Completion, sample: Sample, same: float = 0.9) -> float:
+    """Minus the share of the answer's boxes that lie (IoU of `same` or more) on an earlier one of their picture."""
+    places = _places(completion.objects)
+    repeated = [
+        any(image == before and iou(box, other) >= same for before, other in places[:i])
+        for i, (image, box) in enumerate(places)
+    ]
+    return -sum(repeated) / len(repeated) if repeated else 0.0
+
+
+def length_reward(completion: Completion, sample: Sample, limit: int, buffer: int) -> float:
+    """DAPO eq. 13: 0 up to limit - buffer tokens, from there (limit - buffer - tokens) / buffer, -1 beyond `limit`."""
+    over = len(completion.token_ids) - (limit - buffer)
+    return -min(max(over, 0) / buffer, 1.0)
+
+
+def f1(truth: Sequence[tuple[int | None, Box]], said: Sequence[tuple[int | None, Box]], form: str = "iou") -> float:
+    """2 M / (truth + said) of (picture, box) pairs, M their best matching; on different pictures they overlap by 0."""
+    if not truth or not said:
+        return 0.0
+    table = [[overlap(b, box, form) if a == image else 0.0 for a, b in said] for image, box in truth]
+    return 2 * best_matching(table) / (len(truth) + len(said))
+
+
+def overlap(box: Box, target: Box, form: str = "iou") -> float:
+    """How well a box fits, in [0, 1]; 1 for the same box.
+
+    "iou"; "giou": (1 + GIoU) / 2, GIoU = IoU - (hull - union) / hull, which grows as distant boxes come nearer;
+    "centre": 1 - d^2 / c^2, d the distance of the centres, c the diagonal of the hull (DIoU's second term).
+    """
+    if form == "iou":
+        return iou(box, target)
+    left, top = min(box[0], target[0]), min(box[1], target[1])
+    right, bottom = max(box[2], target[2]), max(box[3], target[3])
+    if form == "giou":
+        hull, shared = (right - left) * (bottom - top), iou(box, target)
+        union = (area(box) + area(target)) / (1 + shared)  # shared = intersection / union
+        return (1 + shared - (hull - union) / hull) / 2
+    if form == "centre":
+        across, down = box[0] + box[2] - target[0] - target[2], box[1] + box[3] - target[1] - target[3]
+        return 1 - (across**2 + down**2) / 4 / ((right - left) ** 2 + (bottom - top) ** 2)
+    raise ValueError(f"form: seen {form!r}, expected one of iou, giou, centre")
 
 
 def target_boxes(sample: Sample) -> list[tuple[int, Box]]:
@@ -98,37 +180,14 @@ def best_matching(table: list[list[float]]) -> float:
     """The largest sum of entries with no two in one row or column."""
     if not table or not table[0]:
         return 0.0
-    rows, columns = len(table), len(table[0])
-    if rows > columns:
-        return best_matching([list(column) for column in zip(*table, strict=True)])
-    # shortest augmenting paths (Kuhn-Munkres with potentials) over costs -value, rows <= columns
-    u, v, owner = [0.0] * (rows + 1), [0.0] * (columns + 1), [0] * (columns + 1)
-    for row in range(1, rows + 1):
-        owner[0], column = row, 0
-        least, way, used = [math.inf] * (columns + 1), [0] * (columns + 1), [False] * (columns + 1)
-        while owner[column]:
-            used[column], here, step, following = True, owner[column], math.inf, 0
-            for j in range(1, columns + 1):
-                if not used[j]:
-                    cost = -table[here - 1][j - 1] - u[here] - v[j]
-                    if cost < least[j]:
-                        least[j], way[j] = cost, column
-                    if least[j] < step:
-                        step, following = least[j], j
-            for j in range(columns + 1):
-                if used[j]:
-                    u[owner[j]] += step
-                    v[j] -= step
-                else:
-                    least[j] -= step
-            column = following
-        while column:
-            owner[column] = owner[way[column]]
-            column = way[column]
-    return sum(table[owner[j] - 1][j - 1] for j in range(1, columns + 1) if owner[j])
+    values = np.array(table)
+    return float(values[linear_sum_assignment(values, maximize=True)].sum())
 
 
-REWARDS = (format_reward, image_reward, object_reward)
+REWARDS = (
+    *(format_reward, image_reward, object_reward, f1_reward, thought_reward),
+    *(strict_reward, repeat_reward, length_reward),
+)
 
 
 def load_rewards(paths: Mapping[str, str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, Reward]:
@@ -173,5 +232,11 @@ def score(rewards: Mapping[str, Reward], completion: Completion, sample: Sample)
 
 
 def _empty(completion: Completion) -> float:
-    match = _FORMAT.fullmatch(completion.text)
-    return float(match is not None and bool(match[2].strip()) and not completion.objects)
+    """1 for an answer that ended by itself, says something and has no object: there is none."""
+    answer = completion.answer
+    said = answer is not None and completion.text[slice(*answer.span)].strip()
+    return float(completion.stopped and bool(said) and answer is not None and not answer.objects and not answer.unread)
+
+
+def _places(things: Sequence[Object]) -> list[tuple[int | None, Box]]:
+    return [(thing.image, thing.box) for thing in things]

@@ -12,12 +12,18 @@ from ts_lightning.grounding.coordinates import CoordinateSpace
 from ts_lightning.rl.completion import Completion, read_completion
 from ts_lightning.rl.rewards import (
     best_matching,
+    f1_reward,
     format_reward,
     image_reward,
+    length_reward,
     load_rewards,
     object_reward,
+    overlap,
+    repeat_reward,
     score,
+    strict_reward,
     target_boxes,
+    thought_reward,
 )
 
 CODEC = get_codec("mirg", CoordinateSpace("100"))
@@ -203,6 +209,65 @@ def test_best_matching_is_the_best_of_all_permutations() -> None:
     assert best_matching([[]]) == 0
 
 
+def test_forms_of_overlap_by_hand() -> None:
+    """Squares of side 0.2, apart by 0.2 on x: hull 0.6 x 0.2, union 0.08, centres 0.4 apart."""
+    left, right = (0.0, 0.0, 0.2, 0.2), (0.4, 0.0, 0.6, 0.2)
+    assert overlap(left, right) == 0
+    assert overlap(left, right, "giou") == pytest.approx((1 - 0.04 / 0.12) / 2)
+    assert overlap(left, right, "centre") == pytest.approx(1 - 0.16 / 0.4)
+    half = (0.0, 0.0, 0.2, 0.1)  # IoU 0.5, the hull is the larger one
+    assert overlap(left, half, "giou") == pytest.approx(0.75)
+    assert overlap(left, half, "centre") == pytest.approx(1 - 0.05**2 / 0.08)
+    assert [overlap(left, left, form) for form in ("iou", "giou", "centre")] == pytest.approx([1, 1, 1])
+    with pytest.raises(ValueError, match="form: seen 'diou', expected one of iou, giou, centre"):
+        overlap(left, right, "diou")
+    assert object_reward(complete(say("a", f"{ID2}{REF}{AWAY}")), TARGET, form="giou") > 0
+
+
+def test_f1_of_several_targets() -> None:
+    """Two targets; one right box of one said: 2 * 1 / 3; of three said, two right: 2 * 2 / 5; wrong pictures are 0."""
+    sample = make_sample(
+        [SampleRegion(image=0, box=(0.0, 0.0, 0.4, 0.4)), SampleRegion(image=1, box=(0.2, 0.2, 0.6, 0.6))]
+    )
+    first = f"{ID1}{REF}<|box_start|>(0,0),(40,40)<|box_end|>"
+    for said, expected in ((OK, 2 / 3), (f"{OK} {first}", 1), (f"{OK} {first} {ID3}{REF}{AWAY}", 0.8), ("no", 0)):
+        assert f1_reward(complete(say("a", said), sample), sample) == pytest.approx(expected)
+    assert f1_reward(complete(say("a", f"{ID1}{REF}{BOX}"), TARGET), TARGET) == 0
+    assert f1_reward(complete(f"{ID2}{REF}{HALF}"), TARGET) == pytest.approx(0.5)  # plain: read whole
+
+
+def test_boxes_of_the_thought() -> None:
+    """Regions on pictures 1 and 2. The thought's boxes alone count, each once, and only on their picture."""
+    sample = make_sample(
+        [SampleRegion(image=1, box=(0.2, 0.2, 0.6, 0.6)), SampleRegion(image=0, box=(0.7, 0.7, 0.9, 0.9))], answer=[0]
+    )
+    other = f"{ID1}{REF}{AWAY}"
+    for thought, expected in (
+        ("no box", 0),
+        (OK, 2 / 3),
+        (f"{OK} and {other}", 1),
+        (f"{OK} and {OK} and {other}", 1),
+        (f"{OK} and {ID3}{REF}{AWAY}", 2 / 4),
+        (f"{ID2}{REF}{HALF}", 2 * 0.5 / 3),
+    ):
+        assert thought_reward(complete(say(thought, OK), sample), sample) == pytest.approx(expected)
+    assert thought_reward(complete(f"{OK} {other}", sample), sample) == 0  # no thought, only an answer
+
+
+def test_strict_repeated_and_long_answers() -> None:
+    assert strict_reward(complete(OK), TARGET) == 1
+    for text in ("", "none", f"{ID2}{REF}<|box_start|>(20,20),(60,60)", say("a", "(20,20),(60,60)")):
+        assert strict_reward(complete(text), TARGET) == 0
+    assert strict_reward(complete(OK, stopped=False), TARGET) == 0
+    again, third = "<bbox_id>[2-2]</bbox_id>", "<bbox_id>[2-3]</bbox_id>"
+    for said, expected in ((OK, 0), ("none", 0), (f"{OK} {again}{BOX} {third}{AWAY}", -1 / 3)):
+        assert repeat_reward(complete(say("a", said)), TARGET) == pytest.approx(expected)
+    # DAPO eq. 13 with a limit of 100 tokens and a buffer of 40
+    for tokens, expected in ((60, 0), (61, -1 / 40), (80, -0.5), (100, -1), (130, -1)):
+        long = Completion("x", [1] * tokens)
+        assert length_reward(long, TARGET, limit=100, buffer=40) == pytest.approx(expected)
+
+
 def test_no_such_object() -> None:
     sample = make_sample([], answer=[])
     none, some = complete(say("a", "There is none."), sample), complete(say("a", OK), sample)
@@ -210,7 +275,12 @@ def test_no_such_object() -> None:
     for reward in (image_reward, object_reward):
         assert reward(none, sample, empty_answers=True) == 1
         assert reward(some, sample, empty_answers=True) == 0
-        assert reward(complete("nothing", sample), sample, empty_answers=True) == 0
+        assert reward(complete("nothing", sample), sample, empty_answers=True) == 1  # a plain answer is read whole
+        for text in ("", "<think>a</think><answer> </answer>", "<think>There is none."):
+            assert reward(complete(text, sample), sample, empty_answers=True) == 0
+        assert reward(complete("There is", sample, stopped=False), sample, empty_answers=True) == 0
+    assert [f1_reward(one, sample) for one in (none, some)] == [1, 0]
+    assert [strict_reward(one, sample) for one in (none, some)] == [1, 1]
 
 
 def test_an_image_index_out_of_range_is_named() -> None:
