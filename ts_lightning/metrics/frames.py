@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ts_lightning.grounding.boxes import Box
-from ts_lightning.grounding.coordinates import Size
+from ts_lightning.grounding.coordinates import CoordinateSpace, Size
 
 TOLERANCE = 0.008  # of the image: labels are rounded to pixels
 ENOUGH = 0.98  # share of boxes that have to lie inside a frame's part
 ON_BORDER = 0.01  # share of boxes that have to lie on its border
 MIN_IMAGES = 50
 RIGHT = "original"
+PADDED = CoordinateSpace("decimals:9", "padded_square")
 
 
 class Labelled(NamedTuple):
@@ -43,9 +44,8 @@ def pixels_as_1000(size: Size, resized: Size) -> Box:
 
 def padded_as_original(size: Size, resized: Size) -> Box:
     """Boxes of the padded square, divided by its side."""
-    side = max(size)
-    left, top = (side - size[0]) / 2 / side, (side - size[1]) / 2 / side
-    return left, top, 1 - left, 1 - top
+    left, top, right, bottom = PADDED.encode(((0.0, 0.0), (1.0, 1.0)), size)
+    return left, top, right, bottom
 
 
 def resized_as_original(size: Size, resized: Size) -> Box:

@@ -2,14 +2,15 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
-import torch
 
-from ts_lightning.metrics import box_iou, box_tensor
-from ts_lightning.metrics.box_scores import phrase_recall, rec_figures
+from ts_lightning.grounding import CoordinateSpace, get_codec
+from ts_lightning.metrics.protocols import make_protocol
 from ts_lightning.metrics.readings.boxes import (
     lmms_eval_box,
     lmms_eval_centre,
@@ -18,6 +19,7 @@ from ts_lightning.metrics.readings.boxes import (
     vlm_r1_iou,
     vlmevalkit_box,
 )
+from ts_lightning.metrics.record import Record, Truth
 from ts_lightning.pipelines.converters import refcoco
 
 REAL = Path(__file__).parents[4] / "shared/real"
@@ -107,6 +109,20 @@ def official_vlm_r1_iou(a: list[float], b: list[float]) -> float:
     return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
 
 
+def figures_of(
+    name: str, asked: Sequence[tuple[Any, str]], reading: str | None = None, **fields: Any
+) -> dict[str, Any]:
+    """The protocol's figures of answers to questions whose truth is one box, or the boxes of a phrase."""
+    protocol = make_protocol(name, reading)
+    records = []
+    for number, (true, text) in enumerate(asked):
+        boxes = tuple(map(tuple, true)) if isinstance(true[0], list) else (tuple(true),)
+        truth = Truth(box=boxes[0], boxes=boxes)
+        records.append(Record("s", str(number), text, truth, sizes=((WIDTH, HEIGHT),), **fields))
+    protocol.update(records)
+    return protocol.compute()
+
+
 @pytest.fixture(scope="module")
 def asked() -> list[tuple[list[float], str]]:
     """RefCOCO testA: the true box in shares, a disturbed answer."""
@@ -125,7 +141,7 @@ def test_refcoco_as_lmms_eval_scores_it(asked: list[tuple[list[float], str]]) ->
         x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
         centres.append(true[0] <= x <= true[2] and true[1] <= y <= true[3])
     read = [lmms_eval_box(text) for _, text in asked]
-    figures = rec_figures(box_tensor([box or (0, 0, 0, 0) for box in read]), box_tensor([true for true, _ in asked]))
+    figures = figures_of("rec", asked, "lmms_eval")
     assert len(asked) == 5657
     assert figures["miou"] == pytest.approx(sum(ious) / 5657, abs=1e-9)
     for t in (1, 3, 5, 7, 9):
@@ -142,8 +158,7 @@ def test_refcoco_as_vlmevalkit_scores_it(asked: list[tuple[list[float], str]]) -
         box = official_vlmevalkit(text)
         truth = [n * side for n, side in zip(true, (WIDTH, HEIGHT, WIDTH, HEIGHT), strict=True)]
         ious.append(0.0 if box is None else plain_iou(box, truth))
-    read = [vlmevalkit_box(text, (WIDTH, HEIGHT)) for _, text in asked]
-    figures = rec_figures(box_tensor(read), box_tensor([true for true, _ in asked]))
+    figures = figures_of("rec", asked, "vlmevalkit")
     assert figures["acc50"] == pytest.approx(sum(iou >= 0.5 for iou in ious) / 5657, abs=1e-9)
     assert figures["miou"] == pytest.approx(sum(ious) / 5657, abs=1e-9)
     assert 0.1 < figures["acc50"] < 0.9
@@ -159,6 +174,8 @@ def test_refcoco_as_vlm_r1_scores_it(asked: list[tuple[list[float], str]]) -> No
         hits.append(official_vlm_r1_iou(box, truth) > 0.5)
         ours.append(vlm_r1_iou(vlm_r1_box(text), (truth[0], truth[1], truth[2], truth[3])) > 0.5)
     assert ours == hits
+    figures = figures_of("rec", asked, "vlm_r1")
+    assert figures["acc50"] == pytest.approx(sum(hits) / len(hits), abs=1e-9)
     assert 0.05 < sum(hits) / len(hits) < 0.9
 
 
@@ -207,8 +224,7 @@ def test_mig_bench_in_all_notations_mixed() -> None:
         means.append(sum(hits) / len(hits))
         read = [migician_box(text) for _, text in group]
         assert read == [None if box is None else tuple(box) for box in boxes]
-        iou = box_iou(box_tensor(read), box_tensor([true for true, _ in group]))
-        ours.append((iou >= 0.5).double().mean().item())
+        ours.append(figures_of("mig", group, "official", subtask="refer", codec="qwen2_vl", grid="1000")["acc50"])
     assert len(tasks) == 10
     assert sum(ours) / 10 == pytest.approx(sum(means) / 10, abs=1e-9)
     assert 0.2 < sum(means) / 10 < 0.9
@@ -223,7 +239,8 @@ def test_phrase_grounding_merged_and_any() -> None:
         return [x, y, x + random.uniform(0.1, 0.5), y + random.uniform(0.1, 0.5)]
 
     truths = [[box() for _ in range(random.randint(1, 3))] for _ in range(3000)]
-    near = [[v + random.gauss(0, 0.03) for v in random.choice(true)] for true in truths]
+    near = [[min(max(v + random.gauss(0, 0.03), 0.0), 1.0) for v in random.choice(true)] for true in truths]
+    near = [[round(v, 8) for v in one] for one in near]
     preds = [random.choice([[], [one], [one, box()], [box(), one]]) for one in near]
     merged = any_box = 0
     for pred, true in zip(preds, truths, strict=True):
@@ -232,9 +249,12 @@ def test_phrase_grounding_merged_and_any() -> None:
             around = [min(left), min(top), max(right), max(bottom)]
             merged += plain_iou(pred[0], around) >= 0.5
             any_box += max(plain_iou(pred[0], one) for one in true) >= 0.5
-    tensors = [torch.tensor(one, dtype=torch.float64).reshape(-1, 4) for one in preds], [box_tensor(t) for t in truths]
-    assert phrase_recall(*tensors, merged=True) == pytest.approx(merged / 3000, abs=1e-9)
-    assert phrase_recall(*tensors, merged=False) == pytest.approx(any_box / 3000, abs=1e-9)
+    codec = get_codec("shikra", CoordinateSpace("decimals:8", "original"))
+    texts = [" or ".join(codec.format([tuple(box)]) for box in one) for one in preds]
+    notation = {"codec": "shikra", "grid": "decimals:8", "frame": "original", "subtask": "phrase"}
+    figures = figures_of("phrases", list(zip(truths, texts, strict=True)), **notation)
+    assert figures["recall1_merged"] == pytest.approx(merged / 3000, abs=1e-9)
+    assert figures["recall1_any"] == pytest.approx(any_box / 3000, abs=1e-9)
     assert 0.2 < merged < any_box < 2900
 
 
