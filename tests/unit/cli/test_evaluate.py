@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ts_lightning.cli import evaluate, main
+from ts_lightning.cli import evaluation, main
 from ts_lightning.cli.data.convert import arguments
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -26,7 +26,7 @@ def test_every_suite_of_every_overlay_is_asked(tmp_path: Path, monkeypatch: pyte
     a = overlay(tmp_path / "a.yaml", {"one": {"shards": "1.tar"}, "both": {"shards": "3.tar"}}, eval_batch_size=50)
     b = overlay(tmp_path / "b.yaml", {"two": {"shards": "2.tar"}, "both": {"shards": "3.tar"}}, eval_batch_size=16)
     given: list[str] = []
-    monkeypatch.setattr(evaluate, "lightning", lambda args: given.extend(args) or 3)
+    monkeypatch.setattr("ts_lightning.cli.lightning.main", lambda args: given.extend(args) or 3)
     assert main(["evaluate", "--ckpt", "x", "--out", str(tmp_path), "--suites", a, b]) == 3
     assert given.count("-c") == 1
     settings = json.loads(given[given.index("-c") + 1])["data"]["init_args"]
@@ -38,7 +38,7 @@ def test_every_suite_of_every_overlay_is_asked(tmp_path: Path, monkeypatch: pyte
 
 def test_the_command_takes_the_merged_overlay(capsys: pytest.CaptureFixture) -> None:
     paths = [str(CONFIGS / "eval" / name) for name in ("pope.yaml", "mme.yaml")]
-    merged = json.dumps(evaluate.merged_overlays(paths))
+    merged = json.dumps(evaluation.merged_overlays(paths))
     with pytest.raises(SystemExit):
         main(["predict", "-c", str(CONFIGS / "fit/toy_twist.yaml"), "-c", merged, "--print_config"])
     suites = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["val"]
@@ -53,7 +53,7 @@ def test_overlays_that_do_not_fit_are_named(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().err == f"ts-lightning: error: {b}: {seen} {a}\n"
     (tmp_path / "c.yaml").write_text("trainer: {}\n")
     with pytest.raises(ValueError, match=r"c.yaml: seen no data.init_args.val, expected an overlay"):
-        evaluate.merged_overlays([str(tmp_path / "c.yaml")])
+        evaluation.merged_overlays([str(tmp_path / "c.yaml")])
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("eval/*.yaml")), ids=lambda path: path.stem)

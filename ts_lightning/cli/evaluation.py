@@ -1,0 +1,104 @@
+"""What `ts-lightning evaluate` is made of: suites of several configurations, stored answers, judges."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ts_lightning.cli.configurations import find_configuration, read_configuration
+from ts_lightning.grounding.codecs import Codec
+from ts_lightning.metrics.gic_names import AskedPairs
+from ts_lightning.metrics.judge import Instruction
+from ts_lightning.metrics.judge import judge as judge_answers
+from ts_lightning.metrics.record import Record, read_records
+from ts_lightning.pipelines.llm_client import OpenAIChat
+from ts_lightning.pipelines.response_cache import CachedChat
+from ts_lightning.training.answer_files import join, read_answers
+from ts_lightning.training.records import completeness
+
+
+def rule_of(names: Sequence[str], suite: str) -> dict[str, Any]:
+    """What the configurations say of a suite: `shards`, and how it is scored."""
+    known = merged_overlays(names)["data"]["init_args"]["val"]
+    if suite not in known:
+        raise ValueError(f"--suite: seen {suite!r}, expected one of {', '.join(known)} of --suites")
+    shards = known[suite]["shards"]
+    return {**known[suite], "shards": [shards] if isinstance(shards, str) else shards}
+
+
+def merged_overlays(names: Sequence[str]) -> dict[str, Any]:
+    """One configuration of several overlays with the suites of all: a later `-c` would replace the earlier's suites.
+
+    Other settings are the last overlay's. ValueError for no overlay, and for two suites of one name that differ.
+    """
+    init_args: dict[str, Any] = {}
+    suites: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for name in names:
+        path = find_configuration(name)
+        try:
+            data = read_configuration(str(path))["data"]
+            module, own = data["class_path"], dict(data["init_args"]["val"])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{path}: seen no data.init_args.val, expected an overlay of configs/eval") from None
+        for one, source in own.items():
+            if suites.get(one, source) != source:
+                raise ValueError(f"{path}: suite {one}: seen {source}, expected {suites[one]} as in {origin[one]}")
+            origin.setdefault(one, str(path))
+        init_args |= data["init_args"]
+        suites |= own
+    return {"data": {"class_path": module, "init_args": init_args | {"val": suites}}}
+
+
+def stored(
+    predictions: Path | None, format: str, shards: Sequence[str], suite: str, codec: Codec | None, allow_missing: bool
+) -> tuple[list[Record], dict[str, str]]:
+    """The records of a file of answers, and what is to be said of each suite's completeness."""
+    assert predictions is not None
+    if shards and codec is not None:
+        answers = read_answers(predictions, format)
+        records = join(answers, list(shards), codec, suite, allow_missing)
+        missing = f"{len(records) - len(answers)} of {len(records)} questions of --shards have no answer: wrong"
+        told = {suite: missing}
+    elif allow_missing:
+        raise ValueError("--allow-missing: seen without --shards, expected them: they say what is missing")
+    else:
+        records = read_records(predictions)
+        told = dict(completeness(records))
+    if not records:
+        raise ValueError(f"{predictions}: seen no prediction, expected some")
+    return records, told
+
+
+def judged(
+    records: Sequence[Record],
+    suite: str,
+    model: str,
+    base_url: str | None,
+    out: Path,
+    instruction: Instruction | None = None,
+) -> dict[str, Any]:
+    """The verdicts of `model` on the answers of a suite, which are also written to OUT/SUITE.json."""
+    backend = OpenAIChat(model, base_url, os.environ.get("OPENAI_API_KEY"), max_tokens=16)
+    cached = CachedChat(backend, out / "verdicts.jsonl")
+
+    def ask(messages: list[dict[str, str]], attempt: int) -> str:
+        return cached.chat(messages, attempt=attempt)
+
+    result = judge_answers(records, suite, ask, instruction)
+    report = {"judge": model, "suite": suite, **result}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{suite}.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def asked_pairs(name: str, out: Path) -> AskedPairs:
+    """The backend that `--extract` names."""
+    kind, _, rest = name.partition(":")
+    model, _, url = rest.partition("@")
+    if kind != "openai" or not model:
+        raise ValueError(f"--extract: seen {name!r}, expected openai:MODEL[@URL]")
+    backend = OpenAIChat(model, url or None, os.environ.get("OPENAI_API_KEY"), max_tokens=256)
+    cached = CachedChat(backend, out / "names.jsonl")
+    return AskedPairs(lambda messages, attempt: cached.chat(messages, attempt=attempt))
