@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-
 from ts_lightning.models import VLM, LoRAVLM, TaskRouter, TwinExpertVLM
 from ts_lightning.runs.checkpoint_io import CheckpointIO
 from ts_lightning.runs.class_paths import plain
@@ -16,7 +14,7 @@ from ts_lightning.runs.package_state import pack
 TARGETS = ("package", "adapter", "checkpoint", "standalone")
 
 
-def export(module: L.LightningModule, kind: str, target: Path, scores: Mapping[str, float] | None = None) -> None:
+def export(module: Any, kind: str, target: Path, scores: Mapping[str, float] | None = None) -> None:
     """Write `module` as one of `TARGETS`; ValueError for a kind that its vlm does not have.
 
     `standalone` holds base and package (TWIST), the merged model (LoRA) or the tuned model itself, in the layout of
@@ -46,7 +44,7 @@ def give_router(vlm: VLM, kind: str, folder: Path) -> None:
     vlm.task_router = router
 
 
-def write_checkpoint(module: L.LightningModule, path: Path) -> None:
+def write_checkpoint(module: Any, path: Path) -> None:
     """A checkpoint with the weights and the configuration of `module`, without a position in any run."""
     checkpoint: dict[str, Any] = {
         "pytorch-lightning_version": "2.6.6",
@@ -59,7 +57,7 @@ def write_checkpoint(module: L.LightningModule, path: Path) -> None:
     CheckpointIO().save_checkpoint(checkpoint, path)
 
 
-def write_standalone(module: L.LightningModule, folder: Path, scores: Mapping[str, float] | None = None) -> None:
+def write_standalone(module: Any, folder: Path, scores: Mapping[str, float] | None = None) -> None:
     """Everything in one folder: nothing else is needed to load it."""
     vlm, backbone = module.vlm, module.vlm.backbone
     if isinstance(vlm, TwinExpertVLM):

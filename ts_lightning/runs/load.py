@@ -20,7 +20,7 @@ LARGE_BASE, LARGE_SETTING = 20_000_000, 10_000  # of this size nobody's memory i
 STANDALONE = "ts_lightning.json"
 
 
-def load(path: str | Path) -> L.LightningModule:
+def load(path: str | Path) -> Any:
     """The LightningModule of the class, with the vlm and the weights, that a checkpoint or a folder stores; in eval.
 
     A folder is a package, an adapter or a standalone model. FileNotFoundError or ValueError (one line) for a missing,
@@ -34,7 +34,7 @@ def load(path: str | Path) -> L.LightningModule:
     return module.eval()
 
 
-def _build(model: dict[str, Any]) -> L.LightningModule:
+def _build(model: dict[str, Any]) -> Any:
     with _given_hyperparameters_context(dict(model["init_args"]), "lightning.pytorch.cli.instantiate_module"):
         return instantiate(L.LightningModule, **model)
 

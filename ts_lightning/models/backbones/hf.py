@@ -187,7 +187,7 @@ class HFBackbone(Backbone):
             return None
         mask = branch_mask(query_BQ, key_BK)
         masks = {"full_attention": mask}
-        if slides:
+        if slides and window is not None:
             masks["sliding_attention"] = within(mask, window)
         if blocks_BT is not None:
             masks = {name: both_ways(value, blocks_BT) for name, value in masks.items()}

@@ -76,7 +76,7 @@ class RopePositions:
 
     def __call__(self, ids_T: Tensor, types_T: Tensor, pictures: dict[str, Tensor]) -> Tensor:
         """[A, T] of one row whose picture tokens are 1 in `types_T`."""
-        model = object.__new__(self.kind)  # the rule reads the config alone: no weights are made
+        model: Any = object.__new__(self.kind)  # the rule reads the config alone: no weights are made
         vars(model)["config"] = self.config
         grid = pictures.get("image_grid_thw")
         positions, _ = model.get_rope_index(  # type: ignore[attr-defined]
@@ -162,7 +162,7 @@ def resizing_of(image_processor: Any) -> Callable[[Size], Size] | None:
     least, most = (
         getattr(size, f"{name}_edge", None) or _get(size, f"{name}_edge") for name in ("shortest", "longest")
     )
-    if not all(isinstance(value, int) for value in (patch, merge, least, most)):
+    if not (isinstance(patch, int) and isinstance(merge, int) and isinstance(least, int) and isinstance(most, int)):
         return None
     return partial(smart_size, factor=patch * merge, min_pixels=least, max_pixels=most)
 
