@@ -13,6 +13,7 @@ from ts_lightning.data.mixture import MixedStream
 from ts_lightning.data.noise import NoisyBoxes
 from ts_lightning.data.order import STATE_VERSION, EvalBatches, MicroBatches, StreamState, TrainStream
 from ts_lightning.data.reader import Draws, ShardDataset, ShardReader
+from ts_lightning.data.remote import Ahead, is_remote
 from ts_lightning.data.sample import Sample
 from ts_lightning.data.source import TRAIN_SHARDS, ShardSource, mixture_sha256
 
@@ -93,6 +94,7 @@ class ShardDataModule(L.LightningDataModule):
         self._served = 0
         self._stream: TrainStream | None = None
         self._loaders: list[TrainLoader | EvalLoader] = []
+        self._ahead: Ahead | None = None
 
     def _named(self, source: ShardSource) -> ShardSource:
         if source.shards != TRAIN_SHARDS:
@@ -220,7 +222,11 @@ class ShardDataModule(L.LightningDataModule):
             ShardDataset(self._loaded[name][0], encode, prompts, self._noise(source))
             for name, source in self._training.items()
         ]
-        loader = TrainLoader(Draws(sources), batches, self.num_workers, pad_id, bad_records)
+        draws = Draws(sources)
+        if any(is_remote(shard.path) for source in sources for shard in source.reader.manifest.shards):
+            self._ahead = Ahead()
+            batches.announce = lambda rows, ahead=self._ahead: ahead.want(draws.shards(rows))
+        loader = TrainLoader(draws, batches, self.num_workers, pad_id, bad_records)
         self._loaders.append(loader)
         return loader
 
@@ -237,6 +243,8 @@ class ShardDataModule(L.LightningDataModule):
         """End the workers of all loaders."""
         while self._loaders:
             self._loaders.pop().close()
+        if self._ahead is not None:
+            self._ahead.close()
 
     def on_exception(self, exception: BaseException) -> None:
         self.teardown()

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ts_lightning.data.record import SCHEMA_VERSION, question_key, split_key
+from ts_lightning.data.remote import is_remote, provide
 from ts_lightning.data.tar import Member, first_record, open_regular, scan_tar
 
 log = logging.getLogger("ts_lightning.data")
@@ -121,6 +122,12 @@ class ShardIndex:
         parts = (entries.offsets[rows].tolist(), entries.sizes[rows].tolist(), entries.crcs[rows].tolist())
         return list(zip(names, *parts, strict=True))
 
+    def provide(self) -> str:
+        """The path, after a tar that is still at its source was fetched."""
+        if not os.path.exists(self.path) and is_remote(self.path):
+            provide(self.path, self.sha256, self.mtime_ns)
+        return self.path
+
     def begin(self, r: int) -> int:
         """Where the headers of record r begin in the tar."""
         m = int(self.entries.starts[r]) - 1
@@ -128,10 +135,14 @@ class ShardIndex:
 
 
 def known_index(path: str) -> ShardIndex | None:
-    """The index beside a tar when size and time agree, else None."""
+    """The index beside a tar when size and time agree, else None. A tar that is still at its source is as indexed."""
+    old = _load(path)
+    if not os.path.exists(path) and is_remote(path):
+        if old is not None:
+            return old
+        provide(path)
     with open_regular(path) as file:
         stat = os.fstat(file.fileno())
-    old = _load(path)
     return old if old is not None and (old.size, old.mtime_ns) == (stat.st_size, stat.st_mtime_ns) else None
 
 
@@ -280,6 +291,8 @@ def _fits(index: ShardIndex, entries: Entries) -> bool:
     headers = entries.offsets - np.concatenate([[0], ends[:-1]])  # from one member's end to the next one's bytes
     if (headers < 512).any() or ends[-1] > index.size:
         return False
+    if not os.path.exists(index.path) and is_remote(index.path):
+        return True  # its bytes are compared with the index's sha256 when they come
     with open_regular(index.path) as file:
 
         def read_at(offset: int, count: int) -> bytes:

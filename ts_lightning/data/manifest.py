@@ -122,6 +122,10 @@ class Manifest:
             return self.shards[s], list(range(first, last))
         return self.shards[s], _chosen(self.shards[s], self.include, self.exclude)[first:last].tolist()
 
+    def shards_of(self, rows: np.ndarray) -> list[ShardIndex]:
+        """The shards of these rows, in the order in which they first come."""
+        return [self.shards[s] for s in dict.fromkeys(np.searchsorted(self._row_ends, rows, "right").tolist())]
+
     def locate(self, i: int) -> tuple[ShardIndex, int]:
         """The shard of row i and the number of its first question in it."""
         shard, questions = self.row(i)
@@ -228,7 +232,7 @@ def check_manifest(manifest: Manifest, path: Path) -> None:
     count = sum(map(len, expected.values()))
     for shard in manifest.shards:
         left = expected.get(os.path.basename(shard.path), [])
-        if (seen := file_sha256(shard.path)) not in left:
+        if (seen := file_sha256(shard.provide())) not in left:
             wanted = f"sha256 {left[0][:12]}" if left else f"one of {count} shards"
             raise ValueError(f"{shard.path}: seen sha256 {seen[:12]}, expected {wanted} as in {path}")
         left.remove(seen)

@@ -1,6 +1,7 @@
 """The order of training by arithmetic: a global batch depends on nothing but (seed, epoch, position)."""
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,15 +144,25 @@ class MicroBatches:
     """This rank's micro-batches, draws as lists: the batch sampler of the training loader.
 
     Rank r owns rows r * share to (r + 1) * share of a global batch, cut into micro-batches in order: the
-    micro-batches of one global batch are the same ones on any number of ranks.
+    micro-batches of one global batch are the same ones on any number of ranks. `announce` is told of draws before
+    they are read.
     """
 
-    def __init__(self, stream: TrainStream, micro_batch_size: int, rank: int, world_size: int, endless: bool) -> None:
+    def __init__(
+        self,
+        stream: TrainStream,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        endless: bool,
+        announce: Callable[[np.ndarray], object] | None = None,
+    ) -> None:
         self.stream = stream
         self.micro_batch_size = micro_batch_size
         self.share = stream.global_batch_size // world_size
         self.rank = rank
         self.endless = endless
+        self.announce = announce
 
     @property
     def per_batch(self) -> int:
@@ -162,12 +173,26 @@ class MicroBatches:
 
     def __iter__(self) -> Iterator[list[int]]:
         left = self.stream.repeats - self.stream.served
-        for batch in self.stream.draws(self.endless):
+        for batch in self._announced(self.stream.draws(self.endless)):
             rows = batch[self.rank * self.share : (self.rank + 1) * self.share].tolist()
             for _ in range(left):
                 for start in range(0, self.share, self.micro_batch_size):
                     yield rows[start : start + self.micro_batch_size]
             left = self.stream.repeats
+
+    def _announced(self, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """The batches; this rank's rows of each are announced a window of the order before it comes."""
+        if self.announce is None:
+            yield from batches
+            return
+        ahead: deque[np.ndarray] = deque()
+        count = -(-self.stream.window // self.stream.global_batch_size) + 1
+        for batch in batches:
+            self.announce(batch[self.rank * self.share : (self.rank + 1) * self.share])
+            ahead.append(batch)
+            if len(ahead) > count:
+                yield ahead.popleft()
+        yield from ahead
 
 
 class EvalBatches:

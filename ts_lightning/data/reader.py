@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -105,7 +106,7 @@ class ShardReader:
             self._open, self._pid = OrderedDict(), os.getpid()
         fd = self._open.pop(shard.path, None)
         if fd is None:
-            fd = os.open(shard.path, os.O_RDONLY)
+            fd = os.open(shard.provide(), os.O_RDONLY)
             if len(self._open) >= MAX_OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1])
         self._open[shard.path] = fd
@@ -206,6 +207,15 @@ class Draws(Dataset[dict[str, Any]]):
         visit, i = divmod(n, len(self))
         source = bisect_right(self.starts, i) - 1
         return self.sources[source].row(i - self.starts[source], visit)
+
+    def shards(self, rows: np.ndarray) -> list[ShardIndex]:
+        """The shards of these rows, in the order in which they first come."""
+        rows = rows % len(self)
+        found: dict[str, ShardIndex] = {}
+        for source, start, end in zip(self.sources, self.starts, self.starts[1:], strict=False):
+            own = rows[(rows >= start) & (rows < end)] - start
+            found |= {shard.path: shard for shard in source.reader.manifest.shards_of(own)}
+        return [*found.values()]
 
 
 def with_bytes(sample: Sample) -> Sample:

@@ -1,0 +1,144 @@
+"""Shards at a source, their index beside them, come when they are needed, into a cache that stays within its size."""
+
+import http.server
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.unit.data_samples import encode, sample, shards
+from ts_lightning.data import ShardDataModule, ShardSource, index_shards, remote
+from ts_lightning.data.reader import ShardReader
+from ts_lightning.data.sample import SampleImage
+from ts_lightning.data.write import write_shards
+
+SHARDS, PER_SHARD = 12, 10
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TS_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Counting(http.server.SimpleHTTPRequestHandler):
+    """Files of a folder, and how many bytes of tars and of indexes went out."""
+
+    sent: dict[str, int]
+
+    def copyfile(self, source: object, outputfile: object) -> None:
+        data = source.read()
+        self.sent[Path(self.path).suffix] = self.sent.get(Path(self.path).suffix, 0) + len(data)
+        outputfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[str, dict[str, int], list[Path]]]:
+    """(URL pattern, bytes sent by suffix, tars) of twelve shards of pictures that don't compress."""
+    folder, sent = tmp_path / "source", {}
+    noise = [replace(sample(n), images=[SampleImage(f"{n}.png", 64, 64)]) for n in range(SHARDS * PER_SHARD)]
+    rng = np.random.default_rng(0)
+    for one in noise:
+        path = tmp_path / "noise.png"
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+        one.image_bytes = [path.read_bytes()]
+    paths = write_shards(noise, folder, "s", PER_SHARD)
+    index_shards(paths)
+    handler = type("Handler", (Counting,), {"sent": sent})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/s-{{000000..{SHARDS - 1:06d}}}.tar", sent, paths
+        server.shutdown()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_first_batch_comes_after_three_shards_and_an_epoch_after_all(served, workers) -> None:
+    pytest.importorskip("aiohttp")  # fsspec's for http
+    url, sent, paths = served
+    data = ShardDataModule(
+        ShardSource(url), global_batch_size=4, micro_batch_size=2, encode=encode, pad_id=0, shuffle_window=PER_SHARD,
+        num_workers=workers,
+    )  # fmt: skip
+    data.setup("fit")
+    assert sent.get(".tar", 0) == 0
+    batches = iter(data.train_dataloader())
+    ids = list(next(batches)["ids"])
+    assert 0 < sent[".tar"] <= 3 * max(path.stat().st_size for path in paths)
+    assert sent[".idx"] < paths[0].stat().st_size
+    ids += [i for batch in batches for i in batch["ids"]]
+    data.teardown()
+    assert sorted(ids) == sorted(f"test/{n}" for n in range(SHARDS * PER_SHARD))
+    assert sent[".tar"] == sum(path.stat().st_size for path in paths)  # each once
+
+
+def memory(path: Path, index: bool = True) -> str:
+    """The URL of a tar in fsspec's memory, with its index beside it."""
+    files, url = fsspec.filesystem("memory"), f"memory://bucket/{path.name}"
+    files.pipe(url, path.read_bytes())
+    if index:
+        files.pipe(f"{url}.idx", Path(f"{path}.idx").read_bytes())
+    return url
+
+
+@pytest.fixture
+def bucket() -> Iterator[None]:
+    yield
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+def test_an_indexed_shard_is_fetched_when_a_record_is_read(tmp_path, cache, bucket) -> None:
+    (path,) = shards(tmp_path, [3])
+    local = index_shards(path)
+    manifest = index_shards(memory(path))
+    assert manifest.sha256 == local.sha256
+    assert not list(cache.rglob("*.tar"))
+    assert ShardReader(manifest).read(1).id == "test/1"
+    assert len(list(cache.rglob("*.tar"))) == 1
+    again = index_shards("memory://bucket/*.tar")  # the copy and its index agree
+    assert again.shards == manifest.shards
+
+
+def test_other_bytes_than_its_index_says_are_refused(tmp_path, cache, bucket) -> None:
+    (path,) = shards(tmp_path, [3])
+    index_shards(path)
+    url = memory(path)
+    manifest = index_shards(url)
+    fsspec.filesystem("memory").pipe(url, path.read_bytes().replace(b"Step 1", b"Step 2"))
+    with pytest.raises(ValueError, match=r"bucket/s0-000000.tar: seen sha256 \w+, expected \w+ as in the index"):
+        ShardReader(manifest).read(1)
+    assert not list(cache.rglob("*.tar"))
+
+
+def test_the_cache_stays_within_its_size(tmp_path, cache, bucket, monkeypatch) -> None:
+    paths = shards(tmp_path, [3] * 5)
+    index_shards(paths)
+    manifest = index_shards([memory(path) for path in paths])
+    size = paths[0].stat().st_size
+    monkeypatch.setenv("TS_LIGHTNING_CACHE_BYTES", str(2 * size))
+    for i in range(15):
+        assert ShardReader(manifest).read(i).id == f"test/{i}"
+        assert sum(tar.stat().st_size for tar in cache.rglob("*.tar")) <= 2 * size
+    assert sorted(tar.name for tar in cache.rglob("*.tar")) == ["s3-000000.tar", "s4-000000.tar"]
+    assert ShardReader(manifest).read(0).id == "test/0"  # fetched again
+    assert not list(cache.rglob("*.part"))
+
+
+def test_what_is_asked_for_ahead_is_there_when_it_is_read(tmp_path, cache, bucket) -> None:
+    paths = shards(tmp_path, [2, 2])
+    index_shards(paths)
+    manifest = index_shards([memory(path) for path in paths])
+    ahead = remote.Ahead()
+    ahead.want(manifest.shards_of(np.array([3, 2, 0])))
+    ahead._pool.shutdown(wait=True)
+    assert sorted(tar.name for tar in cache.rglob("*.tar")) == ["s0-000000.tar", "s1-000000.tar"]
+    fsspec.filesystem("memory").rm("/bucket/s0-000000.tar")
+    assert ShardReader(manifest).read(0).id == "test/0"
