@@ -86,7 +86,7 @@ def question(number: int, protocol: str) -> tuple[Sample, str]:
         id=f"q/{number}",
         key=f"q{number:04d}",
         source="toy",
-        images=[SampleImage("a.jpg", *SIZE)],
+        images=[SampleImage(f"{number}.jpg", *SIZE)],  # its own picture: its own record
         turns=[Turn("user", "<image>\nWhat?"), Turn("assistant", turn)],
         regions=[SampleRegion(box=box)],
         image_bytes=[picture(number, SIZE)],
