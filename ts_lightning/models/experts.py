@@ -36,10 +36,14 @@ class ExpertForm(NamedTuple):
 FORMS = (ExpertForm(("fc1",), "fc2", "activation_fn"), ExpertForm(("gate_proj", "up_proj"), "down_proj", "act_fn"))
 
 
-def expert_form(expert: nn.Module) -> ExpertForm | None:
-    """Return the form of an MLP of plain linear layers, None for anything else (adapters on the layers included)."""
+def expert_form(expert: nn.Module, plain: bool = True) -> ExpertForm | None:
+    """Return the form of an MLP of plain linear layers, None for anything else (adapters on the layers included).
+
+    With `plain` False its layers may be of any class with the sizes of a linear layer: quantised ones.
+    """
     for form in FORMS:
-        if all(type(getattr(expert, name, None)) is nn.Linear for name in (*form.inputs, form.output)):
+        layers = [getattr(expert, name, None) for name in (*form.inputs, form.output)]
+        if all(type(layer) is nn.Linear if plain else hasattr(layer, "in_features") for layer in layers):
             return form
     return None
 
@@ -190,7 +194,8 @@ def _vjp(activation: Activation, z: Tensor, gradient: Tensor) -> tuple[Tensor, T
     return y.detach(), torch.autograd.grad(y, leaf, gradient)[0]
 
 
-def _pieces(z_nF: Tensor) -> Iterator[slice]:
+def pieces(z_nF: Tensor) -> Iterator[slice]:
+    """Rows that stay in the cache together; on a GPU all of them."""
     rows = max(1, CACHED_ELEMENTS // z_nF.shape[1]) if z_nF.device.type == "cpu" else max(1, z_nF.shape[0])
     return (slice(start, start + rows) for start in range(0, z_nF.shape[0], rows))
 
@@ -198,7 +203,7 @@ def _pieces(z_nF: Tensor) -> Iterator[slice]:
 def hidden(activation: Activation, pre: list[Tensor]) -> Tensor:
     """Return hidden_nF = act(z) or act(gate) * up."""
     hidden_nF = torch.empty_like(pre[0])
-    for rows in _pieces(hidden_nF):
+    for rows in pieces(hidden_nF):
         (z, *up), out = (z_nF[rows] for z_nF in pre), hidden_nF[rows]
         if up:
             torch.mul(activation(z), up[0], out=out)
@@ -209,6 +214,20 @@ def hidden(activation: Activation, pre: list[Tensor]) -> Tensor:
     return hidden_nF
 
 
+def piece_backward(
+    activation: Activation, pre: list[Tensor], d_nF: Tensor, weight_n1: Tensor, out: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return hidden_nF and <d, hidden> per token, and write weight * d/dpre to `out`, whose first may be `d_nF`."""
+    z, *up = pre
+    y, dz = _vjp(activation, z, d_nF * up[0] if up else d_nF)
+    product = y * up[0] if up else y
+    dot_n = (product * d_nF).sum(-1)
+    if up:
+        torch.mul(d_nF, y, out=out[1]).mul_(weight_n1)
+    torch.mul(dz, weight_n1, out=out[0])
+    return product, dot_n
+
+
 def hidden_backward(
     activation: Activation, pre: list[Tensor], dhidden_nF: Tensor, weight_n1: Tensor, keep_hidden: bool
 ) -> tuple[Tensor | None, Tensor, list[Tensor]]:
@@ -216,14 +235,9 @@ def hidden_backward(
     hidden_nF = torch.empty_like(dhidden_nF) if keep_hidden else None
     dot_n = dhidden_nF.new_empty(len(dhidden_nF))
     dpre = [dhidden_nF, *map(torch.empty_like, pre[1:])]
-    for rows in _pieces(dhidden_nF):
-        (z, *up), d = (z_nF[rows] for z_nF in pre), dhidden_nF[rows]
-        y, dz = _vjp(activation, z, d * up[0] if up else d)
-        product = y * up[0] if up else y
+    for rows in pieces(dhidden_nF):
+        z, d, out = [z_nF[rows] for z_nF in pre], dhidden_nF[rows], [d_nF[rows] for d_nF in dpre]
+        product, dot_n[rows] = piece_backward(activation, z, d, weight_n1[rows], out)
         if hidden_nF is not None:
             hidden_nF[rows] = product
-        dot_n[rows] = (product * d).sum(-1)
-        if up:
-            torch.mul(d, y, out=dpre[1][rows]).mul_(weight_n1[rows])
-        torch.mul(dz, weight_n1[rows], out=dpre[0][rows])
     return hidden_nF, dot_n, dpre

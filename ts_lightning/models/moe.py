@@ -1,7 +1,8 @@
 """A dropless mixture of experts. Legend: T tokens, E experts, K chosen experts per token, H hidden size."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,14 @@ def route(x_TH: Tensor, router: nn.Linear, top_k: int) -> tuple[Tensor, Tensor, 
     return probs_TE, weights_TK / weights_TK.sum(-1, keepdim=True) if top_k > 1 else weights_TK, ids_TK
 
 
-def moe_loop(x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: nn.ModuleList) -> Tensor:
+def scattered(weights_TK: Tensor, ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+    """Return the weight of every expert [T, E], 0 where it was not chosen, and whether it was."""
+    weights_TE = weights_TK.new_zeros(len(ids_TK), num_experts)
+    chosen_TE = torch.zeros_like(weights_TE, dtype=torch.bool).scatter_(1, ids_TK, True)
+    return weights_TE.scatter(1, ids_TK, weights_TK), chosen_TE
+
+
+def moe_loop(x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: Iterable[nn.Module]) -> Tensor:
     """Run each expert on its tokens: the readable form, for experts of any kind."""
     out_TH = torch.zeros_like(x_TH)
     for e, expert in enumerate(experts):
@@ -41,11 +49,16 @@ def moe_sorted(x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: nn.Mod
     return sorted_experts(x_TH, weights_TK, ids_TK, experts)
 
 
-def moe_static(x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: nn.ModuleList) -> Tensor:
+def moe_static(x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: Sequence[nn.Module]) -> Tensor:
     """Run every expert on every token: no shape depends on the routing and the host never waits, for decoding."""
-    gates_TE = weights_TK.new_zeros(len(x_TH), len(experts)).scatter(1, ids_TK, weights_TK)
+    gates_TE, _ = scattered(weights_TK, ids_TK, len(experts))
     y_ETH = torch.stack([expert(x_TH) for expert in experts])
     return torch.einsum("eth,te->th", y_ETH, gates_TE.to(y_ETH.dtype))
+
+
+def is_static(x_TH: Tensor) -> bool:
+    """Whether `moe_static` costs less: a few tokens on a GPU, as in decoding."""
+    return x_TH.is_cuda and len(x_TH) <= STATIC_TOKENS and not torch.is_grad_enabled()
 
 
 class MoE(nn.Module):
@@ -74,9 +87,13 @@ class MoE(nn.Module):
         """Make `num_experts` trainable copies of one MLP (or of several, in turn) and a small random router."""
         sources = [mlp] if isinstance(mlp, nn.Module) and not isinstance(mlp, nn.ModuleList) else list(mlp)
         experts = nn.ModuleList(copy.deepcopy(sources[e % len(sources)]) for e in range(num_experts))
-        experts.requires_grad_(True).train()
         first = next(module for module in experts[0].modules() if isinstance(module, nn.Linear))
-        router = nn.Linear(first.in_features, num_experts, bias=False, device=first.weight.device)
+        return cls.of(experts.requires_grad_(True).train(), first, top_k)
+
+    @classmethod
+    def of(cls, experts: nn.ModuleList, like: Any, top_k: int) -> "MoE":
+        """A mixture of these experts with a small random router, for inputs as those of the linear layer `like`."""
+        router = nn.Linear(like.in_features, len(experts), bias=False, device=like.weight.device)
         nn.init.normal_(router.weight, std=0.02)
         return cls(experts, router, top_k)
 
@@ -87,13 +104,18 @@ class MoE(nn.Module):
         forward's [B, T] only, their flat positions.
         """
         x_TH = x.reshape(-1, x.shape[-1])
+        weights_TK, ids_TK = self.chosen(x_TH, top_k, tokens_N)
+        return self._path(x_TH)(x_TH, weights_TK, ids_TK, self.experts).view_as(x)
+
+    def chosen(self, x_TH: Tensor, top_k: int | None = None, tokens_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return `weights_TK` and `ids_TK` of `route`; what the router did is kept where the routing collects it."""
         probs_TE, weights_TK, ids_TK = route(x_TH, self.router, top_k or self.top_k)
         context = current_routing()
         if context is not None and context.collect:
             context.record(self, probs_TE, ids_TK, tokens_N)
-        return self._path(x_TH)(x_TH, weights_TK, ids_TK, self.experts).view_as(x)
+        return weights_TK, ids_TK
 
     def _path(self, x_TH: Tensor) -> Callable[..., Tensor]:
-        if x_TH.is_cuda and len(x_TH) <= STATIC_TOKENS and not torch.is_grad_enabled():
+        if is_static(x_TH):
             return moe_static
         return moe_sorted if all(map(expert_form, self.experts)) else moe_loop

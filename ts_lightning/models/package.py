@@ -43,11 +43,15 @@ class PackageOptions:
     seed_experts: list[int] | None = None
     train_token_rows: list[str] = field(default_factory=list)
     new_tokens: list[str] = field(default_factory=list)
+    expert_rank: int | None = None
+    expert_targets: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in ("num_experts", "every", "top_k"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: seen {getattr(self, name)}, expected at least 1")
+        if self.expert_targets and self.expert_rank is None:
+            raise ValueError(f"expert_targets: seen {self.expert_targets} without expert_rank, expected both or none")
         if self.alpha_scope not in ("global", "layer"):
             raise ValueError(f"alpha_scope: seen {self.alpha_scope!r}, expected 'global' or 'layer'")
 

@@ -6,12 +6,14 @@ tokens.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ts_lightning.models.moe import STATIC_TOKENS, MoE
+from ts_lightning.models.low_rank import LowRankExpert, LowRankMoE, can_share, experts_of, shared_products
+from ts_lightning.models.moe import MoE, is_static
 from ts_lightning.models.routing import Routing, current_routing
 from ts_lightning.models.zero_gradients import with_zero_gradients
 
@@ -41,7 +43,8 @@ class Alpha(nn.Module):
 class Package(nn.Module):
     """What one skill adds to one layer: `experts` (an MoE, or one MLP) and `alpha`.
 
-    In training an MoE's own `top_k` experts answer a token, in evaluation `eval_top_k` (None: as many).
+    The experts are whole (an `MoE` or an MLP) or of low rank over the understanding ones (`models.low_rank`). An MoE's
+    own `top_k` experts answer a token in training, in evaluation `eval_top_k` (None: as many).
     """
 
     alpha: Alpha
@@ -52,13 +55,34 @@ class Package(nn.Module):
         self.alpha = alpha
         self.eval_top_k = eval_top_k
 
-    def forward(self, h: Tensor, iu: Tensor, alpha: float | None = None, tokens_N: Tensor | None = None) -> Tensor:
+    @property
+    def low_rank(self) -> bool:
+        """Whether the experts need the understanding ones."""
+        return isinstance(self.experts, LowRankMoE | LowRankExpert)
+
+    @property
+    def top_k(self) -> int | None:
+        """Experts of a token in this mode; None is the MoE's own number."""
+        return None if self.training else self.eval_top_k
+
+    def forward(
+        self,
+        h: Tensor,
+        iu: Tensor,
+        understanding: nn.Module,
+        alpha: float | None = None,
+        tokens_N: Tensor | None = None,
+    ) -> Tensor:
         """Return alpha * iu + (1 - alpha) * experts(h), [..., H] as `h` and `iu`; `alpha` in place of the learned one.
 
         tokens_N: as in `MoE.forward`.
         """
-        if isinstance(self.experts, MoE):
-            vg = self.experts(h, None if self.training else self.eval_top_k, tokens_N)
+        if isinstance(self.experts, LowRankMoE):
+            vg = self.experts(h, understanding, self.top_k, tokens_N)
+        elif isinstance(self.experts, LowRankExpert):
+            vg = self.experts(h, experts_of(understanding)[self.experts.source])
+        elif isinstance(self.experts, MoE):
+            vg = self.experts(h, self.top_k, tokens_N)
         else:
             vg = self.experts(h)
         mixing = self.alpha().to(iu.dtype) if alpha is None else alpha
@@ -83,37 +107,40 @@ class TwinExpert(nn.Module):
     def forward(self, h_BTH: Tensor) -> Tensor:
         """Return the layer's output, [B, T, H] as `h_BTH`."""
         context = current_routing()
-        iu_BTH = self.understanding(h_BTH)
         if context is None:
-            return iu_BTH
+            return self.understanding(h_BTH)
         if context.valid_BT.shape != h_BTH.shape[:2]:
             seen = f"{tuple(context.valid_BT.shape)} for hidden states {tuple(h_BTH.shape)}"
             raise ValueError(f"valid_BT: seen {seen}, expected one entry per position")
-        if h_BTH.is_cuda and context.valid_BT.numel() <= STATIC_TOKENS and not torch.is_grad_enabled():
-            return self._static(iu_BTH, h_BTH, context)
+        if is_static(h_BTH.flatten(0, 1)):
+            return self._static(self.understanding(h_BTH), h_BTH, context)
         if context.alpha_override == 1:
-            return _zero_gradients(iu_BTH, self.packages)
-        out_TH, iu_TH, h_TH = (x_BTH.flatten(0, 1) for x_BTH in (iu_BTH, iu_BTH, h_BTH))
-        used = []
-        for name, tokens_N in context.tokens.items():
-            if name not in self.packages:
-                continue
-            package: Package = self.packages[name]  # type: ignore[assignment]
-            used.append(package)
-            if len(tokens_N) == len(h_TH):
-                out_TH = package(h_TH, iu_TH, context.alpha_override, tokens_N)
-            else:
-                h_NH, iu_NH = (x_TH.index_select(0, tokens_N) for x_TH in (h_TH, iu_TH))
-                mixed_NH = package(h_NH, iu_NH, context.alpha_override, tokens_N)
-                out_TH = out_TH.index_copy(0, tokens_N, mixed_NH)
-        return _zero_gradients(out_TH.view_as(iu_BTH), self.packages, used, context)
+            return _zero_gradients(self.understanding(h_BTH), self.packages)
+        answering: list[tuple[Any, Tensor]] = [
+            (self.packages[name], tokens_N) for name, tokens_N in context.tokens.items() if name in self.packages
+        ]
+        h_TH = h_BTH.flatten(0, 1)
+        if len(answering) == 1 and answering[0][0].low_rank and can_share(self.understanding):
+            ((package, tokens_N),) = answering
+            alpha = package.alpha() if context.alpha_override is None else context.alpha_override
+            out_TH = shared_products(h_TH, self.understanding, package.experts, alpha, tokens_N, package.top_k)
+        else:
+            out_TH = iu_TH = self.understanding(h_BTH).flatten(0, 1)
+            for package, tokens_N in answering:
+                if len(tokens_N) == len(h_TH):
+                    out_TH = package(h_TH, iu_TH, self.understanding, context.alpha_override, tokens_N)
+                else:
+                    h_NH, iu_NH = (x_TH.index_select(0, tokens_N) for x_TH in (h_TH, iu_TH))
+                    mixed_NH = package(h_NH, iu_NH, self.understanding, context.alpha_override, tokens_N)
+                    out_TH = out_TH.index_copy(0, tokens_N, mixed_NH)
+        return _zero_gradients(out_TH.view_as(h_BTH), self.packages, [package for package, _ in answering], context)
 
     def _static(self, iu_BTH: Tensor, h_BTH: Tensor, context: Routing) -> Tensor:
         """Every package on every token: no shape depends on the rows and the host never waits, for decoding."""
         out_BTH = iu_BTH
         for name in dict.fromkeys(context.packages):
             if name in self.packages:
-                mixed_BTH = self.packages[name](h_BTH, iu_BTH, context.alpha_override)
+                mixed_BTH = self.packages[name](h_BTH, iu_BTH, self.understanding, context.alpha_override)
                 out_BTH = torch.where(context.positions_of(name)[..., None], mixed_BTH, out_BTH)
         return out_BTH
 

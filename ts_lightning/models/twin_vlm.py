@@ -1,7 +1,7 @@
 """TWIST: a backbone with packages of experts beside its understanding experts. Legend as in `models.vlm`."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ts_lightning.models.backbones.base import Backbone
+from ts_lightning.models.low_rank import LowRankExpert, LowRankMoE, experts_of, nearest, written_out
 from ts_lightning.models.moe import MoE
 from ts_lightning.models.package import (
     ROUTER,
@@ -46,6 +47,9 @@ class TwinExpertVLM(VLM):
             codec writes coordinates with.
         new_tokens: Texts that become one token each, with trainable rows beside the frozen matrices; ["codec"] names
             the codec's marks that the tokenizer does not have.
+        expert_rank: A grounding expert is its frozen understanding expert plus a difference of this rank; None is the
+            paper's full copy.
+        expert_targets: Names of the experts' linear layers that differ (with `expert_rank`; none: all).
         package: The skill that trains: the `task` of its records.
         packages: Folders of other packages by skill; they are installed beside it, frozen.
         activation_checkpointing: Recompute each decoder layer in backward.
@@ -66,6 +70,8 @@ class TwinExpertVLM(VLM):
         seed_experts: Sequence[int] | None = None,
         train_token_rows: Sequence[str] = (),
         new_tokens: Sequence[str] = (),
+        expert_rank: int | None = None,
+        expert_targets: Sequence[str] = (),
         package: str = "grounding",
         packages: Mapping[str, str] | None = None,
         activation_checkpointing: bool = False,
@@ -83,6 +89,8 @@ class TwinExpertVLM(VLM):
             seed_experts=None if seed_experts is None else list(seed_experts),
             train_token_rows=list(train_token_rows),
             new_tokens=list(new_tokens),
+            expert_rank=expert_rank,
+            expert_targets=list(expert_targets),
         )
         super().__init__(backbone, activation_checkpointing)
         backbone = self.backbone
@@ -162,6 +170,34 @@ class TwinExpertVLM(VLM):
         if alpha is not None and not 0 <= alpha <= 1:
             raise ValueError(f"alpha: seen {alpha}, expected 0 (grounding experts only) to 1 (the base)")
 
+    def to_rank(self, rank: int | None, targets: Sequence[str] = ()) -> dict[str, float]:
+        """Give the package that trains its nearest form of low rank, or full copies again (None), in place.
+
+        Returns the relative error of each layer's difference by its name; full copies are exact.
+        """
+        options = replace(self.options[self.package], expert_rank=rank, expert_targets=list(targets))
+        errors: dict[str, float] = {}
+        for index, layer in enumerate(self.backbone.layers):
+            slot = getattr(layer, self.backbone.mlp_name)
+            if not isinstance(slot, TwinExpert) or self.package not in slot.packages:
+                continue
+            package: Any = slot.packages[self.package]
+            experts = []
+            seeds = _sources(slot.understanding, options)
+            for number, (expert, (source, base)) in enumerate(zip(_experts(package.experts), seeds, strict=True)):
+                full = written_out(expert, base) if package.low_rank else expert
+                if rank is not None:
+                    full, error = nearest(full, base, rank, targets, source)
+                    errors |= {f"layers.{index}.experts.{number}.{name}": value for name, value in error.items()}
+                experts.append(full)
+            if isinstance(moe := package.experts, MoE):
+                kind = MoE if rank is None else LowRankMoE
+                package.experts = kind(nn.ModuleList(experts), moe.router, moe.top_k)
+            else:
+                package.experts = experts[0]
+        self.options[self.package] = options
+        return errors
+
     def remove_packages(self) -> None:
         """Put the understanding experts back into their slots: the backbone is its base again."""
         for layer in self.backbone.layers:
@@ -173,13 +209,12 @@ class TwinExpertVLM(VLM):
         if not name.isidentifier() or name == "understanding":
             raise ValueError(f"package: seen {name!r}, expected the name of a skill: letters, digits and _")
         shared = Alpha(options.alpha_init, options.alpha_param)
-        top_k, eval_top_k = options.top_ks
         for layer in list(self.backbone.layers)[options.first_layer :: options.every]:
             slot = getattr(layer, self.backbone.mlp_name)
             twin = slot if isinstance(slot, TwinExpert) else TwinExpert(slot, nn.ModuleDict())
-            experts = grounding_experts(twin.understanding, options.num_experts, top_k, options.seed_experts)
+            experts = grounding_experts(twin.understanding, options)
             alpha = Alpha(options.alpha_init, options.alpha_param) if options.alpha_scope == "layer" else shared
-            twin.packages[name] = Package(experts, alpha, eval_top_k)
+            twin.packages[name] = Package(experts, alpha, options.top_ks[1])
             setattr(layer, self.backbone.mlp_name, twin)
         if rows := self._make_token_rows(options.train_token_rows, options.new_tokens):
             self.token_rows[name] = rows
@@ -280,14 +315,27 @@ class TwinExpertVLM(VLM):
         return [] if context.alpha_override == 1 else [pair for pair in named if pair[0] in context.packages]
 
 
-def grounding_experts(
-    understanding: nn.Module, num_experts: int, top_k: int, seeds: Iterable[int] | None = None
-) -> nn.Module:
-    """Trainable copies of the understanding experts of one layer (of its MLP, where it is dense)."""
-    sources = list(understanding.experts) if isinstance(understanding, MoE) else [understanding]
-    if seeds is not None:
-        if bad := [i for i in seeds if not 0 <= i < len(sources)]:
-            raise ValueError(f"seed_experts: seen {bad[0]}, expected 0 to {len(sources) - 1}")
-        sources = [sources[i] for i in seeds]
-    moe = MoE.copies(sources, num_experts, top_k)
-    return moe if num_experts > 1 else moe.experts[0]
+def grounding_experts(understanding: nn.Module, options: PackageOptions) -> nn.Module:
+    """Trainable experts of one layer, seeded by its understanding experts (by its MLP, where it is dense)."""
+    seeds, rank = _sources(understanding, options), options.expert_rank
+    if rank is None:
+        experts = [copy.deepcopy(base).requires_grad_(True).train() for _, base in seeds]
+    else:
+        experts = [LowRankExpert(base, rank, options.expert_targets, source) for source, base in seeds]
+    if len(experts) == 1:
+        return experts[0]
+    first = next(module for module in seeds[0][1].modules() if hasattr(module, "in_features"))
+    return (MoE if rank is None else LowRankMoE).of(nn.ModuleList(experts), first, options.top_ks[0])
+
+
+def _sources(understanding: nn.Module, options: PackageOptions) -> list[tuple[int, nn.Module]]:
+    """Number and module of the understanding expert that each grounding expert starts from."""
+    sources = experts_of(understanding)
+    seeds = list(range(len(sources))) if options.seed_experts is None else options.seed_experts
+    if bad := [i for i in seeds if not 0 <= i < len(sources)]:
+        raise ValueError(f"seed_experts: seen {bad[0]}, expected 0 to {len(sources) - 1}")
+    return [(seeds[e % len(seeds)], sources[seeds[e % len(seeds)]]) for e in range(options.num_experts)]
+
+
+def _experts(experts: nn.Module) -> list[Any]:
+    return list(experts.experts) if isinstance(experts, MoE) else [experts]
