@@ -158,13 +158,17 @@ def main(folder: Path) -> None:
     fit(folder / "nan", shards, "fsdp", twin, watched(folder / "nan"), num_sanity_val_steps=0, **validation)
     lora = LoRASFT(LoRAVLM(backbone(), rank=4, train_token_rows=["codec"]))
     plain = SFT(PlainVLM(backbone(), activation_checkpointing=True))
+    rank = StepwiseSFT(TwinExpertVLM(backbone(), every=1, expert_rank=4, activation_checkpointing=True))
     policies = {
-        "twin": TwinExpertVLM(backbone(codec="mirg", codec_grid="100"), every=1, train_token_rows=["codec"]),
+        "twin": TwinExpertVLM(
+            backbone(codec="mirg", codec_grid="100"), every=1, train_token_rows=["codec"], expert_rank=4
+        ),
         "plain": PlainVLM(backbone(codec="mirg", codec_grid="100"), ["*language_model*"]),
     }
     for strategy in ("ddp", "fsdp"):
         fit(folder / f"lora_{strategy}", shards, strategy, lora)
         fit(folder / f"plain_{strategy}", shards, strategy, plain, text_on_rank_one)
+        fit(folder / f"rank_{strategy}", shards, strategy, rank)
         for kind, vlm in policies.items():
             rollout = RolloutCallback(num_generations=3, max_new_tokens=6, rewards=REWARDS)
             root = folder / f"grpo_{kind}_{strategy}"

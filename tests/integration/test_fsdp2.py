@@ -70,7 +70,7 @@ def test_weights_and_optimizer_equal_ddps(runs: Path) -> None:
     assert ddp["optimizer_states"][0]["param_groups"] == fsdp2["optimizer_states"][0]["param_groups"]
 
 
-@pytest.mark.parametrize("name", ["", "lora_", "plain_", "grpo_twin_", "grpo_plain_"])
+@pytest.mark.parametrize("name", ["", "lora_", "plain_", "rank_", "grpo_twin_", "grpo_plain_"])
 def test_losses_equal_ddps(name: str, runs: Path) -> None:
     ddp, fsdp2 = (rows(runs / (name + strategy) / "metrics.csv") for strategy in ("ddp", "fsdp"))
     names = [n for n in ddp[0] if n.startswith("train/") and "per_second" not in n]
@@ -122,9 +122,9 @@ def test_ranks_stop_generating_together(runs: Path) -> None:
     assert [json.loads((runs / f"nan/forwards-{rank}.json").read_text()) for rank in (0, 1)] == [6, 6]
 
 
-@pytest.mark.parametrize("name", ["lora", "plain", "grpo_twin", "grpo_plain"])
+@pytest.mark.parametrize("name", ["lora", "plain", "rank", "grpo_twin", "grpo_plain"])
 def test_other_vlms_equal_ddps(name: str, runs: Path) -> None:
-    """LoRA; all weights, recomputed in backward, with no picture on rank 1; GRPO with both kinds of reference."""
+    """LoRA; all weights, recomputed in backward, with no picture on rank 1; low rank; GRPO with both references."""
     ddp, fsdp2 = (checkpoint(runs / f"{name}_{strategy}", 2) for strategy in ("ddp", "fsdp"))
     assert_close(ddp, fsdp2)
     if name == "grpo_twin":

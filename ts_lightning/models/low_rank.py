@@ -397,7 +397,7 @@ def _layers(parameters: Sequence[Any], inputs: int, dtype: torch.dtype) -> Itera
     """The linear layers of each understanding expert, in the dtype of the products."""
     size = 4 * (inputs + 1)
     for start in range(0, len(parameters), size):
-        cast = [None if t is None else t.to(dtype) for t in parameters[start : start + size]]
+        cast: list[Any] = [None if t is None else t.to(dtype) for t in parameters[start : start + size]]
         yield [_Layer(*cast[i : i + 4]) for i in range(0, size, 4)]
 
 

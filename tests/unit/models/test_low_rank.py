@@ -212,7 +212,9 @@ def test_a_vlm_of_low_rank_keeps_every_promise(tmp_path: Path) -> None:
         assert not torch.allclose(vlm(rows)["logits"], alone, atol=1e-3)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_experts": 1}, {"alpha_scope": "layer", "every": 2, "seed_experts": [3, 1]}])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_experts": 1}, {"alpha_scope": "layer", "every": 2, "seed_experts": [3, 1]}]
+)
 @torch.no_grad()
 def test_a_package_changes_its_form(options: dict[str, Any]) -> None:
     vlm = shaken(TwinExpertVLM(backbone(), **{"every": 1, **options})).eval()
