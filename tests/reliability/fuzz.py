@@ -52,7 +52,7 @@ def run(folder: Path, kind: str, count: int) -> dict[str, Any]:
     folder.mkdir(parents=True)
     outcomes: Counter[str] = Counter()
     faults: list[str] = []
-    slowest, peak, start = 0.0, 0.0, 0
+    slowest, peak, start, jumps = 0.0, 0.0, 0, Counter[str]()
     context = multiprocessing.get_context("spawn")
     while start < count:  # a process that crashed or hung is replaced by one that begins behind that case
         reader, writer = context.Pipe(duplex=False)
@@ -65,6 +65,7 @@ def run(folder: Path, kind: str, count: int) -> dict[str, Any]:
                 outcomes[outcome.split(":")[0]] += 1
                 if outcome.startswith("fault"):
                     faults.append(f"{kind} {start}: {outcome}")
+                jumps[f"{kind} {start}"] = round(peak_now - peak) if peak else 0
                 slowest, peak, start = max(slowest, seconds), max(peak, peak_now), start + 1
         except EOFError:
             process.join()
@@ -72,7 +73,7 @@ def run(folder: Path, kind: str, count: int) -> dict[str, Any]:
             faults.append(f"{kind} {start}: the process ended with {process.exitcode} (a crash or a hang)")
             start += 1
     assert not faults, f"{len(faults)} faults: " + "; ".join(faults[:10])
-    assert peak < MAX_MEGABYTES, f"{kind}: peak {peak:.0f} MB"
+    assert peak < MAX_MEGABYTES, f"{kind}: peak {peak:.0f} MB, most by {jumps.most_common(5)}"
     return {"cases": count, **outcomes, "slowest_s": round(slowest, 2), "peak_mb": round(peak)}
 
 

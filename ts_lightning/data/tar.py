@@ -14,6 +14,7 @@ from typing import IO, NamedTuple
 from zlib import adler32, crc32
 
 from ts_lightning.data.images import EXTENSIONS
+from ts_lightning.data.quick import quick_look
 from ts_lightning.data.record import Questions, question_key
 from ts_lightning.data.sample import MAX_JSON
 
@@ -136,6 +137,8 @@ def _records(path: str, members: Iterable[tuple[Member, int, bytes | None]]) -> 
 
 def _questions(data: bytes, key: str) -> tuple[int | None, list[tuple[str, str | None]]]:
     """(pictures that a record's JSON names, None where it can't be read; (tags, what is wrong) of each question)."""
+    if (quick := quick_look(data)) is not None:
+        return quick[0], [(sys.intern(tags), None) for tags in quick[1]]
     count, found = None, list[tuple[str, str | None]]()
     try:
         questions = Questions(data, key)
