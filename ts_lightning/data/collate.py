@@ -21,7 +21,7 @@ def collate(rows: list[dict[str, Any]], pad_id: int, side: str = "right") -> dic
     valid = torch.stack([_pad(torch.ones(len(row["input_ids"]), dtype=torch.bool), length, 0, side) for row in rows])
     positions = (valid.cumsum(1) - 1).clamp(min=0) * valid
     if "position_ids" in rows[0]:
-        positions = torch.stack([_pad(row["position_ids"], length, 0, side) for row in rows], 1)
+        positions = torch.stack([_pad(row["position_ids"], length, 0, side) for row in rows], -2)
     return {
         "input_ids": torch.stack([_pad(row["input_ids"], length, pad_id, side) for row in rows]),
         "valid": valid,

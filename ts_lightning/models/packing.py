@@ -60,9 +60,12 @@ def branch_mask(query_BQ: Tensor, key_BK: Tensor | None = None) -> Tensor:
 def within(mask_BQK: Tensor, window: int) -> Tensor:
     """The mask without what is `window` or more seen tokens back, as sliding-window layers want it.
 
-    Distances are counted along what a query sees: in a branch, the prefix stands right before it.
+    Distances are counted along what a query sees: in a branch, the prefix stands right before it. What a query sees
+    ahead stays.
     """
-    return mask_BQK & (mask_BQK.flip(-1).cumsum(-1).flip(-1) <= window)
+    queries, keys = mask_BQK.shape[-2:]
+    behind = mask_BQK & torch.ones(queries, keys, dtype=torch.bool, device=mask_BQK.device).tril(keys - queries)
+    return mask_BQK & (behind.flip(-1).cumsum(-1).flip(-1) <= window)
 
 
 def both_ways(mask_BQK: Tensor, block_BT: Tensor) -> Tensor:

@@ -212,7 +212,9 @@ class TwinExpertVLM(VLM):
         for layer in list(self.backbone.layers)[options.first_layer :: options.every]:
             slot = getattr(layer, self.backbone.mlp_name)
             twin = slot if isinstance(slot, TwinExpert) else TwinExpert(slot, nn.ModuleDict())
-            experts = grounding_experts(twin.understanding, options)
+            full = options.expert_rank is None
+            sources = (self.backbone.expert_seeds if full else experts_of)(twin.understanding)
+            experts = grounding_experts(sources, options)
             alpha = Alpha(options.alpha_init, options.alpha_param) if options.alpha_scope == "layer" else shared
             twin.packages[name] = Package(experts, alpha, options.top_ks[1])
             setattr(layer, self.backbone.mlp_name, twin)
@@ -315,9 +317,9 @@ class TwinExpertVLM(VLM):
         return [] if context.alpha_override == 1 else [pair for pair in named if pair[0] in context.packages]
 
 
-def grounding_experts(understanding: nn.Module, options: PackageOptions) -> nn.Module:
+def grounding_experts(sources: Sequence[nn.Module], options: PackageOptions) -> nn.Module:
     """Trainable experts of one layer, seeded by its understanding experts (by its MLP, where it is dense)."""
-    seeds, rank = _sources(understanding, options), options.expert_rank
+    seeds, rank = _seeds(sources, options), options.expert_rank
     if rank is None:
         experts = [copy.deepcopy(base).requires_grad_(True).train() for _, base in seeds]
     else:
@@ -328,9 +330,8 @@ def grounding_experts(understanding: nn.Module, options: PackageOptions) -> nn.M
     return (MoE if rank is None else LowRankMoE).of(nn.ModuleList(experts), first, options.top_ks[0])
 
 
-def _sources(understanding: nn.Module, options: PackageOptions) -> list[tuple[int, nn.Module]]:
+def _seeds(sources: Sequence[nn.Module], options: PackageOptions) -> list[tuple[int, nn.Module]]:
     """Number and module of the understanding expert that each grounding expert starts from."""
-    sources = experts_of(understanding)
     seeds = list(range(len(sources))) if options.seed_experts is None else options.seed_experts
     if bad := [i for i in seeds if not 0 <= i < len(sources)]:
         raise ValueError(f"seed_experts: seen {bad[0]}, expected 0 to {len(sources) - 1}")

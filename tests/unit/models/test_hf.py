@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
+from tests.unit.models import hf_table
 from tests.unit.models.hf_checks import CHECKS, Case, batch_of, sample
-from tests.unit.models.hf_families import FAMILIES, make_folder
+from tests.unit.models.hf_families import FAILING, FAMILIES, make_folder
 from ts_lightning.models import PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.hf import HFBackbone
+from ts_lightning.models.backbones.hf_processor import load_processor
 from ts_lightning.models.backbones.llava import LlavaBackbone
 from ts_lightning.models.backbones.qwen_vl import QwenVLBackbone
 
@@ -21,6 +24,18 @@ def test_family(name: str, tmp_path: Path) -> None:
     case = Case(name, make_folder(name, tmp_path))
     for check in CHECKS.values():
         check(case)
+    assert hf_table.row(name, case) in hf_table.stored(), "python -m tests.unit.models.hf_table"
+
+
+def test_families_that_are_refused_say_why(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=FAILING["idefics2"]):
+        HFBackbone(str(make_folder("idefics2", tmp_path)))
+    for name, reason in FAILING.items():
+        assert hf_table.failing(name) in hf_table.stored()
+        if "torchvision" in reason:
+            with pytest.raises(ValueError, match="can't be made"):
+                load_processor(tmp_path, AutoConfig.for_model(name), None)
+    assert len(hf_table.stored()) == 2 + len(hf_table.NAMES)
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "llava"])

@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache
 
 from ts_lightning.models.cache import GrowingLayer
 from ts_lightning.models.encode import Encoder
+from ts_lightning.models.moe import MoE
 from ts_lightning.models.packing import branch_mask
 from ts_lightning.models.recorded import Recorded
 
@@ -100,6 +101,10 @@ class Backbone(Recorded, nn.Module):
     def cache(self) -> Cache:
         """An empty cache of keys and values."""
         return Cache(layer_class_to_replicate=GrowingLayer)
+
+    def expert_seeds(self, slot: nn.Module) -> list[nn.Module]:
+        """The MLPs of a decoder layer that grounding experts are copies of, in turn."""
+        return list(slot.experts) if isinstance(slot, MoE) else [slot]
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write the model so that `pretrained=folder` reads it back; weights as they are, or cast to `dtype`."""

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoModelForImageTextToText
+from transformers.cache_utils import Cache, DynamicCache
 
 from ts_lightning.grounding.codecs import backbone_codec
 from ts_lightning.models.backbones.base import Backbone, number_of_pictures
-from ts_lightning.models.backbones.hf_families import CODECS, TEMPLATES, image_token_of
+from ts_lightning.models.backbones.hf_families import BLOCKS, CODECS, COUNTED, FLAT, SIDES, image_token_of, template_of
 from ts_lightning.models.backbones.hf_processor import (
     HFEncoder,
     RopePositions,
@@ -88,6 +90,8 @@ class HFBackbone(Backbone):
         fit_for_answers(tokenizer, folder, image_token, chat.template.end.strip())
         check_tokens(self, tokenizer, image_token)
         self.name = f"{self.family}:{pretrained}"
+        others = getattr(self.processor, "image_token_ids", None) if self.family in COUNTED else None
+        self.picture_ids = sorted({self.image_id, *(others or ())})
         self.text_config = config.get_text_config()
         self.mlp_name = mlp_slot(self.layers, pretrained)
         self.takes = accepted(self.model)
@@ -103,11 +107,14 @@ class HFBackbone(Backbone):
             template=chat.template,
             processor=self.processor,
             mark=chat.mark,
-            accepted=tuple(name for name in self.takes if name not in TYPES),
+            accepted=tuple(name for name in self.takes if name not in (*TYPES, "labels", "inputs_embeds")),
             positions=RopePositions(type(self.inner), config) if hasattr(self.inner, "get_rope_index") else None,
             first_position=1 if self.family == "paligemma" else 0,
+            behind_pictures=tokenizer.bos_token if self.family == "paligemma" else "",
+            nested=self.family not in FLAT,
             resized_size=resized,
         )
+        self.encoder.of_pictures([Image.new("RGB", (64, 64))], f"pretrained: {folder}")  # it can, or says why not
         self.more_for_text = bool(self._more_for_text())
 
     @property
@@ -142,7 +149,7 @@ class HFBackbone(Backbone):
         given = {"input_ids": torch.where(ids_BT < len(self.embedding.weight), ids_BT, 0)}
         if "valid" in batch:
             given |= {"attention_mask": batch["valid"].long(), "position_ids": batch["position_ids"]}
-        of_picture_BT = ids_BT == self.image_id
+        of_picture_BT = self.of_picture(ids_BT)
         given |= {name: of_picture_BT.long() for name in TYPES if name in self.takes}
         seen = self.at_decoder({**given, **self.picture_inputs(batch)})
         merged_BTH = seen.pop("inputs_embeds").to(embeds_BTH.dtype)
@@ -152,7 +159,9 @@ class HFBackbone(Backbone):
         """The tensors of all pictures of a batch, as the family's processor stacks them."""
         device, dtype = self.embedding.weight.device, self.embedding.weight.dtype
         rows = batch.get("pictures", ())
-        stacked = {name: stack([row[name] for row in rows]).to(device) for name in (rows[0] if len(rows) else ())}
+        sides = SIDES.get(self.family, {})
+        names = rows[0] if len(rows) else ()
+        stacked = {name: stack([row[name] for row in rows], sides.get(name, 0)).to(device) for name in names}
         return {name: value.to(dtype) if value.is_floating_point() else value for name, value in stacked.items()}
 
     def at_decoder(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,28 +188,71 @@ class HFBackbone(Backbone):
         batch: Mapping[str, Any] | None = None,
         plain: bool = False,
     ) -> Any:
-        types = set(getattr(self.text_config, "layer_types", None) or ("full_attention",))
-        window = getattr(self.text_config, "sliding_window", None)
-        slides = "sliding_attention" in types and window is not None
+        if self.recurrent:
+            return self.recurrent_mask(query_BQ, key_BK)
+        window: Any = getattr(self.text_config, "sliding_window", None)
+        slides = "sliding_attention" in self.layer_types and window is not None
         blocks_BT = None if batch is None else self.blocks(query_BQ, batch)
         if plain and not slides and blocks_BT is None:
             return None
-        mask = branch_mask(query_BQ, key_BK)
-        masks = {"full_attention": mask}
-        if slides and window is not None:
-            masks["sliding_attention"] = within(mask, window)
-        if blocks_BT is not None:
-            masks = {name: both_ways(value, blocks_BT) for name, value in masks.items()}
-        return masks if slides else masks["full_attention"]
+        causal = branch_mask(query_BQ, key_BK)
+        full = causal if blocks_BT is None else both_ways(causal, blocks_BT)
+        if not slides:
+            return full
+        if self.family == "paligemma" and blocks_BT is not None:  # its blocks go beyond the window
+            return {"full_attention": full, "sliding_attention": both_ways(within(causal, window), blocks_BT)}
+        whole = causal if self.family == "gemma4" else full  # Gemma 4 sees pictures whole in sliding layers only
+        return {"full_attention": whole, "sliding_attention": within(full, window)}
+
+    def recurrent_mask(self, query_BQ: Tensor, key_BK: Tensor | None) -> dict[str, Tensor | None]:
+        """For each kind of layer; ValueError for branches: a recurrent state has one past."""
+        if int(query_BQ.max()) > 1:
+            raise ValueError(
+                f"{self.family}: seen several answers or steps behind one prompt, expected one: "
+                "its recurrent layers have no branches (num_generations, isolated steps)"
+            )
+        real_BQ = query_BQ != PAD_BRANCH
+        return {
+            "full_attention": branch_mask(query_BQ, key_BK),
+            "linear_attention": None if key_BK is not None else real_BQ,
+        }
+
+    def cache(self) -> Cache:
+        return DynamicCache(config=self.text_config) if self.recurrent else super().cache()
+
+    @property
+    def layer_types(self) -> set[str]:
+        """The kinds of the decoder's layers."""
+        return set(getattr(self.text_config, "layer_types", None) or ("full_attention",))
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether layers keep a state in place of keys and values."""
+        return bool(self.layer_types - {"full_attention", "sliding_attention"})
+
+    def expert_seeds(self, slot: nn.Module) -> list[nn.Module]:
+        return dense_experts(slot) or super().expert_seeds(slot)
+
+    @property
+    def blocks_of_pictures(self) -> str | None:
+        """What the decoder sees both ways: "prefix", each picture ("runs"), all pictures ("all"), or nothing (None)."""
+        if getattr(self.text_config, "use_bidirectional_attention", None) == "vision":
+            return "runs"
+        return BLOCKS.get(self.family)
 
     def blocks(self, branch_BT: Tensor, batch: Mapping[str, Any]) -> Tensor | None:
         """[B, T] the block of tokens that see each other both ways, -1 for none; None for a family without blocks."""
-        if self.family == "paligemma":  # the picture and the question, as a whole
+        if self.blocks_of_pictures is None:
+            return None
+        if self.blocks_of_pictures == "prefix":  # the picture and the question, as a whole
             answer_BT = (batch["step_ids"] >= 0).cumsum(1) > 0 if "step_ids" in batch else branch_BT > 0
             return torch.where((branch_BT == 0) & ~answer_BT, 0, -1)
-        if self.family in ("gemma3", "molmo2") or _sees_pictures_whole(self.text_config):
-            return runs((batch["input_ids"] == self.image_id) & (branch_BT != PAD_BRANCH))
-        return None
+        picture_BT = self.of_picture(batch["input_ids"]) & (branch_BT != PAD_BRANCH)
+        return runs(picture_BT) if self.blocks_of_pictures == "runs" else torch.where(picture_BT, 0, -1)
+
+    def of_picture(self, ids_BT: Tensor) -> Tensor:
+        """Whether a token is one of a picture's, its marks included where the family counts them."""
+        return torch.isin(ids_BT, torch.tensor(self.picture_ids, device=ids_BT.device))
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write what transformers (and `pretrained`) reads."""
@@ -242,10 +294,6 @@ def _as_it_is(size: tuple[int, int]) -> tuple[int, int]:
     return size
 
 
-def _sees_pictures_whole(config: Any) -> bool:
-    return getattr(config, "use_bidirectional_attention", None) == "vision"
-
-
 def config_of(folder: Path) -> Any:
     """The config object of a folder; ValueError for a family that transformers has no vlm of."""
     values = read_config(folder)
@@ -265,9 +313,9 @@ def chat_by(folder: Path, family: str, processor: Any, tokenizer: Any, generatio
     source = chat_of(stored_template(folder) or tokenizer.chat_template)
     image_token = processor.image_token
     if source is None:
-        if family not in TEMPLATES:
+        if (own := template_of(family, tokenizer)) is None:
             raise ValueError(f"pretrained: seen no chat template in {folder}, expected chat_template.jinja")
-        return TEMPLATES[family]
+        return own
     found = getattr(generation, "eos_token_id", None)
     ids = [found] if isinstance(found, int) else list(found or [])
     ends = {*tokenizer.convert_ids_to_tokens(ids), tokenizer.eos_token}
@@ -306,8 +354,39 @@ def accepted(model: Any) -> dict[str, inspect.Parameter]:
     }
 
 
-def stack(parts: list[Tensor]) -> Tensor:
-    """Tensors one behind the other; further sides are filled with zeros where they differ, as processors do."""
+class DenseExpert(nn.Module):
+    """One expert of a packed block as an MLP of its own."""
+
+    def __init__(self, gate_FH: Tensor, up_FH: Tensor, down_HF: Tensor, activation: nn.Module) -> None:
+        super().__init__()
+        for name, weight in (("gate_proj", gate_FH), ("up_proj", up_FH), ("down_proj", down_HF)):
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            linear.weight = nn.Parameter(weight.detach())  # a view: copies are made of it
+            setattr(self, name, linear)
+        self.act_fn = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H] to [..., H]."""
+        parts: Any = self
+        return parts.down_proj(self.act_fn(parts.gate_proj(x)) * parts.up_proj(x))
+
+
+def dense_experts(block: nn.Module) -> list[nn.Module]:
+    """The experts of a block that packs their weights ([E, 2F, H] and [E, H, F]); none of a block of another form."""
+    packed: Any = getattr(block, "experts", None)
+    gate_up, down = (getattr(packed, name, None) for name in ("gate_up_proj", "down_proj"))
+    if not (torch.is_tensor(gate_up) and torch.is_tensor(down) and hasattr(packed, "act_fn")):
+        return []
+    if gate_up.shape[1] != 2 * down.shape[2]:  # transposed
+        return []
+    halves = [weight.chunk(2) for weight in gate_up]
+    return [DenseExpert(gate, up, out, packed.act_fn) for (gate, up), out in zip(halves, down, strict=True)]
+
+
+def stack(parts: list[Tensor], side: int = 0) -> Tensor:
+    """Tensors one behind the other; their further sides are filled with zeros where they differ, as processors do."""
+    if side:
+        return torch.cat(parts, side)
     sides = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
     padded = []
     for part in parts:

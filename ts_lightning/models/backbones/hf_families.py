@@ -11,9 +11,18 @@ CODECS = {
     "qwen2_5_vl": "qwen2_5_vl",
 }
 
-TEMPLATES = {
-    "paligemma": Chat(ChatTemplate(user="", assistant="\n", end="<eos>", blank="", after_picture=""), "<image>"),
-}
+BLOCKS = {"gemma3": "runs", "molmo2": "all", "paligemma": "prefix"}  # what the decoder sees both ways
+COUNTED = {"molmo2"}  # families that count the marks between a picture's tokens as the picture's
+SIDES = {"minicpmv4_6": {"pixel_values": -1}}  # the side along which pictures stand one behind the other
+FLAT = {"got_ocr2"}  # several pictures of one conversation in a plain list
+
+
+def template_of(family: str, tokenizer: Any) -> Chat | None:
+    """Turns of a family that has no chat template; None for another."""
+    if family == "paligemma":  # the pictures, <bos>, the question, a new line
+        end = tokenizer.eos_token
+        return Chat(ChatTemplate(user="", assistant="\n", end=end, blank="", after_picture=""), "<image>")
+    return None
 
 
 def image_token_of(processor: Any, tokenizer: Any, config: Any) -> str:

@@ -18,8 +18,13 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from ts_lightning.grounding.coordinates import Size
 from ts_lightning.grounding.resizing import smart_size
+from ts_lightning.models.backbones.hf_substitutes import KimiPixels, PixtralText
 from ts_lightning.models.encode import Encoder
 from ts_lightning.models.pixels import open_picture
+
+# Families whose own needs torchvision.
+PROCESSORS: dict[str, Any] = {"mistral3": PixtralText}
+PIXELS: dict[str, Any] = {"kimi_k25": KimiPixels}
 
 
 def load_processor(folder: Path, config: Any, tokenizer: Any) -> Any:
@@ -29,16 +34,23 @@ def load_processor(folder: Path, config: Any, tokenizer: Any) -> Any:
     """
     kind = config.model_type
     try:
-        if type(config) not in PROCESSOR_MAPPING:
+        if type(config) not in PROCESSOR_MAPPING and config.model_type not in PROCESSORS:
             raise ValueError("no processor of its own")
-        family: Any = PROCESSOR_MAPPING[type(config)]
-        image_processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        family: Any = PROCESSORS.get(config.model_type) or PROCESSOR_MAPPING[type(config)]
+        if config.model_type in PIXELS:
+            image_processor: Any = PIXELS[config.model_type](_read_json(folder / "preprocessor_config.json"))
+        else:
+            image_processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         stored = _read_json(folder / "processor_config.json")
         parts = family.get_attributes()
         own = {name: value for name, value in stored.items() if name in _arguments(family) and name not in parts}
         given = {**dict.fromkeys(parts), "image_processor": image_processor, "tokenizer": tokenizer}
         still = type(family.__name__, (family,), {"check_argument_for_proper_class": _any_class})
-        return still(**given, **own)
+        try:
+            return still(**given, **own)
+        except AttributeError:  # some read their part for videos at once
+            absent = {name: Absent() for name, part in given.items() if part is None}
+            return still(**{**given, **absent}, **own)
     except Exception as error:  # classes of a hundred families: what they raise has nothing in common
         reason = " ".join((str(error) or type(error).__name__).split())[:200]
         raise ValueError(f"pretrained: {folder}: the processor of {kind!r} can't be made: {reason}") from None
@@ -49,6 +61,14 @@ def stored_template(folder: Path) -> Any:
     return _read_json(folder / "chat_template.json").get("chat_template") or _read_json(
         folder / "processor_config.json"
     ).get("chat_template")
+
+
+class Absent:
+    """In the place of a part that is not there: whatever it is asked for is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 def _any_class(self: Any, name: str, argument: Any) -> None:
@@ -79,7 +99,7 @@ class RopePositions:
         model: Any = object.__new__(self.kind)  # the rule reads the config alone: no weights are made
         vars(model)["config"] = self.config
         grid = pictures.get("image_grid_thw")
-        positions, _ = model.get_rope_index(  # type: ignore[attr-defined]
+        positions, _ = model.get_rope_index(
             ids_T[None],
             mm_token_type_ids=types_T[None],
             image_grid_thw=grid,
@@ -100,6 +120,8 @@ class HFEncoder(Encoder):
     accepted: tuple[str, ...] = ()
     positions: RopePositions | None = None
     first_position: int = 0
+    behind_pictures: str = ""
+    nested: bool = True
     resized_size: Callable[[Size], Size] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,17 +146,26 @@ class HFEncoder(Encoder):
         if not pictures:
             return [], {}
         token = self.processor.image_token
+        images: Any = [pictures] if len(pictures) > 1 and self.nested else pictures  # one conversation's
         try:
             made = self.processor(
-                images=pictures, text=token * len(pictures), return_tensors="pt", return_text_replacement_offsets=True
+                images=images, text=[token * len(pictures)], return_tensors="pt", return_text_replacement_offsets=True
             )
         except Exception as error:
             reason = " ".join((str(error) or type(error).__name__).split())[:200]
             raise ValueError(f"{key}: the processor of the model refused its pictures: {reason}") from None
+        if "text_replacement_offsets" not in made:
+            raise ValueError(f"{key}: the processor of the model does not say what stands for a picture")
         texts = [piece["replacement"] for piece in made["text_replacement_offsets"][0]]
-        return texts, {name: value for name, value in made.items() if name in self.accepted and torch.is_tensor(value)}
+        tensors = {name: value for name, value in made.items() if name in self.accepted and torch.is_tensor(value)}
+        return texts, tensors
 
     def picture_text(self, index: int, sample: Any) -> str:
+        text = self.mark_of(index, sample)
+        return text + self.behind_pictures if index + 1 == len(sample.image_bytes) else text
+
+    def mark_of(self, index: int, sample: Any) -> str:
+        """What stands for a picture, its own tokens in it."""
         return self.mark.replace(self.processor.image_token, self.processed(sample)[0][index])
 
     def picture_tensors(self, sample: Any, ids_T: Tensor) -> dict[str, Any]:
@@ -157,6 +188,8 @@ class HFEncoder(Encoder):
 
 def resizing_of(image_processor: Any) -> Callable[[Size], Size] | None:
     """The rule of an image processor that keeps the shape of pictures in whole patches; None for another."""
+    patch: Any
+    merge: Any
     patch, merge = (getattr(image_processor, name, None) for name in ("patch_size", "merge_size"))
     size = getattr(image_processor, "size", None)
     least, most = (

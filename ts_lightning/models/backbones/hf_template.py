@@ -36,7 +36,7 @@ def derive(render: Render, image_token: str, special: Collection[str], ends: Col
     p0, p1, p2, p3, p4 = _cut(render([_user(_Q1), _answer(_R1), _user(_Q2), _answer(_R2)], False), _Q1, _R1, _Q2, _R2)
     assistant = _cut(render([_user(_Q1)], True), _Q1)[1]
     blank = p3.removeprefix(assistant) if p3.startswith(assistant) else ""
-    earlier = p1 if p1 != p3 else None
+    earlier = p1 if p1 != assistant + blank else None
     found = _end(p2, p4, special, ends)
     end, user = found or (eos, p2)
     with_picture = _cut(render([_user(_Q1), _answer(_R1), _user(_Q2, 1)], True), _Q1, _R1, _Q2)[2]
