@@ -14,10 +14,10 @@ FRAMES = ("original", "padded_square", "resized")
 class CoordinateSpace:
     """What the numbers in prompts and answers mean.
 
-    `grid`: "100", "999" or "1000" (integers 0..N), "decimals:n" or "pixels". `frame`: the image that the numbers refer
-    to: "original" (displayed, EXIF applied), "padded_square" (centred on a square canvas) or "resized" (what the image
-    processor makes; `resized` is its (width, height), or gives it for an image's size; given with "padded_square", it
-    is what the square is resized to). Points are (x, y), sizes (width, height).
+    `grid`: "100", "999", "1000" or "1023" (integers 0..N), "decimals:n" or "pixels". `frame`: the image that the
+    numbers refer to: "original" (displayed, EXIF applied), "padded_square" (centred on a square canvas) or "resized"
+    (what the image processor makes; `resized` is its (width, height), or gives it for an image's size; given with
+    "padded_square", it is what the square is resized to). Points are (x, y), sizes (width, height).
     """
 
     grid: str = "100"
@@ -25,10 +25,10 @@ class CoordinateSpace:
     resized: Size | Callable[[Size], Size] | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"100|999|1000|pixels|decimals:[1-9]", self.grid):
+        if not re.fullmatch(r"100|999|1000|1023|pixels|decimals:[1-9]", self.grid):
             raise ValueError(
-                f"CoordinateSpace.grid: seen {self.grid!r}, expected '100', '999', '1000', 'decimals:n' (n 1-9) "
-                "or 'pixels'"
+                f"CoordinateSpace.grid: seen {self.grid!r}, expected '100', '999', '1000', '1023', 'decimals:n' "
+                "(n 1-9) or 'pixels'"
             )
         if self.frame not in FRAMES:
             raise ValueError(f"CoordinateSpace.frame: seen {self.frame!r}, expected one of {', '.join(FRAMES)}")

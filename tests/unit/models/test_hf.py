@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
 from tests.unit.models import hf_table
 from tests.unit.models.hf_checks import CHECKS, Case, batch_of, sample
@@ -33,7 +34,9 @@ def test_families_that_are_refused_say_why(tmp_path: Path) -> None:
     for name, reason in FAILING.items():
         assert hf_table.failing(name) in hf_table.stored()
         if "torchvision" in reason:
-            with pytest.raises(ValueError, match="can't be made"):
+            kind = IMAGE_PROCESSOR_MAPPING_NAMES[name]["torchvision"]
+            (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": kind}))
+            with pytest.raises(ValueError, match="needs torchvision"):
                 load_processor(tmp_path, AutoConfig.for_model(name), None)
     assert len(hf_table.stored()) == 2 + len(hf_table.NAMES)
 

@@ -4,17 +4,36 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ts_lightning.grounding.codecs.base import Codec, Mention
+from ts_lightning.grounding.codecs.bracketed import GLMCodec, InternVLCodec
 from ts_lightning.grounding.codecs.chatspot import ChatSpotCodec
 from ts_lightning.grounding.codecs.cogvlm import CogVLMCodec
+from ts_lightning.grounding.codecs.gemma import GemmaCodec
 from ts_lightning.grounding.codecs.mirg import MirgCodec
+from ts_lightning.grounding.codecs.molmo import MolmoCodec
+from ts_lightning.grounding.codecs.paligemma import PaliGemmaCodec
 from ts_lightning.grounding.codecs.qwen import Qwen2VLCodec, Qwen25VLCodec
+from ts_lightning.grounding.codecs.qwen3 import Qwen3VLCodec
 from ts_lightning.grounding.codecs.scout import ScoutCodec
 from ts_lightning.grounding.codecs.shikra import ShikraCodec
 from ts_lightning.grounding.coordinates import CoordinateSpace, Size
 
 CODECS: dict[str, type[Codec]] = {
     codec.name: codec
-    for codec in (ScoutCodec, CogVLMCodec, ChatSpotCodec, ShikraCodec, Qwen2VLCodec, Qwen25VLCodec, MirgCodec)
+    for codec in (
+        ScoutCodec,
+        CogVLMCodec,
+        ChatSpotCodec,
+        ShikraCodec,
+        Qwen2VLCodec,
+        Qwen25VLCodec,
+        Qwen3VLCodec,
+        MirgCodec,
+        PaliGemmaCodec,
+        GemmaCodec,
+        InternVLCodec,
+        GLMCodec,
+        MolmoCodec,
+    )
 }
 
 __all__ = ["CODECS", "Codec", "Mention", "backbone_codec", "get_codec"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ts_lightning.grounding.codecs.base import NUMBER, Codec, Mention
-from ts_lightning.grounding.codecs.qwen_json import BOX_KEYS, JsonObject, json_objects
+from ts_lightning.grounding.codecs.qwen_json import BOX_KEYS, json_objects
 from ts_lightning.grounding.coordinates import CoordinateSpace, Size
 from ts_lightning.grounding.regions import Region
 
@@ -66,6 +66,8 @@ class Qwen25VLCodec(Codec):
     name: ClassVar[str] = "qwen2_5_vl"
     default_space: ClassVar[CoordinateSpace] = CoordinateSpace("pixels", "resized", unchanged)
     kinds: ClassVar[tuple[str, ...]] = ("click", "box")
+    box_key: ClassVar[str] = "bbox_2d"
+    point_key: ClassVar[str] = "point_2d"
     space: CoordinateSpace = field(default_factory=lambda: Qwen25VLCodec.default_space)
 
     def write(self, regions: Sequence[Region], image_size: Size | None) -> str:
@@ -87,19 +89,21 @@ class Qwen25VLCodec(Codec):
         return ", ".join(self._object(region, image_size, phrase) for region in known)
 
     def _object(self, region: Region, image_size: Size | None, phrase: str | None = None) -> str:
-        key = "point_2d" if region.kind == "click" else "bbox_2d"
+        key = self.point_key if region.kind == "click" else self.box_key
         label = f', "label": {json.dumps(phrase, ensure_ascii=False)}' if phrase else ""
         return f'{{"{key}": [{self.numbers(region, image_size, ", ")}]{label}}}'
 
     def find(self, text: str, image_size: Size | None) -> list[Mention]:
         return [
-            Mention(self._regions(one, image_size), one.start, one.end, phrase=one.label) for one in json_objects(text)
+            Mention(self.known(one.numbers, one.key in BOX_KEYS, image_size), one.start, one.end, phrase=one.label)
+            for one in json_objects(text)
         ]
 
-    def _regions(self, one: JsonObject, image_size: Size | None) -> list[Region]:
-        kind = "box" if one.key in BOX_KEYS else "click"
-        known = [self.region(numbers, image_size) for numbers in one.numbers]
-        return [region for region in known if region is not None and region.kind == kind]
+    def known(self, lists: Sequence[Sequence[float]], boxes: bool, image_size: Size | None) -> list[Region]:
+        """The regions of lists of numbers that are of the kind which their key names."""
+        kind = "box" if boxes else "click"
+        found = [self.region(numbers, image_size) for numbers in lists]
+        return [region for region in found if region is not None and region.kind == kind]
 
     def marks(self) -> list[str]:
         return ["[", "]", ","]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ts_lightning.grounding.codecs.base import read_numbers
@@ -29,27 +30,27 @@ class JsonObject(NamedTuple):
     label: str | None
 
 
-def json_objects(text: str) -> list[JsonObject]:
-    """The objects of a text that have one of `BOX_KEYS` or `POINT_KEYS`, in order; never raises, in linear time.
+def json_objects(text: str, keys: Sequence[str] = (*BOX_KEYS, *POINT_KEYS)) -> list[JsonObject]:
+    """The objects of a text that have one of `keys`, the first that they have, in order; never raises, in linear time.
 
     `numbers` has an empty list where the value holds anything but numbers. Several boxes of one key are several lists.
     """
     found, start = [], text.find("{")
     while start >= 0:
-        one = _object(text, start)
+        one = _object(text, start, keys)
         if one is not None:
             found.append(one)
         start = text.find("{", start + 1 if one is None else one.end)
     return found
 
 
-def _object(text: str, start: int) -> JsonObject | None:
+def _object(text: str, start: int, keys: Sequence[str]) -> JsonObject | None:
     members: dict[str, str] = {}
     end = start + 1
     while match := _MEMBER.match(text, end):
         members.setdefault(_unquoted(match[1]), match[2])
         end = match.end()
-    key = next((key for key in (*BOX_KEYS, *POINT_KEYS) if members.get(key, "")[:1] == "["), None)
+    key = next((key for key in keys if members.get(key, "")[:1] == "["), None)
     if key is None:
         return None
     if match := _END.match(text, end) or _CUT.match(text, end):

@@ -5,10 +5,15 @@ from typing import Any
 from ts_lightning.models.backbones.hf_template import Chat
 from ts_lightning.models.encode import ChatTemplate
 
-# The notation of a family by its makers' documentation; others write scout's.
+# The notation of a family by its makers' documentation; others write scout's. Molmo's has no boxes, so it is none.
 CODECS = {
     "qwen2_vl": "qwen2_vl",
     "qwen2_5_vl": "qwen2_5_vl",
+    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), "qwen3_vl"),
+    **dict.fromkeys(("gemma3", "gemma3n", "gemma4"), "gemma"),
+    "paligemma": "paligemma",
+    "internvl": "internvl",
+    **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v"), "glm"),
 }
 
 BLOCKS = {"gemma3": "runs", "molmo2": "all", "paligemma": "prefix"}  # what the decoder sees both ways

@@ -52,8 +52,10 @@ def load_processor(folder: Path, config: Any, tokenizer: Any) -> Any:
             absent = {name: Absent() for name, part in given.items() if part is None}
             return still(**{**given, **absent}, **own)
     except Exception as error:  # classes of a hundred families: what they raise has nothing in common
-        reason = " ".join((str(error) or type(error).__name__).split())[:200]
-        raise ValueError(f"pretrained: {folder}: the processor of {kind!r} can't be made: {reason}") from None
+        reason = " ".join((str(error) or type(error).__name__).split())
+        if "torchvision" in reason.lower():
+            reason = "it needs torchvision, which this project does without"
+        raise ValueError(f"pretrained: {folder}: the processor of {kind!r} can't be made: {reason[:200]}") from None
 
 
 def stored_template(folder: Path) -> Any:

@@ -1,0 +1,58 @@
+"""PaliGemma's notation: four tokens `<loc0000>`, y first, the label behind them; several boxes stand between ` ; `."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ts_lightning.grounding.boxes import Box
+from ts_lightning.grounding.codecs.base import Codec, Mention
+from ts_lightning.grounding.codecs.gemma import y_first
+from ts_lightning.grounding.coordinates import CoordinateSpace, Size
+from ts_lightning.grounding.regions import Region
+
+_BOX = re.compile(r"((?:<loc[0-9]{4}>\s{0,2}){4})(?:([^<;\n]{1,80}?)(?=\s{0,4}(?:;|\n|\Z)))?", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{4}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class PaliGemmaCodec(Codec):
+    """`<loc0100><loc0200><loc0500><loc0900> dog`: 0-1023 of the image from edge to edge."""
+
+    name: ClassVar[str] = "paligemma"
+    default_space: ClassVar[CoordinateSpace] = CoordinateSpace("1023", "original")
+    special_tokens: ClassVar[tuple[str, ...]] = tuple(f"<loc{n:04d}>" for n in range(1024))
+    space: CoordinateSpace = field(default_factory=lambda: PaliGemmaCodec.default_space)
+
+    def write(self, regions: Sequence[Region], image_size: Size | None) -> str:
+        return " ; ".join(self._tokens(region, image_size) for region in regions)
+
+    def _tokens(self, region: Region, image_size: Size | None) -> str:
+        return "".join(f"<loc{int(n):04d}>" for n in y_first(self.space.encode(region.points, image_size)))
+
+    def reference(
+        self,
+        regions: Sequence[Box | Region],
+        image_size: Size | None,
+        image: int = 0,
+        number: int = 1,
+        phrase: str | None = None,
+        first: bool = True,
+    ) -> str:
+        label = f" {phrase}" if phrase and not set(phrase) & set("<;\n") and len(phrase) < 80 else ""
+        return " ; ".join(f"{self.format([region], image_size)}{label}" for region in regions)
+
+    def canonical(self, mention: Mention, image_size: Size | None = None) -> str:
+        return self.reference(mention.regions, image_size, phrase=mention.phrase)
+
+    def find(self, text: str, image_size: Size | None) -> list[Mention]:
+        found = []
+        for match in _BOX.finditer(text):
+            region = self.region(y_first([float(n) for n in _NUMBER.findall(match[1])]), image_size)
+            label = (match[2] or "").strip()
+            end = match.end(2) if label else match.start(1) + len(match[1].rstrip())
+            found.append(Mention([region] if region else [], match.start(), end, phrase=label or None))
+        return found
+
+    def coordinate_tokens(self) -> list[str]:
+        return list(self.special_tokens)
