@@ -183,7 +183,7 @@ class TwinExpertVLM(VLM):
                 continue
             package: Any = slot.packages[self.package]
             experts = []
-            seeds = _sources(slot.understanding, options)
+            seeds = _seeds(experts_of(slot.understanding), options)
             for number, (expert, (source, base)) in enumerate(zip(_experts(package.experts), seeds, strict=True)):
                 full = written_out(expert, base) if package.low_rank else expert
                 if rank is not None:
