@@ -80,6 +80,20 @@ def runs(of_picture_BT: Tensor) -> Tensor:
     return torch.where(of_picture_BT, (of_picture_BT & ~before_BT).cumsum(1), -1)
 
 
+def right_padded(valid_BT: Tensor) -> bool:
+    """Whether no real token stands behind a pad: causal attention then needs no mask."""
+    return not bool((valid_BT[:, 1:] & ~valid_BT[:, :-1]).any())
+
+
+def count_on(position_ids: Tensor, valid_BT: Tensor) -> Tensor:
+    """Positions [..., B, T] of right-padded rows, counted on through the pads.
+
+    A position that goes back means a new sequence to transformers, which would build a mask for it.
+    """
+    last = position_ids.amax(-1, keepdim=True)
+    return torch.where(valid_BT, position_ids, last + (~valid_BT).cumsum(1))
+
+
 def pad_left(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The same rows with their padding on the left, as generation wants them."""
     valid_BT = batch["valid"]

@@ -19,7 +19,7 @@ from ts_lightning.models.backbones.hf import as_backbone
 from ts_lightning.models.encode import Encoder, TaskEncoder
 from ts_lightning.models.generate import generate_texts
 from ts_lightning.models.package import load_weights
-from ts_lightning.models.packing import PAD_BRANCH
+from ts_lightning.models.packing import PAD_BRANCH, count_on, right_padded
 from ts_lightning.models.recorded import Recorded
 from ts_lightning.models.routing import Routing, keep_routing, routing
 from ts_lightning.models.task_router import TaskRouter
@@ -98,12 +98,12 @@ class VLM(Recorded, nn.Module):
         step_ids_BT = batch["step_ids"]
         row_N, column_N = (step_ids_BT >= 0).nonzero(as_tuple=True)
         branch_BT = torch.where(batch["valid"], step_ids_BT + 1 if isolated else 0, PAD_BRANCH)
-        plain = not isolated and bool(batch["valid"].all())
+        plain = not isolated and right_padded(batch["valid"])  # pads are behind everything that counts
         with self.routing(batch, self.training, package, alpha) as context:
             hidden_BTH = self.backbone.decoder(
                 **self.decoder_inputs(batch, context),
                 attention_mask=self.backbone.mask(branch_BT, batch=batch, plain=plain),
-                position_ids=batch["position_ids"],
+                position_ids=count_on(batch["position_ids"], batch["valid"]) if plain else batch["position_ids"],
                 use_cache=False,
             ).last_hidden_state
         predictor_N = predictors(step_ids_BT, isolated)[row_N, column_N]
