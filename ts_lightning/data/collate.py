@@ -1,5 +1,6 @@
 """Rows to a padded batch.  B rows, T tokens, N pictures, S picture side."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,6 +33,16 @@ def collate(rows: list[dict[str, Any]], pad_id: int, side: str = "right") -> dic
         "row_valid": torch.tensor([row.get("row_valid", True) for row in rows]),
         "samples": [row["sample"] for row in rows],
     }
+
+
+def deal(rows: list[dict[str, Any]], count: int) -> list[list[dict[str, Any]]]:
+    """Rows in `count` micro-batches of like lengths, the longest first; sizes differ by one at most.
+
+    The loss is a sum over the global batch: which rows share a micro-batch changes padding alone.
+    """
+    by_length = sorted(rows, key=lambda row: -len(row["input_ids"]))  # stable: ties stay in the stream's order
+    cuts = [len(rows) * i // count for i in range(count + 1)]
+    return [by_length[start:stop] for start, stop in pairwise(cuts)]
 
 
 def _pictures(rows: list[dict[str, Any]]) -> dict[str, Any]:

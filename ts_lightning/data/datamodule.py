@@ -11,7 +11,7 @@ from ts_lightning.data.loader import BadRecords, EvalLoader, TrainLoader, log
 from ts_lightning.data.manifest import Manifest
 from ts_lightning.data.mixture import MixedStream
 from ts_lightning.data.noise import NoisyBoxes
-from ts_lightning.data.order import STATE_VERSION, EvalBatches, MicroBatches, StreamState, TrainStream
+from ts_lightning.data.order import STATE_VERSION, EvalBatches, Shares, StreamState, TrainStream
 from ts_lightning.data.reader import Draws, ShardDataset, ShardReader
 from ts_lightning.data.remote import Ahead, is_remote
 from ts_lightning.data.sample import Sample
@@ -210,7 +210,7 @@ class ShardDataModule(L.LightningDataModule):
         if self._stream is None:
             raise ValueError("data.train: seen nothing to train on, expected train.shards (and setup('fit') called)")
         rank, world_size = self._rank()
-        batches = MicroBatches(self._stream, self.micro_batch_size, rank, world_size, endless=self.trainer is not None)
+        batches = Shares(self._stream, self.micro_batch_size, rank, world_size, endless=self.trainer is not None)
         prompts = bool(getattr(getattr(self.trainer, "lightning_module", None), "trains_on_prompts", False))
         accounts = [self._loaded[name][1] for name in self._training]
         bad_records = accounts[0]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ts_lightning.data.collate import collate
-from ts_lightning.data.order import EvalBatches, MicroBatches
+from ts_lightning.data.collate import collate, deal
+from ts_lightning.data.order import EvalBatches, Shares
 from ts_lightning.data.reader import ShardDataset
 
 log = logging.getLogger("ts_lightning.data")
@@ -58,6 +58,21 @@ def _collate(rows: list[dict[str, Any]], pad_id: int, side: str) -> dict[str, An
     return (collate(rows, pad_id, side) if whole else {}) | {"bad": [row["bad"] for row in rows if row["bad"]]}
 
 
+def _collate_share(rows: list[dict[str, Any]], pad_id: int, per_batch: int) -> dict[str, Any]:
+    """A rank's rows of one global batch as micro-batches, dealt by length; `bad` as in `_collate`."""
+    batch: dict[str, Any] = {"bad": [row["bad"] for row in rows if row["bad"]]}
+    if not all("input_ids" in row for row in rows):
+        return batch
+    micro_batches = [collate(part, pad_id) for part in deal(rows, per_batch)]
+    return batch | {
+        "micro_batches": micro_batches,
+        "ids": [row["sample"].id for row in rows if row["row_valid"]],
+        "num_rows": len(rows),
+        "num_tokens": sum(int(micro["valid"].sum()) for micro in micro_batches),
+        "num_positions": sum(micro["valid"].numel() for micro in micro_batches),
+    }
+
+
 def lost_worker(error: BaseException) -> str | None:
     """One line for the errors by which torch says that a loader's process died; None for others."""
     match = re.match(r"DataLoader worker \(pid(?:\(s\))? ([0-9, ]+)\) (.*)", str(error))
@@ -74,7 +89,7 @@ class _Loader:
     """A stock DataLoader and the account of its bad records."""
 
     def __init__(
-        self, dataset: Dataset, batches: Any, workers: int, ahead: int, pad_id: int, side: str, bad: BadRecords
+        self, dataset: Dataset, batches: Any, workers: int, ahead: int, collate_fn: Callable, bad: BadRecords
     ) -> None:
         self.batches = batches
         self.bad_records = bad
@@ -82,9 +97,9 @@ class _Loader:
             dataset,
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=partial(_collate, pad_id=pad_id, side=side),
+            collate_fn=collate_fn,
             pin_memory=torch.cuda.is_available(),
-            prefetch_factor=max(2, ahead // workers) if workers else None,
+            prefetch_factor=max(ahead, 2 // workers) if workers else None,
             persistent_workers=workers > 0 and isinstance(self, TrainLoader),
             in_order=True,
         )
@@ -97,27 +112,20 @@ class _Loader:
 class TrainLoader(_Loader):
     """This rank's share of every global batch: {"micro_batches": [batch, ...], "ids": [...], "num_rows": int}.
 
-    `ids` are those of the valid rows, `num_rows` counts all. Iteration starts at the stream's state; `len` is the
-    number of optimizer steps of a whole epoch.
+    Its rows are dealt to the micro-batches by length (`collate.deal`). `ids` are those of the valid rows in the
+    stream's order, `num_rows` counts all, `num_tokens` of `num_positions` are no padding. Iteration starts at the
+    stream's state; `len` is the number of optimizer steps of a whole epoch.
     """
 
-    def __init__(
-        self, dataset: Dataset, batches: MicroBatches, workers: int, pad_id: int, bad_records: BadRecords
-    ) -> None:
-        super().__init__(dataset, batches, workers, 2 * batches.per_batch, pad_id, "right", bad_records)
+    def __init__(self, dataset: Dataset, batches: Shares, workers: int, pad_id: int, bad_records: BadRecords) -> None:
+        share = partial(_collate_share, pad_id=pad_id, per_batch=batches.per_batch)
+        super().__init__(dataset, batches, workers, 1, share, bad_records)
 
     def __len__(self) -> int:
-        return len(self.batches.stream) * self.batches.stream.repeats
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        micro_batches: list[dict[str, Any]] = []
-        for batch in self._loader:
-            micro_batches.append(self.bad_records.checked(batch))
-            if len(micro_batches) == self.batches.per_batch:
-                rows = [row for m in micro_batches for row in zip(m["samples"], m["row_valid"].tolist(), strict=True)]
-                ids = [sample.id for sample, valid in rows if valid]
-                yield {"micro_batches": micro_batches, "ids": ids, "num_rows": len(rows)}
-                micro_batches = []
+        return map(self.bad_records.checked, self._loader)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: Lightning warns about loaders without it, but the position is the datamodule's to keep."""
@@ -133,7 +141,7 @@ class EvalLoader(_Loader):
     def __init__(
         self, dataset: ShardDataset, batches: EvalBatches, workers: int, pad_id: int, bad_records: BadRecords
     ) -> None:
-        super().__init__(dataset, batches, workers, 2, pad_id, "left", bad_records)
+        super().__init__(dataset, batches, workers, 2, partial(_collate, pad_id=pad_id, side="left"), bad_records)
 
     def __len__(self) -> int:
         return len(self.batches)

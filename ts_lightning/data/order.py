@@ -140,12 +140,11 @@ class TrainStream:
                 epoch, position = self._after(epoch, position)
 
 
-class MicroBatches:
-    """This rank's micro-batches, draws as lists: the batch sampler of the training loader.
+class Shares:
+    """This rank's share of every global batch, draws as lists: the batch sampler of the training loader.
 
-    Rank r owns rows r * share to (r + 1) * share of a global batch, cut into micro-batches in order: the
-    micro-batches of one global batch are the same ones on any number of ranks. `announce` is told of draws before
-    they are read.
+    Rank r owns rows r * share to (r + 1) * share of a global batch; `per_batch` micro-batches are made of them.
+    `announce` is told of draws before they are read.
     """
 
     def __init__(
@@ -169,15 +168,14 @@ class MicroBatches:
         return self.share // self.micro_batch_size
 
     def __len__(self) -> int:
-        return len(self.stream) * self.stream.repeats * self.per_batch
+        return len(self.stream) * self.stream.repeats
 
     def __iter__(self) -> Iterator[list[int]]:
         left = self.stream.repeats - self.stream.served
         for batch in self._announced(self.stream.draws(self.endless)):
             rows = batch[self.rank * self.share : (self.rank + 1) * self.share].tolist()
             for _ in range(left):
-                for start in range(0, self.share, self.micro_batch_size):
-                    yield rows[start : start + self.micro_batch_size]
+                yield rows
             left = self.stream.repeats
 
     def _announced(self, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

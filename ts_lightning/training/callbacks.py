@@ -1,12 +1,14 @@
 """Callbacks: the position in the data, the training speed, and predictions as JSON lines."""
 
 import json
+import resource
 import time
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 
 
@@ -22,10 +24,15 @@ class DataPosition(Callback):
 
 
 class Throughput(Callback):
-    """Log `train/samples_per_second` over all ranks, a mean over the last `window` steps, data loading included."""
+    """Log speed and what it is spent on, means over the last `window` steps, data loading included.
+
+    `train/samples_per_second` over all ranks; `train/tokens_per_second` (real tokens, those of the answers and
+    pictures included) as if every rank had this one's; `train/pad_share`, the share of this rank's positions that is
+    padding; `train/peak_memory_gib` of this rank so far: of its device, or of its process on a CPU.
+    """
 
     def __init__(self, window: int = 50) -> None:
-        self.marks: deque[tuple[float, int]] = deque(maxlen=window + 1)
+        self.marks: deque[tuple[float, int, int, int]] = deque(maxlen=window + 1)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.marks.clear()
@@ -35,11 +42,25 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.marks.append((time.perf_counter(), batch["num_rows"] * trainer.world_size))
-        if len(self.marks) > 1:
-            rows = sum(count for _, count in list(self.marks)[1:])
-            seconds = self.marks[-1][0] - self.marks[0][0]
-            pl_module.log("train/samples_per_second", rows / seconds, batch_size=1)
+        self.marks.append((time.perf_counter(), batch["num_rows"], batch["num_tokens"], batch["num_positions"]))
+        if len(self.marks) < 2:
+            return
+        rows, tokens, positions = (sum(counts) for counts in list(zip(*list(self.marks)[1:], strict=True))[1:])
+        ranks_a_second = trainer.world_size / (self.marks[-1][0] - self.marks[0][0])
+        figures = {
+            "samples_per_second": rows * ranks_a_second,
+            "tokens_per_second": tokens * ranks_a_second,
+            "pad_share": 1 - tokens / positions,
+            "peak_memory_gib": peak_memory(pl_module.device) / 2**30,
+        }
+        pl_module.log_dict({f"train/{name}": value for name, value in figures.items()}, batch_size=1)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that were held so far: allocated on a CUDA device, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 class PredictionWriter(Callback):

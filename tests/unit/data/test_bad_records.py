@@ -39,10 +39,10 @@ def test_bad_records_are_masked_up_to_the_budget(tmp_path, caplog, workers):
     strict = module(path, num_workers=workers)
     strict.setup("fit")
     with pytest.raises(
-        ValueError, match=r"^1 bad records, expected at most 0 \(max_bad_fraction 0.0 of 12\): "
+        ValueError, match=r"^\d bad records, expected at most 0 \(max_bad_fraction 0.0 of 12\): "
     ) as error:
         list(strict.train_dataloader())
-    assert str(error.value).split("): ")[1] in lines
+    assert set(str(error.value).split("): ")[1].split("; ")) <= set(lines)
 
 
 def test_invalid_boxes_stop_the_run_before_it_starts(tmp_path, caplog):

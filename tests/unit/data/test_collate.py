@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ts_lightning.data.collate import collate
+from ts_lightning.data.collate import collate, deal
 
 
 def row(ids: list[int], steps: list[int], images: int, task: int, **more: object) -> dict:
@@ -40,3 +40,11 @@ def test_left_padding_for_generation():
 def test_an_unknown_side_is_refused():
     with pytest.raises(ValueError, match="side: seen 'middle', expected 'right' or 'left'"):
         collate(ROWS, 0, "middle")
+
+
+def test_rows_are_dealt_by_length_longest_first():
+    rows = [row([n] * length, [-1] * length, 0, 0) for n, length in enumerate([2, 5, 2, 9, 1, 5, 3])]
+    dealt = [[int(one["input_ids"][0]) for one in part] for part in deal(rows, 3)]
+    assert dealt == [[3, 1], [5, 6], [0, 2, 4]]
+    assert deal(rows, 1)[0][0] is rows[3]
+    assert [len(part) for part in deal(rows, 7)] == [1] * 7

@@ -57,7 +57,11 @@ def test_a_batch_is_this_ranks_micro_batches(tars):
     batch = next(iter(loader))
     assert batch["num_rows"] == 6
     assert [len(micro["samples"]) for micro in batch["micro_batches"]] == [3, 3]
-    assert batch["ids"] == [one.id for micro in batch["micro_batches"] for one in micro["samples"]]
+    assert sorted(batch["ids"]) == sorted(one.id for micro in batch["micro_batches"] for one in micro["samples"])
+    lengths = [micro["valid"].sum(1).tolist() for micro in batch["micro_batches"]]
+    assert min(lengths[0]) >= max(lengths[1])  # dealt by length
+    assert batch["num_tokens"] == sum(map(sum, lengths))
+    assert batch["num_positions"] == sum(3 * max(part) for part in lengths)
     micro = batch["micro_batches"][0]
     first = int(micro["samples"][0].id.split("/")[1])
     assert micro["input_ids"][0, 0] == first + 1

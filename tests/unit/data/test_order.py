@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from ts_lightning.data.order import EpochOrder, EvalBatches, MicroBatches, StreamState, TrainStream
+from ts_lightning.data.order import EpochOrder, EvalBatches, Shares, StreamState, TrainStream
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -83,21 +83,11 @@ def test_epochs_and_seeds_differ_and_windows_bound_the_jumps():
 def test_a_global_batch_is_the_same_on_any_number_of_ranks(world_size, micro):
     expected = [batch.tolist() for batch in stream(batch=12, sizes=[40]).batches(endless=False)]
     assert len(expected) == 3
-    ranks = [list(MicroBatches(stream(batch=12, sizes=[40]), micro, r, world_size, False)) for r in range(world_size)]
-    per_batch = 12 // world_size // micro
-    assert all(len(rank) == 3 * per_batch for rank in ranks)
+    ranks = [list(Shares(stream(batch=12, sizes=[40]), micro, r, world_size, False)) for r in range(world_size)]
+    assert all(len(rank) == 3 for rank in ranks)
+    assert Shares(stream(batch=12, sizes=[40]), micro, 0, world_size, False).per_batch == 12 // world_size // micro
     for b, batch in enumerate(expected):
-        rows = [row for rank in ranks for rows in rank[b * per_batch : (b + 1) * per_batch] for row in rows]
-        assert rows == batch
-
-
-def test_micro_batches_do_not_depend_on_the_number_of_ranks():
-    def cut(world_size: int) -> list[list[int]]:
-        return [
-            m for r in range(world_size) for m in MicroBatches(stream(batch=12, sizes=[12]), 2, r, world_size, False)
-        ]
-
-    assert cut(1) == cut(2) == cut(3) == cut(6)
+        assert [row for rank in ranks for row in rank[b]] == batch
 
 
 def test_each_record_once_an_epoch_with_stops_and_a_new_batch_size():
@@ -145,10 +135,10 @@ def test_a_batch_is_served_several_times_and_the_state_moves_on_after_the_last()
     """Five records, batches of two, each three times; two ranks; a state in the middle goes on there."""
     stream = TrainStream([5], 2, StreamState("m", 0), 10)
     stream.repeats = 3
-    rows = [record for (record,) in islice(MicroBatches(stream, 1, 1, 2, True), 7)]
+    rows = [record for (record,) in islice(Shares(stream, 1, 1, 2, True), 7)]
     assert rows[0] == rows[1] == rows[2] != rows[3] == rows[4] == rows[5]
     for step in range(4):
         assert (stream.state.samples_consumed, stream.served) == (step // 3 * 2, step % 3)
         stream.advance()
-    rest = [record for (record,) in islice(MicroBatches(stream, 1, 1, 2, True), 3)]
+    rest = [record for (record,) in islice(Shares(stream, 1, 1, 2, True), 3)]
     assert rest == rows[4:7]
