@@ -4,6 +4,8 @@ import io
 
 from PIL import Image, UnidentifiedImageError
 
+from ts_lightning.grounding.still_pictures import FORMATS, open_still
+
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 _FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a JPEG with more pictures behind it
 _EXIF_ORIENTATION = 0x0112
@@ -13,10 +15,10 @@ def inspect_image(data: bytes) -> tuple[str, int, int]:
     """(extension, width, height) of encoded bytes; the size is the displayed one, after EXIF rotation.
 
     The picture is decoded once (at low resolution where the format can), so cut files are found here.
-    Raises ValueError for anything that is not a whole JPEG, PNG or WebP.
+    Raises ValueError for anything that is not a whole JPEG, PNG or WebP, one still picture within the limits.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+        with open_still(data) as image:
             width, height = image.size
             if image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):  # these turn the picture by a quarter
                 width, height = height, width
@@ -33,7 +35,7 @@ def inspect_image(data: bytes) -> tuple[str, int, int]:
 def displayed_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) after EXIF rotation, from the first bytes alone; None where they don't say."""
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
     except Exception:  # whoever decodes the picture says what is wrong with it

@@ -4,9 +4,6 @@ Photographs come out within one level of PIL (a few pixels in a million within t
 Pillow 13 resizes the columns of some portrait pictures first, which moves saturated edges by a few levels.
 """
 
-import io
-import warnings
-
 import numpy as np
 import simplejpeg
 import torch
@@ -14,9 +11,9 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ts_lightning.grounding.still_pictures import open_still
+
 CLIP_MEAN = (122, 116, 104)
-FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_PIXELS, MAX_SIDE, MAX_ASPECT = 64_000_000, 32_768, 200  # above them a picture is an attack or a mistake
 _SIDEWAYS = (5, 6, 7, 8)
 _STRIP = 1_000_000  # pixels converted at once
 
@@ -45,7 +42,7 @@ def open_picture(data: bytes, fill: tuple[int, int, int] = CLIP_MEAN) -> Image.I
 def image_size(data: bytes) -> tuple[int, int]:
     """Return (width, height) of the picture as it is displayed, without decoding it."""
     try:
-        image = _open(data)
+        image = open_still(data)
         width, height = image.size
         return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
     except Exception as error:
@@ -54,30 +51,13 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 def _decode(data: bytes, fill: tuple[int, int, int]) -> np.ndarray:
     try:
-        image = _open(data)
+        image = open_still(data)
         if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and _orientation(image) == 1:
             return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
         ImageOps.exif_transpose(image, in_place=True)
         return _rgb(image, fill)
     except Exception as error:  # decoders raise a dozen types on bad bytes; all mean the same to the caller
         raise _broken(data, error) from None
-
-
-def _open(data: bytes) -> Image.Image:
-    with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    width, height = image.size
-    if (
-        width * height > MAX_PIXELS
-        or max(width, height) > MAX_SIDE
-        or max(width, height) > MAX_ASPECT * min(image.size)
-    ):
-        raise ValueError(
-            f"{width} x {height} pixels; at most {MAX_PIXELS}, {MAX_SIDE} a side, {MAX_ASPECT} times as long"
-        )
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # an MPO is a photograph with a preview behind it
-        raise ValueError(f"{image.n_frames} frames; only still pictures")  # type: ignore[attr-defined]
-    return image
 
 
 def _orientation(image: Image.Image) -> int:

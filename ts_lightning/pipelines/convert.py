@@ -1,5 +1,6 @@
 """From a data set's own files to shards: what is left out is counted and named."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,7 @@ from ts_lightning.data.manifest import Manifest, index_shards
 from ts_lightning.data.sample import Sample
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines import converters
-from ts_lightning.pipelines.converters.source import Dropped, Pictures, excluded_names
+from ts_lightning.pipelines.converters.source import Dropped, Excluded, Pictures, excluded_names
 
 PAPER_SUBSETS = {"coco": 3582, "voc": 2062, "lvis": 6016}  # photos with at most 3 objects, TWIST & SCOUT 5.1
 
@@ -27,17 +28,19 @@ class Conversion:
         prefix: shards are named PREFIX-000000.tar; the data set's name when missing
         maxcount: records of one shard at most
         images: folder of the pictures, where they are not below PATH
-        exclude_images: text file of pictures to leave out: file names or COCO ids
+        exclude_images: file of pictures to leave out: file names or COCO ids, one a line, or JSON, or a table
+        list_images: write the names of the data set's pictures to this file, and no shards; for --exclude_images
         strict: stop at the first thing that would be left out
         subset: coco-regions: images, drawn by --seed; their ids go to OUT/PREFIX.ids.json
     """
 
-    out: Path
+    out: Path = Path("data_shards")
     path: str | None = None
     prefix: str | None = None
     maxcount: int = 10_000
     images: Path | None = None
     exclude_images: Path | None = None
+    list_images: Path | None = None
     strict: bool = False
     subset: int = 1000
 
@@ -51,6 +54,7 @@ class Converted:
     photos: int
     dropped: Dropped
     listing: Path
+    excluded: Excluded
 
 
 def reader(name: str) -> Callable[..., Iterator[Sample]]:
@@ -68,23 +72,27 @@ def convert(name: str, told: Conversion, options: Mapping[str, Any]) -> Converte
     dropped = Dropped(told.strict, listing)
     tasks: Counter[str] = Counter()
     photos: set[str] = set()
-    keys: set[str] = set()
+    keys: dict[str, list[str]] = {}
 
     def counted() -> Iterator[Sample]:
         for sample in _samples(name, told, prefix, options, pictures):
             if len(sample.image_bytes) != len(sample.images):
                 dropped.note("records without their pictures (--images DIR)", sample.images[0].name)
                 continue
+            mark = hashlib.sha256(b"\0".join([sample.to_json(), *sample.image_bytes])).hexdigest()
             if sample.key in keys:
-                dropped.note("records whose id comes twice", sample.key)
-                continue
-            keys.add(sample.key)
+                if mark in keys[sample.key]:
+                    dropped.note("records that come twice", sample.key)
+                    continue
+                keys[sample.key].append(mark)  # another one under the same name: two files that number their rows alike
+                sample.key, sample.id = f"{sample.key}-{mark[:8]}", f"{sample.id}-{mark[:8]}"
+            keys[sample.key] = [mark]
             tasks[sample.subtask or sample.task] += 1
             photos.update(image.name for image in sample.images)
             yield sample
 
     try:
-        excluded = excluded_names(told.exclude_images) if told.exclude_images else frozenset()
+        excluded = excluded_names(told.exclude_images) if told.exclude_images else Excluded()
         pictures = Pictures(told.images, excluded, dropped)
         manifest = index_shards(write_shards(counted(), told.out, prefix, told.maxcount))
     except (OSError, ValueError) as error:
@@ -93,7 +101,25 @@ def convert(name: str, told: Conversion, options: Mapping[str, Any]) -> Converte
             error.add_note(line)
         raise
     dropped.close()
-    return Converted(manifest, tasks, len(photos), dropped, listing)
+    return Converted(manifest, tasks, len(photos), dropped, listing, excluded)
+
+
+def list_images(name: str, told: Conversion, options: Mapping[str, Any]) -> int:
+    """Write the names of all pictures that a data set's questions name, one a line, sorted; returns their number.
+
+    PATH may also be a folder of such data sets' files (RefCOCO's split files), which are read one after the other.
+    """
+    names: set[str] = set()
+    path = Path(told.path or ".")
+    many = sorted(path.glob("*.pth")) if path.is_dir() and name == "refcoco" else []
+    for one in many or [path]:
+        for sample in reader(name)(str(one), Pictures(dropped=Dropped()), **options):
+            names.update(image.name for image in sample.images)
+    if not names or told.list_images is None:
+        raise ValueError(f"{path}: seen no picture, expected questions that name some")
+    told.list_images.parent.mkdir(parents=True, exist_ok=True)
+    told.list_images.write_text("".join(f"{one}\n" for one in sorted(names)))
+    return len(names)
 
 
 def _samples(

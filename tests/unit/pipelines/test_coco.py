@@ -153,18 +153,18 @@ def test_what_is_left_out_is_listed_and_strict_stops_at_what_is_no_choice(small,
     assert len(listing.read_text().splitlines()) == 4  # the former run's, as its shards
     code, said, error = run("--max-objects", "0")
     assert error == f"ts-lightning: error: {tmp_path}/o/coco: seen no samples to write, expected at least one\n"
-    assert "left out: 2 photos with no or more than 0 instances (crowd exclude) (1, 2)" in said
+    assert "left out: 2 photos with no or more than 0 categories (crowd exclude) (1, 2)" in said
 
 
-def test_records_of_one_id_are_counted(tmp_path, capsys):
+def test_records_that_come_twice_are_counted_and_others_of_the_same_id_kept(tmp_path, capsys):
     row = {"questionId": 7, "question": "What?", "image": "p.png", "answers": ["1993"]}
-    (tmp_path / "val_v1.0.json").write_text(json.dumps({"data": [row, row, row | {"questionId": 8}]}))
+    (tmp_path / "val_v1.0.json").write_text(json.dumps({"data": [row, row, row | {"question": "Who?"}]}))
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents/p.png").write_bytes(picture(1, (80, 60), "PNG"))
     assert main(["data", "convert", "docvqa", str(tmp_path), "--out", str(tmp_path / "o")]) == 0
     said = capsys.readouterr().out
     assert "2 records: 2 vqa" in said
-    assert "left out: 1 records whose id comes twice (docvqa-7)" in said
+    assert "left out: 1 records that come twice (docvqa-7)" in said
 
 
 def test_displayed_sizes_and_formats():
@@ -202,5 +202,5 @@ def test_real_photos(tmp_path, capsys):
         assert one.image_bytes == [(REAL / "train2017" / one.images[0].name).read_bytes()]
         seen.add((photo["id"], expected["category_id"]))
     assert len(seen) == 171
-    subset = coco.read(REAL, split="train2017", max_objects=3)
+    subset = coco.read(REAL, split="train2017", max_objects=3, count_by="instances")
     assert len({one.meta["image_id"] for one in subset}) <= 21

@@ -53,9 +53,9 @@ def test_voc_counts_pixels_from_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="boxes that are no box inside the picture, expected none"):
         list(voc.read(tmp_path, Pictures(dropped=Dropped(strict=True)), split="test"))
     put(tmp_path / "Annotations/000007.xml", VOC[:200])
-    with pytest.raises(ValueError, match="seen broken XML"):
-        list(voc.read(tmp_path))
-    with pytest.raises(ValueError, match=r"seen no such folder, expected Annotations/\*.xml"):
+    with pytest.raises(ValueError, match=r"000007\.xml: .*seen broken XML"):
+        list(voc.read(tmp_path, Pictures(dropped=Dropped(strict=True)), split="test"))
+    with pytest.raises(ValueError, match=r"seen no such folder, expected Annotations/\*.xml or \*.xml"):
         list(voc.read(tmp_path / "no"))
 
 
@@ -251,7 +251,8 @@ def test_conversations_of_llava_and_ms_swift(tmp_path: Path) -> None:
     file = put(tmp_path / "l.json", rows)
     dropped = Dropped()
     (plain,) = llava.read(file, Pictures(dropped=dropped))
-    assert (plain.turns[1].text, plain.task, dropped.total()) == ("At [[10,20,30,40]].", "understanding", 1)
+    assert (plain.turns[1].text, plain.task, dropped.total()) == ("At [[10,20,30,40]].", "understanding", 2)
+    assert dropped["rows with boxes in their texts (kept as words; --codec reads them)"] == 1
     (boxed,) = llava.read(file, codec="scout")
     assert (boxed.turns[1].text, boxed.task) == ("At {region:0}.", "grounding")
     assert boxed.regions[0].box == pytest.approx((0.1, 0.2, 0.3, 0.4))
@@ -272,8 +273,10 @@ def test_bad_files_name_the_byte_and_the_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"h\.json: seen no JSON: broken at byte 40"):
         list(llava.read(tmp_path / "h.json"))
     put(tmp_path / "h.jsonl", '{"messages": []}\n{"messages')
-    with pytest.raises(ValueError, match=r"h.jsonl:2: seen .* at byte 17"):
-        list(ms_swift.read(tmp_path / "h.jsonl"))
+    dropped = Dropped()
+    assert not list(ms_swift.read(tmp_path / "h.jsonl", Pictures(dropped=dropped)))
+    (name,) = dropped.names["rows that lack a field, or have one of another kind"]
+    assert name.startswith("h.jsonl row 1: seen '{\"messages' at byte 17")
     (tmp_path / "u.json").write_bytes(b'["\xff"]')
     with pytest.raises(ValueError, match="seen no UTF-8 at byte 2"):
         list(llava.read(tmp_path / "u.json"))

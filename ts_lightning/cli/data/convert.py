@@ -9,7 +9,7 @@ from typing import Any
 from ts_lightning.cli.nearest import nearest
 from ts_lightning.cli.parsing import add_fields, new_parser, parse
 from ts_lightning.pipelines import converters
-from ts_lightning.pipelines.convert import Conversion, reader, subset_line
+from ts_lightning.pipelines.convert import Conversion, list_images, reader, subset_line
 from ts_lightning.pipelines.convert import convert as convert_data_set
 
 PROG = "ts-lightning data convert"
@@ -32,6 +32,9 @@ def convert(words: Sequence[str]) -> int:
         return 0 if words else 2
     name = words[0]
     told, options = arguments(name, words[1:])
+    if told.list_images is not None:
+        print(f"{told.list_images}  {list_images(name, told, options)} pictures")
+        return 0
     made = convert_data_set(name, told, options)
     for shard in made.manifest.shards:
         print(f"{shard.path}  {shard.num_questions} questions  {shard.num_records} records  {shard.size} bytes")
@@ -39,6 +42,8 @@ def convert(words: Sequence[str]) -> int:
     print(f"{made.manifest.num_samples} records: {counts}")
     if options.get("max_objects") is not None:
         print(subset_line(name, options, made.dropped.in_subset, made.photos))
+    if made.excluded:
+        print(made.excluded.line())
     print("\n".join(made.dropped.lines()))
     if made.listing.is_file():
         print(f"{made.listing}  all that was left out or changed")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ts_lightning.data.sample import Sample
-from ts_lightning.pipelines.converters.files import listed, load_json, mapped
+from ts_lightning.pipelines.converters.files import Broken, listed, load_json, mapped
 from ts_lightning.pipelines.converters.region_text import polygon, reading
 from ts_lightning.pipelines.converters.source import Pictures, need
 
@@ -23,16 +23,17 @@ def read(path: str | Path, pictures: Pictures | None = None, template: str = "mg
     for name, texts in mapped(load_json(file, WHAT), file, WHAT).items():
         with here.dropped.row(f"{file.name} picture {name}"):
             texts = listed(texts, f"{file}: {name}", ("transcription", "points"), WHAT)
-            corners = [point for one in texts for point in one["points"]] or [[1, 1]]
+            corners = [point for one in texts if not isinstance(one, Broken) for point in one["points"]] or [[1, 1]]
             size = (int(max(p[0] for p in corners)) + 1, int(max(p[1] for p in corners)) + 1)
             known = here.get(f"{name}.jpg", None if here.folder else size)
             if known is None:
                 continue
             for number, one in enumerate(texts):
-                text = "" if one.get("illegibility") or one["transcription"] == "###" else one["transcription"]
-                place = polygon(one["points"], (known[0].width, known[0].height))
-                key = f"{name}-{number}"
-                meta = {"image_id": name, "language": one.get("language"), "size_known": here.folder is not None}
-                made = reading("art", key, known, text, place, here, template, **meta)
-                if made is not None:
-                    yield made
+                with here.dropped.row(f"{file.name} picture {name} text {number}"):
+                    text = "" if one.get("illegibility") or one["transcription"] == "###" else one["transcription"]
+                    place = polygon(one["points"], (known[0].width, known[0].height))
+                    key = f"{name}-{number}"
+                    meta = {"image_id": name, "language": one.get("language"), "size_known": here.folder is not None}
+                    made = reading("art", key, known, text, place, here, template, **meta)
+                    if made is not None:
+                        yield made

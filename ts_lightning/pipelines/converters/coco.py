@@ -1,14 +1,15 @@
 """COCO detection and caption files to samples: localization questions, captions, and all objects of a photo."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.grounding.boxes import Box
-from ts_lightning.pipelines.converters.files import listed, load_json, mapped
+from ts_lightning.pipelines.converters import coco_file
+from ts_lightning.pipelines.converters.coco_file import Id, Item, padded
 from ts_lightning.pipelines.converters.source import (
     NO_ANNOTATION,
     NO_BOX,
@@ -24,8 +25,8 @@ from ts_lightning.pipelines.converters.source import (
 )
 
 TASKS = ("localization", "caption", "detection")
-WHAT = "a COCO file"
-Item = dict[str, Any]
+MORE = ("all",)
+MOST = 50  # boxes of one answer
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Subset:
     """
 
     max_objects: int
-    count_by: str = "instances"
+    count_by: str = "categories"
     crowd: str = "exclude"
 
     def __post_init__(self) -> None:
@@ -61,27 +62,37 @@ def read(
     split: str | None = None,
     tasks: tuple[str, ...] | None = None,
     max_objects: int | None = None,
-    count_by: str = "instances",
+    count_by: str = "categories",
     crowd: str = "exclude",
 ) -> Iterator[Sample]:
     """Samples of COCO's photos, by photo and category id.
 
     `path` is the folder with `annotations/` and the photos, all its splits or `split` (train2017); or `annotations`
     (and `captions`) are files and `pictures` their folder. `tasks`: "localization" asks for each category that occurs
-    once in a photo (no crowd of it either), "caption" for the first caption (all are `answers`), "detection" for all
-    objects of a photo, crowds kept as regions. None makes all three of a folder, the first two of files, localization
-    alone with `max_objects` (see `Subset`). Raises ValueError for files that are not COCO's, or no photo at all.
+    once in a photo (no crowd of it either), "all" for all boxes of one that occurs more than once, "caption" for the
+    first caption (all are `answers`), "detection" for all objects of a photo, crowds kept as regions. None makes
+    localization, caption and detection of a folder, the first two of files, localization alone with `max_objects` (see
+    `Subset`). A folder may also be Roboflow's (train/_annotations.coco.json), and `annotations` a captions file alone.
+    Raises ValueError for files that are not COCO's (panoptic ones have no boxes), or no photo at all.
     """
     pictures = pictures or Pictures()
     subset = None if max_objects is None else Subset(max_objects, count_by, crowd)
     most = TASKS if annotations is None else TASKS[:2]
     wanted = tasks or (most if subset is None else TASKS[:1])
-    if unknown := set(wanted) - set(TASKS):
-        raise ValueError(f"tasks: seen {sorted(unknown)[0]!r}, expected {', '.join(TASKS)}")
+    if unknown := set(wanted) - {*TASKS, *MORE}:
+        raise ValueError(f"tasks: seen {sorted(unknown)[0]!r}, expected {', '.join((*TASKS, *MORE))}")
     if annotations is not None:
         yield from photos(pictures, Path(annotations), captions, wanted, subset, "coco")
         return
     folder = Path(path or ".")
+    if folder.is_file():
+        yield from photos(pictures, folder, captions, wanted, subset, "coco")
+        return
+    if exported := sorted(folder.glob(f"{split or '*'}/_annotations.coco.json")):
+        for file in exported:
+            here = pictures.under(folder, file.parent.name)
+            yield from photos(here, file, None, wanted, subset, f"coco-{file.parent.name}")
+        return
     need(folder, f"annotations/instances_{split or '*'}.json")
     for file in sorted(folder.glob(f"annotations/instances_{split or '*'}.json")):
         name = file.stem.removeprefix("instances_")
@@ -104,48 +115,65 @@ def photos(
     `more(photo id, picture, [(annotation, box or None)], category names)` makes further ones of each photo.
     """
     dropped = pictures.dropped
-    instances = mapped(load_json(annotations, WHAT), annotations, WHAT)
-    names = {one["id"]: one["name"] for one in _with(annotations, instances, "categories", ("id", "name"))}
-    objects = _by_image(_with(annotations, instances, "annotations", ("image_id", "category_id", "bbox")))
-    texts: dict[int, list[Item]] = {}
+    data = coco_file.load(annotations)
+    if captions is None and coco_file.only_captions(data):
+        data, captions = data | {"categories": [], "annotations": []}, annotations
+    known = coco_file.instances(annotations, data, dropped)
+    texts: dict[Id, list[Item]] = {}
     if captions is not None:
-        texts = _by_image(_with(captions, _load(captions), "annotations", ("image_id", "caption")))
+        texts = coco_file.captions(captions, coco_file.load(captions), dropped)
+    pictures.naming(photo.get("file_name") for photo in known.photos)
     looked, found, seen = 0, 0, set()
-    for photo in sorted(_with(annotations, instances, "images", ("id",)), key=lambda photo: photo["id"]):
-        if photo["id"] in seen:
-            dropped.note("photos whose id comes twice", photo["id"])
-            continue
-        seen.add(photo["id"])
-        here = _unique(objects.get(photo["id"], []), dropped)
-        if not here and not texts.get(photo["id"]):
-            dropped.note(NO_ANNOTATION, photo["id"])
-            continue
-        crowds = [bool(one.get("iscrowd")) for one in here]
-        if subset is not None and not subset.holds([one["category_id"] for one in here], crowds):
-            reason = f"photos with no or more than {subset.max_objects} {subset.count_by} (crowd {subset.crowd})"
-            dropped.note(reason, photo["id"], stops=False)
-            continue
-        dropped.in_subset += subset is not None
-        size = (photo["width"], photo["height"]) if {"width", "height"} <= photo.keys() else None
-        looked += 1
-        known = pictures.get(file_name(photo, annotations), size)
-        found += pictures.folder is None or pictures.find(file_name(photo, annotations)) is not None
-        if known is None:
-            continue
-        boxed = _boxed(photo["id"], here, known, names, dropped)
-        if "localization" in tasks:
-            yield from _questions(photo["id"], known, boxed, names, source, dropped)
-        said = _texts(photo["id"], texts.get(photo["id"], []), dropped)
-        if "caption" in tasks and said:
-            yield _caption(photo["id"], known, said, source)
-        if "detection" in tasks and boxed:
-            yield _detection(photo["id"], known, boxed, names, said, source)
-        if more is not None:
-            yield from more(photo["id"], known, boxed, names)
-    for number in sorted(set(objects) - seen):
+    for photo in known.photos:
+        with dropped.row(f"{annotations.name} image {photo['id']}"):
+            number = photo["id"]
+            if number in seen:
+                dropped.note("photos whose id comes twice", number)
+                continue
+            seen.add(number)
+            here = _unique(known.objects.get(number, []), dropped)
+            if not here and not texts.get(number):
+                dropped.note(NO_ANNOTATION, number)
+                continue
+            crowds = [bool(one["iscrowd"]) for one in here]
+            if subset is not None and not subset.holds([known.names[one["category_id"]] for one in here], crowds):
+                reason = f"photos with no or more than {subset.max_objects} {subset.count_by} (crowd {subset.crowd})"
+                dropped.note(reason, number, stops=False)
+                continue
+            dropped.in_subset += subset is not None
+            name = file_name(photo, annotations)
+            looked += 1
+            picture = pictures.get(name, (photo["width"], photo["height"]) if "width" in photo else None)
+            found += pictures.folder is None or pictures.find(name) is not None
+            if picture is None:
+                continue
+            boxed = _boxed(number, here, picture, dropped)
+            partly = _federated(photo, known.names)
+            if "localization" in tasks:
+                yield from _questions(number, picture, boxed, known.names, source, partly, dropped)
+            if "all" in tasks:
+                yield from _all_of(number, picture, boxed, known.names, source, partly)
+            said = _texts(number, texts.get(number, []), dropped)
+            if "caption" in tasks and said:
+                yield _caption(number, picture, said, source)
+            if "detection" in tasks and boxed:
+                yield _detection(number, picture, boxed, known.names, said, source, partly)
+            if more is not None:
+                yield from more(number, picture, boxed, known.names)
+    for number in sorted(set(known.objects) - seen, key=coco_file.order):
         dropped.note("annotations of photos that the file does not list", number)
     if looked and not found:
         raise ValueError(f"{pictures.folder}: seen none of the photos of {annotations}, expected *.jpg that it names")
+
+
+def _federated(photo: Item, names: Mapping[Id, str]) -> dict[str, list[str]]:
+    """LVIS: categories that were looked for and are not there, and those with objects left unannotated."""
+    keys = {"absent": "neg_category_ids", "not_exhaustive": "not_exhaustive_category_ids"}
+    return {
+        word: sorted(names[number] for number in photo[key] if number in names)
+        for word, key in keys.items()
+        if isinstance(photo.get(key), list)
+    }
 
 
 def file_name(photo: Item, path: Path) -> str:
@@ -168,13 +196,9 @@ def _unique(objects: list[Item], dropped: Dropped) -> list[Item]:
     return list(known.values())
 
 
-def _boxed(
-    photo: int, objects: list[Item], picture: Picture, names: dict[int, str], dropped: Dropped
-) -> list[tuple[Item, Box | None]]:
+def _boxed(photo: Id, objects: list[Item], picture: Picture, dropped: Dropped) -> list[tuple[Item, Box | None]]:
     out = []
     for one in objects:
-        if one["category_id"] not in names:
-            raise ValueError(f"photo {photo}: seen category id {one['category_id']}, expected one of the file's")
         box = to_box(from_xywh(one["bbox"]), (picture[0].width, picture[0].height))
         if box is None:
             dropped.note(NO_BOX, f"photo {photo} annotation {one.get('id')}")
@@ -190,37 +214,46 @@ def _leaves(bbox: list[float], picture: Picture) -> bool:
     return x1 < -1 or y1 < -1 or x2 > picture[0].width + 1 or y2 > picture[0].height + 1
 
 
-def _region(one: Item, box: Box, names: dict[int, str]) -> SampleRegion:
-    area, name = one.get("area"), names[one["category_id"]]
-    area = float(one["bbox"][2] * one["bbox"][3] if area is None else area)
-    return SampleRegion(phrase=name, category=name, iscrowd=int(bool(one.get("iscrowd"))), area_px=area, box=box)
+def _region(one: Item, box: Box, names: Mapping[Id, str]) -> SampleRegion:
+    name = names[one["category_id"]]
+    return SampleRegion(phrase=name, category=name, iscrowd=one["iscrowd"], area_px=float(one["area"]), box=box)
+
+
+def _counts(objects: list[tuple[Item, Box | None]], names: Mapping[Id, str]) -> tuple[set[str], Counter[str]]:
+    """The names of crowds, and how often the other names occur."""
+    crowds = {names[one["category_id"]] for one, _ in objects if one["iscrowd"]}
+    return crowds, Counter(names[one["category_id"]] for one, _ in objects if not one["iscrowd"])
 
 
 def _questions(
-    photo: int,
+    photo: Id,
     picture: Picture,
     objects: list[tuple[Item, Box | None]],
-    names: dict[int, str],
+    names: Mapping[Id, str],
     source: str,
+    partly: dict[str, list[str]],
     dropped: Dropped,
 ) -> Iterator[Sample]:
-    """A localization sample for every category with one object and no crowd in this photo."""
-    crowds = {one["category_id"] for one, _ in objects if one.get("iscrowd")}
-    count = Counter(one["category_id"] for one, _ in objects if not one.get("iscrowd"))
-    for category in sorted({*crowds, *(c for c, n in count.items() if n > 1)}):
-        why = "with a crowd" if category in crowds else "that occur more than once"
+    """A localization sample for every name with one object and no crowd in this photo, where all were annotated."""
+    crowds, count = _counts(objects, names)
+    unsure = {name for name in partly.get("not_exhaustive", []) if name in count}
+    first = {name: number for number, name in reversed([*names.items()])}
+    unasked = {*crowds, *unsure, *(c for c, n in count.items() if n > 1)}
+    for name in sorted(unasked, key=lambda name: coco_file.order(first[name])):
+        why = "that occur more than once" if name not in unsure else "of which not all objects are annotated"
+        why = "with a crowd" if name in crowds else why
         reason = f"categories {why} in a photo (no localization question)"
-        dropped.note(reason, f"photo {photo} {names[category]}", stops=False)
-    for one, box in sorted(objects, key=lambda pair: pair[0]["category_id"]):
-        category = one["category_id"]
-        if category in crowds or count[category] > 1 or box is None:
+        dropped.note(reason, f"photo {photo} {name}", stops=False)
+    for one, box in sorted(objects, key=lambda pair: coco_file.order(pair[0]["category_id"])):
+        name, category = names[one["category_id"]], one["category_id"]
+        if name in crowds or name in unsure or count[name] > 1 or box is None:
             continue
-        key = f"{photo:012d}-{category:02d}"
+        key = f"{padded(photo)}-{category:02d}" if isinstance(category, int) else f"{padded(photo)}-{category}"
         yield make(
             source,
             key,
             [picture],
-            [(pick("localization", key, phrase=names[category]), "{region:0}")],
+            [(pick("localization", key, phrase=name), "{region:0}")],
             task="grounding",
             subtask="localization",
             regions=[_region(one, box, names)],
@@ -229,22 +262,53 @@ def _questions(
         )
 
 
-def _detection(
-    photo: int,
+def _all_of(
+    photo: Id,
     picture: Picture,
     objects: list[tuple[Item, Box | None]],
-    names: dict[int, str],
+    names: Mapping[Id, str],
+    source: str,
+    partly: dict[str, list[str]],
+) -> Iterator[Sample]:
+    """A question for all boxes of every name that occurs more than once, where all were annotated and none is bad."""
+    crowds, count = _counts(objects, names)
+    for name in sorted(set(count) - crowds - set(partly.get("not_exhaustive", []))):
+        mine = [(one, box) for one, box in objects if names[one["category_id"]] == name]
+        boxes = [box for _, box in mine if box is not None]
+        if not 1 < len(boxes) == len(mine) <= MOST:
+            continue
+        key = f"{padded(photo)}-all-{name}"
+        ids = [one.get("id") for one, _ in mine]
+        yield make(
+            source,
+            key,
+            [picture],
+            [(pick("localization_all", key, phrase=name), "{region:0}")],
+            task="grounding",
+            subtask="localization_all",
+            regions=[SampleRegion(phrase=name, category=name, boxes=boxes)],
+            answer=[0],
+            meta={"image_id": photo, "annotation_ids": ids},
+        )
+
+
+def _detection(
+    photo: Id,
+    picture: Picture,
+    objects: list[tuple[Item, Box | None]],
+    names: Mapping[Id, str],
     captions: list[str],
     source: str,
+    partly: dict[str, list[str]],
 ) -> Sample:
     """All objects of a photo in one record; crowds are regions that the answer does not name."""
     kept = [(one, box) for one, box in objects if box is not None]
     by_name: dict[str, list[int]] = defaultdict(list)
     for i, (one, _) in enumerate(kept):
-        if not one.get("iscrowd"):
+        if not one["iscrowd"]:
             by_name[names[one["category_id"]]].append(i)
     said = [f"{name} {' '.join(f'{{region:{i}}}' for i in which)}" for name, which in by_name.items()]
-    key = f"{photo:012d}-objects"
+    key = f"{padded(photo)}-objects"
     return make(
         source,
         key,
@@ -259,11 +323,12 @@ def _detection(
             "annotation_ids": [one.get("id") for one, _ in kept],
             "category_ids": [one["category_id"] for one, _ in kept],
             "captions": captions,
-        },
+        }
+        | partly,
     )
 
 
-def _texts(photo: int, captions: list[Item], dropped: Dropped) -> list[str]:
+def _texts(photo: Id, captions: list[Item], dropped: Dropped) -> list[str]:
     texts = []
     for one in captions:
         text = " ".join(str(one["caption"]).split())
@@ -274,26 +339,8 @@ def _texts(photo: int, captions: list[Item], dropped: Dropped) -> list[str]:
     return texts
 
 
-def _caption(photo: int, picture: Picture, texts: list[str], source: str) -> Sample:
-    key = f"{photo:012d}-caption"
+def _caption(photo: Id, picture: Picture, texts: list[str], source: str) -> Sample:
+    key = f"{padded(photo)}-caption"
     meta = {"image_id": photo, "annotation_id": None}
     turns = [(pick("caption", key), texts[0])]
     return make(source, key, [picture], turns, subtask="caption", answer=texts[0], answers=texts, meta=meta)
-
-
-def _load(path: str | Path) -> Item:
-    return mapped(load_json(path, WHAT), path, WHAT)
-
-
-def _with(path: str | Path, data: Item, name: str, keys: tuple[str, ...]) -> list[Item]:
-    """The list `name` of a COCO file, when each item has `keys`."""
-    if not isinstance(data.get(name), list):
-        raise ValueError(f"{path}: seen no list {name!r}, expected a COCO file with {name}")
-    return listed(data[name], f"{path}: {name}", keys, WHAT)
-
-
-def _by_image(items: list[Item]) -> dict[int, list[Item]]:
-    groups: dict[int, list[Item]] = defaultdict(list)
-    for item in items:
-        groups[item["image_id"]].append(item)
-    return groups

@@ -1,31 +1,31 @@
 """COCO boxes, annotated or detected, as region classification questions (ChatSpot 4.2: COCO-1000)."""
 
-import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from ts_lightning.data.images import inspect_image
-from ts_lightning.data.sample import Sample, SampleImage
-from ts_lightning.pipelines.converters.coco import _by_image, _load, _with
+from ts_lightning.data.sample import Sample
+from ts_lightning.pipelines.converters import coco_file
+from ts_lightning.pipelines.converters.coco_file import as_id, padded
+from ts_lightning.pipelines.converters.files import listed, load_json
 from ts_lightning.pipelines.converters.pointing import category_question, check_kind
-from ts_lightning.pipelines.converters.source import from_xywh, to_box
+from ts_lightning.pipelines.converters.source import NO_BOX, Dropped, Pictures, from_xywh, to_box, whole
 
 
-def subset(annotations: str | Path, number: int, seed: int = 0) -> list[int]:
+def subset(annotations: str | Path, number: int, seed: int = 0) -> list[coco_file.Id]:
     """Ids of `number` images of an annotation file (all, where it has fewer), drawn by `seed`, ascending."""
-    ids = sorted(photo["id"] for photo in _with(annotations, _load(annotations), "images", ("id",)))
-    return sorted(Random(seed).sample(ids, min(number, len(ids))))
+    file = Path(annotations)
+    ids = [photo["id"] for photo in coco_file.photos(file, coco_file.load(file), Dropped())]
+    return sorted(Random(seed).sample(ids, min(number, len(ids))), key=coco_file.order)
 
 
 def read(
     images: str | Path,
     annotations: str | Path,
     detections: str | Path | None = None,
-    image_ids: list[int] | None = None,
-    dropped: Counter[str] | None = None,
+    image_ids: list[coco_file.Id] | None = None,
+    dropped: Dropped | None = None,
     region: str = "box",
     seed: int = 0,
 ) -> Iterator[Sample]:
@@ -39,45 +39,45 @@ def read(
     evaluation needs: {image_id, bbox, score, category_id (None for a detection)}.
     """
     check_kind(region)
-    dropped = Counter() if dropped is None else dropped
-    instances = _load(annotations)
-    names = {one["id"]: one["name"] for one in _with(annotations, instances, "categories", ("id", "name"))}
-    boxes = _with(annotations, instances, "annotations", ("image_id", "category_id", "bbox"))
-    if detections is not None:
-        boxes = _results(detections)
-    grouped, chosen = _by_image(boxes), None if image_ids is None else set(image_ids)
-    for photo in sorted(_with(annotations, instances, "images", ("id", "file_name")), key=lambda photo: photo["id"]):
-        if chosen is not None and photo["id"] not in chosen:
+    file, dropped = Path(annotations), Dropped() if dropped is None else dropped
+    known = coco_file.instances(file, coco_file.load(file), dropped)
+    objects = known.objects if detections is None else _results(detections, dropped)
+    chosen = None if image_ids is None else set(image_ids)
+    pictures = Pictures(Path(images), dropped=dropped).naming(photo.get("file_name") for photo in known.photos)
+    for photo in known.photos:
+        number = photo["id"]
+        if chosen is not None and number not in chosen:
             continue
-        path = Path(images) / photo["file_name"]
-        if not path.is_file():
-            dropped["photos that are not in the folder"] += 1
-            continue
-        data = path.read_bytes()
-        image = SampleImage(path.name, *inspect_image(data)[1:])
-        for number, one in enumerate(grouped.get(photo["id"], [])):
-            box = None if one.get("iscrowd") else to_box(from_xywh(one["bbox"]), (image.width, image.height))
-            if box is None:
-                dropped["crowds and boxes that are no box inside the photo"] += 1
+        with dropped.row(f"{file.name} image {number}"):
+            picture = pictures.get(photo["file_name"])
+            if picture is None:
                 continue
-            name = names[one["category_id"]] if detections is None else None
-            meta = {
-                "image_id": photo["id"],
-                "bbox": one["bbox"],
-                "score": float(one.get("score", 1.0)),
-                "category_id": one["category_id"] if name else None,
-            }
-            key = f"{photo['id']:012d}-{number:04d}"
-            sample = category_question("coco", key, (image, data), one, box, name, "coco_region", region, seed, meta)
-            sample.id = f"coco_regions/{key}"
-            yield sample
+            for place, one in enumerate(objects.get(number, [])):
+                if one.get("iscrowd"):
+                    dropped.note("crowds (no question)", f"photo {number} object {place}", stops=False)
+                    continue
+                box = to_box(from_xywh(one["bbox"]), (picture[0].width, picture[0].height))
+                if box is None:
+                    dropped.note(NO_BOX, f"photo {number} object {place}")
+                    continue
+                name = known.names[one["category_id"]] if detections is None else None
+                meta = {
+                    "image_id": number,
+                    "bbox": one["bbox"],
+                    "score": float(one.get("score", 1.0)),
+                    "category_id": one["category_id"] if name else None,
+                }
+                key = f"{padded(number)}-{place:04d}"
+                sample = category_question("coco", key, picture, one, box, name, "coco_region", region, seed, meta)
+                sample.id = f"coco_regions/{key}"
+                yield sample
 
 
-def _results(path: str | Path) -> list[dict[str, Any]]:
-    try:
-        found = json.loads(Path(path).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: seen no JSON ({error}), expected a COCO results file") from None
-    if not isinstance(found, list) or any({"image_id", "bbox", "score"} - set(one) for one in found):
-        raise ValueError(f"{path}: seen no list of image_id, bbox and score, expected a COCO results file")
+def _results(path: str | Path, dropped: Dropped) -> dict[coco_file.Id, list[dict[str, Any]]]:
+    """A detector's boxes by photo."""
+    file, what = Path(path), "a COCO results file"
+    found: dict[coco_file.Id, list[dict[str, Any]]] = {}
+    for one in whole(listed(load_json(file, what), file, ("image_id", "bbox", "score"), what), file, dropped):
+        with dropped.row(f"{file.name} image {one['image_id']}"):
+            found.setdefault(as_id(one["image_id"]), []).append(one)
     return found

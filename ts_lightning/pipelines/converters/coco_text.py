@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ts_lightning.data.sample import Sample
 from ts_lightning.pipelines.converters.files import load_json, mapped
@@ -9,6 +10,11 @@ from ts_lightning.pipelines.converters.region_text import reading
 from ts_lightning.pipelines.converters.source import Picture, Pictures, from_xywh, need, to_box
 
 WHAT = "COCO-Text's anns and imgs"
+
+
+def _order(item: tuple[str, Any]) -> tuple[str, int, str]:
+    number, one = item
+    return str(one.get("image_id") if isinstance(one, dict) else ""), int(number) if number.isdigit() else -1, number
 
 
 def read(
@@ -29,7 +35,7 @@ def read(
     data = mapped(load_json(file, WHAT), file, WHAT)
     images, notes = mapped(data.get("imgs"), file, WHAT), mapped(data.get("anns"), file, WHAT)
     cache: tuple[object, Picture | None] = (None, None)
-    for number, one in sorted(notes.items(), key=lambda item: (str(item[1].get("image_id")), int(item[0]))):
+    for number, one in sorted(notes.items(), key=_order):
         with here.dropped.row(f"{file.name} annotation {number}"):
             image = images.get(str(one["image_id"]))
             if image is None:

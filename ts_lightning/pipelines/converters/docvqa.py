@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ts_lightning.data.sample import Sample
-from ts_lightning.pipelines.converters.files import listed, load_json, mapped
+from ts_lightning.pipelines.converters.files import listed, load_json, mapped, name_of
 from ts_lightning.pipelines.converters.source import Pictures, located
 from ts_lightning.pipelines.converters.vqa import question
 
@@ -19,7 +19,7 @@ def read(
     here = (pictures or Pictures()).under(file.parent if file.parent != folder else folder, "documents")
     rows = mapped(load_json(file, WHAT), file, WHAT).get("data")
     for one in listed(rows, file, ("questionId", "question", "image"), WHAT):
-        with here.dropped.row(f"{file.name} question {one['questionId']}"):
+        with here.dropped.row(f"{file.name} question {name_of(one, 'questionId')}"):
             known = here.get(one["image"])
             if known is not None:
                 meta = {name: one.get(name) for name in ("docId", "question_types", "ucsf_document_page_no")}

@@ -1,5 +1,6 @@
 """Reading foreign files: JSON, JSON lines, tables and pickles, with errors that name the file and the place."""
 
+import codecs
 import csv
 import json
 import pickle
@@ -8,14 +9,41 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 
-def load_json(path: str | Path, what: str) -> Any:
-    """A JSON file; ValueError with the byte where it ends too early."""
+class Broken(dict[str, Any]):
+    """A row that can't be read: it says why as soon as it is used, inside the guard of that row."""
+
+    def __init__(self, why: str, place: str) -> None:
+        super().__init__()
+        self.why, self.place = why, place
+
+    def __getitem__(self, key: str) -> NoReturn:
+        raise ValueError(self.why)
+
+    def get(self, key: str, default: Any = None) -> NoReturn:  # type: ignore[override]
+        raise ValueError(self.why)
+
+    def __contains__(self, key: object) -> NoReturn:
+        raise ValueError(self.why)
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """A text file in UTF-8 or, where its first bytes say so, UTF-16; with Unix line ends. ValueError names the file."""
     try:
-        text = Path(path).read_bytes().decode()
+        data = Path(path).read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise ValueError(f"{path}: seen no such file, expected {what}") from None
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return data.decode(encoding).replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: seen no UTF-8 at byte {error.start}, expected {what}") from None
+        raise ValueError(
+            f"{path}: seen no {encoding.removesuffix('-sig').upper()} at byte {error.start}, expected {what}"
+        ) from None
+
+
+def load_json(path: str | Path, what: str) -> Any:
+    """A JSON file; ValueError with the byte where it ends too early."""
+    text = read_text(path, what)
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -26,46 +54,73 @@ def load_json(path: str | Path, what: str) -> Any:
 
 
 def json_lines(path: str | Path, what: str) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file; ValueError with the line and the byte where it begins."""
+    """The objects of a JSON-lines file; a line that is none is `Broken`. ValueError where the first one is."""
     byte = 0
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if line.strip():
                     try:
                         yield dict(json.loads(line))
-                    except (ValueError, TypeError):
-                        seen = line.strip()[:60].decode(errors="replace")
-                        raise ValueError(f"{path}:{number}: seen {seen!r} at byte {byte}, expected {what}") from None
+                    except (ValueError, TypeError, RecursionError):
+                        seen = f"seen {line.strip()[:60].decode(errors='replace')!r} at byte {byte}, expected {what}"
+                        if number == 1:
+                            raise ValueError(f"{path}:{number}: {seen}") from None
+                        yield Broken(seen, f"(line {number})")
                 byte += len(line)
     except FileNotFoundError:
         raise ValueError(f"{path}: seen no such file, expected {what}") from None
 
 
 def rows(path: str | Path, keys: Sequence[str], what: str) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON list or of JSON lines, whichever the file holds; each has `keys`."""
+    """The objects of a JSON list or of JSON lines, whichever the file holds; ValueError where none has `keys`.
+
+    What is no object, or lacks one of `keys`, is `Broken`.
+    """
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            first = file.read(4096).lstrip()[:1]
+            start = file.read(4096)
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"{path}: seen no such file, expected {what}") from None
-    if first == b"[":
+    if start.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[" or start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         yield from listed(load_json(path, what), path, keys, what)
         return
+    any_good, first = False, None
     for number, row in enumerate(json_lines(path, what)):
-        yield listed([row], f"{path}:{number + 1}", keys, what)[0]
+        checked = _checked(row, keys, what, number)
+        any_good |= not isinstance(checked, Broken)
+        first = first or (checked if isinstance(checked, Broken) else None)
+        yield checked
+    if first is not None and not any_good:
+        raise ValueError(f"{path}:1: item 0: {first.why}")
 
 
 def listed(value: Any, path: str | Path, keys: Sequence[str], what: str) -> list[dict[str, Any]]:
-    """`value` when it is a list of objects that have `keys`."""
+    """`value` when it is a list whose objects have `keys`; an item without them is `Broken`.
+
+    ValueError where it is no list, or no item has them: a file of another kind.
+    """
     if not isinstance(value, list):
         raise ValueError(f"{path}: seen a JSON {type(value).__name__}, expected {what}")
-    for number, item in enumerate(value):
-        if not isinstance(item, dict) or (missing := [key for key in keys if key not in item]):
-            lost = keys[0] if not isinstance(item, dict) else missing[0]
-            raise ValueError(f"{path}: item {number}: seen no {lost!r}, expected {what} with {', '.join(keys)}")
-    return value
+    checked = [_checked(item, keys, what, number) for number, item in enumerate(value)]
+    if checked and all(isinstance(one, Broken) for one in checked):
+        raise ValueError(f"{path}: item 0: {checked[0].why}")  # type: ignore[attr-defined]
+    return checked
+
+
+def _checked(item: Any, keys: Sequence[str], what: str, number: int) -> dict[str, Any]:
+    if isinstance(item, dict) and (isinstance(item, Broken) or all(key in item for key in keys)):
+        return item
+    lost = next((f"no {key!r}" for key in keys if not isinstance(item, dict) or key not in item), "no object")
+    return Broken(f"seen {lost}, expected {what}" + (f" with {', '.join(keys)}" if keys else ""), f"(item {number})")
+
+
+def name_of(row: dict[str, Any], key: str) -> Any:
+    """What a row calls itself under `key`; of a broken row its place in the file."""
+    return row.place if isinstance(row, Broken) else row.get(key)
 
 
 def mapped(value: Any, path: str | Path, what: str) -> dict[str, Any]:
@@ -79,7 +134,7 @@ def table(path: str | Path, columns: Sequence[str], what: str) -> Iterator[dict[
     """The rows of a tab-separated file with a header, quoted as the csv module quotes."""
     csv.field_size_limit(1 << 30)  # pictures in base64
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, delimiter="\t")
             if missing := [name for name in columns if name not in (reader.fieldnames or [])]:
                 raise ValueError(f"{path}: seen no column {missing[0]!r}, expected {what} with {', '.join(columns)}")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.grounding.boxes import Box
+from ts_lightning.pipelines.converters.files import read_text
 from ts_lightning.pipelines.converters.source import NO_BOX, Picture, Pictures, clean, make, need, pick, to_box
-from ts_lightning.pipelines.converters.voc import parse_xml
+from ts_lightning.pipelines.converters.voc import corners, number_in, parse_xml
 
 TASKS = ("caption", "phrases")
 _PHRASE = re.compile(r"\[/EN#(\d+)(/\S+) ([^\]]+)\]")
@@ -28,21 +29,26 @@ def read(
     here = pictures.under(folder, "flickr30k-images", "flickr30k_images", "images")
     ids = [file.stem for file in sorted((folder / "Sentences").glob("*.txt"))]
     if split is not None:
-        ids = need(folder, f"{split}.txt").read_text().split()
+        ids = read_text(need(folder, f"{split}.txt"), "ids").split()
     for number in ids:
-        if not (folder / "Annotations" / f"{number}.xml").is_file():
-            here.dropped.note("sentences without an annotation file", number)
-            continue
-        boxes, size = _boxes(folder / "Annotations" / f"{number}.xml", here)
-        known = here.get(f"{number}.jpg", size)
-        if known is None:
-            continue
-        try:
-            sentences = (folder / "Sentences" / f"{number}.txt").read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            here.dropped.note("annotations without a sentences file", number)
-            continue
-        for line, sentence in enumerate(sentences):
+        with here.dropped.row(f"picture {number}"):
+            yield from _picture(folder, number, here, tasks)
+
+
+def _picture(folder: Path, number: str, here: Pictures, tasks: tuple[str, ...]) -> Iterator[Sample]:
+    annotations, said = folder / "Annotations" / f"{number}.xml", folder / "Sentences" / f"{number}.txt"
+    if not annotations.is_file():
+        here.dropped.note("sentences without an annotation file", number)
+        return
+    if not said.is_file():
+        here.dropped.note("annotations without a sentences file", number)
+        return
+    boxes, size = _boxes(annotations, here)
+    known = here.get(f"{number}.jpg", size)
+    if known is None:
+        return
+    for line, sentence in enumerate(read_text(said, "Flickr30k's sentences").split("\n")):
+        with here.dropped.row(f"{number} sentence {line}"):
             if sentence.strip():
                 yield from _sentence(f"{number}-{line}", number, known, sentence, boxes, tasks, here)
 
@@ -50,12 +56,12 @@ def read(
 def _boxes(path: Path, pictures: Pictures) -> tuple[dict[str, list[Box]], tuple[int, int] | None]:
     """Boxes by entity id, and the picture's size."""
     root = parse_xml(path)
-    size = (int(root.findtext("size/width", "0")), int(root.findtext("size/height", "0")))
+    size = (number_in(root, "size/width"), number_in(root, "size/height"))
     found: dict[str, list[Box]] = {}
     for one in root.findall("object"):
         if (bounds := one.find("bndbox")) is None:
             continue
-        x1, y1, x2, y2 = (float(bounds.findtext(side, "nan")) for side in ("xmin", "ymin", "xmax", "ymax"))
+        x1, y1, x2, y2 = corners(bounds)
         box = to_box((x1 - 1, y1 - 1, x2 - 1, y2 - 1), size)
         if box is None:
             pictures.dropped.note(NO_BOX, path.name)

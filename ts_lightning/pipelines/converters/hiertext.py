@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ts_lightning.data.sample import Sample
-from ts_lightning.pipelines.converters.files import listed, load_json, mapped
+from ts_lightning.pipelines.converters.files import listed, load_json, mapped, name_of
 from ts_lightning.pipelines.converters.region_text import polygon, reading
 from ts_lightning.pipelines.converters.source import Pictures, need
 
@@ -38,7 +38,7 @@ def read(
             mapped(load_json(file, WHAT), file, WHAT).get("annotations"), file, ("image_id", "paragraphs"), WHAT
         )
         for row in rows:
-            with here.dropped.row(f"{file.name} picture {row['image_id']}"):
+            with here.dropped.row(f"{file.name} picture {name_of(row, 'image_id')}"):
                 size = (row["image_width"], row["image_height"])
                 known = here.get(f"{row['image_id']}.jpg", size)
                 if known is None:
@@ -46,9 +46,10 @@ def read(
                 lines = [line for paragraph in row["paragraphs"] for line in paragraph["lines"]]
                 parts = lines if level == "line" else [word for line in lines for word in line["words"]]
                 for number, part in enumerate(parts):
-                    text = part["text"] if part.get("legible", True) else ""
-                    key = f"{row['image_id']}-{level}-{number}"
-                    place = polygon(part["vertices"], size)
-                    made = reading("hiertext", key, known, text, place, here, template, image_id=row["image_id"])
-                    if made is not None:
-                        yield made
+                    with here.dropped.row(f"{file.name} picture {row['image_id']} {level} {number}"):
+                        text = part["text"] if part.get("legible", True) else ""
+                        key = f"{row['image_id']}-{level}-{number}"
+                        place = polygon(part["vertices"], size)
+                        made = reading("hiertext", key, known, text, place, here, template, image_id=row["image_id"])
+                        if made is not None:
+                            yield made

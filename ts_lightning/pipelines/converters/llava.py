@@ -9,11 +9,10 @@ from typing import Any
 from ts_lightning.data.sample import IMAGE_MARK, Sample, SampleRegion
 from ts_lightning.grounding.codecs import Codec, get_codec
 from ts_lightning.grounding.resizing import resize_rule
+from ts_lightning.pipelines.converters.conversation import count_unread, paired, with_boxes, with_marks
 from ts_lightning.pipelines.converters.files import rows
 from ts_lightning.pipelines.converters.mig_bench import all_pictures
-from ts_lightning.pipelines.converters.source import Pictures, clean, make, pick
-
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+from ts_lightning.pipelines.converters.source import LeftOut, Pictures, clean, make, pick, stems
 
 
 def read(
@@ -25,10 +24,11 @@ def read(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
 ) -> Iterator[Sample]:
-    """One sample a row of a JSON list or JSON lines; rows without a picture are text only.
+    """One sample a row of a JSON list or JSON lines (`image` or `images`); rows without a picture are text only.
 
-    With `codec` boxes of the texts in that notation become regions (of the first picture), and a conversation whose
-    answers have boxes is of task grounding; one in whose answers none can be read keeps its text and is counted. `task`
+    With `codec` boxes of the texts in that notation become regions (of the picture that the notation or the text
+    names), and a conversation whose answers have boxes is of task grounding; one without any box in its answers keeps
+    its text and is counted. A row is left out where a box can't be read or picture marks don't fit the pictures. `task`
     sets the task of all rows. `template` names a file of prompts that wrap the questions ({question}) or stand in their
     place. `min_pixels` and `max_pixels` bound the area of the resized picture that boxes of qwen2_5_vl are pixels of;
     without them they are pixels of the picture as it is. Rows that `ts-lightning data export` wrote come back as they
@@ -39,12 +39,31 @@ def read(
     if not files:
         raise ValueError(f"{path}: seen no *.json or *.jsonl, expected conversations in it")
     notation = _notation(codec, min_pixels, max_pixels) if codec else None
+    named = stems(files)
+    what = "LLaVA's conversations"
     for file in files:
-        first: dict[str, Any] = next(rows(file, (), "LLaVA's conversations"), {})
+        first: dict[str, Any] = next(rows(file, (), what), {})
         here = pictures.beside(file.parent, first, "images", "train2017", "coco/train2017")
-        for number, row in enumerate(rows(file, ("conversations",), "LLaVA's conversations")):
-            if (made := _row(file.stem, number, row, here, notation, task, template)) is not None:
-                yield made
+        here.naming(name for row in rows(file, (), what) for name in safe_names(row))
+        for number, row in enumerate(rows(file, ("conversations",), what)):
+            with here.dropped.row(f"{file.name} row {number}"):
+                if (made := _row(named[file], number, row, here, notation, task, template)) is not None:
+                    yield made
+
+
+def picture_names(row: dict[str, Any]) -> list[str]:
+    """The pictures of a row: `image` or `images`, a name or a list of names or of objects with a path."""
+    found = row.get("image") or row.get("images") or []
+    names = [found] if isinstance(found, str | dict) else list(found)
+    return [one if isinstance(one, str) else one["path"] for one in names]
+
+
+def safe_names(row: dict[str, Any]) -> list[str]:
+    """`picture_names`, none for a row that can't be read."""
+    try:
+        return picture_names(row)
+    except (ValueError, LookupError, TypeError):
+        return []  # said where the row is made
 
 
 def _notation(name: str, min_pixels: int | None, max_pixels: int | None) -> Codec:
@@ -65,56 +84,44 @@ def _row(
     task: str | None,
     template: str | None,
 ) -> Sample | None:
-    images = row.get("image") or []
-    names = [images] if isinstance(images, str) else list(images)
-    known = all_pictures(pictures, names)
+    known = all_pictures(pictures, picture_names(row))
     if known is None:
         return None
     where = f"{stem} row {number}"
     if "ts_lightning" in row:
         return restore(row["ts_lightning"], [turn["value"] for turn in row["conversations"]], known)
-    turns = [turn for turn in row["conversations"] if turn.get("from") in ROLES]
-    roles = [ROLES[turn["from"]] for turn in turns]
-    if not turns or len(turns) % 2 or roles != ["user", "assistant"] * (len(turns) // 2):
-        pictures.dropped.note("conversations that are not pairs of turns", where)
-        return None
-    size = (known[0][0].width, known[0][0].height) if known else None
-    texts: list[str] = []
+    if row.get("video") or row.get("videos"):
+        raise LeftOut("rows with video or sound (pictures alone can be trained on)")
+    texts = paired([(turn["from"], turn["value"]) for turn in row["conversations"]], row.get("system"))
+    texts = with_marks(texts, len(known), where, pictures.dropped)
     regions: list[SampleRegion] = []
-    for turn in turns:
-        text = clean(turn["value"].replace(f"{IMAGE_MARK}\n", "").replace(f"\n{IMAGE_MARK}", ""))
-        texts.append(_regions(text, codec, size, regions) if codec and known else text)
-    if codec and known and not any("{region:" in text for text in texts[1::2]):
-        pictures.dropped.note("conversations without a readable box in an answer, kept as text", where, stops=False)
+    if codec and known:
+        texts, regions = with_boxes(texts, known, codec)
+        if not any("{region:" in text for text in texts[1::2]):
+            reason = "conversations without a readable box in an answer, kept as text"
+            pictures.dropped.note(reason, where, stops=False)
+    else:
+        count_unread(texts, where, pictures.dropped)
     kind = task or ("grounding" if any("{region:" in text for text in texts[1::2]) else "understanding")
     fields: dict[str, Any] = {"task": kind, "subtask": "conversation", "regions": regions}
     if "accu_reward_method" in row:
         fields["meta"] = {"accu_reward_method": row["accu_reward_method"]}
     key = f"{stem}-{number:07d}"
     if template is not None:
-        texts[::2] = [pick(template, f"{key}-{turn}", question=text) for turn, text in enumerate(texts[::2])]
-    sample = make(stem, key, known, list(zip(texts[::2], texts[1::2], strict=True)), **fields)
+        texts[::2] = [_asked(template, f"{key}-{turn}", text) for turn, text in enumerate(texts[::2])]
     if row.get("id") is not None:
-        sample.meta = {"id": row["id"]} | (sample.meta or {})
-    return sample
+        fields["meta"] = {"id": row["id"]} | (fields.get("meta") or {})
+    return make(stem, key, known, list(zip(texts[::2], texts[1::2], strict=True)), **fields)
 
 
-def _regions(text: str, codec: Codec, size: tuple[int, int] | None, regions: list[SampleRegion]) -> str:
-    out, at = "", 0
-    for mention in sorted(codec.parse(text, size), key=lambda mention: mention.start):
-        boxes = mention.boxes
-        if not boxes:
-            continue
-        place = {"box": boxes[0]} if len(boxes) == 1 else {"boxes": boxes}
-        regions.append(SampleRegion(phrase=mention.phrase, **place))  # type: ignore[arg-type]
-        out += f"{text[at : mention.start]}{{region:{len(regions) - 1}}}"
-        at = mention.end
-    return out + text[at:]
+def _asked(template: str, key: str, text: str) -> str:
+    """The question in a template's words; its picture marks stay before it."""
+    return f"{IMAGE_MARK}\n" * text.count(IMAGE_MARK) + pick(template, key, question=clean(text).strip("\n"))
 
 
-def restore(kept: dict[str, Any], texts: list[str], pictures: list[Any]) -> Sample:
+def restore(kept: str | dict[str, Any], texts: list[str], pictures: list[Any]) -> Sample:
     """The sample of an exported row: its texts with the marks put back, and the fields that other tools don't have."""
-    record = dict(kept)
+    record = json.loads(kept) if isinstance(kept, str) else dict(kept)
     marks = record.pop("marks")
     key = record.pop("key")
     for turn, start, end, index in reversed(marks):

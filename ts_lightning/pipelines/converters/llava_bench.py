@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ts_lightning.data.sample import Sample
-from ts_lightning.pipelines.converters.files import json_lines
+from ts_lightning.pipelines.converters.files import Broken, json_lines, name_of
 from ts_lightning.pipelines.converters.source import Pictures, located
 from ts_lightning.pipelines.converters.vqa import question
 
@@ -19,7 +19,7 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
     references = {one["question_id"]: one.get("text", "") for one in _lines(folder / "answers_gpt4.jsonl")}
     captions = {one["image"]: one.get("caption", "") for one in _lines(folder / "context.jsonl")}
     for one in json_lines(file, "LLaVA-Bench's questions"):
-        with here.dropped.row(f"{file.name} question {one.get('question_id')}"):
+        with here.dropped.row(f"{file.name} question {name_of(one, 'question_id')}"):
             known = here.get(one["image"])
             if known is not None:
                 number = one["question_id"]
@@ -29,4 +29,4 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
 
 
 def _lines(path: Path) -> list[dict]:
-    return list(json_lines(path, "JSON lines")) if path.is_file() else []
+    return [one for one in json_lines(path, "JSON lines") if not isinstance(one, Broken)] if path.is_file() else []

@@ -14,13 +14,14 @@ def read(
     split: str | None = None,
     tasks: tuple[str, ...] | None = None,
     max_objects: int | None = None,
-    count_by: str = "instances",
+    count_by: str = "categories",
     crowd: str = "exclude",
 ) -> Iterator[Sample]:
     """Samples as `coco.read` makes them; `path` is the folder of lvis_v1_{train,val}.json, or one such file.
 
     Photos lie in train2017 and val2017 beside it. LVIS annotates a federated choice of categories: a photo may hold
-    more objects than are annotated.
+    more objects than are annotated. A category of which not all objects of a photo are annotated is not asked for, and
+    `meta` of a detection record says `absent` (looked for and not there) and `not_exhaustive`.
     """
     path, pictures = Path(path), pictures or Pictures()
     subset = None if max_objects is None else Subset(max_objects, count_by, crowd)

@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ts_lightning.data.sample import IMAGE_MARK, Sample, SampleRegion
+from ts_lightning.data.sample import Sample, SampleRegion
+from ts_lightning.pipelines.converters.conversation import paired, with_marks
 from ts_lightning.pipelines.converters.files import rows
 from ts_lightning.pipelines.converters.mig_bench import all_pictures, image_index, with_regions
-from ts_lightning.pipelines.converters.source import Pictures, clean, make
+from ts_lightning.pipelines.converters.source import Pictures, make
 
 
 def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]:
@@ -31,31 +32,36 @@ def _file(path: Path, pictures: Pictures) -> Iterator[Sample]:
             known = all_pictures(pictures, row["images"])
             if known is None:
                 continue
-            if len(row["conversations"]) < 2 or len(row["conversations"]) % 2:
-                pictures.dropped.note("conversations without an answer", f"{path.name} row {number}")
-                continue
+            texts = paired([(turn["from"], turn["value"]) for turn in row["conversations"]])
+            texts = with_marks(texts, len(known), f"{path.name} row {number}", pictures.dropped)
             regions: list[SampleRegion] = []
-            texts: list[str] = []
+            out: list[str] = []
             image: int | None = None
-            for turn in row["conversations"]:
-                text = clean(turn["value"].replace(f"{IMAGE_MARK}\n", ""))
-                asked = turn["from"] == "human"
+            for place, text in enumerate(texts):
+                asked = place % 2 == 0
                 named = image_index(text, last=asked)
+                if named is not None and named >= len(known):
+                    reason = "picture numbers beyond the pictures (kept, as not stated)"
+                    pictures.dropped.note(reason, f"{path.name} row {number}", stops=False)
+                    named = None
                 image = named if named is not None or asked else image
-                texts.append(with_regions(text, regions, 0 if asked else min(image or 0, len(known) - 1))[0])
+                out.append(with_regions(text, regions, 0 if asked else image or 0)[0])
+            if image is None and len(known) > 1 and "{region:" in out[-1]:
+                reason = "answers with a box in one of several pictures, and none is named (kept, meta.image null)"
+                pictures.dropped.note(reason, f"{path.name} row {number}", stops=False)
             kind = row.get("type") or path.stem
             key = f"{kind}-{row.get('id', number)}"
             key = f"{key}-{number}" if key in keys else key
             keys.add(key)
-            answered = [int(i) for i in re.findall(r"\{region:(\d+)\}", texts[-1])]
+            answered = [int(i) for i in re.findall(r"\{region:(\d+)\}", out[-1])]
             yield make(
                 "mgrounding",
                 key,
                 known,
-                list(zip(texts[::2], texts[1::2], strict=True)),
+                list(zip(out[::2], out[1::2], strict=True)),
                 task="grounding",
                 subtask=kind,
                 regions=regions,
-                answer=answered or texts[-1],
+                answer=answered or out[-1],
                 meta={"image": image},
             )

@@ -23,7 +23,7 @@ def read(path: str | Path, pictures: Pictures | None = None, split: str | None =
     pictures = pictures or Pictures()
     seen: dict[str, Picture] = {}
     for row in table(file, ("index", "question", "A", "B", "image"), "MMBench's rows"):
-        with pictures.dropped.row(f"{file.name} row {row['index']}"):
+        with pictures.dropped.row(f"{file.name} row {row.get('index')}"):
             if split is not None and row.get("split", split) != split:
                 continue
             index, packed = row["index"], row["image"]

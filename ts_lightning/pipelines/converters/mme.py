@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ts_lightning.data.sample import Sample
+from ts_lightning.pipelines.converters.files import read_text
 from ts_lightning.pipelines.converters.source import Pictures
 from ts_lightning.pipelines.converters.vqa import question
 
@@ -18,24 +19,28 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
     if not texts:
         raise ValueError(f"{root}: seen no CATEGORY/*.txt, expected MME's folders of categories")
     for file in texts:
-        base = file.parent.parent if file.parent.name == "questions_answers_YN" else file.parent
-        pairs = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if any(len(pair) != 2 for pair in pairs):
-            pictures.dropped.note("question files that are not tab-separated pairs", f"{base.name}/{file.name}")
-            continue
-        folder = (pictures.folder or root) / base.name
-        places = [folder / "images", folder]
-        found = [
-            p
-            for place in places
-            for suffix in (".jpg", ".png", ".jpeg")
-            if (p := place / f"{file.stem}{suffix}").is_file()
-        ]
-        here = Pictures(found[0].parent if found else folder, pictures.excluded, pictures.dropped)
-        known = here.get(found[0].name if found else f"{file.stem}.jpg")
-        if known is None:
-            continue
-        meta = {"category": base.name, "image_id": file.stem}
-        for number, (text, answer) in enumerate(pairs):
-            key = f"mme-{base.name}-{file.stem}-{number}"
-            yield question("mme", key, known, text, [answer.strip()], subtask=base.name, meta=meta)
+        with pictures.dropped.row(f"{file.parent.name}/{file.name}"):
+            yield from _file(file, root, pictures)
+
+
+def _file(file: Path, root: Path, pictures: Pictures) -> Iterator[Sample]:
+    base = file.parent.parent if file.parent.name == "questions_answers_YN" else file.parent
+    pairs = [
+        line.split("\t") for line in read_text(file, "MME's question and answer pairs").split("\n") if line.strip()
+    ]
+    if any(len(pair) != 2 for pair in pairs):
+        pictures.dropped.note("question files that are not tab-separated pairs", f"{base.name}/{file.name}")
+        return
+    folder = (pictures.folder or root) / base.name
+    places = [folder / "images", folder]
+    found = [
+        p for place in places for suffix in (".jpg", ".png", ".jpeg") if (p := place / f"{file.stem}{suffix}").is_file()
+    ]
+    here = Pictures(found[0].parent if found else folder, pictures.excluded, pictures.dropped)
+    known = here.get(found[0].name if found else f"{file.stem}.jpg")
+    if known is None:
+        return
+    meta = {"category": base.name, "image_id": file.stem}
+    for number, (text, answer) in enumerate(pairs):
+        key = f"mme-{base.name}-{file.stem}-{number}"
+        yield question("mme", key, known, text, [answer.strip()], subtask=base.name, meta=meta)

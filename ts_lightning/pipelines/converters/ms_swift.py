@@ -1,14 +1,16 @@
 """ms-swift's JSON lines: messages with <bbox> placeholders and objects with boxes."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ts_lightning.data.sample import IMAGE_MARK, Sample, SampleRegion
+from ts_lightning.pipelines.converters.conversation import count_unread, paired, with_marks
 from ts_lightning.pipelines.converters.files import rows
-from ts_lightning.pipelines.converters.llava import restore
+from ts_lightning.pipelines.converters.llava import picture_names, restore, safe_names
 from ts_lightning.pipelines.converters.mig_bench import all_pictures
-from ts_lightning.pipelines.converters.source import NO_BOX, Pictures, clean, make, to_box
+from ts_lightning.pipelines.converters.source import NO_BOX, LeftOut, Pictures, make, stems, to_box
 
 
 def read(path: str | Path, pictures: Pictures | None = None, task: str = "grounding") -> Iterator[Sample]:
@@ -19,34 +21,49 @@ def read(path: str | Path, pictures: Pictures | None = None, task: str = "ground
     they were.
     """
     path, pictures = Path(path), pictures or Pictures()
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    files = sorted([*path.glob("*.jsonl"), *path.glob("*.json")]) if path.is_dir() else [path]
     if not files:
-        raise ValueError(f"{path}: seen no *.jsonl, expected ms-swift's rows in it")
+        raise ValueError(f"{path}: seen no *.jsonl or *.json, expected ms-swift's rows in it")
+    what = "ms-swift's messages"
+    named = stems(files)
     for file in files:
-        here = pictures.beside(file.parent, next(rows(file, (), "ms-swift's messages"), {}), "images")
-        for number, row in enumerate(rows(file, ("messages",), "ms-swift's messages")):
+        here = pictures.beside(file.parent, next(rows(file, (), what), {}), "images")
+        here.naming(name for row in rows(file, (), what) for name in safe_names(row))
+        for number, row in enumerate(rows(file, ("messages",), what)):
             with here.dropped.row(f"{file.name} row {number}"):
-                names = [one if isinstance(one, str) else one.get("path", "") for one in row.get("images") or []]
-                known = all_pictures(here, names)
-                if known is None:
-                    continue
-                texts = [turn["content"] for turn in row["messages"] if turn["role"] in ("user", "assistant")]
-                if not texts or len(texts) % 2:
-                    here.dropped.note("conversations that are not pairs of turns", f"{file.name} row {number}")
-                    continue
-                filled = _fill(texts, row.get("objects") or {}, known)
-                if filled is None:
-                    here.dropped.note(NO_BOX, f"{file.name} row {number}")
-                    continue
-                marked, regions = filled
-                if "ts_lightning" in row:
-                    yield restore(row["ts_lightning"], texts, known)
-                    continue
-                marked = [clean(text) if not regions else text for text in marked]
-                marked[0] = marked[0].replace(f"{IMAGE_MARK}\n", "").replace(IMAGE_MARK, "")
-                pairs = list(zip(marked[::2], marked[1::2], strict=True))
-                fields = {"task": task if regions else "understanding", "subtask": "conversation", "regions": regions}
-                yield make(file.stem, f"{file.stem}-{number:07d}", known, pairs, **fields)
+                if (made := _row(f"{file.name} row {number}", named[file], number, row, here, task)) is not None:
+                    yield made
+
+
+def _row(where: str, stem: str, number: int, row: dict[str, Any], pictures: Pictures, task: str) -> Sample | None:
+    known = all_pictures(pictures, picture_names(row))
+    if known is None:
+        return None
+    if "ts_lightning" in row:
+        return restore(row["ts_lightning"], [turn["content"] for turn in row["messages"]], known)
+    if row.get("videos") or row.get("audios"):
+        raise LeftOut("rows with video or sound (pictures alone can be trained on)")
+    texts = paired([(turn["role"], _text(turn["content"])) for turn in row["messages"]], row.get("system"))
+    texts = with_marks(texts, len(known), where, pictures.dropped)
+    objects = row.get("objects") or {}
+    filled = _fill(texts, json.loads(objects) if isinstance(objects, str) else objects, known)
+    if filled is None:
+        pictures.dropped.note(NO_BOX, where)
+        return None
+    marked, regions = filled
+    if not regions:
+        count_unread(marked, where, pictures.dropped)
+    pairs = list(zip(marked[::2], marked[1::2], strict=True))
+    fields: dict[str, Any] = {"task": task if regions else "understanding", "subtask": "conversation"}
+    return make(stem, f"{stem}-{number:07d}", known, pairs, regions=regions, **fields)
+
+
+def _text(content: Any) -> Any:
+    """The text of a message, also where it comes in parts, a picture among them."""
+    if not isinstance(content, list):
+        return content
+    kinds = {"image": IMAGE_MARK, "image_url": IMAGE_MARK, "video": "<video>", "audio": "<audio>"}
+    return "".join(part["text"] if part["type"] == "text" else kinds[part["type"]] for part in content)
 
 
 def _fill(
@@ -57,7 +74,7 @@ def _fill(
     which = objects.get("image_id") or [0] * len(boxes)
     regions: list[SampleRegion] = []
     for numbers, image in zip(boxes, which, strict=False):
-        if image >= len(pictures):
+        if not 0 <= image < len(pictures):
             return None
         size = (pictures[image][0].width, pictures[image][0].height) if objects.get("bbox_type") != "norm1" else (1, 1)
         if len(numbers) == 2:

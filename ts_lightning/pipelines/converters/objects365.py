@@ -1,7 +1,7 @@
 """Objects365: COCO's layout in zhiyuan_objv2_{train,val}.json, photos in patches."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -10,6 +10,7 @@ from typing import Any
 from ts_lightning.data.sample import Sample
 from ts_lightning.grounding.boxes import Box
 from ts_lightning.pipelines.converters.coco import TASKS, photos
+from ts_lightning.pipelines.converters.coco_file import Id, padded
 from ts_lightning.pipelines.converters.pointing import category_question, check_kind
 from ts_lightning.pipelines.converters.source import Picture, Pictures, make, need, pick
 
@@ -52,10 +53,10 @@ def read(
 
 
 def _more(
-    photo: int,
+    photo: Id,
     picture: Picture,
     objects: list[tuple[dict[str, Any], Box | None]],
-    names: dict[int, str],
+    names: Mapping[Id, str],
     tasks: tuple[str, ...],
     region: str,
     per_photo: int | None,
@@ -63,17 +64,17 @@ def _more(
 ) -> Iterator[Sample]:
     kept = [(number, one, box) for number, (one, box) in enumerate(objects) if box is not None]
     if "region" in tasks:
-        single = [item for item in kept if not item[1].get("iscrowd")]
+        single = [item for item in kept if not item[1]["iscrowd"]]
         if per_photo is not None and per_photo < len(single):
             single = sorted(Random(f"{seed} {photo}").sample(single, per_photo), key=lambda item: item[0])
         for number, one, box in single:
-            key = f"{photo:012d}-region-{number:04d}"
+            key = f"{padded(photo)}-region-{number:04d}"
             meta = {"image_id": photo, "annotation_id": one.get("id")}
             name = names[one["category_id"]]
             template = "mgvlid/objects365_region"
             yield category_question("objects365", key, picture, one, box, name, template, region, seed, meta)
     if "image" in tasks and kept:
-        key = f"{photo:012d}-image"
+        key = f"{padded(photo)}-image"
         there = Counter(names[one["category_id"]] for _, one, _ in kept)
         said = ", ".join(name for name, _ in there.most_common())
         turns = [(pick("mgvlid/objects365_image", key), said)]

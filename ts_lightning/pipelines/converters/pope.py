@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ts_lightning.data.sample import Sample
-from ts_lightning.pipelines.converters.files import rows
+from ts_lightning.pipelines.converters.files import name_of, rows
 from ts_lightning.pipelines.converters.source import Pictures
 from ts_lightning.pipelines.converters.vqa import question
 
@@ -18,7 +18,7 @@ def read(path: str | Path, pictures: Pictures | None = None, template: str | Non
     here = (pictures or Pictures()).under(path if path.is_dir() else path.parent, "val2014", "images")
     for file in files:
         for one in rows(file, ("question_id", "image", "text", "label"), "POPE's lines"):
-            with here.dropped.row(f"{file.name} question {one['question_id']}"):
+            with here.dropped.row(f"{file.name} question {name_of(one, 'question_id')}"):
                 known = here.get(one["image"])
                 if known is not None:
                     meta = {"question_id": one["question_id"], "file": file.name}

@@ -5,8 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from ts_lightning.data.sample import Sample
-from ts_lightning.pipelines.converters.files import listed, load_json, mapped, plain_pickles
-from ts_lightning.pipelines.converters.source import NO_BOX, Pictures, clean, from_xywh, grounding, need, to_box
+from ts_lightning.pipelines.converters.files import Broken, listed, load_json, mapped, name_of, plain_pickles
+from ts_lightning.pipelines.converters.source import (
+    NO_BOX,
+    Pictures,
+    clean,
+    from_xywh,
+    grounding,
+    need,
+    to_box,
+    whole,
+)
 
 LARGEST = (640, 640)  # no COCO picture is larger; for split files without the pictures, which don't say sizes
 FOLDERS = ("train2014", "images/train2014", "images/mscoco/images/train2014", "train2017", "val2014")
@@ -30,29 +39,33 @@ def read(
 
 def _from_split(path: Path, pictures: Pictures) -> Iterator[Sample]:
     rows = plain_pickles(path, 4)[3]  # torch's legacy form: magic, protocol, system, then the list
-    if not isinstance(rows, list) or not all(isinstance(row, tuple) and len(row) >= 4 for row in rows):
+    if not isinstance(rows, list) or not any(isinstance(row, tuple) and len(row) >= 4 for row in rows):
         raise ValueError(f"{path}: seen no list of (image, id, box, phrase), expected a RefCOCO split file")
     source = path.stem
-    for number, (name, annotation, xywh, phrase, *_) in enumerate(rows):
-        known = pictures.get(name, None if pictures.folder else LARGEST)
-        if known is None:
-            continue
-        size = (known[0].width, known[0].height)
-        if (box := to_box(from_xywh(xywh), size)) is None:
-            pictures.dropped.note(NO_BOX, f"{path.name} row {number}")
-            continue
-        meta = {"question_id": str(annotation), "annotation": annotation, "bbox": list(xywh)}
-        meta["size_known"] = pictures.folder is not None
-        yield grounding(source, f"{source}-{number:06d}", known, clean(phrase), box, meta=meta)
+    for number, row in enumerate(rows):
+        with pictures.dropped.row(f"{path.name} row {number}"):
+            name, annotation, xywh, phrase, *_ = row
+            known = pictures.get(name, None if pictures.folder else LARGEST)
+            if known is None:
+                continue
+            size = (known[0].width, known[0].height)
+            if (box := to_box(from_xywh(xywh), size)) is None:
+                pictures.dropped.note(NO_BOX, f"{path.name} row {number}")
+                continue
+            meta = {"question_id": str(annotation), "annotation": annotation, "bbox": list(xywh)}
+            meta["size_known"] = pictures.folder is not None
+            yield grounding(source, f"{source}-{number:06d}", known, clean(phrase), box, meta=meta)
 
 
 def _from_mdetr(path: Path, pictures: Pictures) -> Iterator[Sample]:
     what = "MDETR's images (caption, file_name) and annotations"
     data = mapped(load_json(path, what), path, what)
     images = listed(data.get("images"), path, ("id", "file_name", "caption"), what)
-    boxes = {one["image_id"]: one for one in listed(data.get("annotations"), path, ("image_id", "bbox"), what)}
+    notes = whole(listed(data.get("annotations"), path, ("image_id", "bbox"), what), path, pictures.dropped)
+    boxes = {one["image_id"]: one for one in notes}
+    pictures.naming(image["file_name"] for image in images if not isinstance(image, Broken))
     for image in images:
-        with pictures.dropped.row(f"{path.name} image {image['id']}"):
+        with pictures.dropped.row(f"{path.name} image {name_of(image, 'id')}"):
             size = (image["width"], image["height"]) if "width" in image else None
             known, one = pictures.get(image["file_name"], size), boxes.get(image["id"])
             if known is None or one is None:
@@ -82,14 +95,19 @@ def _from_refs(folder: Path, pictures: Pictures, split: str | None, split_by: st
     what = "COCO's images, annotations and categories"
     path = folder / "instances.json"
     instances = mapped(load_json(path, what), path, what)
-    images = {one["id"]: one for one in listed(instances.get("images"), path, ("id", "file_name"), what)}
-    objects = {one["id"]: one for one in listed(instances.get("annotations"), path, ("id", "bbox"), what)}
-    names = {one["id"]: one["name"] for one in listed(instances.get("categories"), path, ("id", "name"), what)}
-    if split is not None and not any(ref["split"] == split for ref in refs):
-        known_splits = ", ".join(sorted({str(ref["split"]) for ref in refs}))
+
+    def by_id(name: str, *keys: str) -> dict[Any, dict[str, Any]]:
+        found = listed(instances.get(name), path, ("id", *keys), what)
+        return {one["id"]: one for one in whole(found, path, pictures.dropped)}
+
+    images, objects = by_id("images", "file_name"), by_id("annotations", "bbox")
+    names = {number: one["name"] for number, one in by_id("categories", "name").items()}
+    splits = {str(ref["split"]) for ref in refs if not isinstance(ref, Broken)}
+    if split is not None and split not in splits:
+        known_splits = ", ".join(sorted(splits))
         raise ValueError(f"{refs_file}: seen the split {split!r}, expected one of {known_splits}")
     for ref in refs:
-        with pictures.dropped.row(f"{refs_file.name} ann_id {ref['ann_id']}"):
+        with pictures.dropped.row(f"{refs_file.name} ann_id {name_of(ref, 'ann_id')}"):
             if split is not None and ref["split"] != split:
                 continue
             image, one = images.get(ref["image_id"]), objects.get(ref["ann_id"])

@@ -1,6 +1,9 @@
 """What converters share: reading files with one-line errors, pictures by name, samples with everything filled in."""
 
+import hashlib
+import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,13 +16,30 @@ from ts_lightning.data.images import inspect_image
 from ts_lightning.data.sample import IMAGE_MARK, REGION_MARK, Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.grounding.boxes import Box
 from ts_lightning.grounding.prompts import templates
+from ts_lightning.pipelines.converters.files import Broken, load_json, read_text
 
 UNKNOWN = (1000, 1000)  # the size of a picture that is not here and whose file does not say it
 NOT_HERE = "pictures that are not in the folder"
 NO_BOX = "boxes that are no box inside the picture"
 NO_ANNOTATION = "pictures without annotations"
+BAD_ROW = "rows that lack a field, or have one of another kind"
+MARKS = "rows with another number of picture marks than pictures"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _COCO = re.compile(r"(?:COCO_\w+?_)?(\d{12})(?:_\d+)?")  # RefCOCO's refs name the annotation too
+_KEPT = re.compile(r"\bkept\b|taken|\(read as|before the question")  # reasons of what was not left out
 Picture = tuple[SampleImage, bytes | None]
+
+
+class Stop(ValueError):
+    """Ends a conversion, past every row's guard: the fault is the file's, or `strict` leaves nothing out."""
+
+
+class LeftOut(Exception):
+    """A row that is left out for a reason of its own; `seen` goes beside its name."""
+
+    def __init__(self, reason: str, seen: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.seen = reason, seen
 
 
 class Dropped(Counter[str]):
@@ -38,7 +58,7 @@ class Dropped(Counter[str]):
     def note(self, reason: str, name: object, stops: bool = True) -> None:
         """Count one; ValueError "NAME: REASON" under `strict` unless it is so by choice or kept (`stops` False)."""
         if self.strict and stops:
-            raise ValueError(f"{name}: seen one of the {reason}, expected none (strict)")
+            raise Stop(f"{name}: seen one of the {reason}, expected none (strict)")
         self[reason] += 1
         if len(names := self.names.setdefault(reason, [])) < 20:
             names.append(str(name))
@@ -50,13 +70,21 @@ class Dropped(Counter[str]):
 
     @contextmanager
     def row(self, where: object) -> Iterator[None]:
-        """Leaves out a row of a file that lacks what its layout has, or holds something of another kind there."""
+        """Leaves out a row of a file that lacks what its layout has, or holds something of another kind there.
+
+        The only guard of the converters: whatever a row raises is counted under the row's name.
+        """
         try:
             yield
             return
-        except (LookupError, TypeError, AttributeError) as error:
-            seen = f"no {error}" if isinstance(error, KeyError) else str(error)
-        self.note("rows that lack a field, or have one of another kind", f"{where}: {seen}")
+        except (Stop, OSError):  # an unreadable disk is no fault of the row
+            raise
+        except LeftOut as error:
+            self.note(error.reason, f"{where}: {error.seen}" if error.seen else where)
+            return
+        except Exception as error:  # what odd values raise has no end: a date, an infinite number, a list for a name
+            seen = f"no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        self.note(BAD_ROW, f"{where}: {seen}")
 
     def close(self, keep: bool = True) -> None:
         """Put the list at `path`, in the place of an older one; or throw it away."""
@@ -71,7 +99,7 @@ class Dropped(Counter[str]):
     def lines(self) -> list[str]:
         """The summary: one line a reason, with the first names."""
         return [
-            f"left out: {number} {reason}"
+            f"{'changed' if _KEPT.search(reason) else 'left out'}: {number} {reason}"
             + (f" ({', '.join(names[:3])}{' ...' if number > 3 else ''})" if names else "")
             for reason, number in self.items()
             if number and ((names := self.names.get(reason, [])) or True)
@@ -87,9 +115,11 @@ class Pictures:
     """
 
     folder: Path | None = None
-    excluded: frozenset[str] = frozenset()
+    excluded: "Excluded" = field(default_factory=lambda: Excluded())
     dropped: Dropped = field(default_factory=Dropped)
     subfolders: tuple[str, ...] = ()
+    _named: dict[str, str | None] = field(default_factory=dict, repr=False)  # by last part; None: several names
+    _listings: dict[Path, dict[str, Path | None]] = field(default_factory=dict, repr=False)
 
     def under(self, root: Path, *names: str) -> "Pictures":
         """These, or where no folder was given the pictures in those of `root/names` that exist."""
@@ -101,18 +131,53 @@ class Pictures:
 
     def beside(self, root: Path, first: dict[str, Any], *names: str) -> "Pictures":
         """`under`, or in `root` itself where the pictures of the file's first row lie there."""
-        known = first.get("image") or first.get("images") or []
-        shown = [known] if isinstance(known, str) else [one for one in known if isinstance(one, str)]
+        known = None if isinstance(first, Broken) else first.get("image") or first.get("images")
+        listed = known if isinstance(known, list) else [known]
+        shown = [one for one in listed if isinstance(one, str) and one and len(one) < 4000]
         return self.under(root, *names, *(["."] if any((root / name).is_file() for name in shown) else []))
 
+    def naming(self, names: Iterable[object]) -> "Pictures":
+        """These, told all the names that a file uses: the last part of a name stands for it where it is unique."""
+        for name in names:
+            if isinstance(name, str):
+                name = name.replace("\\", "/")
+                short = name.rsplit("/", 1)[-1]
+                if self._named.setdefault(short, name) != name:
+                    self._named[short] = None
+        return self
+
     def find(self, name: str) -> Path | None:
-        """The file of a picture, by its name or the last part of it."""
+        """The file of a picture: by its whole name, or by the last part of it where no other name ends so.
+
+        Then in another writing: the case of letters, composed or decomposed accents, no ending.
+        """
         if self.folder is None:
             return None
-        short = Path(name).name
-        places = (self.folder, *(self.folder / sub for sub in self.subfolders))
-        tries = (place / part for place in places for part in dict.fromkeys((name, short)))
-        return next((path for path in tries if path.is_file()), None)
+        name = name.replace("\\", "/")
+        short = name.rsplit("/", 1)[-1]
+        places = [self.folder, *(self.folder / sub for sub in self.subfolders)]
+        wholes = [place / name for place in places]
+        if name != short:  # --images site_a with the name site_a/0001.jpg
+            wholes += [place.parent / name for place in places if place.name == name.split("/")[0]]
+        parts = [place / short for place in places] if self._named.setdefault(short, name) == name else []
+        for path in dict.fromkeys((*wholes, *parts)):
+            if path.is_file():
+                return path
+        for path in dict.fromkeys((*wholes, *parts)):
+            if found := self._listing(path.parent).get(_folded(path.name)):
+                return found
+        return None
+
+    def _listing(self, place: Path) -> dict[str, Path | None]:
+        """The files of a folder by folded name, with and without ending; None where several are meant."""
+        if place not in self._listings:
+            found: dict[str, Path | None] = {}
+            for path in sorted(place.iterdir()) if place.is_dir() else ():
+                if path.suffix.lower() in SUFFIXES:
+                    for key in (_folded(path.name), _folded(path.stem)):
+                        found[key] = None if key in found else path
+            self._listings[place] = found
+        return self._listings[place]
 
     def get(self, name: str, size: tuple[int, int] | None = None, also: str | None = None) -> Picture | None:
         """The picture and its bytes (None without a folder); None, counted, where it is missing, bad or excluded.
@@ -120,8 +185,10 @@ class Pictures:
         `size` is what the annotations say; another displayed size is a picture of another file. `also` is the name of
         the same picture in another dataset, which may be excluded.
         """
-        short = Path(name).name
-        if self.excluded and any(self.is_excluded(one) for one in (short, also) if one):
+        if not isinstance(name, str) or not name.strip() or "\0" in name or len(name.encode(errors="replace")) > 4000:
+            raise ValueError(f"seen the picture name {name!r}, expected a file name")
+        short = Path(name.replace("\\", "/")).name
+        if self.excluded and any([self.is_excluded(one) for one in (short, also) if one]):
             self.dropped.note("pictures that are excluded", short)
             return None
         if self.folder is None:
@@ -133,26 +200,29 @@ class Pictures:
         data = path.read_bytes()
         try:
             _, width, height = inspect_image(data)
-        except ValueError:
-            self.dropped.note("pictures that can't be decoded", name)
+        except ValueError as error:
+            self.dropped.note(bad_picture(error), name)
             return None
         if size is not None and size != (width, height):
-            self.dropped.note("pictures of another displayed size than annotated", name)
+            turned = "turned by a quarter (EXIF?) against their annotations"
+            reason = turned if size == (height, width) else "of another displayed size than annotated"
+            self.dropped.note(f"pictures {reason}", name)
             return None
-        return SampleImage(short, width, height), data
+        return SampleImage(path.name, width, height), data
 
     def is_excluded(self, name: str) -> bool:
         """Whether the list names this picture, under COCO's 2014 or 2017 name, with or without its ending."""
-        return not self.excluded.isdisjoint(same_picture(name))
+        return self.excluded.holds(same_picture(name))
 
-    def without_annotations(self, names: Iterable[str], suffixes: tuple[str, ...] = (".jpg", ".jpeg", ".png")) -> None:
+    def without_annotations(self, names: Iterable[str], suffixes: tuple[str, ...] = SUFFIXES) -> None:
         """List the pictures of the folders that no annotation names."""
         if self.folder is None:
             return
-        known = {Path(name).name for name in names}
-        for place in dict.fromkeys((self.folder, *(self.folder / sub for sub in self.subfolders))):
+        known = {part for name in names for part in (Path(name).name, _folded(Path(name).stem))}
+        places = (self.folder, *(self.folder / sub for sub in self.subfolders))
+        for place in dict.fromkeys(place.resolve() for place in places):
             for path in sorted(place.iterdir()) if place.is_dir() else ():
-                if path.suffix.lower() in suffixes and path.name not in known:
+                if path.suffix.lower() in suffixes and not {path.name, _folded(path.stem)} & known:
                     self.dropped.note(NO_ANNOTATION, path.name)
 
 
@@ -166,13 +236,97 @@ def same_picture(name: str) -> set[str]:
     return {Path(name).name, stem} | ({f"{match[1]}.jpg"} if match else set())
 
 
-def excluded_names(path: str | Path) -> frozenset[str]:
-    """Names of pictures from a text file, one a line: file names, or COCO's ids (bare numbers)."""
-    names: set[str] = set()
-    for line in map(str.strip, Path(path).read_text().splitlines()):
-        if line:
-            names |= {coco_name(line)} if line.isascii() and line.isdigit() else same_picture(line)
-    return frozenset(names)
+@dataclass
+class Excluded:
+    """Pictures that must not be used: every name that stands for one, by the entry of the list that it comes from."""
+
+    entries: dict[str, str] = field(default_factory=dict)
+    met: set[str] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.entries)
+
+    def holds(self, names: Iterable[str]) -> bool:
+        """Whether the list has one of these names, which is then met."""
+        found = [self.entries[name] for name in names if name in self.entries]
+        self.met.update(found)
+        return bool(found)
+
+    def line(self) -> str:
+        """How many entries of the list stood for a picture that the data set names."""
+        number = len(set(self.entries.values()))
+        return f"excluded pictures: {len(self.met)} of the {number} names of the list are in this data set"
+
+
+def excluded_names(path: str | Path) -> Excluded:
+    """Names of pictures (file names, or COCO's ids as bare numbers) from a file.
+
+    A text with one or several a line (# begins a comment), a JSON list of names, ids or objects that have one, a COCO
+    file, or a table whose header names the column. ValueError with the line where something is no name or id.
+    """
+    text = read_text(path, "names or ids of pictures, one a line").replace("\r", "\n")
+    entries: dict[str, str] = {}
+    if text.lstrip()[:1] in ("[", "{"):
+        data = load_json(path, "a list of names or ids of pictures")
+        items = data.get("images") if isinstance(data, dict) else data
+        if not isinstance(items, list):
+            raise ValueError(f"{path}: seen no list, expected names or ids of pictures")
+        words = [(f"item {i}", one) for i, one in enumerate(items)]
+    else:
+        words = list(_cells(text))
+    for place, value in words:
+        if isinstance(value, dict):
+            value = next((value[key] for key in _COLUMNS if key in value), value)
+        word = str(value).strip()
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or not (word and _NAME.fullmatch(word)):
+            raise ValueError(f"{path}: {place}: seen {str(value)[:60]!r}, expected a picture's file name or COCO id")
+        number = re.fullmatch(r"(\d{1,12})(\.0+)?", word, re.ASCII)
+        for name in {coco_name(number[1])} if number else same_picture(word):
+            entries.setdefault(name, coco_name(number[1]) if number else word)
+    if not entries:
+        raise ValueError(f"{path}: seen no name in it, expected names or ids of pictures, one a line")
+    return Excluded(entries)
+
+
+_COLUMNS = ("file_name", "filename", "image_id", "image", "name", "path", "id")
+_NAME = re.compile(r"[^\[\]{}<>|*?\"':;=,\t]+")
+
+
+def _cells(text: str) -> Iterator[tuple[str, str]]:
+    """(place, word) of a text; of a table with a header the column of names, else every cell."""
+    column: int | None = None
+    for number, line in enumerate(text.splitlines(), 1):
+        line = re.sub(r"(^|\s)#.*", "", line).strip()
+        cells = [cell.strip().strip("\"'").strip() for cell in re.split(r"[,;\t]", line)]
+        if number == 1 and (known := [cell for cell in _COLUMNS if cell in [one.lower() for one in cells]]):
+            column = [one.lower() for one in cells].index(known[0])
+            continue
+        for cell in cells if column is None else cells[column : column + 1]:
+            if cell:
+                yield f"line {number}", cell
+
+
+def bad_picture(error: ValueError) -> str:
+    """The reason to leave a picture out, from what `inspect_image` says."""
+    text = str(error)
+    if "frames" in text:
+        return "pictures that move (only still ones can be trained on)"
+    if "at most" in text:
+        return "pictures that are too large or too long-sided to be trained on"
+    return "pictures that can't be decoded"
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def whole(items: Iterable[dict[str, Any]], where: Path, dropped: Dropped) -> Iterator[dict[str, Any]]:
+    """The items that can be read and told apart by what they hold; the others are counted."""
+    for item in items:
+        if isinstance(item, Broken):
+            dropped.note(BAD_ROW, f"{where.name} {item.place}: {item.why}")
+        else:
+            yield item
 
 
 def coco_name(number: int | str) -> str:
@@ -189,6 +343,12 @@ def need(folder: Path, *names: str) -> Path:
     raise ValueError(f"{folder}: seen {seen}, expected {' or '.join(names)} in it")
 
 
+def stems(files: Sequence[Path]) -> dict[Path, str]:
+    """What keys call each file: its name without ending, where no other file has that."""
+    count = Counter(file.stem for file in files)
+    return {file: file.stem if count[file.stem] == 1 else file.name for file in files}
+
+
 def located(path: str | Path, *names: str) -> tuple[Path, Path]:
     """(annotation file, folder): `path` itself where it is a file, else the first of `names` (globs) in it."""
     path = Path(path)
@@ -196,8 +356,8 @@ def located(path: str | Path, *names: str) -> tuple[Path, Path]:
 
 
 def clean(text: object) -> str:
-    """Text as it is, without the placeholders that records give a meaning to."""
-    return REGION_MARK.sub("", str(text).replace(IMAGE_MARK, ""))
+    """Text as it is, with Unix line ends, without the placeholders that records give a meaning to."""
+    return REGION_MARK.sub("", str(text).replace(IMAGE_MARK, "").replace("\r\n", "\n").removeprefix("\ufeff"))
 
 
 def pick(template: str, key: str, **values: str) -> str:
@@ -210,13 +370,15 @@ def pick(template: str, key: str, **values: str) -> str:
 
 
 def safe_key(*parts: Any) -> str:
-    """A record key of letters, digits, - and _."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join(map(str, parts)))
+    """A record key of letters, digits, - and _; a short hash stands for other characters in it."""
+    name = "-".join(map(str, parts))
+    key = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
+    return key if key == name else f"{key}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def to_box(xyxy: Sequence[float], size: tuple[int, int]) -> Box | None:
     """Pixels x1, y1, x2, y2 clipped to the picture, in [0, 1]; None where nothing is left, or for NaN."""
-    if len(xyxy) != 4 or not all(isinstance(v, int | float) for v in xyxy):
+    if len(xyxy) != 4 or not all(isinstance(v, int | float) and math.isfinite(v) for v in xyxy) or min(size) <= 0:
         return None
     x1, y1, x2, y2 = (min(max(v / side, 0.0), 1.0) for v, side in zip(xyxy, (*size, *size), strict=True))
     return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
@@ -237,11 +399,12 @@ def make(
     turns: Sequence[tuple[str, str]],
     **fields: Any,
 ) -> Sample:
-    """A sample of (question, answer) turns; one picture mark for each picture stands before the first question.
+    """A sample of (question, answer) turns; a picture mark for each picture stands before the first question.
 
-    Question texts must carry no picture mark. `answer` may be a string, region indices, or an `Answer`.
+    Where the first question has its marks already, they stay where they are. `answer` may be a string, region
+    indices, or an `Answer`.
     """
-    marks = "".join(f"{IMAGE_MARK}\n" for _ in pictures)
+    marks = "" if IMAGE_MARK in turns[0][0] else f"{IMAGE_MARK}\n" * len(pictures)
     made = [Turn(role, text) for pair in turns for role, text in zip(("user", "assistant"), pair, strict=True)]
     made[0].text = marks + made[0].text
     answer = fields.pop("answer", None)
@@ -249,7 +412,7 @@ def make(
         answer = Answer(answer)
     elif isinstance(answer, list):
         answer = Answer(regions=answer)
-    return Sample(
+    sample = Sample(
         id=f"{source}/{key}",
         key=safe_key(key),
         source=source,
@@ -259,6 +422,8 @@ def make(
         image_bytes=[data for _, data in pictures if data is not None],
         **fields,
     )
+    sample.validate()  # inside the guard of its row
+    return sample
 
 
 def grounding(source: str, key: str, picture: Picture, phrase: str, box: Box, **fields: Any) -> Sample:

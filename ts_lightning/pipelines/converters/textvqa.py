@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ts_lightning.data.sample import Sample
-from ts_lightning.pipelines.converters.files import listed, load_json, mapped
+from ts_lightning.pipelines.converters.files import listed, load_json, mapped, name_of
 from ts_lightning.pipelines.converters.source import Pictures, located
 from ts_lightning.pipelines.converters.vqa import by_frequency, question
 
@@ -22,7 +22,7 @@ def read(
     here = (pictures or Pictures()).under(folder, "train_images", "train_val_images/train_images", "test_images")
     rows = mapped(load_json(file, WHAT), file, WHAT).get("data")
     for one in listed(rows, file, ("question", "image_id", "question_id"), WHAT):
-        with here.dropped.row(f"{file.name} question {one['question_id']}"):
+        with here.dropped.row(f"{file.name} question {name_of(one, 'question_id')}"):
             known = here.get(f"{one['image_id']}.jpg")  # the file states the size of Flickr's original, not of this one
             if known is not None:
                 meta = {"question_id": one["question_id"], "image_id": one["image_id"]}

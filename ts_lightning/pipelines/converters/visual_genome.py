@@ -9,6 +9,7 @@ from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.pipelines.converters.files import listed, load_json
 from ts_lightning.pipelines.converters.source import (
     NO_BOX,
+    Dropped,
     Picture,
     Pictures,
     clean,
@@ -17,6 +18,7 @@ from ts_lightning.pipelines.converters.source import (
     need,
     pick,
     to_box,
+    whole,
 )
 
 TASKS = ("detection", "region_caption")
@@ -30,14 +32,13 @@ def read(path: str | Path, pictures: Pictures | None = None, tasks: tuple[str, .
     where they are. "region_caption" asks for each description of region_descriptions.json about its box.
     """
     folder, pictures = Path(path), pictures or Pictures()
-    sizes = {
-        one["image_id"]: one
-        for one in _load(need(folder, "image_data.json"), ("image_id", "width", "height"), "Visual Genome's pictures")
-    }
+    file = need(folder, "image_data.json")
+    listing = _load(file, ("image_id", "width", "height"), "Visual Genome's pictures")
+    sizes = {one["image_id"]: one for one in whole(listing, file, pictures.dropped)}
     here = pictures.under(folder, "VG_100K", "VG_100K_2", "images", "images2")
-    attributes = _optional(folder / "attributes.json", "attributes")
-    relations = _optional(folder / "relationships.json", "relationships")
-    described = _optional(folder / "region_descriptions.json", "regions")
+    attributes = _optional(folder / "attributes.json", "attributes", pictures.dropped)
+    relations = _optional(folder / "relationships.json", "relationships", pictures.dropped)
+    described = _optional(folder / "region_descriptions.json", "regions", pictures.dropped)
     objects = _load(need(folder, "objects.json"), ("objects",), "Visual Genome's objects")
     here.without_annotations(f"{number}.jpg" for number in sizes)
     seen = set()
@@ -67,13 +68,17 @@ def _load(path: Path, keys: tuple[str, ...], what: str) -> list[dict[str, Any]]:
     return listed(load_json(path, what), path, keys, what)
 
 
-def _optional(path: Path, name: str) -> dict[int, list[dict[str, Any]]]:
+def _optional(path: Path, name: str, dropped: Dropped) -> dict[int, list[dict[str, Any]]]:
     if not path.is_file():
         return {}
     return {
         int(row.get("image_id", row.get("id", -1))): row[name]
-        for row in _load(path, (name,), f"Visual Genome's {name}")
+        for row in whole(_load(path, (name,), f"Visual Genome's {name}"), path, dropped)
     }
+
+
+def _id(one: Any, key: str) -> Any:
+    return one.get(key) if isinstance(one, dict) else None
 
 
 def _name(one: dict[str, Any]) -> str:
@@ -90,11 +95,12 @@ def _objects(
 ) -> Iterator[Sample]:
     words: dict[Any, list[str]] = defaultdict(list)
     for one in attributes:
-        words[one.get("object_id")] += [clean(word).strip() for word in one.get("attributes") or []]
+        with pictures.dropped.row(f"picture {number} attributes"):
+            words[one.get("object_id")] += [clean(word).strip() for word in one.get("attributes") or []]
     regions: list[SampleRegion] = []
     index: dict[Any, int] = {}
     for one in objects:
-        with pictures.dropped.row(f"picture {number} object {one.get('object_id')}"):
+        with pictures.dropped.row(f"picture {number} object {_id(one, 'object_id')}"):
             size = (picture[0].width, picture[0].height)
             box = to_box((one["x"], one["y"], one["x"] + one["w"], one["y"] + one["h"]), size)
             if box is None:
@@ -114,7 +120,7 @@ def _objects(
         return
     triples = []
     for one in relations:
-        with pictures.dropped.row(f"picture {number} relationship {one.get('relationship_id')}"):
+        with pictures.dropped.row(f"picture {number} relationship {_id(one, 'relationship_id')}"):
             ends = [index.get(one[side].get("object_id")) for side in ("subject", "object")]
             if None in ends:
                 name = f"picture {number} relationship {one.get('relationship_id')}"
@@ -150,7 +156,7 @@ def _by_region(index: dict[Any, int], count: int) -> list[Any]:
 def _regions(number: int, picture: Picture, regions: list[dict[str, Any]], pictures: Pictures) -> Iterator[Sample]:
     seen = set()
     for one in regions:
-        with pictures.dropped.row(f"picture {number} region {one.get('region_id')}"):
+        with pictures.dropped.row(f"picture {number} region {_id(one, 'region_id')}"):
             corners = (one["x"], one["y"], one["x"] + one["width"], one["y"] + one["height"])
             box = to_box(corners, (picture[0].width, picture[0].height))
             if box is None:

@@ -1,5 +1,7 @@
 """PASCAL VOC: one XML file a photo, boxes counted from 1."""
 
+import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,9 +9,21 @@ from xml.etree import ElementTree
 
 from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.pipelines.converters.coco import Subset
-from ts_lightning.pipelines.converters.source import NO_BOX, Pictures, make, need, pick, safe_key, to_box
+from ts_lightning.pipelines.converters.files import read_text
+from ts_lightning.pipelines.converters.source import (
+    NO_BOX,
+    SUFFIXES,
+    Pictures,
+    clean,
+    make,
+    need,
+    pick,
+    safe_key,
+    to_box,
+)
 
 TASKS = ("localization", "detection")
+_ENCODING = re.compile(rb"""\s*<\?xml[^>]*?encoding=["']([A-Za-z0-9._-]+)["']""")
 
 
 def read(
@@ -18,73 +32,130 @@ def read(
     split: str | None = None,
     tasks: tuple[str, ...] | None = None,
     max_objects: int | None = None,
-    count_by: str = "instances",
+    count_by: str = "categories",
     difficult: bool = True,
 ) -> Iterator[Sample]:
-    """Samples of `path`, a VOC year's folder (Annotations, JPEGImages, ImageSets/Main).
+    """Samples of `path`, a VOC year's folder (Annotations, JPEGImages, ImageSets/Main), or XML beside its pictures.
 
     `split` names a list of ImageSets/Main (test); None takes every annotation file. Pixel 1 is VOC's first: a box is
     xmin - 1, ymin - 1, xmax, ymax. `max_objects` as in COCO's `Subset`; `difficult` False leaves those objects out.
+    An XML file goes with the picture that it names; where that is another file's, it is left out.
     """
     folder, pictures = Path(path), pictures or Pictures()
     if (folder / "VOCdevkit").is_dir():
         raise ValueError(f"{folder}: seen VOCdevkit, expected one year's folder in it (VOCdevkit/VOC2007)")
-    need(folder, "Annotations/*.xml")
-    here = pictures.under(folder, "JPEGImages")
+    need(folder, "Annotations/*.xml", "*.xml")
+    labels = folder / "Annotations" if (folder / "Annotations").is_dir() else folder
+    here = pictures.under(folder, *(["JPEGImages"] if labels != folder else ["."]))
     subset = None if max_objects is None else Subset(max_objects, count_by, "ignore")
     wanted = tasks or (TASKS if subset is None else TASKS[:1])
     names = None
     if split is not None:
-        names = [
-            line.split()[0] for line in need(folder, f"ImageSets/Main/{split}.txt").read_text().splitlines() if line
-        ]
-    files = sorted((folder / "Annotations").glob("*.xml"))
+        listing = need(folder, f"ImageSets/Main/{split}.txt")
+        lines = read_text(listing, "names of photos, one a line").split("\n")
+        names = [line.split()[0] for line in lines if line.strip()]
+    files = sorted(labels.glob("*.xml"))
+    stems = {file.stem for file in files}
     if names is not None:
-        files = [folder / "Annotations" / f"{name}.xml" for name in names]
-    here.without_annotations([file.with_suffix(".jpg").name for file in files] if split is None else _all(here))
+        files = [labels / f"{name}.xml" for name in names]
+    if split is None:
+        here.without_annotations(file.stem for file in files)
     for file in files:
-        if not file.is_file():
-            here.dropped.note("names of the split without an annotation file", file.stem)
-            continue
-        yield from _photo(file, here, wanted, subset, difficult, folder.name)
-
-
-def _all(pictures: Pictures) -> list[str]:
-    return [path.name for path in (pictures.folder / "JPEGImages").glob("*")] if pictures.folder else []
+        with here.dropped.row(file.name):
+            if not file.is_file():
+                here.dropped.note("names of the split without an annotation file", file.stem)
+                continue
+            yield from _photo(file, here, wanted, subset, difficult, folder.name, stems)
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
-    """The root of an XML file; ValueError with the line where it breaks. Entities are refused."""
+    """The root of an XML file in the encoding that it declares; ValueError with the line where it breaks.
+
+    Entities are refused.
+    """
     data = path.read_bytes()
-    if b"<!ENTITY" in data:
+    declared = _ENCODING.match(data)
+    names = [declared[1].decode()] if declared else []
+    text = None
+    for name in ["utf-16"] if data[:2] in (b"\xff\xfe", b"\xfe\xff") else [*names, "utf-8-sig", "gb18030"]:
+        try:
+            text = data.decode(name)
+            break
+        except (UnicodeDecodeError, LookupError):
+            continue
+    if text is None:
+        raise ValueError(f"{path}: seen bytes of no known encoding, expected an annotation file")
+    if "<!ENTITY" in text:
         raise ValueError(f"{path}: seen an entity declaration, expected plain annotations")
     try:
-        return ElementTree.fromstring(data)
+        return ElementTree.fromstring(re.sub(r"^\ufeff?\s*<\?xml[^>]*\?>", "", text))
     except ElementTree.ParseError as error:
         raise ValueError(f"{path}: seen broken XML ({error}), expected an annotation file") from None
 
 
+def number_in(root: ElementTree.Element, path: str) -> int:
+    """A side in whole pixels ("100", "100.0"); 0 where it is missing or no number."""
+    try:
+        return max(0, int(float(root.findtext(path, "0"))))
+    except (ValueError, OverflowError):
+        return 0
+
+
+def corners(bounds: ElementTree.Element | None) -> tuple[float, ...]:
+    """xmin, ymin, xmax, ymax of a bndbox; NaN for what is no number."""
+    try:
+        return tuple(
+            float("nan" if bounds is None else bounds.findtext(side, "nan"))
+            for side in ("xmin", "ymin", "xmax", "ymax")
+        )
+    except ValueError:
+        return (math.nan,) * 4
+
+
+def _picture_name(file: Path, named: str, pictures: Pictures, stems: set[str]) -> str | None:
+    """The picture of an annotation file; None, counted, where it names the picture of another annotation file."""
+    named = named.replace("\\", "/")
+    short = named.rsplit("/", 1)[-1]
+    stem = Path(short).stem if Path(short).suffix.lower() in SUFFIXES else short
+    if stem in ("", file.stem):
+        return short or f"{file.stem}.jpg"
+    if stem in stems:
+        pictures.dropped.note("annotation files that name another one's picture", f"{file.name}: {named}")
+        return None
+    if pictures.folder is not None and pictures.find(named) is None and pictures.find(f"{file.stem}.jpg"):
+        reason = "annotation files whose picture was renamed with them (taken by the file's name)"
+        pictures.dropped.note(reason, f"{file.name}: {named}", stops=False)
+        return f"{file.stem}.jpg"
+    return named
+
+
 def _photo(
-    file: Path, pictures: Pictures, tasks: tuple[str, ...], subset: Subset | None, difficult: bool, year: str
+    file: Path,
+    pictures: Pictures,
+    tasks: tuple[str, ...],
+    subset: Subset | None,
+    difficult: bool,
+    year: str,
+    stems: set[str],
 ) -> Iterator[Sample]:
     dropped = pictures.dropped
     root = parse_xml(file)
-    size = (int(root.findtext("size/width", "0")), int(root.findtext("size/height", "0")))
+    size = (number_in(root, "size/width"), number_in(root, "size/height"))
     objects = [one for one in root.findall("object") if difficult or one.findtext("difficult", "0") != "1"]
-    names = [one.findtext("name", "object") for one in objects]
+    names = [" ".join(clean(one.findtext("name") or "object").split()) for one in objects]
+    spelled = {name.casefold(): name for name in reversed(names)}
+    names = [spelled[name.casefold()] for name in names]
     if subset is not None and not subset.holds(names, [False] * len(names)):
         dropped.note(f"photos with no or more than {subset.max_objects} {subset.count_by}", file.stem, stops=False)
         return
     dropped.in_subset += subset is not None
-    known = pictures.get(root.findtext("filename", f"{file.stem}.jpg"), size if all(size) else None)
+    name = _picture_name(file, (root.findtext("filename") or "").strip(), pictures, stems)
+    known = None if name is None else pictures.get(name, size if all(size) else None)
     if known is None:
         return
     regions = []
     for number, (one, name) in enumerate(zip(objects, names, strict=True)):
-        try:
-            x1, y1, x2, y2 = (float(one.findtext(f"bndbox/{side}", "nan")) for side in ("xmin", "ymin", "xmax", "ymax"))
-        except ValueError:
-            x1 = y1 = x2 = y2 = float("nan")
+        x1, y1, x2, y2 = corners(one.find("bndbox"))
         box = to_box((x1 - 1, y1 - 1, x2, y2), (known[0].width, known[0].height))
         if box is None:
             dropped.note(NO_BOX, f"{file.name} object {number}")

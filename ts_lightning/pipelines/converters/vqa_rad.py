@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ts_lightning.data.sample import Sample
-from ts_lightning.pipelines.converters.files import rows
+from ts_lightning.pipelines.converters.files import name_of, rows
 from ts_lightning.pipelines.converters.source import Pictures, located
 from ts_lightning.pipelines.converters.vqa import question
 
@@ -17,7 +17,7 @@ def read(path: str | Path, pictures: Pictures | None = None, split: str | None =
     file, folder = located(path, "VQA_RAD Dataset Public.json", "*.json")
     here = (pictures or Pictures()).under(folder, "VQA_RAD Image Folder", "images")
     for one in rows(file, ("qid", "image_name", "question", "answer"), "VQA-RAD's rows"):
-        with here.dropped.row(f"{file.name} question {one['qid']}"):
+        with here.dropped.row(f"{file.name} question {name_of(one, 'qid')}"):
             part = "test" if str(one.get("phrase_type", "")).startswith("test") else "train"
             if split is not None and part != split:
                 continue

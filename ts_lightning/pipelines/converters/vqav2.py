@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ts_lightning.data.sample import Sample
-from ts_lightning.pipelines.converters.files import listed, load_json, mapped
-from ts_lightning.pipelines.converters.source import Pictures, located
+from ts_lightning.pipelines.converters.files import listed, load_json, mapped, name_of
+from ts_lightning.pipelines.converters.source import Pictures, located, whole
 from ts_lightning.pipelines.converters.vqa import question
 
 WHAT = "VQAv2's questions and annotations"
@@ -25,10 +25,11 @@ def read(
     known_answers = {}
     if notes:
         rows = mapped(load_json(notes[0], WHAT), notes[0], WHAT).get("annotations")
-        known_answers = {one["question_id"]: one for one in listed(rows, notes[0], ("question_id", "answers"), WHAT)}
+        rows = listed(rows, notes[0], ("question_id", "answers"), WHAT)
+        known_answers = {one["question_id"]: one for one in whole(rows, notes[0], here.dropped)}
     subtype = data.get("data_subtype", split)
     for one in listed(data.get("questions"), file, ("question_id", "image_id", "question"), WHAT):
-        with here.dropped.row(f"{file.name} question {one['question_id']}"):
+        with here.dropped.row(f"{file.name} question {name_of(one, 'question_id')}"):
             known = here.get(f"COCO_{subtype}_{int(one['image_id']):012d}.jpg")
             if known is None:
                 continue

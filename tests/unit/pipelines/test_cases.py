@@ -1,0 +1,480 @@
+"""Files as people bring them: each row becomes the right record, or is counted under a true reason."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.unit.data_samples import photo, picture, put
+from ts_lightning.cli import main
+from ts_lightning.data import index_shards
+from ts_lightning.data.reader import ShardReader
+from ts_lightning.data.sample import Sample
+from ts_lightning.pipelines.converters import coco, llava, ms_swift, vlm_r1, voc
+from ts_lightning.pipelines.converters.source import Dropped, Pictures, excluded_names, safe_key
+
+BAD_ROW = "rows that lack a field, or have one of another kind"
+MARKS = "rows with another number of picture marks than pictures"
+LATER = "rows with a picture in a later turn (they stand in the first question)"
+UNREAD = "rows with boxes that can't be read in the given notation"
+
+
+def xml(filename: str | None, name: str = "cat", box: str = "11,11,30,40", size: str = "100,80") -> str:
+    x1, y1, x2, y2 = box.split(",")
+    width, height = size.split(",")
+    named = "" if filename is None else f"<filename>{filename}</filename>"
+    return (
+        f"<annotation>{named}<size><width>{width}</width><height>{height}</height></size><object><name>{name}</name>"
+        f"<bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object></annotation>"
+    )
+
+
+def turns(*texts: str) -> list[dict[str, str]]:
+    return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+
+
+def from_llava(tmp_path: Path, row: dict[str, Any], **options: Any) -> tuple[list[Sample], Dropped]:
+    for name in ("a.jpg", "b.jpg"):
+        photo(tmp_path / "img" / name, (400, 300) if name == "a.jpg" else (200, 100))
+    dropped = Dropped()
+    file = put(tmp_path / "x.json", [row])
+    return list(llava.read(file, Pictures(tmp_path / "img", dropped=dropped), **options)), dropped
+
+
+def from_coco(tmp_path: Path, notes: list[Any], **more: Any) -> tuple[list[Sample], Dropped]:
+    photo(tmp_path / "img/a.jpg", (100, 80))
+    image = {"id": 1, "file_name": "a.jpg", "width": 100, "height": 80} | more.pop("image", {})
+    names = more.pop("categories", [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}])
+    file = put(tmp_path / "ann.json", {"images": [image], "annotations": notes, "categories": names})
+    dropped = Dropped()
+    read = coco.read(pictures=Pictures(tmp_path / "img", dropped=dropped), annotations=file, **more)
+    return list(read), dropped
+
+
+@pytest.mark.parametrize(
+    "names", [("猫", "狗", "鸟"), ("img 1", "img.1", "img(1"), ("é", "e\u0301x", "è"), ("1猫", "1狗")]
+)
+def test_photos_whose_names_differ_in_other_characters_are_all_kept(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        put(tmp_path / "Annotations" / f"{name}.xml", xml(f"{name}.jpg"))
+        photo(tmp_path / "JPEGImages" / f"{name}.jpg", (100, 80))
+    dropped = Dropped()
+    made = list(voc.read(tmp_path, Pictures(dropped=dropped)))
+    assert len({one.key for one in made}) == len(made) == 2 * len(names)
+    assert not +dropped
+
+
+def test_keys_differ_where_names_do() -> None:
+    names = ["猫", "狗", "a b", "a.b", "a(b", "a-b", "训练", "验证", "", "-"]
+    assert len({safe_key(name, 1) for name in names}) == len(names)
+    assert safe_key("a-b", 7) == "a-b-7"
+
+
+def test_two_files_that_number_their_rows_alike_keep_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("训练.json", "验证.json"):
+        put(tmp_path / "d" / name, [{"image": "a.jpg", "conversations": turns("<image>\nWhat?", f"A {name}.")}])
+    photo(tmp_path / "img/a.jpg")
+    words = ["llava", str(tmp_path / "d"), "--images", str(tmp_path / "img"), "--out", str(tmp_path / "o")]
+    assert main(["data", "convert", *words]) == 0
+    assert "2 records: 2 conversation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"image": "", "conversations": turns("<image>\nWhat?", "A cat.")}, MARKS),
+        ({"conversations": turns("<image>\nWhat?", "A cat.")}, MARKS),
+        ({"image": ["a.jpg"], "conversations": turns("<image>\n<image>\nCompare.", "Same.")}, MARKS),
+        ({"image": ["a.jpg", "b.jpg"], "conversations": turns("<image>\nWhat?", "A cat.")}, MARKS),
+        ({"image": "a.jpg", "conversations": turns("What?", "<image> <image>")}, MARKS),
+        ({"image": "a.jpg", "conversations": turns("What?", "See <image>.")}, LATER),
+        ({"image": ["a.jpg", "b.jpg"], "conversations": turns("<image>\n1?", "A.", "<image>\n2?", "B.")}, LATER),
+        ({"video": "v.mp4", "conversations": turns("<video>\nWhat?", "A cat runs.")}, "rows with video or sound"),
+        ({"conversations": turns("<audio>\nWhat?", "A cat.")}, "rows with video or sound"),
+        ({"image": "a.jpg", "conversations": None}, BAD_ROW),
+        ({"image": "a.jpg", "conversations": turns("<image>\nWhat?")}, "conversations that are not pairs of turns"),
+        ({"image": "a.jpg", "conversations": [{"from": "human", "value": 7}, *turns("", "A")[1:]]}, BAD_ROW),
+        ({"image": "a.jpg", "conversations": [{"from": "human"}, *turns("", "A")[1:]]}, BAD_ROW),
+        ({"image": {"name": 5}, "conversations": turns("<image>\nWhat?", "A cat.")}, BAD_ROW),
+        ({"image": 5, "conversations": turns("<image>\nWhat?", "A cat.")}, BAD_ROW),
+        ({"image": "a.jpg", "conversations": turns("<image>\nWhat?", " \n")}, "conversations with an empty answer"),
+        ({"conversations": [{"from": "tool", "value": "x"}]}, "conversations with turns of other roles"),
+    ],
+)
+def test_conversations_that_cannot_be_used_say_why(tmp_path: Path, row: dict[str, Any], reason: str) -> None:
+    made, dropped = from_llava(tmp_path, row)
+    assert not made
+    (only,) = dropped
+    assert only.startswith(reason)
+    assert dropped.names[only][0].startswith("x.json row 0")
+
+
+@pytest.mark.parametrize("key", ["image", "images"])
+@pytest.mark.parametrize("value", ["a.jpg", ["a.jpg"], [{"path": "a.jpg"}]])
+def test_pictures_are_read_under_both_keys(tmp_path: Path, key: str, value: Any) -> None:
+    (one,), dropped = from_llava(tmp_path, {key: value, "conversations": turns("<image>What is it?", "A cat.")})
+    assert (one.images[0].name, one.turns[0].text) == ("a.jpg", "<image>\nWhat is it?")
+    assert not +dropped
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "Image-1: <image>\nImage-2: <image>\nCompare.",
+        "<image>\n<image>\nCompare.",
+        "Compare <image> with <image>.",
+        "Is <image>\nthe same as\n<image>",
+        "A <image><image>?",
+    ],
+)
+def test_picture_marks_stay_where_they_stand(tmp_path: Path, asked: str) -> None:
+    (one,), dropped = from_llava(tmp_path, {"image": ["a.jpg", "b.jpg"], "conversations": turns(asked, "Same.")})
+    assert one.turns[0].text == asked
+    assert not +dropped
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": "Same."}]
+    row = {"messages": messages, "images": ["a.jpg", "b.jpg"]}
+    (other,) = ms_swift.read(put(tmp_path / "s.jsonl", row), Pictures(tmp_path / "img"))
+    assert other.turns[0].text == asked
+
+
+def test_system_prompts_and_line_ends(tmp_path: Path) -> None:
+    said = [{"from": "system", "value": "Be brief."}, *turns("<image>\r\nWhat?\r\n", "A cat.\r\n")]
+    (one,), _ = from_llava(tmp_path, {"image": "a.jpg", "conversations": said})
+    assert [turn.text for turn in one.turns] == ["Be brief.\n<image>\nWhat?\n", "A cat."]
+    (two,), _ = from_llava(tmp_path, {"system": "Be kind.", "conversations": turns("What?", "A cat.")})
+    assert two.turns[0].text == "Be kind.\nWhat?"
+
+
+B = "<|box_start|>(100,200),(300,400)<|box_end|>"
+PIXELS = '{"bbox_2d": [20, 20, 60, 40], "label": "dog"}'
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "codec", "image", "box"),
+    [
+        ("In the second image find the dog.", f"Image-2: {B}", "qwen2_vl", 1, (0.1, 0.2, 0.3, 0.4)),
+        ("Find the dog in image 2.", B, "qwen2_vl", 1, (0.1, 0.2, 0.3, 0.4)),
+        ("Find it.", f"In the first image: {B}", "qwen2_vl", 0, (0.1, 0.2, 0.3, 0.4)),
+        ("Find it.", f"<bbox_id>[2-1]</bbox_id><|object_ref_start|>dog<|object_ref_end|>{B}", "mirg", 1, None),
+        ("Find the dog in image 2.", PIXELS, "qwen2_5_vl", 1, (0.1, 0.2, 0.3, 0.4)),
+        ("Find the dog in image 1.", PIXELS, "qwen2_5_vl", 0, (0.05, 20 / 300, 0.15, 40 / 300)),
+    ],
+)
+def test_a_box_lies_in_the_picture_that_is_named(
+    tmp_path: Path, asked: str, answer: str, codec: str, image: int, box: tuple[float, ...] | None
+) -> None:
+    row = {"image": ["a.jpg", "b.jpg"], "conversations": turns(f"<image>\n<image>\n{asked}", answer)}
+    (one,), _ = from_llava(tmp_path, row, codec=codec)
+    assert one.regions[0].image == image
+    assert box is None or one.regions[0].box == pytest.approx(box)
+
+
+@pytest.mark.parametrize(
+    ("answer", "codec", "reason"),
+    [
+        (B, "qwen2_vl", "rows with a box in one of several pictures, and none is named"),
+        (f"Image-7: {B}", "qwen2_vl", UNREAD),
+        ('Image 2: {"bbox_2d": [20, 20, 600, 400], "label": "dog"} [[1, 2, 3, 4]]', "scout", UNREAD),
+        ('Image 2: {"bbox_2d": [1000, 1000, 3000, 2000]}', "qwen2_5_vl", UNREAD),
+        ("Image 2: [10, 20, 30, 40]", "qwen2_vl", UNREAD),
+    ],
+)
+def test_a_box_without_its_picture_or_notation_is_no_text(tmp_path: Path, answer: str, codec: str, reason: str) -> None:
+    row = {"image": ["a.jpg", "b.jpg"], "conversations": turns("<image>\n<image>\nFind it.", answer)}
+    made, dropped = from_llava(tmp_path, row, codec=codec)
+    assert (made, [*dropped]) == ([], [reason])
+
+
+def test_boxes_that_nobody_reads_are_counted(tmp_path: Path) -> None:
+    (one,), dropped = from_llava(tmp_path, {"image": "a.jpg", "conversations": turns("<image>\nWhere?", f"At {B}.")})
+    assert one.task == "understanding"
+    assert [*dropped] == ["rows with boxes in their texts (kept as words; --codec reads them)"]
+
+
+SAME = [{"id": 1, "file_name": f"{site}/0001.jpg", "width": 100, "height": 80} for site in ("site_b", "site_a")]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_base_name_stands_for_a_picture_only_where_it_is_unique(tmp_path: Path, strict: bool) -> None:
+    photo(tmp_path / "site_a/0001.jpg", (100, 80))
+    images = [one | {"id": i} for i, one in enumerate(SAME, 1)]
+    notes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 1, 20, 20]} for i in (1, 2)]
+    data = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "cat"}]}
+    file, dropped = put(tmp_path / "ann.json", data), Dropped(strict)
+    read = coco.read(pictures=Pictures(tmp_path / "site_a", dropped=dropped), annotations=file)
+    if strict:
+        with pytest.raises(ValueError, match=r"site_b/0001.jpg: seen one of the pictures that are not in the folder"):
+            list(read)
+        return
+    assert [one.meta["image_id"] for one in read if one.meta] == [2]
+    assert dropped.names == {"pictures that are not in the folder": ["site_b/0001.jpg"]}
+
+
+@pytest.mark.parametrize("named", ["sub\\a.jpg", "a.JPG", "A.jpg", "a", "other/a.jpg", "cafe\u0301.jpg"])
+def test_other_writings_of_a_name_are_found(tmp_path: Path, named: str) -> None:
+    photo(tmp_path / ("caf\u00e9.jpg" if "caf" in named else "a.jpg"))
+    assert Pictures(tmp_path).find(named) is not None
+    assert Pictures(tmp_path).find(f"{named}x") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff1\n2\n",
+        "1,2\n",
+        "1.0\n2.0\n",
+        "[1, 2]",
+        '"1"\n"2"\n',
+        "# val\r\n1 # cat\r\n2\r\n",
+        "image_id,width\n1,640\n2,480\n",
+        "000000000001.jpg\nCOCO_val2014_000000000002.jpg\n",
+        '{"images": [{"id": 1, "file_name": "000000000001.jpg"}, {"id": 2}]}',
+        "1\t2",
+        "1;2",
+    ],
+)
+def test_lists_of_excluded_pictures_in_every_form(tmp_path: Path, text: str) -> None:
+    excluded = excluded_names(put(tmp_path / "x.txt", text))
+    pictures = Pictures(excluded=excluded)
+    named = [f"{number:012d}.jpg" for number in (1, 2, 3, 640)]
+    assert [pictures.is_excluded(name) for name in named] == [True, True, False, False]
+    assert excluded.line() == "excluded pictures: 2 of the 2 names of the list are in this data set"
+
+
+@pytest.mark.parametrize("text", ["1\n{2}\n", "1\na: b\n", '["a.jpg", null]', "", "# only a comment\n"])
+def test_what_is_no_list_of_pictures_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match=r"x\.txt: (line 2: |item 1: )?seen .*expected"):
+        excluded_names(put(tmp_path / "x.txt", text))
+
+
+def _moving(kind: str, size: tuple[int, int] = (100, 80)) -> bytes:
+    stream = io.BytesIO()
+    frames = [Image.new("RGB", size, colour) for colour in ("red", "blue")]
+    frames[0].save(stream, kind, save_all=True, append_images=frames[1:])
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (lambda: _moving("WEBP"), "pictures that move"),
+        (lambda: _moving("PNG"), "pictures that move"),
+        (lambda: picture(1, (2010, 10)), "pictures that are too large or too long-sided"),
+        (lambda: picture(1, (33_000, 200), "PNG"), "pictures that are too large or too long-sided"),
+        (lambda: picture(1, (10, 2010), "PNG"), "pictures that are too large or too long-sided"),
+        (lambda: picture(1, (100, 80))[:-30], "pictures that can't be decoded"),
+        (lambda: b"GIF89a", "pictures that can't be decoded"),
+    ],
+)
+def test_pictures_that_training_refuses_are_refused_here(
+    tmp_path: Path, data: Callable[[], bytes], reason: str
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(data())
+    pictures = Pictures(tmp_path)
+    assert pictures.get("a.jpg") is None
+    assert [one for one in pictures.dropped if one.startswith(reason)]
+
+
+def cat(**more: Any) -> dict[str, Any]:
+    return {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 30], "area": 500} | more
+
+
+@pytest.mark.parametrize(
+    ("more", "box", "area", "reason"),
+    [
+        ({}, (0.1, 0.125, 0.3, 0.5), 500.0, None),
+        ({"area": float("nan")}, (0.1, 0.125, 0.3, 0.5), 600.0, "areas that are no number above 0"),
+        ({"area": -4}, (0.1, 0.125, 0.3, 0.5), 600.0, "areas that are no number above 0"),
+        ({"area": 0}, (0.1, 0.125, 0.3, 0.5), 600.0, "areas that are no number above 0"),
+        ({"area": None}, (0.1, 0.125, 0.3, 0.5), 600.0, None),
+        ({"area": "500"}, (0.1, 0.125, 0.3, 0.5), 600.0, "areas that are no number above 0"),
+        ({"iscrowd": "0"}, (0.1, 0.125, 0.3, 0.5), 500.0, None),
+        ({"iscrowd": float("nan")}, (0.1, 0.125, 0.3, 0.5), 500.0, "crowd flags that are neither 0 nor 1"),
+        ({"iscrowd": "yes"}, (0.1, 0.125, 0.3, 0.5), 500.0, "crowd flags that are neither 0 nor 1"),
+        ({"image_id": "1"}, (0.1, 0.125, 0.3, 0.5), 500.0, None),
+        ({"image_id": 1.0, "category_id": "1"}, (0.1, 0.125, 0.3, 0.5), 500.0, None),
+        ({"bbox": [10, 30, 60, 10], "attributes": {"rotation": 90.0}}, (0.35, 0.0625, 0.45, 0.8125), 500.0, "rotated"),
+        ({"bbox": [10, 30, 60, 10], "attributes": {"rotation": 180}}, (0.1, 0.375, 0.7, 0.5), 500.0, "rotated"),
+        ({"bbox": [10, 30, 60, 10], "attributes": {"rotation": 0.0}}, (0.1, 0.375, 0.7, 0.5), 500.0, None),
+        (
+            {"bbox": [30, 20, 20, 20], "attributes": {"rotation": 45}},
+            (0.258579, 0.198223, 0.541421, 0.551777),
+            500.0,
+            "rot",
+        ),
+        ({"attributes": {"rotation": "x"}}, (0.1, 0.125, 0.3, 0.5), 500.0, None),
+    ],
+)
+def test_odd_values_of_an_annotation(
+    tmp_path: Path, more: dict[str, Any], box: tuple[float, ...], area: float, reason: str | None
+) -> None:
+    (one,), dropped = from_coco(tmp_path, [cat(**more)])
+    assert one.regions[0].box == pytest.approx(box, abs=1e-6)
+    assert one.regions[0].area_px == area
+    assert [name.startswith(reason or "?") for name in +dropped] == ([] if reason is None else [True])
+
+
+@pytest.mark.parametrize(
+    "size", [{"width": 0, "height": 0}, {"width": None, "height": None}, {"width": "x"}, {"width": float("nan")}]
+)
+def test_sizes_that_are_unknown_come_from_the_picture(tmp_path: Path, size: dict[str, Any]) -> None:
+    (one,), dropped = from_coco(tmp_path, [cat()], image=size)
+    assert one.regions[0].box == (0.1, 0.125, 0.3, 0.5)
+    assert [*dropped] == ["photos whose width or height is no number above 0 (taken from the picture)"]
+
+
+def test_sizes_as_text_and_ids_as_text(tmp_path: Path) -> None:
+    (one,), dropped = from_coco(tmp_path, [cat(image_id="p-1")], image={"id": "p-1", "width": "100", "height": "80"})
+    assert (one.key, one.meta) == ("p-1-01", {"image_id": "p-1", "annotation_id": 1})
+    assert not +dropped
+
+
+@pytest.mark.parametrize(
+    ("note", "reason"),
+    [
+        ({"bbox": None}, "boxes that are no box inside the picture"),
+        ({"bbox": [0, 0, 0, 0]}, "boxes that are no box inside the picture"),
+        ({"bbox": "1,2,3,4"}, "boxes that are no box inside the picture"),
+        ({"category_id": -1}, "annotations of a category that the file does not list"),
+        ({"category_id": [1]}, BAD_ROW),
+        ({"image_id": None}, BAD_ROW),
+    ],
+)
+def test_a_bad_annotation_is_left_out_alone(tmp_path: Path, note: dict[str, Any], reason: str) -> None:
+    (one,), dropped = from_coco(
+        tmp_path, [cat(id=5, **note) if "bbox" not in note else cat(category_id=2, **note), cat()]
+    )
+    assert one.regions[0].category == "cat"
+    assert [*+dropped] == [reason]
+
+
+@pytest.mark.parametrize("names", [("person", "person"), ("Person", "person "), ("traffic  light", "Traffic light")])
+def test_categories_are_one_by_their_name(tmp_path: Path, names: tuple[str, str]) -> None:
+    categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
+    made, dropped = from_coco(tmp_path, [cat(), cat(id=2, category_id=2)], categories=categories)
+    assert not made
+    assert [*dropped] == ["categories that occur more than once in a photo (no localization question)"]
+    (both,), _ = from_coco(
+        tmp_path, [cat(), cat(category_id=2, bbox=[50, 40, 20, 20])], categories=categories, tasks=("all",)
+    )
+    assert both.regions[0].boxes == [(0.1, 0.125, 0.3, 0.5), (0.5, 0.5, 0.7, 0.75)]
+
+
+def test_names_of_categories(tmp_path: Path) -> None:
+    (one,), _ = from_coco(tmp_path, [cat()], categories=[{"id": 1, "name": 7}])
+    assert one.regions[0].category == "7"
+    made, dropped = from_coco(tmp_path, [cat()], categories=[{"id": 1, "name": None}])
+    assert not made
+    assert dropped.names[BAD_ROW] == ["ann.json category 1: seen the name None, expected a text"]
+    with pytest.raises(ValueError, match=r"ann\.json: seen category id 1 as 'cat' and 'dog', expected one name"):
+        from_coco(tmp_path, [cat()], categories=[{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}])
+
+
+@pytest.mark.parametrize(
+    ("named", "file", "kept"),
+    [
+        ("a", "a", 2),
+        ("a.jpg", "a", 2),
+        ("C:\\photos\\a.jpg", "a", 2),
+        (None, "a", 2),
+        ("", "a", 2),
+        ("b.jpg", "a", 0),
+        ("old.jpg", "a", 2),
+    ],
+)
+def test_an_annotation_file_goes_with_its_own_picture(tmp_path: Path, named: str | None, file: str, kept: int) -> None:
+    put(tmp_path / "Annotations" / f"{file}.xml", xml(named))
+    put(tmp_path / "Annotations/b.xml", xml("b.jpg", "dog"))
+    for name in ("a.jpg", "b.jpg"):
+        photo(tmp_path / "JPEGImages" / name, (100, 80))
+    dropped = Dropped()
+    made = [one for one in voc.read(tmp_path, Pictures(dropped=dropped)) if one.meta and one.meta["image_id"] == "a"]
+    assert len(made) == kept
+    assert all(one.images[0].name == "a.jpg" for one in made)
+    reasons = {"b.jpg": "annotation files that name another one's picture", "old.jpg": "annotation files whose picture"}
+    assert [reason for reason in +dropped if not reason.startswith(reasons.get(named or "", "?"))] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        xml("a.jpg", size="100.0,80.0"),
+        xml("a.jpg", size="0,0"),
+        xml("a.jpg", size="?,?"),
+        f'<?xml version="1.0" encoding="GBK"?>{xml("a.jpg")}',
+        f'\ufeff<?xml version="1.0" encoding="utf-8"?>\r\n{xml("a.jpg")}',
+        f'<?xml version="1.0" encoding="none-such"?>{xml("a.jpg")}',
+    ],
+)
+def test_annotation_files_as_tools_write_them(tmp_path: Path, text: str) -> None:
+    put(tmp_path / "Annotations/a.xml", text)
+    photo(tmp_path / "JPEGImages/a.jpg", (100, 80))
+    put(tmp_path / "ImageSets/Main/train.txt", "\ufeffa\r\n\r\n   \r\n")
+    one, _ = voc.read(tmp_path, split="train")
+    assert one.regions[0].box == pytest.approx((0.1, 0.125, 0.3, 0.5))
+
+
+def test_names_in_the_encoding_that_the_file_declares(tmp_path: Path) -> None:
+    text = f'<?xml version="1.0" encoding="GBK"?>{xml("a.jpg", "猫")}'
+    (tmp_path / "a.xml").write_bytes(text.encode("gbk"))
+    photo(tmp_path / "a.jpg", (100, 80))  # LabelImg: beside each other
+    one, _ = voc.read(tmp_path)
+    assert one.regions[0].category == "猫"
+
+
+@pytest.mark.parametrize(
+    ("solution", "boxes", "tags"),
+    [
+        ([10, 10, 30, 40], 1, []),
+        ([[10, 10, 30, 40], [40, 10, 60, 40]], 2, []),
+        ("[10, 10, 30, 40]", 1, []),
+        ([], 0, ["negative"]),
+        (None, 0, ["negative"]),
+    ],
+)
+def test_solutions_of_vlm_r1(tmp_path: Path, solution: Any, boxes: int, tags: list[str]) -> None:
+    row = {"image": "a.jpg", "problem": "Where?", "solution": solution, "width": "100", "height": 80.0}
+    photo(tmp_path / "a.jpg", (100, 80))
+    (one,) = vlm_r1.read(put(tmp_path / "r.json", [row]), Pictures(tmp_path))
+    assert (sum(len(region.all_boxes) for region in one.regions), one.tags) == (boxes, tags)
+
+
+def test_json_with_a_byte_order_mark(tmp_path: Path) -> None:
+    row = json.dumps([{"conversations": turns("What?", "A cat.")}])
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "x.json").write_bytes(row.encode(encoding))
+        assert len(list(llava.read(tmp_path / "x.json"))) == 1
+
+
+def test_captions_alone_panoptic_and_roboflow(tmp_path: Path) -> None:
+    photo(tmp_path / "img/a.jpg", (100, 80))
+    image = {"id": 1, "file_name": "a.jpg", "width": 100, "height": 80}
+    said = put(tmp_path / "captions.json", {"images": [image], "annotations": [{"image_id": 1, "caption": "A cat."}]})
+    (one,) = coco.read(pictures=Pictures(tmp_path / "img"), annotations=said)
+    assert (one.subtask, one.turns[1].text) == ("caption", "A cat.")
+    segments = {"image_id": 1, "file_name": "a.png", "segments_info": []}
+    file = put(tmp_path / "panoptic.json", {"images": [image], "annotations": [segments], "categories": []})
+    with pytest.raises(ValueError, match=r"seen panoptic segments, expected boxes: use annotations/instances_"):
+        list(coco.read(pictures=Pictures(tmp_path / "img"), annotations=file))
+    names = [{"id": 0, "name": "pets", "supercategory": "none"}, {"id": 1, "name": "cat", "supercategory": "pets"}]
+    for number, part in enumerate(("train", "valid")):
+        name = f"a_jpg.rf.{number}.jpg"
+        photo(tmp_path / "r" / part / name, (100, 80))
+        data = {"images": [image | {"id": 0, "file_name": name}], "annotations": [cat(image_id=0)], "categories": names}
+        put(tmp_path / "r" / part / "_annotations.coco.json", data)
+    assert main(["data", "convert", "coco", str(tmp_path / "r"), "--out", str(tmp_path / "o")]) == 0
+    manifest = index_shards(str(tmp_path / "o/*.tar"))
+    made = [ShardReader(manifest).read(i) for i in range(manifest.num_samples)]
+    assert sorted(one.source for one in made) == ["coco-train", "coco-train", "coco-valid", "coco-valid"]
+
+
+def test_federated_annotations_are_not_taken_for_all(tmp_path: Path) -> None:
+    image = {"neg_category_ids": [2], "not_exhaustive_category_ids": [1]}
+    (one,), dropped = from_coco(tmp_path, [cat()], image=image, tasks=("localization", "all", "detection"))
+    assert one.meta is not None
+    assert (one.subtask, one.meta["absent"], one.meta["not_exhaustive"]) == ("detection", ["dog"], ["cat"])
+    assert [*dropped] == ["categories of which not all objects are annotated in a photo (no localization question)"]

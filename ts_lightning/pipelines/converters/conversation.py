@@ -1,0 +1,114 @@
+"""Conversations of other tools: pairs of turns, picture marks where they stand, boxes in the picture that is meant."""
+
+import re
+from collections.abc import Sequence
+
+from ts_lightning.data.sample import IMAGE_MARK, SampleRegion
+from ts_lightning.grounding.codecs import Codec
+from ts_lightning.grounding.codecs.base import Mention
+from ts_lightning.pipelines.converters.mig_bench import image_index
+from ts_lightning.pipelines.converters.source import MARKS, Dropped, LeftOut, Picture, clean
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+UNREAD = "rows with boxes that can't be read in the given notation"
+_OTHER_MEDIA = re.compile(r"<(video|audio)>")
+_BOX_LIKE = re.compile(
+    r"bbox_2d|<\|box_start\|>|<box>|\[\s*\d+(?:\.\d+)?(?:\s*,\s*\d+(?:\.\d+)?){3}\s*\]"
+    r"|\(\s*\d+\s*,\s*\d+\s*\)\s*,\s*\(\s*\d+\s*,\s*\d+\s*\)"
+)
+
+
+def paired(turns: Sequence[tuple[str, object]], system: object = None) -> list[str]:
+    """Questions and answers in turn, a system prompt before the first question. LeftOut for other roles or orders."""
+    known = [(ROLES.get(role, role), text) for role, text in turns]
+    if system:
+        known = [("system", system), *known]
+    heads = []
+    while known and known[0][0] == "system":
+        heads.append(known.pop(0)[1])
+    if other := [role for role, _ in known if role not in ("user", "assistant")]:
+        raise LeftOut("conversations with turns of other roles (tools, a later system prompt)", str(other[0]))
+    if not known or len(known) % 2 or [role for role, _ in known] != ["user", "assistant"] * (len(known) // 2):
+        raise LeftOut("conversations that are not pairs of turns")
+    for _, text in [*((0, head) for head in heads), *known]:
+        if not isinstance(text, str):
+            raise TypeError(f"seen the text {str(text)[:40]!r}, expected a string")
+    texts = [str(text) for _, text in known]
+    texts[0] = "\n".join([*(str(head).strip() for head in heads), texts[0]])
+    texts[1::2] = [text.strip() for text in texts[1::2]]
+    if not all(texts[1::2]):
+        raise LeftOut("conversations with an empty answer")
+    return texts
+
+
+def with_marks(texts: Sequence[str], number: int, where: str, dropped: Dropped) -> list[str]:
+    """The texts cleaned, the first with its picture marks where they stand; LeftOut where they don't fit `number`.
+
+    A conversation without any mark gets them before its first question (`make`).
+    """
+    if media := next((match for text in texts if (match := _OTHER_MEDIA.search(text))), None):
+        raise LeftOut("rows with video or sound (pictures alone can be trained on)", media[0])
+    first, total = texts[0].count(IMAGE_MARK), sum(text.count(IMAGE_MARK) for text in texts)
+    if total not in (0, number):
+        raise LeftOut(MARKS, f"{total} marks, {number} pictures")
+    if total > first:
+        raise LeftOut("rows with a picture in a later turn (they stand in the first question)")
+    if number and not total:
+        dropped.note("rows without picture marks (the pictures go before the question)", where, stops=False)
+    marked = IMAGE_MARK.join(clean(part) for part in texts[0].split(IMAGE_MARK))
+    marked = re.sub(rf"^((?:{IMAGE_MARK})+)(?=\S)", lambda m: m[1].replace(IMAGE_MARK, f"{IMAGE_MARK}\n"), marked)
+    return [marked, *(clean(text) for text in texts[1:])]
+
+
+def with_boxes(texts: Sequence[str], pictures: Sequence[Picture], codec: Codec) -> tuple[list[str], list[SampleRegion]]:
+    """The texts with region marks for the boxes of `codec`'s notation, and the regions, each in its picture.
+
+    Of several pictures a box is in the one that its notation names, else in the one named last before it in its turn,
+    else the one named in its turn or in the question. LeftOut where none is named, or a box can't be read.
+    """
+    sizes = [(image.width, image.height) for image, _ in pictures]
+    out: list[str] = []
+    regions: list[SampleRegion] = []
+    question = ""
+    for number, text in enumerate(texts):
+        question = text if number % 2 == 0 else question
+        readings = [{mention.start: mention for mention in codec.parse(text, size)} for size in sizes]
+        starts = sorted({start for reading in readings for start in reading})
+        done, at = "", 0
+        for start in starts:
+            found = next(reading[start] for reading in readings if start in reading)
+            if start < at:
+                continue
+            image = _picture_of(found, text, question, len(sizes))
+            mention = readings[image].get(start) if image < len(sizes) else None
+            if mention is None or not (boxes := mention.boxes):
+                continue  # stays as text, and is found below
+            place = {"box": boxes[0]} if len(boxes) == 1 else {"boxes": boxes}
+            regions.append(SampleRegion(image=image, phrase=mention.phrase, **place))  # type: ignore[arg-type]
+            done += f"{text[at:start]}{{region:{len(regions) - 1}}}"
+            at = mention.end
+        out.append(done + text[at:])
+    if left := next((match for text in out if (match := _BOX_LIKE.search(text))), None):
+        raise LeftOut(UNREAD, left[0])
+    return out, regions
+
+
+def count_unread(texts: Sequence[str], where: str, dropped: Dropped) -> None:
+    """Count a row whose texts hold boxes that nobody read; it is kept."""
+    if any(_BOX_LIKE.search(text) for text in texts):
+        dropped.note("rows with boxes in their texts (kept as words; --codec reads them)", where, stops=False)
+
+
+def _picture_of(mention: Mention, text: str, question: str, number: int) -> int:
+    if number == 1:
+        return mention.image or 0
+    if mention.image is not None:
+        return mention.image
+    for known in (
+        image_index(text[: mention.start], last=True),
+        image_index(text, last=False),
+        image_index(question, last=True),
+    ):
+        if known is not None:
+            return known
+    raise LeftOut("rows with a box in one of several pictures, and none is named")
