@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ts_lightning.cli.asked_in_words import score_in_words
 from ts_lightning.cli.lightning import main as lightning
 from ts_lightning.data import ShardDataModule, ShardSource
 from ts_lightning.metrics.record import Record
@@ -30,7 +31,9 @@ def main_job(config: Path, shards: Path, out: Path, overrides: Sequence[str] = (
     """
     began = time.monotonic()
     suites = {name: ShardSource(str(shards / f"val_{name}-*.tar")) for name in SUITES}
-    base = validate(SFT(PlainVLM(TinyBackbone(), train=["*"])), suites)
+    untouched = SFT(PlainVLM(TinyBackbone(), train=["*"]))
+    base = validate(untouched, suites)
+    in_words = score_in_words(untouched.vlm, str(suites["grounding"].shards))
     print(f"base scored after {time.monotonic() - began:.0f} s", flush=True)
     data = [f"--data.init_args.train.shards={shards}/train-*.tar"]
     data += [f"--data.init_args.val.{name}.shards={source.shards}" for name, source in suites.items()]
@@ -46,6 +49,7 @@ def main_job(config: Path, shards: Path, out: Path, overrides: Sequence[str] = (
     (out / "certificate.json").write_text(json.dumps(certificate, indent=1) + "\n")
     report = {
         "base": grounding_scores(base),
+        "base_in_words": in_words,
         "tuned": grounding_scores(tuned) | {"alpha": tuned_module.vlm.log_values()["alpha"]},
         "understanding": {
             "before": base["val/understanding/accuracy"],

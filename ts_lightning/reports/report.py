@@ -68,18 +68,24 @@ def write_report(
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The table of a run in plain text: base and tuned side by side, then what was paid for it."""
-    rows = [("", "base", "tuned")]
+    """The table of a run in plain text: base and tuned side by side, then what was paid for it.
+
+    With `base_in_words` a column between them: the base's own knowledge of the same places, asked for in words.
+    """
+    asked = lookup(report, "base_in_words") is not None
+    rows = [("", "base", *(["in words"] if asked else []), "tuned")]
     for label, key in _ROWS:
-        before, after = lookup(report, f"base.{key}"), lookup(report, f"tuned.{key}")
+        before, said, after = (lookup(report, f"{part}.{key}") for part in ("base", "base_in_words", "tuned"))
         if _is_number(before) or _is_number(after):
             rule = lookup(report, f"tuned.{_NOTES[key]}") if key in _NOTES else None
-            rows.append((f"{label} ({rule})" if rule else label, _share(before), _share(after)))
+            name = f"{label} ({rule})" if rule else label
+            rows.append((name, _share(before), *([_share(said)] if asked else []), _share(after)))
     before, after = (lookup(report, f"understanding.{key}") for key in ("before", "after"))
-    rows.append(("understanding accuracy", _share(before), _share(after)))
+    rows.append(("understanding accuracy", _share(before), *(["-"] if asked else []), _share(after)))
     wide = max(len(row[0]) for row in rows) + 2
-    lines = [f"{name:<{wide}}{base:>8}{tuned:>8}".rstrip() for name, base, tuned in rows]
-    lines.insert(1, "-" * (wide + 16))
+    lines = ["".join([f"{name:<{wide}}", *(f"{value:>10}" for value in values)]).rstrip() for name, *values in rows]
+    rule_line = "-" * max(map(len, lines))
+    lines.insert(1, rule_line)
     minutes, seconds = divmod(round(report["seconds"]), 60)
     below = (
         ("retention certificate", _certificate(report["certificate"])),
@@ -87,7 +93,7 @@ def table(report: Mapping[str, Any]) -> str:
         ("training speed", f"{report['samples_per_second']:.0f} samples/s"),
         ("peak memory", f"{report['peak_rss_mb']:.0f} MB"),
     )
-    return "\n".join([*lines, "-" * (wide + 16), *(f"{name:<{wide}}  {value}" for name, value in below)])
+    return "\n".join([*lines, rule_line, *(f"{name:<{wide}}  {value}" for name, value in below)])
 
 
 def plot_curves(history: str | Path, out: str | Path) -> None:
