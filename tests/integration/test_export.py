@@ -166,3 +166,24 @@ def test_what_does_not_fit_is_one_line(
     assert "expected a package, an adapter or a standalone model" in capsys.readouterr().err
     assert main(["fit", "--ckpt_path", str(tmp_path / "empty")]) == 2
     assert "seen the folder" in capsys.readouterr().err
+
+
+def test_a_package_in_its_nearest_form_of_low_rank(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load(fitted)
+    status = export(fitted, "package", tmp_path / "full_rank", "--rank", "32")  # the smaller side of every matrix
+    if not isinstance(module.vlm, TwinExpertVLM):
+        assert status == 2
+        assert "--rank: seen --to package of a" in capsys.readouterr().err
+        return
+    assert status == 0
+    assert "rank 32: relative error of the differences 0.0000, at most 0.0000 (layers." in capsys.readouterr().out
+    torch.testing.assert_close(logits(load(tmp_path / "full_rank")), logits(module), rtol=1e-4, atol=1e-5)
+    assert export(tmp_path / "full_rank", "package", tmp_path / "again", "--rank", "0") == 0
+    assert load(tmp_path / "again").vlm.options["grounding"].expert_rank is None
+    torch.testing.assert_close(logits(load(tmp_path / "again")), logits(module), rtol=1e-4, atol=1e-5)
+    assert export(fitted, "package", tmp_path / "small", "--rank", "2") == 0
+    sizes = [(tmp_path / name / "package.safetensors").stat().st_size for name in ("small", "again")]
+    assert sizes[0] < 0.8 * sizes[1]  # the rows of tokens are as many in both
+    assert export(fitted, "checkpoint", tmp_path / "x.ckpt", "--rank", "2") == 2

@@ -11,6 +11,7 @@ def export(
     out: Path,
     scores: Path | None = None,
     router: Path | None = None,
+    rank: int | None = None,
 ) -> None:
     """Write what was trained in another shape: from a checkpoint or a folder of this package to any of the others.
 
@@ -26,15 +27,20 @@ def export(
         out: file or folder to write
         scores: JSON of figures for the card, flat or nested as report.json; the run's last validation when missing
         router: folder of `python -m tools.experiments.train_task_router`, stored in the package
+        rank: the package's experts as their nearest differences of this rank (prints what is lost); 0: as full copies
     """
     from ts_lightning.reports.card_scores import read_scores, run_scores
+    from ts_lightning.runs.export import change_rank, give_router
     from ts_lightning.runs.export import export as write
-    from ts_lightning.runs.export import give_router
     from ts_lightning.runs.load import load
 
     figures = read_scores(scores) if scores else run_scores(ckpt)
     module = load(ckpt)
     if router is not None:
         give_router(module.vlm, to, router)
+    if rank is not None and (errors := change_rank(module.vlm, to, rank)):
+        worst = max(errors, key=lambda name: errors[name])
+        mean = sum(errors.values()) / len(errors)
+        print(f"rank {rank}: relative error of the differences {mean:.4f}, at most {errors[worst]:.4f} ({worst})")
     write(module, to, out, figures)
     print(f"{to}: {out}")

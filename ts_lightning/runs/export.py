@@ -33,6 +33,17 @@ def export(module: Any, kind: str, target: Path, scores: Mapping[str, float] | N
         vlm.save_pretrained(target, scores, max_new_tokens=module.max_new_tokens)
 
 
+def change_rank(vlm: VLM, kind: str, rank: int) -> dict[str, float]:
+    """Give the package of `vlm` experts of low rank, or full copies (0); the relative error of each layer's difference.
+
+    ValueError where there is no package, or the shape stores how the vlm was made.
+    """
+    if not isinstance(vlm, TwinExpertVLM) or kind not in ("package", "standalone"):
+        seen = f"{kind} of a {type(vlm).__name__}"
+        raise ValueError(f"--rank: seen --to {seen}, expected package or standalone of a TwinExpertVLM")
+    return vlm.to_rank(rank or None)
+
+
 def give_router(vlm: VLM, kind: str, folder: Path) -> None:
     """Let the package of `vlm` bring a task router; ValueError where there is no package, or no task for its skill."""
     if not isinstance(vlm, TwinExpertVLM) or kind not in ("package", "standalone"):
