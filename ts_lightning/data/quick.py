@@ -4,6 +4,7 @@
 it may refuse what is right, and must not take what is wrong (tests/unit/data/test_quick.py).
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -94,7 +95,7 @@ def quick_look(data: bytes) -> tuple[int, list[str]] | None:
     if len(data) > MAX_CHARACTERS:
         return None
     record: _Record | _Version1
-    questions: list[_Question] | list[_Version1]
+    questions: Sequence[_Question | _Version1]
     try:
         if data.startswith(b'{"version"'):
             record = _record(data)
