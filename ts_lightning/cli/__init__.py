@@ -28,6 +28,7 @@ VERBS = {
     "certify": "prove that understanding is untouched, bit by bit",
     "export": "a checkpoint as a package, an adapter, a standalone model, and back",
     "assemble": "a LLaVA out of a language model and a vision tower",
+    "ask": "one question about a picture: the answer, its boxes, a drawing",
     "serve": "a local page: click, drag a box or draw a polygon, and ask",
     "submit": "a job for SLURM",
     "data convert": "a data set's own files into shards",

@@ -109,7 +109,7 @@ def new_parser(prog: str, about: str) -> ArgumentParser:
 
 
 def add_option(parser: ArgumentParser, name: str, hint: Any, default: Any, sentence: str) -> str:
-    """One option, which is returned: bool is a switch, a list takes several words."""
+    """One option, which is returned: bool is a switch, a list takes several words, a tuple one each time."""
     required = default is inspect.Parameter.empty
     if hint is bool:
         parser.add_argument(f"--{name}", action="store_true", help=sentence)
@@ -118,6 +118,8 @@ def add_option(parser: ArgumentParser, name: str, hint: Any, default: Any, sente
     if get_origin(hint) is list:
         options |= {"nargs": "+", "action": "extend", "type": get_args(hint)[0]}
         default = default if required else list(default)
+    elif get_origin(hint) is tuple:
+        options |= {"nargs": 1, "action": "extend", "type": get_args(hint)[0]}
     else:
         options |= {"type": hint}
     if not required:

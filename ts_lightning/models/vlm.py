@@ -40,6 +40,7 @@ class VLM(Recorded, nn.Module):
     def __init__(self, backbone: Backbone | str, activation_checkpointing: bool = False) -> None:
         super().__init__()
         self.backbone = backbone = as_backbone(backbone)
+        self.init_args["backbone"] = backbone  # a folder's class is stored, not only its name
         self.encoder = backbone.encoder
         self.base_identity = backbone.identity()
         self.task_router: TaskRouter | None = None

@@ -18,14 +18,19 @@ from ts_lightning.runs.package_state import data_config, model_config
 
 LARGE_BASE, LARGE_SETTING = 20_000_000, 10_000  # of this size nobody's memory is in danger
 STANDALONE = "ts_lightning.json"
+RUN_LAST = "checkpoints/last.ckpt"
+PLAIN_TOKENS = 256  # of an answer by a model that says nothing of it
 
 
 def load(path: str | Path) -> Any:
     """The LightningModule of the class, with the vlm and the weights, that a checkpoint or a folder stores; in eval.
 
-    A folder is a package, an adapter or a standalone model. FileNotFoundError or ValueError (one line) for a missing,
+    A folder is a package, an adapter, a standalone model, a run's (its last checkpoint) or a plain model's (the base
+    itself). FileNotFoundError or ValueError (one line) for a missing,
     truncated or foreign file, and for another base.
     """
+    if (last := Path(path) / RUN_LAST).is_file():
+        path = last
     if Path(path).is_dir():
         return _build(folder_model(path)).eval()
     checkpoint = CheckpointIO().load_checkpoint(path)
@@ -54,7 +59,15 @@ def folder_model(folder: str | Path) -> dict[str, Any]:
         return _module("LoRASFT", vlm, stored["max_new_tokens"])
     if is_standalone(folder):
         return standalone_model(folder)
-    raise ValueError(f"{folder}: seen none of our folders, expected a package, an adapter or a standalone model")
+    if (folder / "config.json").is_file():
+        backbone = {
+            "class_path": "ts_lightning.models.backbones.hf.HFBackbone",
+            "init_args": {"pretrained": str(folder)},
+        }
+        vlm = {"class_path": "ts_lightning.models.PlainVLM", "init_args": {"backbone": backbone, "train": []}}
+        return _module("SFT", vlm, PLAIN_TOKENS)
+    expected = "a run with checkpoints/last.ckpt, a package, an adapter, a standalone model or a plain model"
+    raise ValueError(f"{folder}: seen none of our folders, expected {expected}")
 
 
 def _module(name: str, vlm: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ts_lightning.metrics.record import Record
 from ts_lightning.metrics.suites import SuiteMetrics
 from ts_lightning.models.generate import generate_answers
 from ts_lightning.models.vlm import VLM
+from ts_lightning.runs.ask import Reply, ask
 from ts_lightning.runs.fsdp2 import ShardedModule
 from ts_lightning.runs.nonfinite import SkipNonFinite
 from ts_lightning.runs.package_state import pack, stored_hparams, unpack
@@ -69,6 +70,10 @@ class BaseModule(ShardedModule):
         """
         self.vlm.check_alpha(alpha)
         self.encoder, self.alpha = self.vlm.encoder_for(task), alpha  # the datamodule asks for the encoder
+
+    def ask(self, images: Any, question: str, task: str = "auto", max_new_tokens: int | None = None) -> Reply:
+        """The answer to a question about a picture or several (`runs.ask`); lists of both have `runs.ask.ask`."""
+        return ask(self.vlm, images, question, task, max_new_tokens or self.max_new_tokens)
 
     def row_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Loss of each row, [B] with gradient under "loss"; other [B] entries are parts of it, for the logs."""
