@@ -32,3 +32,10 @@ class GrowingLayer(DynamicLayer):
             self.stores[i][:, :, start:end] = states
         self.keys, self.values = (store[:, :, :end] for store in self.stores)
         return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows."""
+        if self.is_initialized:
+            end = self.get_seq_length()
+            self.stores = [store.index_select(0, indices) for store in self.stores]
+            self.keys, self.values = (store[:, :, :end] for store in self.stores)

@@ -12,12 +12,13 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from ts_lightning.models.packing import PAD_BRANCH
-from ts_lightning.models.sharding import all_ranks_done, is_sharded
+from ts_lightning.models.sharding import all_ranks_done, is_sharded, kept_whole
 
 if TYPE_CHECKING:
     from ts_lightning.models.vlm import VLM
 
-Sampler = Callable[[Tensor], Tensor]
+Sampler = Callable[[Tensor, Tensor], Tensor]
+COMPACT = 16  # tokens after which answers that have ended leave the batch
 
 
 @dataclass
@@ -26,6 +27,7 @@ class DecodeState:
 
     A prompt may have `group` answers: they are branches behind it (`models.packing`), so its keys and values are kept,
     and read, once. Logits are those of prompt 0's answers, then prompt 1's ... `alpha` stands in place of the learned.
+    `own_BG` are the branches of a prompt's answers: 1 to G until some have left.
     """
 
     vlm: "VLM"
@@ -34,23 +36,56 @@ class DecodeState:
     branch_BT: Tensor
     position_B: Tensor
     task_B: Tensor
+    own_BG: Tensor
     alpha: float | None = None
-    group: int = 1
+
+    @property
+    def group(self) -> int:
+        """Answers of each prompt."""
+        return self.own_BG.shape[1]
 
     def expand(self, group: int) -> "DecodeState":
         """`group` answers to every prompt; nothing is computed or copied again."""
-        return replace(self, logits_BV=self.logits_BV.repeat_interleave(group, 0), group=group)
+        own_BG = torch.arange(1, group + 1, device=self.own_BG.device).expand(len(self.own_BG), -1)
+        return replace(self, logits_BV=self.logits_BV.repeat_interleave(group, 0), own_BG=own_BG)
+
+    def without(self, done_B: Tensor) -> tuple["DecodeState", Tensor]:
+        """The state without answers that have ended, and the rows that stay.
+
+        Prompts whose answers have all ended leave, and of the others as many answers as the longest prompt needs: rows
+        stay a rectangle, so some that have ended may stay, and one prompt always does. It waits for the device.
+        """
+        alive_BG = ~done_B.view(-1, self.group).cpu()
+        prompts = alive_BG.any(1).nonzero().squeeze(1) if alive_BG.any() else torch.zeros(1, dtype=torch.long)
+        width = max(int(alive_BG.sum(1).max()), 1)
+        if 4 * len(prompts) * width > 3 * alive_BG.numel():  # not worth the copy of the cache
+            return self, torch.arange(alive_BG.numel(), device=done_B.device)
+        branches = (
+            alive_BG[prompts].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width].sort(1).values
+        )
+        rows = (prompts[:, None] * self.group + branches).flatten().to(done_B.device)
+        prompts, branches = prompts.to(done_B.device), branches.to(done_B.device)
+        if len(prompts) < len(alive_BG):
+            self.cache.batch_select_indices(prompts)
+        kept = replace(
+            self,
+            logits_BV=self.logits_BV[rows],
+            branch_BT=self.branch_BT[prompts],
+            position_B=self.position_B[prompts],
+            task_B=self.task_B[prompts],
+            own_BG=self.own_BG[prompts].gather(1, branches),
+        )
+        return kept, rows
 
     def step(self, token_B: Tensor) -> None:
         """Read one more token of every answer."""
         token_BG = token_B.view(-1, self.group)
-        own_BG = torch.arange(1, self.group + 1, device=token_B.device).expand_as(token_BG)
-        self.branch_BT = torch.cat([self.branch_BT, own_BG], 1)
+        self.branch_BT = torch.cat([self.branch_BT, self.own_BG], 1)
         batch = {"task": self.task_B, "valid": torch.ones_like(token_BG, dtype=torch.bool)}
         with self.vlm.routing(batch, alpha=self.alpha) as context:
             hidden_BGH = self.vlm.backbone.decoder(
                 **self.vlm.decoder_inputs({"input_ids": token_BG}, context),
-                attention_mask=self.vlm.backbone.mask(own_BG, self.branch_BT),
+                attention_mask=self.vlm.backbone.mask(self.own_BG, self.branch_BT),
                 position_ids=self.position_B[:, None].expand_as(token_BG),
                 past_key_values=self.cache,
                 use_cache=True,
@@ -77,10 +112,11 @@ def prefill(vlm: "VLM", batch: Mapping[str, Any], alpha: float | None = None) ->
     logits_BV = vlm.logits(hidden_BTH[:, -1], batch["task"], context)
     last_B = batch["position_ids"].amax(-1)  # with pictures of several axes the largest of them counts
     position_B = (last_B if last_B.ndim == 1 else last_B.amax(0)) + 1
-    return DecodeState(vlm, cache, logits_BV, branch_BT, position_B, batch["task"], alpha)
+    own_BG = torch.ones_like(position_B)[:, None]
+    return DecodeState(vlm, cache, logits_BV, branch_BT, position_B, batch["task"], own_BG, alpha)
 
 
-def greedy(logits_BV: Tensor) -> Tensor:
+def greedy(logits_BV: Tensor, rows_B: Tensor) -> Tensor:
     """The likeliest token of every row."""
     return logits_BV.argmax(-1)
 
@@ -102,12 +138,15 @@ def decode(
     max_new_tokens: int,
     stop_sequence: Sequence[int] = (),
     all_done: Callable[[Tensor], bool] = all_rows_done,
+    look_every: int = 1,
+    done_B: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Token ids [B], step by step, until every row has stopped; a stopped row gives the padding token.
 
-    The sampler gets logits [B, V] without `banned_tokens`. A row stops at any of `stop_ids` and behind
-    `stop_sequence`. `all_done` decides from bool [B] whether to end: ranks whose forwards wait for each other have to
-    agree.
+    The sampler gets logits [R, V] without `banned_tokens`, and which of the B rows they are: rows that have stopped
+    leave the batch after every `COMPACT` tokens. A row stops at any of `stop_ids` and behind `stop_sequence`. Every
+    `look_every` tokens `all_done` decides from bool [B] whether to end, which waits for the device; ranks whose
+    forwards wait for each other have to agree. done_B: rows that have stopped before the first token.
     """
     device = state.logits_BV.device
     banned, stop_S = (
@@ -115,19 +154,31 @@ def decode(
         torch.tensor(sorted(stop_ids), device=device),
     )
     sequence_K = torch.tensor(list(stop_sequence), device=device)
-    done_B = torch.zeros(len(state.logits_BV), dtype=torch.bool, device=device)
+    rows_R = torch.arange(len(state.logits_BV), device=device)
+    done_B = torch.zeros_like(rows_R, dtype=torch.bool) if done_B is None else done_B
+    if bool(done_B.any()):
+        state, rows_R = state.without(done_B)
     last_BK = torch.full((len(done_B), len(sequence_K)), -1, device=device)
     for count in range(max_new_tokens):
-        token_B = sampler(state.logits_BV.index_fill(1, banned, -torch.inf))
+        token_R = sampler(state.logits_BV.index_fill(1, banned, -torch.inf), rows_R)
+        token_B = torch.full_like(done_B, state.vlm.pad_id, dtype=torch.long).index_copy(0, rows_R, token_R)
         token_B = torch.where(done_B, state.vlm.pad_id, token_B)
         yield token_B
         done_B = done_B | torch.isin(token_B, stop_S)
         if len(sequence_K):
             last_BK = torch.cat([last_BK[:, 1:], token_B[:, None]], 1)
             done_B = done_B | (last_BK == sequence_K).all(1)
-        if count + 1 == max_new_tokens or all_done(done_B):
+        if count + 1 == max_new_tokens or ((count + 1) % look_every == 0 and all_done(done_B)):
             return
-        state.step(token_B)
+        if (count + 1) % COMPACT == 0 and len(rows_R) > 1:
+            state, kept_R = state.without(done_B[rows_R])
+            rows_R = rows_R[kept_R]
+        state.step(token_B[rows_R])
+
+
+def look_every(device: torch.device) -> int:
+    """Tokens between two looks at whether all rows have stopped: a look costs nothing on a CPU."""
+    return 1 if device.type == "cpu" else COMPACT
 
 
 class Generated(NamedTuple):
@@ -144,7 +195,10 @@ def generate_answers(
     """Greedy answers; marks of the codecs stay in the text, the end mark and padding do not."""
     stop = {vlm.tokenizer.eos_token_id}
     all_done = all_ranks_done if is_sharded(vlm) else all_rows_done
-    tokens = list(decode(prefill(vlm, batch, alpha), greedy, stop, max_new_tokens, all_done=all_done))
+    with kept_whole(vlm):
+        state = prefill(vlm, batch, alpha)
+        looks = look_every(state.logits_BV.device)
+        tokens = list(decode(state, greedy, stop, max_new_tokens, all_done=all_done, look_every=looks))
     drop = {*stop, vlm.pad_id}
     answers = []
     for row in torch.stack(tokens, 1).tolist():

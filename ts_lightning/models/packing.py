@@ -105,6 +105,23 @@ def pad_left(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {**batch, **moved}
 
 
+def joined(batches: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Any]:
+    """Collated batches, padded on the right, as one."""
+    length = max(batch["input_ids"].shape[1] for batch in batches)
+    fill = {"input_ids": pad_id, "valid": False, "position_ids": 0, "step_ids": -1}
+
+    def join(name: str) -> Any:
+        values = [batch[name] for batch in batches]
+        if isinstance(values[0], list):
+            return [item for value in values for item in value]
+        if name not in fill:
+            return torch.cat(values)
+        padded = [torch.nn.functional.pad(v, (0, length - v.shape[-1]), value=fill[name]) for v in values]
+        return torch.cat(padded, -2)
+
+    return {name: join(name) for name in batches[0]} if len(batches) > 1 else dict(batches[0])
+
+
 def pack_groups(
     batch: Mapping[str, Any], completions: Sequence[Sequence[Sequence[int]]], pad_id: int
 ) -> dict[str, Any]:

@@ -1,33 +1,52 @@
 """A vlm whose weights are shared out between ranks (FSDP2): its shards, norms of gradients, whole tensors for files."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 
-def shard(vlm: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh) -> None:
+def shard(vlm: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
     """Give each rank its part of every parameter: one group for each decoder layer, one for all the rest.
 
     The rest (vision tower, embedding, head, rows of tokens) is gathered for the length of a forward and a backward of
     the vlm: a rank without pictures must not keep others waiting, and the head runs as often as a rank has tokens.
     Scalars (alpha) have nothing to share out: they stay whole, see `whole_parameters`. Files and gradients of zero rely
-    on every weight being a part again once a forward ends, so the root group is no exception.
+    on every weight being a part again once a forward ends, so the root group is no exception. They are gathered in the
+    type `compute` (None: as they are stored); their gradients are averaged in fp32.
     """
     kept = set(whole_parameters(vlm))
-    for layer in layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
-    fully_shard(vlm, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for module in (*layers, vlm):
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=kept, mp_policy=policy)
     register_fsdp_forward_method(vlm, "run")
 
 
 def is_sharded(module: object) -> bool:
     """Whether `shard` was called on it."""
     return isinstance(module, FSDPModule)
+
+
+@contextmanager
+def kept_whole(vlm: nn.Module) -> Iterator[None]:
+    """While this is open, a layer whose weights were gathered for a forward keeps them; then they are given back.
+
+    For generation, inside `VLM.run`: weights are gathered once, not for every token.
+    """
+    layers = [module for module in vlm.modules() if isinstance(module, FSDPModule) and module is not vlm]
+    for layer in layers:
+        layer.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.set_reshard_after_forward(True, recurse=False)
+            layer.reshard()
 
 
 def whole_parameters(vlm: nn.Module) -> list[nn.Parameter]:

@@ -154,6 +154,13 @@ class VLM(Recorded, nn.Module):
             embeds_BTH = with_zero_gradients(embeds_BTH, self._of_pictures())
         return self.backbone.decoder_inputs(batch, embeds_BTH)
 
+    def frozen_features(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """`features` of a batch whose pictures need no gradients, to be computed once for several forwards; else {}."""
+        if not len(batch.get("pixel_values", ())) or any(p.requires_grad for p in self._of_pictures()):
+            return {}
+        with torch.no_grad():
+            return {"features": self.backbone.features(batch)}
+
     def _of_pictures(self) -> list[nn.Parameter]:
         """The parameters that only pictures reach."""
         read = {*self.backbone.decoder.parameters(), *self.backbone.head.parameters()}

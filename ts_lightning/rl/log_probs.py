@@ -16,7 +16,10 @@ CHUNK = 1024  # tokens whose logits exist at a time: those of a whole group woul
 
 
 class TokenScores(NamedTuple):
-    """[N, T] log-probability of each token (with gradient), and the entropy it was drawn at; 0 behind the end."""
+    """[N, T] log-probability of each token (with gradient), and the entropy it was drawn at; 0 behind the end.
+
+    Entropies are 0 where they were not asked for.
+    """
 
     logp_NT: Tensor
     entropy_NT: Tensor
@@ -36,6 +39,7 @@ def group_log_probs(
     completions: Sequence[Sequence[Sequence[int]]],
     temperature: float = 1.0,
     package: str | None = None,
+    entropy: bool = True,
 ) -> TokenScores:
     """Score the completions of each prompt of `batch` (any padding side) in one forward; `package` as in `VLM.routing`.
 
@@ -55,7 +59,7 @@ def group_log_probs(
     parts = [part.split(CHUNK) for part in (hidden_KH, task_K, packed["targets"])]
     scored = []
     for hidden_CH, task_C, targets_C in zip(*parts, strict=True):
-        chunk = hidden_CH, task_C, context, targets_C, temperature
+        chunk = hidden_CH, task_C, context, targets_C, temperature, entropy
         if len(parts[0]) > 1 and torch.is_grad_enabled():
             scored.append(checkpoint(_score, vlm, *chunk, use_reentrant=False))
         else:
@@ -67,10 +71,10 @@ def group_log_probs(
 
 
 def _score(
-    vlm: VLM, hidden_CH: Tensor, task_C: Tensor, context: Routing, targets_C: Tensor, temperature: float
+    vlm: VLM, hidden_CH: Tensor, task_C: Tensor, context: Routing, targets_C: Tensor, temperature: float, entropy: bool
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of some tokens."""
     logp_CV = tempered(vlm.logits(hidden_CH, task_C, context), temperature, banned_tokens(vlm))
     with torch.no_grad():
-        entropy_C = torch.special.entr(logp_CV.exp()).sum(-1)
+        entropy_C = torch.special.entr(logp_CV.exp()).sum(-1) if entropy else logp_CV.new_zeros(len(logp_CV))
     return logp_CV.gather(1, targets_C[:, None]).squeeze(1), entropy_C

@@ -1,6 +1,7 @@
 """The callback that answers a training batch's prompts and scores the answers. Shapes: N completions, S steps."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,15 +9,16 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, distributed
 
 from ts_lightning.data.sample import Sample
-from ts_lightning.models.sharding import all_ranks_done
+from ts_lightning.models.packing import joined
+from ts_lightning.models.sharding import all_ranks_done, kept_whole
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.completion import Completion, read_completion
 from ts_lightning.rl.diagnostics import Watch, rollout_figures, sum_over_ranks
 from ts_lightning.rl.rewards import load_rewards, score
-from ts_lightning.rl.sampling import Sampled, sample_groups
+from ts_lightning.rl.sampling import Sampled, drawn, sample_groups
 from ts_lightning.rl.table import write_table
 
 log = logging.getLogger("ts_lightning.rl")
@@ -49,26 +51,10 @@ class Rollout:
         return [[completion.token_ids for completion in group] for group in self.completions]
 
     def drawn(self) -> list[dict[str, Any]]:
-        """What can't be computed again once the policy has moved on, in plain values, of each prompt."""
-        size = len(self.completions[0])
-        logps = [row.cpu() for row in self.old_logp_NS.split(size)]
-        return [
-            {
-                "id": sample,
-                "tokens": [completion.token_ids for completion in group],
-                "stopped": [completion.stopped for completion in group],
-                "logp": logp[:, : max(len(completion.token_ids) for completion in group)].clone(),
-            }
-            for sample, group, logp in zip(self.ids, self.completions, logps, strict=True)
-        ]
-
-
-def drawn_again(prompts: Sequence[Mapping[str, Any]], device: torch.device) -> Sampled:
-    """The completions of a micro-batch from what `Rollout.drawn` gave of its prompts."""
-    steps = max(prompt["logp"].shape[1] for prompt in prompts)
-    padded = [torch.nn.functional.pad(prompt["logp"], (0, steps - prompt["logp"].shape[1])) for prompt in prompts]
-    logp_NS = torch.cat(padded).to(device)
-    return Sampled([prompt["tokens"] for prompt in prompts], logp_NS, [prompt["stopped"] for prompt in prompts])
+        """What can't be computed again once the policy has moved on, of each prompt (`sampling.drawn` reads it)."""
+        stopped = [[completion.stopped for completion in group] for group in self.completions]
+        prompts = Sampled(self.token_ids, self.old_logp_NS, stopped).prompts()
+        return [{"id": sample, **prompt} for sample, prompt in zip(self.ids, prompts, strict=True)]
 
 
 class RolloutCallback(Callback):
@@ -86,6 +72,9 @@ class RolloutCallback(Callback):
         rewards: Dotted paths of functions, by the name they are logged under.
         reward_options: Keyword arguments of a reward, by its name.
         difficulty: Advantages are multiplied by exp(difficulty * (0.5 - the group's mean object reward)); 0 is off.
+        rollout_batch_size: Prompts of a rank that are decoded together, in whole micro-batches; None: all of a step's.
+        refills: Draw again, up to so many times, where all completions of a prompt get the same reward. DAPO's dynamic
+            sampling takes other prompts; here the data of a step stay what they are.
         seed: With step, sample id and completion number it names the noise.
         table_every: Write a table of prompts with pictures and completions every so many steps (0: never).
         table_prompts: Prompts of one table.
@@ -101,11 +90,14 @@ class RolloutCallback(Callback):
         rewards: dict[str, str] | None = None,
         reward_options: dict[str, dict[str, Any]] | None = None,
         difficulty: float = 0.0,
+        rollout_batch_size: int | None = None,
+        refills: int = 0,
         seed: int = 0,
         table_every: int = 0,
         table_prompts: int = 2,
     ) -> None:
         checks = {"num_generations": (num_generations, 2), "max_new_tokens": (max_new_tokens, 1)}
+        checks |= {"rollout_batch_size": (rollout_batch_size or 1, 1), "refills": (refills, 0)}
         for name, (value, least) in checks.items():
             if value < least:
                 raise ValueError(f"{name}: seen {value}, expected at least {least}")
@@ -114,6 +106,7 @@ class RolloutCallback(Callback):
             raise ValueError(f"temperature, top_p: seen {seen}, expected above 0, and above 0 to 1")
         self.num_generations, self.max_new_tokens = num_generations, max_new_tokens
         self.temperature, self.top_p, self.stop_after, self.seed = temperature, top_p, stop_after, seed
+        self.rollout_batch_size, self.refills = rollout_batch_size, refills
         self.rewards = load_rewards(rewards or REWARDS, reward_options or {})
         self.difficulty = difficulty
         if difficulty and "object" not in self.rewards:
@@ -129,23 +122,65 @@ class RolloutCallback(Callback):
         self.figures, self.watch = state_dict["figures"], Watch(**state_dict["watch"])
 
     def roll_out(self, vlm: VLM, micro_batches: Sequence[Mapping[str, Any]], step: int = 0) -> list[Rollout]:
-        """Answer and score the prompts of micro-batches."""
-        return [self.scored(vlm, batch["samples"], self.sample(vlm, batch, step)) for batch in micro_batches]
+        """Answer and score the prompts of micro-batches; every rank has to call it with as many.
 
-    def sample(self, vlm: VLM, batch: Mapping[str, Any], step: int) -> Sampled:
-        """Draw the completions of a batch's prompts; all ranks have to call it as often."""
-        return vlm.run(
-            sample_groups,
-            batch,
-            self.num_generations,
-            self.max_new_tokens,
-            self.temperature,
-            self.top_p,
-            self.stop_after,
-            self.seed,
-            step,
-            all_ranks_done,
-        )
+        Prompts whose completions all get one and the same reward are answered again, up to `refills` times.
+        """
+        names = global_names([sample.id for micro in micro_batches for sample in micro["samples"]])
+        prompts = vlm.run(self._drawn, micro_batches, names, step)
+        rollouts = self.scored_all(vlm, micro_batches, prompts)
+        for attempt in range(1, self.refills + 1):
+            equal = [
+                flag for micro, rollout in zip(micro_batches, rollouts, strict=True) for flag in _equal(micro, rollout)
+            ]
+            if on_no_rank(any(equal)):
+                break
+            fresh = vlm.run(self._drawn, micro_batches, [f"{name} refill {attempt}" for name in names], step, equal)
+            prompts = [new if again else old for old, new, again in zip(prompts, fresh, equal, strict=True)]
+            rollouts = self.scored_all(vlm, micro_batches, prompts)
+        return rollouts
+
+    def _drawn(
+        self,
+        vlm: VLM,
+        micro_batches: Sequence[Mapping[str, Any]],
+        names: Sequence[str],
+        step: int,
+        wanted: Sequence[bool] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Completions of all prompts, so many prompts decoded together; weights are gathered once."""
+        prompts: list[dict[str, Any]] = []
+        together = max(1, (self.rollout_batch_size or 10**9) // len(micro_batches[0]["samples"]))  # micro-batches
+        with kept_whole(vlm):
+            for start in range(0, len(micro_batches), together):
+                batch = joined(micro_batches[start : start + together], vlm.pad_id)
+                mine = slice(len(prompts), len(prompts) + len(batch["samples"]))
+                sampled = sample_groups(
+                    vlm,
+                    batch,
+                    self.num_generations,
+                    self.max_new_tokens,
+                    self.temperature,
+                    self.top_p,
+                    self.stop_after,
+                    self.seed,
+                    step,
+                    all_ranks_done,
+                    names[mine],
+                    None if wanted is None else wanted[mine],
+                )
+                prompts += sampled.prompts()
+        return prompts
+
+    def scored_all(
+        self, vlm: VLM, micro_batches: Sequence[Mapping[str, Any]], prompts: Sequence[Mapping[str, Any]]
+    ) -> list[Rollout]:
+        """The rollouts of micro-batches from what was drawn for their prompts."""
+        rest = iter(prompts)
+        return [
+            self.scored(vlm, m["samples"], drawn([next(rest) for _ in m["samples"]], m["input_ids"].device))
+            for m in micro_batches
+        ]
 
     def report(self, trainer: L.Trainer, pl_module: Any, micro_batches: Sequence[Any], rollouts: list[Rollout]) -> None:
         """Figures of new rollouts over all ranks, advice, and a table where one is due."""
@@ -185,6 +220,36 @@ class RolloutCallback(Callback):
             self.temperature,
             self.max_new_tokens,
         )
+
+
+def global_names(ids: list[str]) -> list[str]:
+    """Names of this rank's prompts: the sample's id, and where it has come before in the global batch its turn."""
+    parts: list[list[str]] = [ids]
+    rank = 0
+    if distributed.is_available() and distributed.is_initialized():
+        rank, parts = distributed.get_rank(), [[] for _ in range(distributed.get_world_size())]
+        distributed.all_gather_object(parts, ids)
+    seen: Counter[str] = Counter(name for part in parts[:rank] for name in part)
+    names = []
+    for name in ids:
+        names.append(f"{name} again {seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return names
+
+
+def on_no_rank(flag: bool) -> bool:
+    """Whether no rank says yes."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return not flag
+    flags: list[bool] = [False] * distributed.get_world_size()
+    distributed.all_gather_object(flags, flag)
+    return not any(flags)
+
+
+def _equal(batch: Mapping[str, Any], rollout: Rollout) -> list[bool]:
+    """Of each prompt that counts, whether all of its completions got the same reward."""
+    total_BG = rollout.total.view(len(rollout.completions), -1)
+    return ((total_BG == total_BG[:, :1]).all(1) & batch["row_valid"].to(total_BG.device)).tolist()
 
 
 def _completion(vlm: VLM, sample: Sample, ids: list[int], stopped: bool) -> Completion:

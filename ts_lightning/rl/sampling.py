@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_lightning.models.generate import decode, prefill
+from ts_lightning.models.generate import decode, look_every, prefill
 from ts_lightning.models.packing import pad_left
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.log_probs import tempered
+
+BLOCK = 256  # tokens whose probabilities are added up before one of them is looked for
 
 
 @dataclass
@@ -28,6 +30,23 @@ class Sampled:
     logp_NS: Tensor
     stopped: list[list[bool]]
 
+    def prompts(self) -> list[dict[str, Any]]:
+        """What was drawn for each prompt, in plain values and tensors on the CPU: what a checkpoint keeps."""
+        size = len(self.tokens[0])
+        found = []
+        for tokens, stopped, logp in zip(self.tokens, self.stopped, self.logp_NS.cpu().split(size), strict=True):
+            longest = max(map(len, tokens))
+            found.append({"tokens": tokens, "stopped": stopped, "logp": logp[:, :longest].clone()})
+        return found
+
+
+def drawn(prompts: Sequence[Mapping[str, Any]], device: torch.device) -> Sampled:
+    """The completions of some prompts from what `Sampled.prompts` gave of each."""
+    steps = max(prompt["logp"].shape[1] for prompt in prompts)
+    padded = [torch.nn.functional.pad(prompt["logp"], (0, steps - prompt["logp"].shape[1])) for prompt in prompts]
+    logp_NS = torch.cat(padded).to(device)
+    return Sampled([prompt["tokens"] for prompt in prompts], logp_NS, [prompt["stopped"] for prompt in prompts])
+
 
 def sample_groups(
     vlm: VLM,
@@ -40,30 +59,37 @@ def sample_groups(
     seed: int = 0,
     step: int = 0,
     all_done: Callable[[Tensor], bool] = lambda done_B: bool(done_B.all()),
+    names: Sequence[str] | None = None,
+    wanted: Sequence[bool] | None = None,
 ) -> Sampled:
     """Draw `group` completions of every prompt in `batch` (padded on any side).
 
-    A completion's noise depends on (`seed`, `step`, sample id, its number) alone: not on the batch, the rank or the
-    device. Log-probabilities are those at `temperature` without the banned tokens, before `top_p`.
+    A completion's noise depends on (`seed`, `step`, its prompt's name, its number) alone: not on the batch, the rank or
+    the device. `names` are the sample ids by default. wanted: prompts to answer (None: all); the completions of others
+    are one padding token. Log-probabilities are those at `temperature` without the banned tokens, before `top_p`.
     ValueError for a prompt that has no room for `max_new_tokens`.
     """
     check_room(vlm, batch, max_new_tokens)
     eos = {int(vlm.tokenizer.eos_token_id)}
     ends = vlm.tokenizer(stop_after, add_special_tokens=False)["input_ids"] if stop_after else []
-    names = [sample.id for sample in batch["samples"]]
+    names = [sample.id for sample in batch["samples"]] if names is None else names
     noise_NS = torch.stack([_noise(seed, step, name, g, max_new_tokens) for name in names for g in range(group)])
     noise_NS = noise_NS.to(batch["input_ids"].device)
     logps: list[Tensor] = []
 
-    def draw(logits_NV: Tensor) -> Tensor:
-        logp_NV = tempered(logits_NV, temperature, ())  # decoding has banned what is banned
-        token_N = pick(logp_NV, noise_NS[:, len(logps)], top_p)
-        logps.append(logp_NV.gather(1, token_N[:, None]).squeeze(1))
-        return token_N
+    def draw(logits_RV: Tensor, rows_R: Tensor) -> Tensor:
+        logp_RV = tempered(logits_RV, temperature, ())  # decoding has banned what is banned
+        token_R = pick(logp_RV, noise_NS[rows_R, len(logps)], top_p)
+        logp_R = logp_RV.gather(1, token_R[:, None]).squeeze(1)
+        logps.append(logp_R.new_zeros(len(noise_NS)).index_copy(0, rows_R, logp_R))
+        return token_R
 
     with torch.no_grad():
         state = prefill(vlm, pad_left(batch)).expand(group)
-        token_NS = torch.stack(list(decode(state, draw, eos, max_new_tokens, ends, all_done)), 1)
+        device = state.logits_BV.device
+        done_N = None if wanted is None else ~torch.tensor(wanted, device=device).repeat_interleave(group)
+        steps = decode(state, draw, eos, max_new_tokens, ends, all_done, look_every(device), done_N)
+        token_NS = torch.stack(list(steps), 1)
     lengths = [_length(row, eos, ends, vlm.pad_id) for row in token_NS.tolist()]
     kept = [row[:length] for row, (length, _) in zip(token_NS.tolist(), lengths, strict=True)]
     mask_NS = torch.arange(token_NS.shape[1]) < torch.tensor([length for length, _ in lengths])[:, None]
@@ -80,17 +106,32 @@ def pick(logp_NV: Tensor, noise_N: Tensor, top_p: float = 1.0) -> Tensor:
 
     top_p: only the likeliest tokens, up to the one that reaches this mass, are drawn from, in proportion.
     """
-    probs_NV = logp_NV.double().exp()
     if top_p >= 1:
-        total_NV = probs_NV.cumsum(1)
-        wanted_N1 = noise_N[:, None].double() * total_NV[:, -1:]
-        return (total_NV <= wanted_N1).sum(1).clamp(max=probs_NV.shape[1] - 1)
+        return _inverted(logp_NV.exp(), noise_N.double())
+    probs_NV = logp_NV.double().exp()
     probs_NV, order_NV = probs_NV.sort(dim=1, descending=True, stable=True)
     total_NV = probs_NV.cumsum(1)
     kept_N1 = (total_NV - probs_NV < top_p).sum(1, keepdim=True)
     mass_N1 = total_NV.gather(1, kept_N1 - 1)
     place_N1 = (total_NV <= noise_N[:, None].double() * mass_N1).sum(1, keepdim=True).minimum(kept_N1 - 1)
     return order_NV.gather(1, place_N1).squeeze(1)
+
+
+def _inverted(probs_NV: Tensor, noise_N: Tensor) -> Tensor:
+    """The first token at which the cumulative sum exceeds noise times the whole.
+
+    Sums of blocks come first, then one block is scanned: fp64 is for those alone, probabilities are read once.
+    """
+    blocks = -(-probs_NV.shape[1] // BLOCK)
+    probs_NKL = torch.nn.functional.pad(probs_NV, (0, blocks * BLOCK - probs_NV.shape[1])).unflatten(1, (blocks, BLOCK))
+    ends_NK = probs_NKL.sum(2, dtype=torch.float64).cumsum(1)
+    goal_N1 = noise_N[:, None] * ends_NK[:, -1:]
+    block_N1 = (ends_NK <= goal_N1).sum(1, keepdim=True).clamp(max=blocks - 1)
+    rows_N = torch.arange(len(probs_NV), device=probs_NV.device)
+    inside_NL = probs_NKL[rows_N, block_N1.squeeze(1)].double().cumsum(1)
+    before_N1 = ends_NK.gather(1, block_N1) - inside_NL[:, -1:]
+    place_N = (before_N1 + inside_NL <= goal_N1).sum(1)
+    return (block_N1.squeeze(1) * BLOCK + place_N.clamp(max=BLOCK - 1)).clamp(max=probs_NV.shape[1] - 1)
 
 
 def check_room(vlm: VLM, batch: Mapping[str, Any], max_new_tokens: int) -> None:

@@ -102,7 +102,8 @@ class ShardedModule(L.LightningModule):
     def configure_model(self) -> None:
         """Where the strategy is FSDP2: share out the weights, after `setup` has given them their dtypes."""
         if isinstance(self.trainer.strategy, FSDP2Strategy) and not is_sharded(self.vlm):
-            shard(self.vlm, self.vlm.backbone.layers, self.trainer.strategy.device_mesh["data_parallel"])
+            compute = torch.bfloat16 if str(self.trainer.precision) == "bf16-mixed" else None
+            shard(self.vlm, self.vlm.backbone.layers, self.trainer.strategy.device_mesh["data_parallel"], compute)
 
     def configure_gradient_clipping(
         self,

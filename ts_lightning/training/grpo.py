@@ -11,7 +11,7 @@ from ts_lightning.models.sharding import is_sharded
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.log_probs import group_log_probs
 from ts_lightning.rl.reference import ReferencePolicy
-from ts_lightning.rl.rollout import Rollout, RolloutCallback, drawn_again
+from ts_lightning.rl.rollout import Rollout, RolloutCallback
 from ts_lightning.training.base import BaseModule
 from ts_lightning.training.schedule import WarmupCosine
 
@@ -93,6 +93,7 @@ class GRPO(BaseModule):
         if (count := len(micro_batches)) % self.num_mini_batches:
             expected = f"expected a divisor of the {count} micro-batches of a rank"
             raise ValueError(f"num_mini_batches: seen {self.num_mini_batches}, {expected}")
+        micro_batches = [micro | self.vlm.run(VLM.frozen_features, micro) for micro in micro_batches]
         if not self.rollouts:
             if self.updates:
                 self.rollouts = self._stored_rollouts(callback, micro_batches)
@@ -121,17 +122,12 @@ class GRPO(BaseModule):
 
     def _stored_rollouts(self, callback: RolloutCallback, micro_batches: list[dict[str, Any]]) -> list[Rollout]:
         """Completions that a checkpoint holds, scored again: this rank's, in the order of the global batch."""
-        at = self.trainer.global_rank * sum(len(micro["samples"]) for micro in micro_batches)
-        rollouts = []
-        for micro in micro_batches:
-            prompts = self.stored[at : at + len(micro["samples"])]
-            at += len(micro["samples"])
-            seen = [prompt["id"] for prompt in prompts]
-            if seen != (expected := [sample.id for sample in micro["samples"]]):
-                raise ValueError(f"checkpoint: seen completions of {seen}, expected those of the batch's {expected}")
-            rollouts.append(callback.scored(self.vlm, micro["samples"], drawn_again(prompts, self.device)))
-        self.stored = []
-        return rollouts
+        expected = [sample.id for micro in micro_batches for sample in micro["samples"]]
+        start = self.trainer.global_rank * len(expected)
+        prompts, self.stored = self.stored[start : start + len(expected)], []
+        if (seen := [prompt["id"] for prompt in prompts]) != expected:
+            raise ValueError(f"checkpoint: seen completions of {seen}, expected those of the batch's {expected}")
+        return callback.scored_all(self.vlm, micro_batches, prompts)
 
     def _drawn_of_all_ranks(self) -> list[dict[str, Any]]:
         """What a checkpoint keeps of the completions, in the order of the global batch; every rank has to call it."""
@@ -153,7 +149,7 @@ class GRPO(BaseModule):
         reference_NS = None
         if self.reference is not None:
             with self.reference.active() as package:
-                scores = self.vlm.run(group_log_probs, batch, rollout.token_ids, rollout.temperature, package)
+                scores = self.vlm.run(group_log_probs, batch, rollout.token_ids, rollout.temperature, package, False)
             reference_NS = scores.logp_NT
         scores = self.vlm.run(group_log_probs, batch, rollout.token_ids, rollout.temperature)
         terms = self.terms(batch, scores.logp_NT, rollout.old_logp_NS, reference_NS)

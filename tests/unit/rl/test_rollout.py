@@ -73,10 +73,36 @@ def test_difficulty_weighs_hard_groups_more() -> None:
     assert rollout.emphasis.tolist() == pytest.approx(torch.tensor([-0.3, -0.3, 0.3, 0.3]).exp().tolist())
 
 
+def test_prompts_decoded_together_and_refilled_groups() -> None:
+    """Completions do not depend on how many prompts are decoded at once; a sample that comes twice is drawn anew.
+
+    Groups of equal reward are drawn again under other names, the others stay.
+    """
+    vlm = twin().eval()
+    batches = [batch_of(vlm, [0, 1]), batch_of(vlm, [2, 0])]
+    batches[1]["samples"][1].id = "p0"  # once more
+    arguments = {"num_generations": 3, "max_new_tokens": 6, "stop_after": None}
+    made = [
+        [r.token_ids for r in RolloutCallback(**arguments, rollout_batch_size=size).roll_out(vlm, batches, 4)]
+        for size in (2, None)
+    ]
+    assert made[0] == made[1]
+    assert made[0][0][0] != made[0][1][1]
+    frozen = [batch | vlm.frozen_features(batch) for batch in batches]
+    assert [r.token_ids for r in RolloutCallback(**arguments).roll_out(vlm, frozen, 4)] == made[0]
+    callback = RolloutCallback(**arguments, refills=2)
+    first = made[0][0][1]
+    callback.rewards = {"own": lambda completion, sample: float(completion.token_ids == first[0])}
+    refilled = [r.token_ids for r in callback.roll_out(vlm, batches, 4)]
+    assert refilled[0][1] == first
+    assert all(a != b for a, b in ((refilled[0][0], made[0][0][0]), (refilled[1][0], made[0][1][0])))
+
+
 def test_wrong_options_are_refused() -> None:
     for arguments, message in (
         ({"num_generations": 1}, "num_generations: seen 1, expected at least 2"),
         ({"temperature": 0.0}, "temperature, top_p: seen 0.0 and 1.0"),
+        ({"rollout_batch_size": -1}, "rollout_batch_size: seen -1, expected at least 1"),
         ({"difficulty": 1.0, "rewards": {"format": "ts_lightning.rl.format_reward"}}, "difficulty: seen no reward"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -248,14 +274,68 @@ print(len(steps), len(sampled.tokens[0][0]), sampled.logp_NS.shape[1])
 """
 
 
-def test_ranks_stop_together(tmp_path: Path) -> None:
+SHARDED = """
+import sys, torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from tests.unit.models.test_shared_prefix import prompt, twin
+from ts_lightning.data.collate import collate
+from ts_lightning.models.sharding import local, shard
+from ts_lightning.rl import RolloutCallback
+from ts_lightning.rl.log_probs import group_log_probs
+
+rank = int(sys.argv[1])
+distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+mesh = init_device_mesh("cpu", (2,))
+vlm, half = twin().eval(), twin().eval()
+batch = collate([vlm.encode(prompt(i, i), for_generation=True) for i in range(2)], vlm.pad_id)
+
+def tokens(limit):
+    callback = RolloutCallback(num_generations=2, max_new_tokens=limit, stop_after=None)
+    return callback.roll_out(vlm, [batch])[0].token_ids
+
+whole = tokens(9)
+shard(vlm, vlm.backbone.layers, mesh)
+gathers = []
+for limit in (1, 2, 9):
+    with torch.profiler.profile() as seen:
+        sharded = tokens(limit)
+    gathers.append(sum(e.count for e in seen.key_averages() if e.key == "c10d::_allgather_base_"))
+print(len(vlm.backbone.layers), gathers, whole == sharded)
+
+with torch.autocast("cpu", torch.bfloat16):
+    before = half.run(group_log_probs, batch, sharded).logp_NT
+    shard(half, half.backbone.layers, mesh, torch.bfloat16)
+    after = half.run(group_log_probs, batch, sharded).logp_NT
+after.sum().backward()
+gradients = [local(p.grad) for p in half.parameters() if p.grad is not None]
+near = (after - before).abs().max().item() < 0.1
+print(near, {g.dtype for g in gradients}, all(g.isfinite().all() for g in gradients))
+"""
+
+
+def two_ranks(script: str, folder: Path) -> list[str]:
+    """What two processes print that are given their rank and a file to meet at."""
     here = str(Path(__file__).parents[3])
-    line = [sys.executable, "-c", f"import sys; sys.path.insert(0, {here!r})\n{RANKS}"]
+    line = [sys.executable, "-c", f"import sys; sys.path.insert(0, {here!r})\n{script}"]
     both = [
-        subprocess.Popen([*line, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([*line, str(rank), str(folder / "store")], stdout=subprocess.PIPE, text=True)
         for rank in (0, 1)
     ]
-    said = [process.communicate(timeout=120)[0].split() for process in both]
+    return [process.communicate(timeout=120)[0] for process in both]
+
+
+def test_weights_are_gathered_once_a_rollout(tmp_path: Path) -> None:
+    """Two layers and the rest, for one token, two and nine; completions are those of whole weights. Then in bf16."""
+    for said in two_ranks(SHARDED, tmp_path):
+        assert [line for line in said.splitlines() if line[:1] in "2TF"] == [
+            "2 [3, 3, 3] True",
+            "True {torch.float32} True",
+        ]
+
+
+def test_ranks_stop_together(tmp_path: Path) -> None:
+    said = [printed.split() for printed in two_ranks(RANKS, tmp_path)]
     # forwards, tokens of the own completion: eight forwards each, three and eight tokens
     assert said == [["8", "3", "3"], ["8", "8", "8"]]
 

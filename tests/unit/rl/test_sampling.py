@@ -5,7 +5,8 @@ import torch
 
 from tests.unit.models.test_shared_prefix import prompt, twin
 from ts_lightning.data.collate import collate
-from ts_lightning.models.generate import banned_tokens
+from ts_lightning.models import generate
+from ts_lightning.models.generate import DecodeState, banned_tokens
 from ts_lightning.rl.log_probs import group_log_probs
 from ts_lightning.rl.sampling import pick, sample_groups
 
@@ -40,6 +41,42 @@ def test_a_completion_depends_on_its_sample_and_number_alone() -> None:
     assert len({tuple(tokens) for group in together.tokens for tokens in group}) == 12
 
 
+def test_answers_that_ended_leave_the_batch_and_change_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random ends (a token that every third sampled one is): the same completions whenever the ended ones leave."""
+    vlm = twin().eval()
+    batch = collate([vlm.encode(prompt(i, i % 3), for_generation=True) for i in range(4)], vlm.pad_id)
+    ends = vlm.tokenizer("e", add_special_tokens=False)["input_ids"]
+    vlm.__dict__["logits"] = lambda *given: type(vlm).logits(vlm, *given).index_fill(1, torch.tensor(ends), 4.0)
+    widths, made = [], {}
+    step = DecodeState.step
+
+    def counted(self: DecodeState, token: torch.Tensor) -> None:
+        widths.append(len(token))
+        step(self, token)
+
+    monkeypatch.setattr(DecodeState, "step", counted)
+    for every in (1000, 2):
+        widths.clear()
+        monkeypatch.setattr(generate, "COMPACT", every)
+        sampled = sample_groups(vlm, batch, 5, 24, stop_after="e")
+        made[every] = sampled.tokens, sampled.logp_NS, list(widths)
+    assert made[1000][0] == made[2][0]
+    torch.testing.assert_close(made[1000][1], made[2][1], rtol=0, atol=1e-5)
+    assert set(made[1000][2]) == {20}
+    assert sum(made[2][2]) < 0.8 * sum(made[1000][2])
+    some = sample_groups(vlm, batch, 5, 24, stop_after="e", wanted=[False, True, False, True])
+    assert [some.tokens[i] for i in (1, 3)] == [made[2][0][i] for i in (1, 3)]
+
+
+def test_pick_of_a_large_vocabulary_is_that_of_one_scan() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logp = (3 * torch.randn(200, 1000, generator=generator)).log_softmax(1)
+    noise = torch.rand(200, generator=generator, dtype=torch.float64)
+    total = logp.double().exp().cumsum(1)
+    assert torch.equal(pick(logp, noise), (total <= noise[:, None] * total[:, -1:]).sum(1))
+    assert pick(logp, torch.ones(200) - 1e-9).max() < 1000
+
+
 def test_log_probs_are_those_of_the_update() -> None:
     vlm = twin().eval()
     rows = [vlm.encode(prompt(i, i), for_generation=True) for i in range(2)]
@@ -61,8 +98,8 @@ class Scripted:
         self.logits, self.sequence, self.step = vlm.logits, sequence, 0
         vlm.logits = self
 
-    def __call__(self, hidden, task):
-        logits = torch.zeros_like(self.logits(hidden, task))
+    def __call__(self, hidden, task, context):
+        logits = torch.zeros_like(self.logits(hidden, task, context))
         if self.sequence[self.step] >= 0:
             logits[:, self.sequence[self.step]] = 1000
         self.step += 1

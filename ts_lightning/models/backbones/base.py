@@ -77,12 +77,14 @@ class Backbone(Recorded, nn.Module):
     def decoder_inputs(self, batch: Mapping[str, Any], embeds_BTH: Tensor) -> dict[str, Any]:
         """What the decoder takes beside mask, positions and cache: `inputs_embeds`, pictures in their places.
 
-        `embeds_BTH` are the embeddings of `input_ids`. A batch of tokens alone has no pictures.
+        `embeds_BTH` are the embeddings of `input_ids`. A batch of tokens alone has no pictures; one that brings its
+        `features` has them computed before.
         """
         if not number_of_pictures(batch):
             return {"inputs_embeds": embeds_BTH}
         image_BT = batch["input_ids"] == self.image_token_id
-        features_MH = self.features(batch).to(embeds_BTH.dtype)
+        features_MH = batch["features"] if "features" in batch else self.features(batch)
+        features_MH = features_MH.to(embeds_BTH.dtype)
         return {"inputs_embeds": embeds_BTH.masked_scatter(image_BT[..., None], features_MH)}
 
     def mask(
