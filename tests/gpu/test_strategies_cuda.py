@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tests/integration"))
-import tiny  # noqa: E402
+from tests.integration import tiny
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SAVER = {"class_path": "ts_lightning.runs.SaveCheckpoints", "init_args": {"every_n_steps": 2, "keep": 2}}
 

@@ -33,6 +33,8 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1"}
+        # the ranks, which start in another folder, find the run's own callback and may use it
+        self.env |= {"PYTHONPATH": str(ROOT), "TS_LIGHTNING_CLASS_PREFIXES": tiny_run.__name__}
 
     def __enter__(self) -> "Cluster":
         self.folder.mkdir(parents=True, exist_ok=True)
