@@ -15,9 +15,15 @@ def collate(rows: list[dict[str, Any]], pad_id: int, side: str = "right") -> dic
     S] (or the rows' patches and `image_grid` [sum N, 3]; or `pictures`, a dict of tensors for each row that has any, as
     its model's own processor makes them), `images_per_row` [B], `task` [B] (0 understanding, k the k-th
     skill), `row_valid` bool [B] (False: a padding or unreadable row, not counted), `samples`.
+
+    Rows of several questions (`models.packing.pack_questions`) have `branch` [B, T] beside that, and a line for each of
+    all Q questions: `step_ids` [Q, L] as in a row of its own, `question_valid` bool [Q, L], `question_rows` [Q],
+    `columns` [Q, L] (where in its row each token stands, 0 at pads), `row_valid` [Q] and `samples`.
     """
     if side not in ("right", "left"):
         raise ValueError(f"side: seen {side!r}, expected 'right' or 'left'")
+    if any("columns" in row for row in rows):
+        return _packed(rows, pad_id, side)
     length = max(len(row["input_ids"]) for row in rows)
     valid = torch.stack([_pad(torch.ones(len(row["input_ids"]), dtype=torch.bool), length, 0, side) for row in rows])
     positions = (valid.cumsum(1) - 1).clamp(min=0) * valid
@@ -35,6 +41,36 @@ def collate(rows: list[dict[str, Any]], pad_id: int, side: str = "right") -> dic
     }
 
 
+def _packed(rows: list[dict[str, Any]], pad_id: int, side: str) -> dict[str, Any]:
+    """A batch of rows of which some have several questions."""
+    if side != "right":
+        raise ValueError(f"side: seen {side!r} for packed rows, expected 'right'")
+    rows = [row if "columns" in row else _alone(row) for row in rows]
+    columns = [one for row in rows for one in row["columns"]]
+    longest = max(map(len, columns))
+    questions = [len(row["columns"]) for row in rows]
+    # one row's tensors: its questions' own are put in below
+    batch = collate(
+        [{k: v for k, v in row.items() if k != "columns"} | {"step_ids": row["branch"]} for row in rows], pad_id
+    )
+    return batch | {
+        "branch": batch["step_ids"],
+        "step_ids": torch.stack([_pad(one, longest, -1, side) for row in rows for one in row["step_ids"]]),
+        "columns": torch.stack([_pad(one, longest, 0, side) for one in columns]),
+        "question_valid": torch.stack([_pad(torch.ones_like(one) > 0, longest, 0, side) for one in columns]),
+        "question_rows": torch.arange(len(rows)).repeat_interleave(torch.tensor(questions)),
+        "row_valid": torch.tensor([row.get("row_valid", True) for row in rows for _ in row["columns"]]),
+        "samples": [one for row in rows for one in row["sample"]],
+    }
+
+
+def _alone(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of one question in the form of those with several."""
+    columns = torch.arange(len(row["input_ids"]))
+    more = {"branch": torch.zeros_like(columns), "step_ids": [row["step_ids"]], "columns": [columns]}
+    return {"position_ids": columns, **row, **more, "sample": [row["sample"]]}
+
+
 def deal(rows: list[dict[str, Any]], count: int) -> list[list[dict[str, Any]]]:
     """Rows in `count` micro-batches of like lengths, the longest first; sizes differ by one at most.
 
@@ -45,9 +81,14 @@ def deal(rows: list[dict[str, Any]], count: int) -> list[list[dict[str, Any]]]:
     return [by_length[start:stop] for start, stop in pairwise(cuts)]
 
 
+def samples_of(row: dict[str, Any]) -> list[Any]:
+    """The questions of a row."""
+    return row["sample"] if isinstance(row["sample"], list) else [row["sample"]]
+
+
 def _pictures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     if "pictures" in rows[0]:
-        counts = torch.tensor([len(row["sample"].images) for row in rows])
+        counts = torch.tensor([len(samples_of(row)[0].images) for row in rows])
         return {"pictures": [row["pictures"] for row in rows if row["pictures"]], "images_per_row": counts}
     names = [name for name in ("pixel_values", "image_grid") if name in rows[0]]
     return {

@@ -21,9 +21,11 @@ from ts_lightning.data.source import TRAIN_SHARDS, ShardSource, mixture_sha256
 class ShardDataModule(L.LightningDataModule):
     """Training, named validation and test suites, and prediction over WebDataset shards.
 
-    One training batch is this rank's share of one global batch of `global_batch_size` records, as micro-batches of
-    `micro_batch_size`; it depends on (`seed`, epoch, position) alone. Call `advance()` after every optimizer step and
-    before a checkpoint is written. Evaluation batches hold `eval_batch_size` prompts.
+    One training batch is this rank's share of one global batch of `global_batch_size` rows, as micro-batches of
+    `micro_batch_size`, dealt by length. A row is a question, or, with `questions_per_row`, up to so many questions of
+    one record behind its pictures; the loss is the mean over the questions of the global batch. It depends on (`seed`,
+    epoch, position) alone. Call `advance()` after every optimizer step and before a checkpoint is written. Evaluation
+    batches hold `eval_batch_size` prompts.
 
     Args:
         train: Training records.
@@ -32,10 +34,12 @@ class ShardDataModule(L.LightningDataModule):
         test: Test suites by name; `val` when None.
         predict: Records to answer; the validation suites when None.
         suites: Which of the suites to run (None: all).
-        global_batch_size: Records of one optimizer step over all devices; a multiple of
+        global_batch_size: Rows of one optimizer step over all devices; a multiple of
             `micro_batch_size` times the number of devices.
-        micro_batch_size: Records of one forward pass on one device in training.
-        eval_batch_size: The same in evaluation.
+        micro_batch_size: Rows of one forward pass on one device in training.
+        questions_per_row: Most questions of one record that are read at once in training: those of one task share a row
+            and their pictures, with the loss and gradients of rows of their own. 1: every question has a row.
+        eval_batch_size: Questions of one forward pass in evaluation.
         num_workers: Loader processes of each rank.
         seed: Names the order of the training records.
         shuffle_window: Records are shuffled within windows of so many positions of the shuffled shards.
@@ -57,6 +61,7 @@ class ShardDataModule(L.LightningDataModule):
         suites: list[str] | None = None,
         global_batch_size: int = 64,
         micro_batch_size: int = 8,
+        questions_per_row: int = 1,
         eval_batch_size: int = 16,
         num_workers: int = 0,
         seed: int = 0,
@@ -67,7 +72,8 @@ class ShardDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         sizes = {"global_batch_size": global_batch_size, "micro_batch_size": micro_batch_size}
-        for name, size in (sizes | {"eval_batch_size": eval_batch_size, "shuffle_window": shuffle_window}).items():
+        sizes["questions_per_row"] = questions_per_row
+        for name, size in {**sizes, "eval_batch_size": eval_batch_size, "shuffle_window": shuffle_window}.items():
             if size < 1:
                 raise ValueError(f"data.{name}: seen {size}, expected at least 1")
         known = list((val or {}) | (test or {}))
@@ -83,6 +89,7 @@ class ShardDataModule(L.LightningDataModule):
         self._predict = self._val if predict is None else {"predict": predict}
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
+        self.questions_per_row = questions_per_row
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
@@ -138,7 +145,7 @@ class ShardDataModule(L.LightningDataModule):
         rank, world_size = self._rank()
         for name, source in self._sources(stage).items():
             if name not in self._loaded:
-                manifest = source.load()
+                manifest = source.load().in_rows(self.questions_per_row if name in self._training else 1)
                 bad_records = BadRecords(manifest.num_samples, self.max_bad_fraction)
                 bad_records.add(manifest.bad, log.warning if rank == 0 else log.debug)
                 self._loaded[name] = manifest, bad_records
@@ -156,10 +163,10 @@ class ShardDataModule(L.LightningDataModule):
                 f"devices = {self.micro_batch_size} * {world_size} = {step}"
             )
         manifests = [self._loaded[name][0] for name in self._training]
-        total = sum(manifest.num_samples for manifest in manifests)
+        total = sum(manifest.num_rows for manifest in manifests)
         if total < self.global_batch_size:
             raise ValueError(
-                f"data.train: seen {total} records, expected at least one global batch of "
+                f"data.train: seen {total} rows, expected at least one global batch of "
                 f"{self.global_batch_size} (global_batch_size)"
             )
         size, window = self.global_batch_size, self.shuffle_window
@@ -215,11 +222,13 @@ class ShardDataModule(L.LightningDataModule):
         accounts = [self._loaded[name][1] for name in self._training]
         bad_records = accounts[0]
         if len(accounts) > 1:
-            bad_records = BadRecords(self._stream.num_samples, self.max_bad_fraction)
+            total = sum(self._loaded[name][0].num_samples for name in self._training)
+            bad_records = BadRecords(total, self.max_bad_fraction)
             bad_records.add([bad for account in accounts for bad in account.seen.items()], log.debug)
         encode, pad_id = self._encoder()
+        pack = None if self.questions_per_row == 1 else self._pack(encode, prompts)
         sources = [
-            ShardDataset(self._loaded[name][0], encode, prompts, self._noise(source))
+            ShardDataset(self._loaded[name][0], encode, prompts, self._noise(source), pack)
             for name, source in self._training.items()
         ]
         draws = Draws(sources)
@@ -291,6 +300,15 @@ class ShardDataModule(L.LightningDataModule):
         if encode is None or pad_id is None:
             raise ValueError("data.encode: seen no encode or pad_id, expected arguments or a trainer with a vlm")
         return encode, pad_id
+
+    def _pack(self, encode: Any, prompts: bool) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+        """What puts several questions into a row; ValueError where they can't be."""
+        seen = f"data.questions_per_row: seen {self.questions_per_row}"
+        if prompts:
+            raise ValueError(f"{seen} for training on prompts, expected 1 (their completions share the prompt already)")
+        if not getattr(encode, "packs", False):
+            raise ValueError(f"{seen} for a model whose questions can't share a row, expected 1")
+        return encode.pack
 
     def _noise(self, source: ShardSource) -> NoisyBoxes | None:
         return NoisyBoxes(source.box_noise, self.seed) if source.box_noise else None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ts_lightning.data.collate import collate, deal
+from ts_lightning.data.collate import collate, deal, samples_of
 from ts_lightning.data.order import EvalBatches, Shares
 from ts_lightning.data.reader import ShardDataset
 
@@ -58,16 +58,17 @@ def _collate(rows: list[dict[str, Any]], pad_id: int, side: str) -> dict[str, An
     return (collate(rows, pad_id, side) if whole else {}) | {"bad": [row["bad"] for row in rows if row["bad"]]}
 
 
-def _collate_share(rows: list[dict[str, Any]], pad_id: int, per_batch: int) -> dict[str, Any]:
+def _collate_share(draws: list[list[dict[str, Any]]], pad_id: int, per_batch: int) -> dict[str, Any]:
     """A rank's rows of one global batch as micro-batches, dealt by length; `bad` as in `_collate`."""
+    rows = [row for draw in draws for row in draw]
     batch: dict[str, Any] = {"bad": [row["bad"] for row in rows if row["bad"]]}
     if not all("input_ids" in row for row in rows):
         return batch
     micro_batches = [collate(part, pad_id) for part in deal(rows, per_batch)]
     return batch | {
         "micro_batches": micro_batches,
-        "ids": [row["sample"].id for row in rows if row["row_valid"]],
-        "num_rows": len(rows),
+        "ids": [sample.id for row in rows if row["row_valid"] for sample in samples_of(row)],
+        "num_questions": sum(len(micro["samples"]) for micro in micro_batches),
         "num_tokens": sum(int(micro["valid"].sum()) for micro in micro_batches),
         "num_positions": sum(micro["valid"].numel() for micro in micro_batches),
     }
@@ -110,10 +111,10 @@ class _Loader:
 
 
 class TrainLoader(_Loader):
-    """This rank's share of every global batch: {"micro_batches": [batch, ...], "ids": [...], "num_rows": int}.
+    """This rank's share of every global batch: {"micro_batches": [batch, ...], "ids": [...], "num_questions": int}.
 
-    Its rows are dealt to the micro-batches by length (`collate.deal`). `ids` are those of the valid rows in the
-    stream's order, `num_rows` counts all, `num_tokens` of `num_positions` are no padding. Iteration starts at the
+    Its rows are dealt to the micro-batches by length (`collate.deal`). `ids` are those of the valid questions in the
+    stream's order, `num_questions` counts all, `num_tokens` of `num_positions` are no padding. Iteration starts at the
     stream's state; `len` is the number of optimizer steps of a whole epoch.
     """
 

@@ -143,7 +143,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
     Index -1 is a padding row. A padding row and the row of an unreadable record hold a readable neighbour's tensors
     with `row_valid` False and every step id -1, so any backbone can run them; `bad` is then ("shard:key", why).
     Where no neighbour can be read either, the row is `bad` alone. `noise(sample, visit)` is what is encoded in a
-    sample's place.
+    sample's place. `pack` makes few rows of those of a record's questions.
     """
 
     def __init__(
@@ -152,7 +152,9 @@ class ShardDataset(Dataset[dict[str, Any]]):
         encode: Callable[..., dict[str, Any]],
         for_generation: bool = False,
         noise: Callable[[Sample, int], Sample] | None = None,
+        pack: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] | None = None,
     ) -> None:
+        self.pack = pack
         self.reader = ShardReader(manifest)
         self.encode = encode
         self.for_generation = for_generation
@@ -171,13 +173,29 @@ class ShardDataset(Dataset[dict[str, Any]]):
         try:
             return self._row(i, visit)
         except ValueError as error:
-            shard, q = self.reader.manifest.locate(i)
-            where = shard.where(q)
-            why = str(error).removeprefix(f"{where}: ").removeprefix(f"{where.removeprefix(shard.path + ':')}: ")
-            return self._stand_in(i + 1, (where, why))
+            return self._stand_in(i + 1, _bad(*self.reader.manifest.locate(i), error))
+
+    def rows(self, i: int, visit: int = 0) -> list[dict[str, Any]]:
+        """The questions of row i in as few rows as can be; one that can't be read has a row of its own."""
+        if self.pack is None:
+            return [self.row(i, visit)]
+        shard, numbers = self.reader.manifest.row(i)
+        try:
+            samples: list[Any] = self.reader.read_row(i)
+        except ValueError:
+            samples = [None] * len(numbers)  # one of them, or the record: each shows in its own reading
+        good, bad = [], []
+        for q, sample in zip(numbers, samples, strict=True):
+            try:
+                good.append(self._encoded(sample or self.reader.read_question(shard, q), visit))
+            except ValueError as error:
+                bad.append(self._stand_in(i + 1, _bad(shard, q, error)))
+        return self.pack(good) + bad
 
     def _row(self, i: int, visit: int = 0) -> dict[str, Any]:
-        sample = self.reader.read(i)
+        return self._encoded(self.reader.read(i), visit)
+
+    def _encoded(self, sample: Sample, visit: int) -> dict[str, Any]:
         shown = sample if self.noise is None else self.noise(sample, visit)
         row = self.encode(shown, for_generation=self.for_generation)
         return row | {"sample": sample.without_bytes(), "row_valid": True, "bad": None}
@@ -193,8 +211,14 @@ class ShardDataset(Dataset[dict[str, Any]]):
         return {"bad": bad}
 
 
-class Draws(Dataset[dict[str, Any]]):
-    """Training sources one behind the other: row n is record n % len, which came n // len times before."""
+def _bad(shard: ShardIndex, q: int, error: ValueError) -> tuple[str, str]:
+    """("shard:key", why) of a question."""
+    where = shard.where(q)
+    return where, str(error).removeprefix(f"{where}: ").removeprefix(f"{where.removeprefix(shard.path + ':')}: ")
+
+
+class Draws(Dataset[list[dict[str, Any]]]):
+    """Training sources one behind the other: draw n is the rows of n % len, which came n // len times before."""
 
     def __init__(self, sources: Sequence[ShardDataset]) -> None:
         self.sources = sources
@@ -203,10 +227,10 @@ class Draws(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def __getitem__(self, n: int) -> dict[str, Any]:
+    def __getitem__(self, n: int) -> list[dict[str, Any]]:
         visit, i = divmod(n, len(self))
         source = bisect_right(self.starts, i) - 1
-        return self.sources[source].row(i - self.starts[source], visit)
+        return self.sources[source].rows(i - self.starts[source], visit)
 
     def shards(self, rows: np.ndarray) -> list[ShardIndex]:
         """The shards of these rows, in the order in which they first come."""

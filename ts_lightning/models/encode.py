@@ -15,7 +15,8 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 from ts_lightning.grounding.codecs import Codec, get_codec
 from ts_lightning.grounding.regions import Region
 from ts_lightning.grounding.steps import step_spans
-from ts_lightning.models.pixels import load_pixels
+from ts_lightning.models.packing import pack_questions
+from ts_lightning.models.pixels import recent_pixels
 
 UNDERSTANDING = "understanding"
 _PLACEHOLDER = re.compile(r"<image>(\n?)|\{region:(\d+)\}")
@@ -54,7 +55,8 @@ class Encoder:
     `image_tokens` is the number of placeholder tokens of one picture, `image_size` its side in pixels,
     `pixel_mode` is "stretch" or "pad". `max_length` bounds a row; a longer one is a ValueError. `skills` names tasks 1,
     2, ... (none: any skill is task 1). Where tokens were added, `base_tokenizer` is the one without them, for
-    understanding rows. Small to pickle: workers of a loader that are not forked get a copy.
+    understanding rows. `packs`: questions may share a row. Small to pickle: workers of a loader that are not forked get
+    a copy.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -67,6 +69,7 @@ class Encoder:
     template: ChatTemplate = field(default_factory=ChatTemplate)
     skills: tuple[str, ...] = ()
     base_tokenizer: PreTrainedTokenizerFast | None = None
+    packs: bool = True
 
     def __call__(self, sample: Any, for_generation: bool = False, task: str | None = None) -> dict[str, Any]:
         """The row of one sample: `input_ids` [T], `step_ids` [T] (-1 = no loss), `pixel_values` uint8 [N, 3, S, S].
@@ -96,6 +99,13 @@ class Encoder:
             "task": index,
             "sample": sample.without_bytes(),
         }
+
+    def pack(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of questions about the same pictures as few rows (`packing.pack_questions`)."""
+        if not self.packs:
+            raise ValueError("questions_per_row: seen several for a model whose pictures see the question, expected 1")
+        image_id: Any = self.tokenizer.convert_tokens_to_ids(self.image_token)
+        return pack_questions(rows, image_id)
 
     def task_index(self, task: str, key: str = "task") -> int:
         """0 for understanding, k for the k-th skill; ValueError for a skill that has no package."""
@@ -194,7 +204,7 @@ class Encoder:
     def pixels(self, images: list[bytes], key: str = "image") -> Tensor:
         """uint8 [N, 3, S, S] of encoded pictures; ValueError with the key for a broken one."""
         try:
-            loaded = [load_pixels(data, self.image_size, self.pixel_mode) for data in images]
+            loaded = [recent_pixels(data, self.image_size, self.pixel_mode) for data in images]
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from None
         return torch.stack(loaded) if loaded else torch.empty(0, 3, self.image_size, self.image_size, dtype=torch.uint8)
@@ -238,3 +248,12 @@ class TaskEncoder:
             return self.encoder(sample)
         prompt = next(turn.text for turn in reversed(sample.turns) if turn.role == "user")
         return self.encoder(sample, True, self.task_of(prompt))
+
+    def pack(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """As `Encoder.pack`."""
+        return self.encoder.pack(rows)
+
+    @property
+    def packs(self) -> bool:
+        """As of `encoder`."""
+        return self.encoder.packs

@@ -48,9 +48,11 @@ def branch_mask(query_BQ: Tensor, key_BK: Tensor | None = None) -> Tensor:
     """Bool [B, 1, Q, K], True = may look: causal, to the prefix (branch 0) and to the own branch.
 
     The queries are the last Q of the K positions (all of them by default). Padding (branch -1) sees padding alone, so
-    that no row of the mask is empty.
+    that no row of the mask is empty. Of several levels [A, B, Q], questions and their steps, each has to allow it.
     """
     key_BK = query_BQ if key_BK is None else key_BK
+    if query_BQ.ndim == 3:
+        return torch.stack([branch_mask(*level) for level in zip(query_BQ, key_BK, strict=True)]).all(0)
     queries, keys = query_BQ.shape[1], key_BK.shape[1]
     causal_QK = torch.ones(queries, keys, dtype=torch.bool, device=key_BK.device).tril(keys - queries)
     query, key = query_BQ[:, :, None], key_BK[:, None, :]
@@ -78,6 +80,89 @@ def runs(of_picture_BT: Tensor) -> Tensor:
     """[B, T] a number for every run of True, -1 elsewhere."""
     before_BT = torch.nn.functional.pad(of_picture_BT, (1, 0))[:, :-1]
     return torch.where(of_picture_BT, (of_picture_BT & ~before_BT).cumsum(1), -1)
+
+
+def pack_questions(rows: Sequence[Mapping[str, Any]], image_id: int) -> list[dict[str, Any]]:
+    """Encoded rows of questions about the same pictures as one row: the pictures once, the questions behind them.
+
+    What all of them begin with, system prompt and pictures, becomes the prefix; each question's own tokens are a branch
+    with the positions that they have in a row of their own. Rows stay apart where they have to: those of different
+    tasks, since a skill's experts change the hidden states of the pictures; and those that don't share all of their
+    pictures in the prefix. A packed row has `branch` [T] and, a question, lists `step_ids` and `columns`: the place of
+    each of its tokens in the packed row. Its `samples` and `row_valid` are lists too.
+    """
+    packed, groups = [], dict[Any, list[Mapping[str, Any]]]()
+    for row in rows:
+        groups.setdefault(row["task"], []).append(row)
+    for group in groups.values():
+        shared = _shared_prefix(group)
+        pictures = max(int((row["input_ids"] == image_id).sum()) for row in group)
+        whole = int((group[0]["input_ids"][:shared] == image_id).sum()) == pictures
+        packed += [_packed(group, shared)] if len(group) > 1 and shared and whole else [dict(row) for row in group]
+    return packed
+
+
+def _shared_prefix(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Tokens that all rows begin with, positions included, answers left out."""
+    length = min(int((row["step_ids"] < 0).cumprod(0).sum()) for row in rows)
+    same = torch.ones(length, dtype=torch.bool)
+    for row in rows[1:]:
+        for name in ("input_ids", "position_ids"):
+            if name in row:
+                equal = row[name][..., :length] == rows[0][name][..., :length]
+                same &= equal if equal.ndim == 1 else equal.all(0)
+    return int(same.cumprod(0).sum())
+
+
+def _packed(rows: Sequence[Mapping[str, Any]], shared: int) -> dict[str, Any]:
+    first = rows[0]
+    ids, branch, columns = [first["input_ids"][:shared]], [torch.zeros(shared, dtype=torch.long)], []
+    positions = [_positions(first)[..., :shared]]
+    length = shared
+    for number, row in enumerate(rows, start=1):
+        own = len(row["input_ids"]) - shared
+        ids.append(row["input_ids"][shared:])
+        branch.append(torch.full((own,), number))
+        positions.append(_positions(row)[..., shared:])
+        columns.append(torch.cat([torch.arange(shared), torch.arange(length, length + own)]))
+        length += own
+    return {
+        **first,
+        "input_ids": torch.cat(ids),
+        "position_ids": torch.cat(positions, -1),
+        "branch": torch.cat(branch),
+        "step_ids": [row["step_ids"] for row in rows],
+        "columns": columns,
+        "sample": [row["sample"] for row in rows],
+    }
+
+
+def _positions(row: Mapping[str, Any]) -> Tensor:
+    return row.get("position_ids", torch.arange(len(row["input_ids"])))
+
+
+def question_places(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Where the tokens of `step_ids` [Q, L] stand in [B, T]: the row of each question [Q], the columns [Q, L].
+
+    Without packed rows question and row, and their columns, are the same.
+    """
+    if "columns" in batch:
+        return batch["question_rows"], batch["columns"]
+    step_ids_QL = batch["step_ids"]
+    rows_Q, columns_L = (torch.arange(size, device=step_ids_QL.device) for size in step_ids_QL.shape)
+    return rows_Q, columns_L.expand_as(step_ids_QL)
+
+
+def of_questions(tokens_N: Tensor, flat_QL: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+    """Which of the tokens, flat positions [N] in [B, T], each question has: (places in N, questions), in its order.
+
+    flat_QL: the flat position of each of a question's tokens, -1 at pads. A token of a prefix is every question's.
+    """
+    place_BT = torch.full((positions,), -1, device=tokens_N.device)
+    place_BT[tokens_N] = torch.arange(len(tokens_N), device=tokens_N.device)
+    place_QL = torch.where(flat_QL >= 0, place_BT[flat_QL.clamp(min=0)], -1)
+    question_N, column_N = (place_QL >= 0).nonzero(as_tuple=True)
+    return place_QL[question_N, column_N], question_N
 
 
 def right_padded(valid_BT: Tensor) -> bool:

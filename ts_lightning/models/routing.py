@@ -19,11 +19,15 @@ _active: ContextVar["Routing | None"] = ContextVar("routing", default=None)
 
 
 class Routed(NamedTuple):
-    """One router's choices for the tokens that count: `probs_NE` (with gradient), `ids_NK`, `rows_N` (batch row)."""
+    """One router's choices for the tokens that count: `probs_NE` (with gradient), `ids_NK`, and where they stand.
+
+    `tokens_N` are flat positions in [B, T], `rows_N` the rows of the batch.
+    """
 
     probs_NE: Tensor
     ids_NK: Tensor
     rows_N: Tensor
+    tokens_N: Tensor
 
 
 @dataclass(eq=False)
@@ -67,7 +71,7 @@ class Routing:
             tokens_N = self.valid_N
             probs_TE, ids_TK = probs_TE.index_select(0, tokens_N), ids_TK.index_select(0, tokens_N)
         rows_N = tokens_N.div(self.valid_BT.shape[1], rounding_mode="floor")
-        self.routed[moe] = Routed(probs_TE, ids_TK, rows_N)
+        self.routed[moe] = Routed(probs_TE, ids_TK, rows_N, tokens_N)
 
 
 def rows_of(package: str, packages: Sequence[str], task_X: Tensor) -> Tensor:

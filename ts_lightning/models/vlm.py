@@ -19,9 +19,9 @@ from ts_lightning.models.backbones.hf import as_backbone
 from ts_lightning.models.encode import Encoder, TaskEncoder
 from ts_lightning.models.generate import generate_texts
 from ts_lightning.models.package import load_weights
-from ts_lightning.models.packing import PAD_BRANCH, count_on, right_padded
+from ts_lightning.models.packing import PAD_BRANCH, count_on, of_questions, question_places, right_padded
 from ts_lightning.models.recorded import Recorded
-from ts_lightning.models.routing import Routing, keep_routing, routing
+from ts_lightning.models.routing import Routed, Routing, keep_routing, routing
 from ts_lightning.models.task_router import TaskRouter
 from ts_lightning.models.zero_gradients import with_zero_gradients
 
@@ -91,30 +91,36 @@ class VLM(Recorded, nn.Module):
     ) -> dict[str, Any]:
         """Logits where the loss is, and what the trainable routers did.
 
-        Returns `logits` [N, V], `targets` [N], `positions` (row_N, column_N of the targets), and per trainable router
-        `router_probs` [n, E], `expert_ids` [n, K], `rows` [n]. With `isolated` every step sees image, question and
-        itself only, and its first token is predicted from the last position of the prompt (TWIST eq. 8 to the letter:
-        step j is conditioned on image and question, not on the steps before it). `package`, `alpha`: as in `routing`.
+        Returns `logits` [N, V], `targets` [N], `positions` (row_N, column_N of the targets in `step_ids`), and per
+        trainable router `router_probs` [n, E], `expert_ids` [n, K], `rows` [n]. With `isolated` every step sees image,
+        question and itself only, and its first token is predicted from the last position of the prompt (TWIST eq. 8 to
+        the letter: step j is conditioned on image and question, not on the steps before it). Of packed rows
+        (`models.packing`) `step_ids` has a line for every question, and all of the output is as of rows of their own: a
+        token of a prefix counts for each of its questions. `package`, `alpha`: as in `routing`.
         """
-        step_ids_BT = batch["step_ids"]
-        row_N, column_N = (step_ids_BT >= 0).nonzero(as_tuple=True)
-        branch_BT = torch.where(batch["valid"], step_ids_BT + 1 if isolated else 0, PAD_BRANCH)
-        plain = not isolated and right_padded(batch["valid"])  # pads are behind everything that counts
+        step_ids_QL, valid_BT = batch["step_ids"], batch["valid"]
+        question_N, column_N = (step_ids_QL >= 0).nonzero(as_tuple=True)
+        rows_Q, columns_QL = question_places(batch)
+        branch = branches(batch, isolated)
+        plain = not isolated and "branch" not in batch and right_padded(valid_BT)  # pads are behind all that counts
         with self.routing(batch, self.training, package, alpha) as context:
             hidden_BTH = self.backbone.decoder(
                 **self.decoder_inputs(batch, context),
-                attention_mask=self.backbone.mask(branch_BT, batch=batch, plain=plain),
-                position_ids=count_on(batch["position_ids"], batch["valid"]) if plain else batch["position_ids"],
+                attention_mask=self.backbone.mask(branch, batch=batch, plain=plain),
+                position_ids=count_on(batch["position_ids"], valid_BT) if plain else batch["position_ids"],
                 use_cache=False,
             ).last_hidden_state
-        predictor_N = predictors(step_ids_BT, isolated)[row_N, column_N]
-        logits_NV = self.logits(hidden_BTH[row_N, predictor_N], batch["task"][row_N], context)
+        row_N, predictor_N = rows_Q[question_N], predictors(step_ids_QL, isolated)[question_N, column_N]
+        hidden_NH = hidden_BTH[row_N, columns_QL[question_N, predictor_N]]
+        logits_NV = self.logits(hidden_NH, batch["task"][row_N], context)
         routers: Any = context.routed
         routed = [r for moe, r in routers.items() if moe.router.weight.requires_grad]
+        if "columns" in batch:
+            routed = [by_question(r, batch) for r in routed]
         return {
             "logits": logits_NV,
-            "targets": batch["input_ids"][row_N, column_N],
-            "positions": (row_N, column_N),
+            "targets": batch["input_ids"][row_N, columns_QL[question_N, column_N]],
+            "positions": (question_N, column_N),
             "router_probs": [r.probs_NE for r in routed],
             "expert_ids": [r.ids_NK for r in routed],
             "rows": [r.rows_N for r in routed],
@@ -280,6 +286,30 @@ def recompute(layers: Iterable[nn.Module]) -> None:
         kind = type(layer)
         if not isinstance(layer, Recomputed):
             layer.__class__ = type(f"Recomputed{kind.__name__}", (Recomputed, kind), {})
+
+
+def branches(batch: Mapping[str, Any], isolated: bool) -> Tensor:
+    """[B, T] the branch of every token, or [2, B, T]: that of its question, and in it that of its step."""
+    valid_BT = batch["valid"]
+    question_BT = batch.get("branch", torch.zeros_like(batch["input_ids"]))
+    levels = [torch.where(valid_BT, question_BT, PAD_BRANCH)]
+    if isolated:
+        step_QL = batch["step_ids"] + 1
+        rows_Q, columns_QL = question_places(batch)
+        step_BT = torch.zeros_like(question_BT)
+        q_N, l_N = (step_QL > 0).nonzero(as_tuple=True)
+        step_BT[rows_Q[q_N], columns_QL[q_N, l_N]] = step_QL[q_N, l_N]
+        levels.append(torch.where(valid_BT, step_BT, PAD_BRANCH))
+    return levels[-1] if "branch" not in batch else levels[0] if len(levels) == 1 else torch.stack(levels)
+
+
+def by_question(routed: Routed, batch: Mapping[str, Any]) -> Routed:
+    """A router's choices as of rows of their own: those of a prefix are repeated for each question behind it."""
+    positions = batch["valid"].shape[1]
+    flat_QL = batch["question_rows"][:, None] * positions + batch["columns"]
+    flat_QL = torch.where(batch["question_valid"], flat_QL, -1)
+    place_N, question_N = of_questions(routed.tokens_N, flat_QL, batch["valid"].numel())
+    return Routed(routed.probs_NE[place_N], routed.ids_NK[place_N], question_N, routed.tokens_N[place_N])
 
 
 def predictors(step_ids_BT: Tensor, isolated: bool) -> Tensor:

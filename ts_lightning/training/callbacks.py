@@ -42,7 +42,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.marks.append((time.perf_counter(), batch["num_rows"], batch["num_tokens"], batch["num_positions"]))
+        self.marks.append((time.perf_counter(), batch["num_questions"], batch["num_tokens"], batch["num_positions"]))
         if len(self.marks) < 2:
             return
         rows, tokens, positions = (sum(counts) for counts in list(zip(*list(self.marks)[1:], strict=True))[1:])

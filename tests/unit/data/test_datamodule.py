@@ -55,7 +55,7 @@ def test_a_batch_is_this_ranks_micro_batches(tars):
     loader = data.train_dataloader()
     assert len(loader) == 26 // 6
     batch = next(iter(loader))
-    assert batch["num_rows"] == 6
+    assert batch["num_questions"] == 6
     assert [len(micro["samples"]) for micro in batch["micro_batches"]] == [3, 3]
     assert sorted(batch["ids"]) == sorted(one.id for micro in batch["micro_batches"] for one in micro["samples"])
     lengths = [micro["valid"].sum(1).tolist() for micro in batch["micro_batches"]]
@@ -232,7 +232,7 @@ def test_suites_can_be_chosen_and_unknown_ones_are_named(tars):
     [
         ({"global_batch_size": 8}, 1, "data.global_batch_size: seen 8, expected a multiple of micro_batch_size *"),
         ({"global_batch_size": 9}, 2, "micro_batch_size * devices = 3 * 2 = 6"),
-        ({"global_batch_size": 27}, 1, "data.train: seen 26 records, expected at least one global batch of 27"),
+        ({"global_batch_size": 27}, 1, "data.train: seen 26 rows, expected at least one global batch of 27"),
         ({"micro_batch_size": 0}, 1, "data.micro_batch_size: seen 0, expected at least 1"),
         ({"train": ShardSource("no.tar")}, 1, "no.tar: seen no such shard"),
         ({"train": None}, 1, "data.train: seen none, expected shards for fit"),

@@ -113,6 +113,7 @@ class HFBackbone(Backbone):
             behind_pictures=tokenizer.bos_token if self.family == "paligemma" else "",
             nested=self.family not in FLAT,
             resized_size=resized,
+            packs=self.family != "paligemma" and not self.recurrent,
         )
         self.encoder.of_pictures([Image.new("RGB", (64, 64))], f"pretrained: {folder}")  # it can, or says why not
         self.more_for_text = bool(self._more_for_text())
@@ -192,7 +193,7 @@ class HFBackbone(Backbone):
             return self.recurrent_mask(query_BQ, key_BK)
         window: Any = getattr(self.text_config, "sliding_window", None)
         slides = "sliding_attention" in self.layer_types and window is not None
-        blocks_BT = None if batch is None else self.blocks(query_BQ, batch)
+        blocks_BT = None if batch is None else self.blocks(query_BQ if query_BQ.ndim == 2 else query_BQ[0], batch)
         if plain and not slides and blocks_BT is None:
             return None
         causal = branch_mask(query_BQ, key_BK)

@@ -132,10 +132,12 @@ class HFEncoder(Encoder):
     def processed(self, sample: Any) -> tuple[list[str], dict[str, Tensor]]:
         """What stands for each picture in the text, and the tensors of all, by the family's processor.
 
-        The last sample's are kept: its text and its tensors are asked for one after the other.
+        The last sample's are kept: its text and its tensors are asked for one after the other, and so are those of
+        other questions about the same pictures.
         """
         recent = vars(self).get("_recent")
-        if recent is None or recent[0] is not sample.image_bytes:
+        same = recent is not None and len(recent[0]) == len(sample.image_bytes)
+        if not (same and all(a is b for a, b in zip(recent[0], sample.image_bytes, strict=True))):
             try:
                 pictures = [open_picture(data) for data in sample.image_bytes]
             except ValueError as error:

@@ -16,7 +16,7 @@ from ts_lightning.grounding.codecs import backbone_codec
 from ts_lightning.grounding.resizing import smart_size
 from ts_lightning.models.backbones.hub_layout import HubBackbone
 from ts_lightning.models.encode import ChatTemplate, Encoder
-from ts_lightning.models.pixels import image_size, load_pixels
+from ts_lightning.models.pixels import image_size, load_pixels, recent_pixels
 
 CHATML = ChatTemplate(
     system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>",
@@ -54,7 +54,7 @@ class PatchEncoder(Encoder):
         try:
             for data in sample.image_bytes:
                 width, height = self.resized(image_size(data))
-                patches.append(self.patches(load_pixels(data, (height, width))))
+                patches.append(self.patches(recent_pixels(data, (height, width))))
                 grids.append([1, height // self.patch, width // self.patch])
         except ValueError as error:
             raise ValueError(f"{sample.key}: {error}") from None
