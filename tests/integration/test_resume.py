@@ -43,7 +43,7 @@ def fit(shards: str, root: Path, *args: str) -> int:
 
 def rows(root: Path) -> list[dict[str, str]]:
     with (root / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if tiny.steady(k)} for row in csv.DictReader(file)]
 
 
 def last(root: Path) -> dict[str, Any]:

@@ -106,7 +106,10 @@ def state(root: Path, steps: int) -> dict[str, Any]:
 def metrics(root: Path) -> list[dict[str, str]]:
     """The rows of metrics.csv without the speed."""
     with (root / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(file)]
+        return [
+            {k: v for k, v in row.items() if not set(k.split("_")) & {"second", "share", "gib"}}
+            for row in csv.DictReader(file)
+        ]
 
 
 def same(a: Any, b: Any) -> bool:
