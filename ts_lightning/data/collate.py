@@ -71,14 +71,16 @@ def _alone(row: dict[str, Any]) -> dict[str, Any]:
     return {"position_ids": columns, **row, **more, "sample": [row["sample"]]}
 
 
-def deal(rows: list[dict[str, Any]], count: int) -> list[list[dict[str, Any]]]:
+def deal(rows: list[dict[str, Any]], count: int, by_length: bool = True) -> list[list[dict[str, Any]]]:
     """Rows in `count` micro-batches of like lengths, the longest first; sizes differ by one at most.
 
-    The loss is a sum over the global batch: which rows share a micro-batch changes padding alone.
+    The loss is a sum over the global batch: which rows share a micro-batch changes padding alone. Where micro-batches
+    make steps of their own (GRPO's mini-batches) it is more than that: not `by_length` they stay in their order.
     """
-    by_length = sorted(rows, key=lambda row: -len(row["input_ids"]))  # stable: ties stay in the stream's order
+    if by_length:
+        rows = sorted(rows, key=lambda row: -len(row["input_ids"]))  # stable: ties stay in the stream's order
     cuts = [len(rows) * i // count for i in range(count + 1)]
-    return [by_length[start:stop] for start, stop in pairwise(cuts)]
+    return [rows[start:stop] for start, stop in pairwise(cuts)]
 
 
 def samples_of(row: dict[str, Any]) -> list[Any]:

@@ -235,7 +235,7 @@ class ShardDataModule(L.LightningDataModule):
         if any(is_remote(shard.path) for source in sources for shard in source.reader.manifest.shards):
             self._ahead = Ahead()
             batches.announce = lambda rows, ahead=self._ahead: ahead.want(draws.shards(rows))
-        loader = TrainLoader(draws, batches, self.num_workers, pad_id, bad_records)
+        loader = TrainLoader(draws, batches, self.num_workers, pad_id, bad_records, by_length=not prompts)
         self._loaders.append(loader)
         return loader
 

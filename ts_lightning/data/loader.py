@@ -58,13 +58,13 @@ def _collate(rows: list[dict[str, Any]], pad_id: int, side: str) -> dict[str, An
     return (collate(rows, pad_id, side) if whole else {}) | {"bad": [row["bad"] for row in rows if row["bad"]]}
 
 
-def _collate_share(draws: list[list[dict[str, Any]]], pad_id: int, per_batch: int) -> dict[str, Any]:
-    """A rank's rows of one global batch as micro-batches, dealt by length; `bad` as in `_collate`."""
+def _collate_share(draws: list[list[dict[str, Any]]], pad_id: int, per_batch: int, by_length: bool) -> dict[str, Any]:
+    """A rank's rows of one global batch as micro-batches (`deal`); `bad` as in `_collate`."""
     rows = [row for draw in draws for row in draw]
     batch: dict[str, Any] = {"bad": [row["bad"] for row in rows if row["bad"]]}
     if not all("input_ids" in row for row in rows):
         return batch
-    micro_batches = [collate(part, pad_id) for part in deal(rows, per_batch)]
+    micro_batches = [collate(part, pad_id) for part in deal(rows, per_batch, by_length)]
     return batch | {
         "micro_batches": micro_batches,
         "ids": [sample.id for row in rows if row["row_valid"] for sample in samples_of(row)],
@@ -118,8 +118,16 @@ class TrainLoader(_Loader):
     stream's state; `len` is the number of optimizer steps of a whole epoch.
     """
 
-    def __init__(self, dataset: Dataset, batches: Shares, workers: int, pad_id: int, bad_records: BadRecords) -> None:
-        share = partial(_collate_share, pad_id=pad_id, per_batch=batches.per_batch)
+    def __init__(
+        self,
+        dataset: Dataset,
+        batches: Shares,
+        workers: int,
+        pad_id: int,
+        bad_records: BadRecords,
+        by_length: bool = True,
+    ) -> None:
+        share = partial(_collate_share, pad_id=pad_id, per_batch=batches.per_batch, by_length=by_length)
         super().__init__(dataset, batches, workers, 1, share, bad_records)
 
     def __len__(self) -> int:

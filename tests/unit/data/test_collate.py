@@ -47,4 +47,5 @@ def test_rows_are_dealt_by_length_longest_first():
     dealt = [[int(one["input_ids"][0]) for one in part] for part in deal(rows, 3)]
     assert dealt == [[3, 1], [5, 6], [0, 2, 4]]
     assert deal(rows, 1)[0][0] is rows[3]
+    assert [one for part in deal(rows, 3, by_length=False) for one in part] == rows
     assert [len(part) for part in deal(rows, 7)] == [1] * 7

@@ -135,7 +135,7 @@ class HFEncoder(Encoder):
         The last sample's are kept: its text and its tensors are asked for one after the other, and so are those of
         other questions about the same pictures.
         """
-        recent = vars(self).get("_recent")
+        recent: Any = vars(self).get("_recent")
         same = recent is not None and len(recent[0]) == len(sample.image_bytes)
         if not (same and all(a is b for a, b in zip(recent[0], sample.image_bytes, strict=True))):
             try:
