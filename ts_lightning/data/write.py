@@ -18,7 +18,7 @@ from ts_lightning.data.record import split_key, to_json
 from ts_lightning.data.sample import MAX_ITEMS, MAX_JSON, Sample
 
 MAX_GROUP = 64  # questions of a record: its whole JSON is parsed for each of them
-_KEY = re.compile(r"[A-Za-z0-9_-]+(#\d+)?")
+_KEY = re.compile(r"[A-Za-z0-9_#-]+")  # "#": of samples that were read
 
 
 def write_shards(samples: Iterable[Sample], folder: str | Path, prefix: str, maxcount: int = 10_000) -> list[Path]:
@@ -101,7 +101,7 @@ class _Spool:
 
     def _record_key(self, key: str) -> str:
         """The key of a record that begins with the sample of this key: one that was read as "key#j" is "key" again."""
-        base = name = split_key(key)[0]
+        base = name = split_key(key)[0].replace("#", "-")
         number = 1
         while name in self._record_keys:
             name, number = f"{base}-{number}", number + 1

@@ -82,6 +82,9 @@ def test_what_was_read_is_written_again_byte_for_byte(tmp_path):
     assert again.read_bytes() == path.read_bytes()
     part = write_shards((reader.read(i) for i in (5, 2)), tmp_path / "c", "x")
     assert index_shards(part).shards[0].question_keys() == ["k00001", "k00000"]
+    about_it = [replace(reader.read(i), key=f"{reader.read(i).key}-gic") for i in (1, 2, 6)]
+    keys = index_shards(write_shards(about_it, tmp_path / "d", "x")).shards[0].question_keys()
+    assert keys == ["k00000-1-gic#0", "k00000-1-gic#1", "k00003-gic"]
 
 
 def test_rows_are_questions_of_one_record(tmp_path):
