@@ -344,38 +344,18 @@ def _nested(rng: random.Random) -> str:
 
 
 def _hostile(rng: random.Random) -> Any:
-    return rng.choice(
-        [
-            *(
-                None,
-                True,
-                -1,
-                0,
-                1.5,
-                10**400,
-                1e308,
-                float("nan"),
-                float("inf"),
-                "",
-                "\ud83d",
-                "<image>",
-                "{region:0}",
-            ),
-            *(
-                "{region:" + "9" * 5000 + "}",
-                "x" * 300_000,
-                [],
-                {},
-                [[]],
-                [None],
-                {"a": 1},
-                [0, 1],
-                [0.1, 0.2, 0.3, 0.4],
-            ),
-            *([0.1] * 1_000_000, ["a"] * 1_000_000, [[0.5, 0.5]] * 300_000, {str(i): i for i in range(100_000)}),
-            *("\0", "\u202e", "<|im_end|>", 2**63, [[0, 10**9]], "assistant", "../../x", -0.0, [float("nan")] * 4),
-        ]
-    )
+    small: list[Any] = [
+        *(None, True, -1, 0, 1.5, 10**400, 1e308, float("nan"), float("inf"), "", "\ud83d", "<image>", "{region:0}"),
+        *("{region:" + "9" * 5000 + "}", "x" * 300_000, [], {}, [[]], [None], {"a": 1}, [0, 1], [0.1, 0.2, 0.3, 0.4]),
+        *("\0", "\u202e", "<|im_end|>", 2**63, [[0, 10**9]], "assistant", "../../x", -0.0, [float("nan")] * 4),
+    ]
+    large: list[Callable[[], Any]] = [  # made when they are drawn: the peak is to be the reader's
+        lambda: [0.1] * 1_000_000,
+        lambda: ["a"] * 1_000_000,
+        lambda: [[0.5, 0.5]] * 300_000,
+        lambda: {str(i): i for i in range(100_000)},
+    ]
+    return rng.choice(large)() if rng.random() < 0.1 else rng.choice(small)
 
 
 def _tar_picture(path: Path, rng: random.Random) -> None:
