@@ -19,6 +19,7 @@ ABOUT = "Teach a pre-trained vision-language model to answer with boxes without 
 # A verb of one word `a` is the function `a` of cli/a.py; `data a` that of cli/data/a.py; `data a b` is `b` there.
 VERBS = {
     "quickstart": "the whole path on the toy world: score the base, tune it, score again, certify, report",
+    "init": "look at your model and your data, and write a configuration that trains",
     "fit": "train by a configuration",
     "validate": "the figures of the validation suites",
     "test": "validate on the test suites of a configuration",
