@@ -138,7 +138,7 @@ def test_the_command_names_the_frame_and_fails(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report.json").read_text())["boxes"] == 240
     broken = subprocess.run([*command, "--config", "pyproject.toml"], cwd=ROOT, capture_output=True, text=True)
     assert broken.returncode == 2
-    assert broken.stderr.startswith("ts-lightning: error: pyproject.toml: seen no model")
+    assert broken.stderr.startswith("ts-lightning: error: pyproject.toml: seen no YAML")
 
 
 def jpeg(orientation: int, size: Size = (64, 48), mark: tuple[int, int, int, int] = (8, 8, 24, 20)) -> bytes:
