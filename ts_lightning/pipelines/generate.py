@@ -207,6 +207,15 @@ def write_card(out: Path, prefix: str) -> None:
         f"- templates (sha256, first 16): {markdown_code(settings['templates'])}; seed {settings['seed']}",
         f"- input: {', '.join(markdown_text(n['settings']['input']) for n in found)}",
         "- every record's `meta` has its generator, templates and seed; boxes are checked against the annotations",
+        *(
+            [
+                "- written by grammar from the annotations, without a model: right for trying the pipeline and for "
+                "learning the notation of boxes; its language is too plain to train a model on that shall talk"
+            ]
+            if any(name.startswith("offline") for name in settings["generator"].values())
+            else []
+        ),
+        "- records tagged `unchecked` say something that no annotation confirms or denies",
         "- licence and terms: those of the pictures and annotations of the input",
         "",
         "| left out because | number |",

@@ -1,21 +1,18 @@
 """Grounded captions (GIC): a model that sees the picture writes them, the annotations check them."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from ts_lightning.data.sample import REGION_MARK, Answer, Sample, SampleRegion
+from ts_lightning.data.sample import Answer, Sample, SampleRegion
 from ts_lightning.grounding.boxes import iou
 from ts_lightning.grounding.codecs import get_codec
+from ts_lightning.pipelines.claims import AGREE, findings, names_before, same_thing
 from ts_lightning.pipelines.converters.source import Dropped, clean, make, pick
 from ts_lightning.pipelines.llm_client import Chat
-from ts_lightning.pipelines.scenes import Scene, stem, template
+from ts_lightning.pipelines.scenes import Scene, template
 from ts_lightning.pipelines.scout import from_notation
-from ts_lightning.pipelines.scout_checks import AGREE, Rejected
-
-_BEFORE = re.compile(r"([\w' -]+?)\s*$")
-_SMALL = {"a", "an", "the", "of", "and", "with", "in", "on", "is", "are", "kind", "there"}
+from ts_lightning.pipelines.scout_checks import Rejected
 
 
 @dataclass
@@ -58,6 +55,7 @@ class Captions:
                 any(_agrees(names[i], thing.name, iou(box, thing.box)) for thing in scene.things)
                 for i, box in enumerate(boxes)
             ]
+            unchecked = findings(text, boxes, scene).verdict != "right"
             if sum(right) < self.least * len(boxes):
                 raise Rejected("caption with a box that agrees with no annotation")
         except Rejected as reason:
@@ -71,30 +69,12 @@ class Captions:
         key = f"{scene.key}-gic"
         meta = {"generator": {"captions": self.captions.name}, "templates": self.template_hash, "seed": self.seed}
         fields = {"task": "grounding", "subtask": "caption", "regions": regions, "meta": meta | scene.meta}
+        fields["tags"] = ["unchecked"] if unchecked else []
         prompt = pick("caption_grounded", key)
         answer = Answer(regions=[*range(len(boxes))])
         yield make("gic", key, [(scene.image, scene.data)], [(prompt, text)], answer=answer, **fields)
 
 
-def names_before(text: str) -> list[str]:
-    """The words before each mark; marks that follow each other share them."""
-    names: list[str] = []
-    at = 0
-    for match in REGION_MARK.finditer(text):
-        between = text[at : match.start()].strip(" ,;")
-        found = _BEFORE.search(between)
-        if between or not names:
-            words = (found[1] if found else "").split()
-            while words and words[0].lower() in _SMALL:
-                words.pop(0)
-            names.append(" ".join(words[-4:]))
-        else:
-            names.append(names[-1])
-        at = match.end()
-    return names
-
-
 def _agrees(phrase: str, name: str, overlap: float) -> bool:
-    """IoU of at least 0.5, and the annotated name among the phrase's words, where the phrase ends in one word of it."""
-    words, wanted = ([stem(w) for w in text.lower().split()] for text in (phrase, name))
-    return overlap >= AGREE and (not words or set(wanted) <= set(words) or words[-1] not in wanted)
+    """IoU of at least 0.5, and a phrase that may stand for the annotated name (none names nothing)."""
+    return overlap >= AGREE and (not phrase or same_thing(phrase, name))

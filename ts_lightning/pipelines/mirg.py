@@ -8,10 +8,11 @@ from hashlib import sha256
 from ts_lightning.data.sample import REGION_MARK, Answer, Sample, SampleRegion, Turn
 from ts_lightning.grounding.boxes import iou
 from ts_lightning.grounding.codecs import get_codec
+from ts_lightning.pipelines.claims import AGREE
 from ts_lightning.pipelines.converters.source import Dropped, clean, safe_key
 from ts_lightning.pipelines.llm_client import Chat, Messages
 from ts_lightning.pipelines.scenes import template
-from ts_lightning.pipelines.scout_checks import AGREE, Rejected
+from ts_lightning.pipelines.scout_checks import Rejected
 
 _PARTS = re.compile(r"<think>(.+?)</think>\s*<answer>(.+?)</answer>", re.DOTALL)
 _OBJECT = re.compile(r"\[([^\[\]]{1,80})\]")
@@ -52,6 +53,9 @@ class Trajectories:
             self.dropped["records without several pictures and one true region"] += 1
             return
         true = sample.answer.regions[0]
+        if "image" in (sample.meta or {}) and sample.meta["image"] is None:  # type: ignore[index]
+            self.dropped["records whose answer names no picture (its place is a guess)"] += 1
+            return
         try:
             text, regions = self._rendered(sample, true)
         except Rejected as reason:

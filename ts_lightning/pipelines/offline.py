@@ -8,7 +8,7 @@ from zlib import crc32
 
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.pipelines.llm_client import Messages
-from ts_lightning.pipelines.scene_grammar import Fact, article, facts, negatives
+from ts_lightning.pipelines.scene_grammar import NUMBERS, Fact, article, be, facts, negatives, plural
 from ts_lightning.pipelines.scenes import Scene, pixels
 
 _SLOT = re.compile(r"\{(\d+)\}")
@@ -83,9 +83,11 @@ class OfflineChat:
         for i in sorted(range(len(scene.things)), key=lambda i: scene.things[i].box):
             if not scene.things[i].crowd:
                 groups.setdefault(scene.things[i].name, []).append(i)
-        parts = []
+        parts, verbs = [], []
         for name, which in groups.items():
             boxes = self.notation.format([scene.things[i].box for i in which], scene.size)
-            parts.append(f"{article(name) if len(which) == 1 else f'{len(which)} of the kind {name}'} {boxes}")
+            many = f"{NUMBERS[len(which)] if len(which) < len(NUMBERS) else len(which)} {plural(name)}"
+            parts.append(f"{article(name) if len(which) == 1 else many} {boxes}")
+            verbs.append(be(name) if len(which) == 1 else "are")
         text = " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
-        return f"There is {text}." if text else ""
+        return f"There {verbs[0]} {text}." if text else ""

@@ -10,86 +10,30 @@ from random import Random
 from typing import Any
 
 from ts_lightning.data.sample import IMAGE_MARK, REGION_MARK, Sample
-from ts_lightning.grounding.boxes import Box, iou
+from ts_lightning.pipelines.claims import Findings, findings
 from ts_lightning.pipelines.scenes import Scene, stem
 
 _WORD = re.compile(r"[a-z]+")
-_HOW = "to the left of|to the right of|above|below|larger than|smaller than"
-_SIDE = re.compile(rf"\{{region:(\d+)\}} is ({_HOW}) the [\w -]+?\s?\{{region:(\d+)\}}")
-_PLACE = re.compile(r"\{region:(\d+)\} is in the ((?:top |bottom )?(?:left|right)|top|bottom|center) of the image")
-_COUNT = re.compile(r"boxes ((?:\{region:\d+\}(?:, )?)+) is (\w+)")
-_NAMED = re.compile(r"(?:the|a|an|every) ([a-z][\w' -]*?)\s?(?:boxes )?\{region:(\d+)\}", re.IGNORECASE)
-_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 PAPER = {
     "Shikra's data": {"images": 883, "words": 7106, "turns": "1-4", "objects": 23692, "qa_pairs": 5922},
     "SCOUT": {"images": 30000, "words": 15524, "turns": None, "objects": 654314, "qa_pairs": 3113763},
 }
 
 
-def problems(sample: Sample, scene: Scene) -> list[str]:
-    """What section 4's rule finds wrong: boxes below IoU 0.5 with what they name, relations that the boxes deny.
+def verdict(sample: Sample, scene: Scene) -> Findings:
+    """What section 4's rule finds in a record: names and boxes at IoU 0.5, relations, places, counts, absence.
 
-    Reads the record as written and the annotations, nothing of how it was made. Names are compared where the
-    annotations know them: a phrase that names no annotated category is held against all boxes.
+    Reads the record as written and the annotations, nothing of how it was made. What the annotations don't say is
+    unchecked, and never counts as right.
     """
-    found = []
     text = sample.turns[-1].text
-    names: dict[int, str] = {}
-    for match in _NAMED.finditer(text):
-        names.setdefault(int(match[2]), match[1].strip().lower())
-    for i, region in enumerate(sample.regions):
-        box = region.box
-        if box is None:
-            continue
-        # A name may carry words that single it out: "leftmost person" is a person.
-        known = [thing for thing in scene.things if i in names and _ends_with(names[i], thing.name)]
-        best = max((iou(box, thing.box) for thing in known or scene.things), default=0.0)
-        if best < 0.5:
-            found.append(f"box {i} ({names.get(i, 'unnamed')}) has IoU {best:.2f} with the annotations")
-    found += [f"relation is not so: {match[0]}" for match in _SIDE.finditer(text) if not _holds(match, sample)]
-    for match in _PLACE.finditer(text):
-        box = sample.regions[int(match[1])].box
-        if box is not None and not _in_place(match[2], box):
-            found.append(f"place is not so: {match[0]}")
-    for match in _COUNT.finditer(text):
-        number = len(REGION_MARK.findall(match[1]))
-        if number < len(_NUMBERS) and match[2] != _NUMBERS[number]:
-            found.append(f"count is not so: {match[0]}")
+    found = findings(text, [region.box for region in sample.regions], scene)
     if "negative" in sample.tags:
         absent = re.search(r"Step 1: Find (?:the |a |an )?(.+?)(?: in the image)?\.", text)
         words = {stem(word) for word in _WORD.findall(absent[1].lower())} if absent else set()
         if any(words and words <= {stem(w) for w in _WORD.findall(t.name.lower())} for t in scene.things):
-            found.append("the thing that is said to be absent is annotated")
+            found.wrong.append("the thing that is said to be absent is annotated")
     return found
-
-
-def _ends_with(phrase: str, name: str) -> bool:
-    words, wanted = [stem(w) for w in _WORD.findall(phrase)], [stem(w) for w in _WORD.findall(name.lower())]
-    return bool(wanted) and words[-len(wanted) :] == wanted
-
-
-def _holds(match: re.Match[str], sample: Sample) -> bool:
-    a, b = sample.regions[int(match[1])].box, sample.regions[int(match[3])].box
-    if a is None or b is None:
-        return True
-    (ax, ay), (bx, by) = (((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) for box in (a, b))
-    size_a, size_b = ((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    return {
-        "to the left of": ax < bx,
-        "to the right of": ax > bx,
-        "above": ay < by,
-        "below": ay > by,
-        "larger than": size_a > size_b,
-        "smaller than": size_a < size_b,
-    }[match[2]]
-
-
-def _in_place(name: str, box: Box) -> bool:
-    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    words = name.split()
-    across = 0 if "left" in words else 2 if "right" in words else 1
-    down = 0 if "top" in words else 2 if "bottom" in words else 1
-    return across / 3 - 0.01 <= x <= (across + 1) / 3 + 0.01 and down / 3 - 0.01 <= y <= (down + 1) / 3 + 0.01
 
 
 def report(
@@ -102,7 +46,7 @@ def report(
     words: Counter[str] = Counter()
     images: dict[str, list[int]] = {}
     turns, reasons, subtasks = Counter[int](), Counter[str](), Counter[str]()
-    accepted = checked = total = 0
+    total, verdicts = 0, Counter[str]()
     random, kept = Random(seed), list[tuple[Sample, list[str]]]()
     for sample in samples:
         total += 1
@@ -115,10 +59,10 @@ def report(
         counts[1] += len(sample.turns) // 2
         wrong: list[str] = []
         if (scene := scenes.get(sample.images[0].name)) is not None:
-            checked += 1
-            wrong = problems(sample, scene)
-            accepted += not wrong
-            reasons.update(re.sub(r"\d[\d.]*|\{.*", "#", one) for one in wrong)
+            found = verdict(sample, scene)
+            verdicts[found.verdict] += 1
+            wrong = found.wrong + [f"unchecked: {one}" for one in found.unchecked]
+            reasons.update(re.sub(r"\d[\d.]*|\{.*|'.*'", "#", one).split(": said")[0] for one in wrong)
         if len(kept) < shown:
             kept.append((sample, wrong))
         elif (place := random.randrange(total)) < shown:
@@ -136,7 +80,11 @@ def report(
         "samples": total,
         "subtasks": dict(subtasks),
         "negative_share": round(negatives / total, 4) if total else 0.0,
-        "accepted": {"checked": checked, "right": accepted, "share": round(accepted / checked, 4) if checked else None},
+        "accepted": {
+            "held_against_annotations": (held := sum(verdicts.values())),
+            **{name: verdicts[name] for name in ("right", "unchecked", "wrong")},
+            "share_right": round(verdicts["right"] / held, 4) if held else None,
+        },
         "problems": dict(reasons),
         "dropped": dict(dropped),
         "objects_per_image": _histogram(one[0] for one in images.values()),
@@ -176,8 +124,10 @@ def page(figures: dict[str, Any], shown: list[tuple[Sample, list[str]]], draw: C
         "Questions per image": "questions_per_image",
     }
     tables = [f"<h2>{title}</h2>{_table([*figures[name].items()])}" for title, name in lists.items()]
-    share = figures["accepted"]["share"]
-    said = "not checked" if share is None else f"{100 * share:.1f}% of {figures['accepted']['checked']}"
+    held = figures["accepted"]
+    total = held["held_against_annotations"]
+    said = ", ".join(f"{100 * held[name] / total:.1f}% {name}" for name in ("right", "unchecked", "wrong") if total)
+    said = f"{said} of {total}" if total else "no annotations to hold them against"
     hand = figures.get("by_hand")
     return _PAGE.format(
         table=_table([["", *(column.replace("_", " ") for column in columns)], *rows]),
@@ -197,7 +147,7 @@ def _table(rows: Iterable[Iterable[Any]]) -> str:
 
 def _card(sample: Sample, wrong: list[str], draw: Callable[[Sample], bytes]) -> str:
     picture = base64.b64encode(draw(sample)).decode()
-    note = html.escape("; ".join(wrong) or "accepted by the rule")
+    note = html.escape("; ".join(wrong) or "measured and right")
     key = html.escape(sample.key)
     return (
         f'<figure><img alt="{key}" src="data:image/jpeg;base64,{picture}">'
@@ -216,7 +166,7 @@ _PAGE = """<!doctype html><meta charset="utf-8"><title>Quality of generated data
 body{{font:15px system-ui;margin:24px;max-width:1500px}}table{{border-collapse:collapse}}td,th{{border:1px solid #ccc;
 padding:2px 8px;text-align:left}}figure{{display:inline-block;margin:6px;vertical-align:top;width:360px}}
 img{{width:360px}}
-</style><h1>Quality of generated data</h1><p>Accepted by the rule (boxes at IoU 0.5, relations): <b>{accepted}</b>.
+</style><h1>Quality of generated data</h1><p>Held against the annotations (names, boxes, relations): <b>{accepted}</b>.
 Negatives: {negatives}. By hand: <b id="marks">{hand}</b> <button onclick="save()">save marks.json</button></p>
 {table}{lists}<h2>Random samples</h2>{cards}<script>
 const marks={{}};document.addEventListener('change',e=>{{marks[e.target.name]=e.target.value==='1';

@@ -111,7 +111,7 @@ def _facts(scene: Scene, i: int) -> list[str]:
     thing = scene.things[i]
     out = [f"It is {article(thing.name)}."]
     out += [f"It is {word}." for word in thing.words[:3]]
-    out += [f"It is linked by {how} to the {scene.things[b].name}." for a, how, b in scene.relations if a == i][:3]
+    out += [f"It is {how} the {scene.things[b].name}." for a, how, b in scene.relations if a == i][:3]
     if cell := place(thing):
         out.append(f"It is in the {cell} of the picture.")
     for ref in references(scene):
@@ -126,9 +126,7 @@ def _offline(name: str, facts: list[str], whole: bool, turns: int, random: Rando
     if whole:
         first = ("What stands out in the picture?", f"There is {article(name)} in it. {' '.join(facts[1:2])}")
     else:
-        asked = random.choice(
-            ["What is in {region}?", "What do you see at {region}?", "Which object does {region} hold?"]
-        )
+        asked = random.choice(["What is in {region}?", "What do you see at {region}?", "What is shown at {region}?"])
         first = (asked, facts[0])
     later = ["What else can you say about it?", "Where is it, compared with the rest?", "Anything more?"]
     rest = [(question, fact) for question, fact in zip(later, facts[1 + whole :], strict=False)]

@@ -13,8 +13,46 @@ COLORS = {
     *("brown", "pink", "purple", "silver", "gold", "tan", "beige"),
 }
 CELLS = [["top left", "top", "top right"], ["left", "center", "right"], ["bottom left", "bottom", "bottom right"]]
-NUMBERS = ("zero", "one", "two", "three", "four", "five")
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+PLURAL = {
+    "skis",
+    "scissors",
+    "jeans",
+    "glasses",
+    "sunglasses",
+    "pants",
+    "shorts",
+    "trousers",
+    "people",
+    "shoes",
+    "clothes",
+}
+ODD_PLURALS = {
+    **{"person": "people", "man": "men", "woman": "women", "child": "children", "knife": "knives", "mouse": "mice"},
+    **{"sheep": "sheep", "broccoli": "broccoli", "leaf": "leaves", "shelf": "shelves", "foot": "feet", "fish": "fish"},
+}
+ON = {"on", "in", "behind", "near", "under", "above", "next to", "in front of", "on top of", "beside", "inside"}
+KINDS_OF = {
+    "animal": {"cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "bird"},
+    "vehicle": {"car", "bus", "truck", "train", "motorcycle", "bicycle", "airplane", "boat"},
+}
+THEMES = [  # things that go together: a refusal about one of them is plausible
+    {"fork", "knife", "spoon", "bowl", "cup", "bottle", "wine glass", "dining table", "cake", "pizza", "sandwich"},
+    {"oven", "microwave", "refrigerator", "sink", "toaster", "bottle", "cup", "bowl", "banana", "apple", "orange"},
+    {"car", "bus", "truck", "bicycle", "motorcycle", "traffic light", "stop sign", "parking meter", "fire hydrant"},
+    {"couch", "chair", "tv", "remote", "potted plant", "book", "vase", "clock", "bed", "dining table", "cat", "dog"},
+    {"laptop", "keyboard", "mouse", "tv", "cell phone", "book", "cup", "chair"},
+    {"toilet", "sink", "toothbrush", "hair drier", "bottle"},
+    {"sports ball", "tennis racket", "baseball bat", "baseball glove", "frisbee", "kite", "bench"},
+    {"skis", "snowboard", "backpack", "person"},
+    {"surfboard", "boat", "bird", "kite", "umbrella"},
+    {"horse", "sheep", "cow", "dog", "bird", "bench"},
+    {"elephant", "zebra", "giraffe", "bear", "bird"},
+    {"handbag", "backpack", "suitcase", "umbrella", "tie", "cell phone", "person"},
+    {"broccoli", "carrot", "pizza", "sandwich", "hot dog", "donut", "cake", "fork", "knife"},
+]
 PEOPLE = {"person", "man", "woman", "boy", "girl", "child", "people", "player", "lady", "guy"}
+ANIMATE = PEOPLE | KINDS_OF["animal"]
 LEAST_SIDE = 0.02  # objects thinner than this part of the picture are not asked about
 LARGER = 1.5
 SIDES = {"to the left of": "left", "to the right of": "right", "above": "above", "below": "below"}
@@ -73,19 +111,23 @@ def references(scene: Scene) -> list[Ref]:
 
 
 def facts(scene: Scene, random: Random, most: int) -> list[Fact]:
-    """At most `most` different questions of a scene, mixed over the kinds, in an order that `random` draws."""
+    """At most `most` different questions of a scene, mixed over the kinds, in an order that `random` draws.
+
+    Each question is put in one of several ways, drawn by `random` too.
+    """
     refs = references(scene)
     kinds = [
         list(kind)
         for kind in (
-            _places(scene, refs),
-            _sides(scene, refs),
-            _neighbours(scene, refs),
-            _sizes(scene, refs),
-            _counts(scene),
-            _outermost(scene),
-            _attributes(scene, refs),
+            _places(scene, refs, random),
+            _sides(scene, refs, random),
+            _neighbours(scene, refs, random),
+            _sizes(scene, refs, random),
+            _counts(scene, random),
+            _outermost(scene, random),
+            _attributes(scene, refs, random),
             _links(scene, refs),
+            _wider(scene, random),
         )
     ]
     for kind in kinds:
@@ -97,26 +139,60 @@ def facts(scene: Scene, random: Random, most: int) -> list[Fact]:
 
 
 def negatives(scene: Scene, vocabulary: list[str], random: Random, most: int) -> list[Fact]:
-    """At most `most` questions about things of `vocabulary` that nothing in the scene names, with their refusals."""
+    """At most `most` questions about things of `vocabulary` that nothing in the scene names, with their refusals.
+
+    Things that go with what is there (`THEMES`) come first. Of federated annotations only what was looked for is known
+    to be absent.
+    """
     present = scene.words()
+    known = scene.meta.get("absent")
     absent = [name for name in vocabulary if not present & {stem(word) for word in name.lower().split()}]
+    absent = absent if known is None else [name for name in absent if name in known]
     shown = references(scene)
     if not absent or not shown:
         return []
+    there = {thing.name for thing in scene.things}
+    likely = {name for theme in THEMES if there & theme for name in theme}
+    first = [name for name in absent if name in likely]
+    rest = [name for name in absent if name not in likely]
+    names = [*random.sample(first, len(first)), *random.sample(rest, len(rest))][:most]
     out = []
-    for name in random.sample(absent, min(most, len(absent))):
+    for name in names:
         ref = random.choice(shown)
-        forms = [f"Where is the {name}?", f"What is next to the {name}?", f"Who is beside the {name}?"]
-        forms.append(f"What is the {name} near the {ref.phrase} doing?")
-        here = f"There is {article(ref.phrase)} {{{ref.thing}}} in the image, not {article(name)}."
+        forms = [f"Where {be(name)} the {name}?", f"What is next to the {name}?", f"What color {be(name)} the {name}?"]
+        forms += [f"Which side of the picture {be(name)} the {name} on?", f"What is in front of the {name}?"]
+        if name in ANIMATE:
+            forms = [f"What is the {name} near the {ref.phrase} doing?", f"Who is beside the {name}?", forms[0]]
+        here = f"There {be(ref.phrase)} {article(ref.phrase)} {{{ref.thing}}} in the image, not {article(name)}."
         out.append(Fact(random.choice(forms), "", f"Step 1: Find the {name}. Step 2: {here} This question is invalid."))
     return out
 
 
+def be(name: str) -> str:
+    """Are the skis, is the dog."""
+    return "are" if name.split()[-1] in PLURAL else "is"
+
+
+def plural(name: str) -> str:
+    """Two dogs, two people, two wine glasses."""
+    head, last = name.rsplit(" ", 1) if " " in name else ("", name)
+    if last in ODD_PLURALS or last in PLURAL:
+        made = ODD_PLURALS.get(last, last)
+    elif last.endswith(("s", "x", "ch", "sh")):
+        made = f"{last}es"
+    elif last.endswith("y") and last[-2:-1] not in "aeiou":
+        made = f"{last[:-1]}ies"
+    else:
+        made = f"{last}s"
+    return f"{head} {made}".strip()
+
+
 def article(name: str) -> str:
-    """A dog, an apple, the leftmost dog."""
+    """A dog, an apple, the leftmost dog, skis."""
     if name.split()[0] in ("leftmost", "rightmost", "largest"):
         return f"the {name}"
+    if name.split()[-1] in PLURAL:
+        return name
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
@@ -135,27 +211,39 @@ def _steps(*steps: str) -> str:
     return " ".join(f"Step {number}: {step}" for number, step in enumerate(steps, 1))
 
 
-def _places(scene: Scene, refs: list[Ref]) -> Iterator[Fact]:
+def _places(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
     for name, i in refs:
         if cell := place(scene.things[i]):
-            said = f"The {name} {{{i}}} is in the {cell} of the image."
-            yield Fact(
-                f"Where is the {name}?", cell, _steps(f"Find the {name} {{{i}}}.", said, f"So the answer is {cell}.")
-            )
+            forms = [
+                f"Where {be(name)} the {name}?",
+                f"In which part of the picture {be(name)} the {name}?",
+                f"Whereabouts in the image {be(name)} the {name}?",
+                f"Where in the picture can you see the {name}?",
+                f"Which part of the photo shows the {name}?",
+            ]
+            said = f"The {name} {{{i}}} {be(name)} in the {cell} of the image."
+            steps = _steps(f"Find the {name} {{{i}}}.", said, f"So the answer is {cell}.")
+            yield Fact(random.choice(forms), cell, steps)
 
 
-def _sides(scene: Scene, refs: list[Ref]) -> Iterator[Fact]:
+def _sides(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
     for (a, i), (b, j) in permutations(refs, 2):
         sides = [how for how in SIDES if related(scene.things[i], how, scene.things[j])]
         if i != j and len(sides) == 1:
             how, word = sides[0], SIDES[sides[0]]
+            forms = [f"Where {be(a)} the {a} in relation to the {b}?", f"Where {be(a)} the {a}, seen from the {b}?"]
+            if word in ("left", "right"):
+                forms += [f"On which side of the {b} {be(a)} the {a}?"]
+                forms += [f"{be(a).capitalize()} the {a} to the left or to the right of the {b}?"]
+            else:
+                forms += [f"{be(a).capitalize()} the {a} above or below the {b}?"]
             checked = f"Check the {b}, got the {b} {{{j}}}."
-            said = f"The {a} {{{i}}} is {how} the {b} {{{j}}}."
+            said = f"The {a} {{{i}}} {be(a)} {how} the {b} {{{j}}}."
             steps = _steps(f"Find the {a} {{{i}}}.", checked, said, f"So the answer is {word}.")
-            yield Fact(f"Where is the {a} in relation to the {b}?", word, steps)
+            yield Fact(random.choice(forms), word, steps)
 
 
-def _neighbours(scene: Scene, refs: list[Ref]) -> Iterator[Fact]:
+def _neighbours(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
     if any(thing.crowd for thing in scene.things):
         return
     for name, j in refs:
@@ -166,10 +254,18 @@ def _neighbours(scene: Scene, refs: list[Ref]) -> Iterator[Fact]:
             i, answer = found[0], scene.things[found[0]].name
             if len(answer.split()) > 3 or (how in ("above", "below") and _overlap(scene, i, j) <= 0):
                 continue
-            said = f"The {answer} {{{i}}} is {how} the {name} {{{j}}}."
+            forms = [
+                f"What is {how} the {name}?",
+                f"Which object is {how} the {name}?",
+                f"What can be seen {how} the {name}?",
+                f"Can you name the thing {how} the {name}?",
+            ]
+            if answer in PEOPLE:
+                forms = [f"Who is {how} the {name}?", f"Who can be seen {how} the {name}?"]
+            said = f"The {answer} {{{i}}} {be(answer)} {how} the {name} {{{j}}}."
             checked = f"Check the object {how} it, got the {answer} {{{i}}}."
-            steps = _steps(f"Find the {name} {{{j}}}.", checked, said, f"So the answer is {answer}.")
-            yield Fact(f"{'Who' if answer in PEOPLE else 'What'} is {how} the {name}?", answer, steps)
+            last = f"So the answer is {answer} {{{i}}}."
+            yield Fact(random.choice(forms), answer, _steps(f"Find the {name} {{{j}}}.", checked, said, last))
 
 
 def _overlap(scene: Scene, i: int, j: int) -> float:
@@ -177,75 +273,126 @@ def _overlap(scene: Scene, i: int, j: int) -> float:
     return min(a[2], b[2]) - max(a[0], b[0])
 
 
-def _sizes(scene: Scene, refs: list[Ref]) -> Iterator[Fact]:
+def _sizes(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
+    """Larger and smaller between things of one kind; between two kinds only how much of the picture they take up.
+
+    A near cup looks larger than a far truck.
+    """
     for (a, i), (b, j) in combinations(refs, 2):
         first, second = _area(scene.things[i]), _area(scene.things[j])
-        if i == j or max(first, second) <= LARGER * min(first, second) or a.split()[0] == "largest":
+        if i == j or max(first, second) <= LARGER * min(first, second) or "largest" in (a.split()[0], b.split()[0]):
             continue
+        kind = scene.things[i].name
         for word in ("larger", "smaller"):
             big = (first > second) == (word == "larger")
             (x, ix), (y, iy) = ((a, i), (b, j)) if big else ((b, j), (a, i))
             if len(x.split()) > 3:
                 continue
             found = (f"Find the {a} {{{i}}}.", f"Check the {b}, got the {b} {{{j}}}.")
-            said = f"The {x} {{{ix}}} is {word} than the {y} {{{iy}}}."
-            yield Fact(f"What is {word}, the {a} or the {b}?", x, _steps(*found, said, f"So the answer is {x}."))
+            if kind == scene.things[j].name:
+                forms = [
+                    f"Which {kind} looks {word}, the {a.split()[0]} or the {b.split()[0]} one?",
+                    f"Which of the two {plural(kind)} looks {word}, the {a} or the {b}?",
+                ]
+                verb = "look" if be(x) == "are" else "looks"
+                said = f"The {x} {{{ix}}} {verb} {word} than the {y} {{{iy}}}."
+            else:
+                much = "more" if word == "larger" else "less"
+                forms = [
+                    f"What takes up {much} of the picture, the {a} or the {b}?",
+                    f"Which covers {much} of the image, the {a} or the {b}?",
+                ]
+                verb = "take up" if be(x) == "are" else "takes up"
+                said = f"The {x} {{{ix}}} {verb} {much} of the picture than the {y} {{{iy}}}."
+            yield Fact(random.choice(forms), x, _steps(*found, said, f"So the answer is {x} {{{ix}}}."))
 
 
-def _counts(scene: Scene) -> Iterator[Fact]:
-    crowds = {thing.name for thing in scene.things if thing.crowd}
+def _counts(scene: Scene, random: Random) -> Iterator[Fact]:
+    unsure = {thing.name for thing in scene.things if thing.crowd} | set(scene.meta.get("not_exhaustive") or ())
     for name, number in Counter(thing.name for thing in scene.things).items():
-        if 2 <= number <= 5 and name not in crowds:
+        if 2 <= number < len(NUMBERS) and name not in unsure:
             which = [i for i, thing in enumerate(scene.things) if thing.name == name]
-            boxes, word = ", ".join(f"{{{i}}}" for i in which), NUMBERS[number]
-            said = f"The number of {name} boxes {boxes} is {word}."
-            steps = _steps(f"Find every {name} {boxes}.", said, f"So the answer is {word}.")
-            yield Fact(f"What is the number of objects of the kind {name}?", word, steps)
+            boxes, word, many = ", ".join(f"{{{i}}}" for i in which), NUMBERS[number], plural(name)
+            forms = [
+                f"How many {many} are there in the picture?",
+                f"How many {many} can you see?",
+                f"How many {many} are visible?",
+                f"What is the number of {many} in the image?",
+            ]
+            steps = _steps(
+                f"Find every {name} {boxes}.", f"There are {word} {many} {boxes}.", f"So the answer is {word}."
+            )
+            yield Fact(random.choice(forms), word, steps)
 
 
-def _outermost(scene: Scene) -> Iterator[Fact]:
-    if any(thing.crowd for thing in scene.things) or len(scene.things) < 2:
+def _outermost(scene: Scene, random: Random) -> Iterator[Fact]:
+    if any(thing.crowd for thing in scene.things) or len(scene.things) < 2 or "not_exhaustive" in scene.meta:
         return
-    ways = {
-        "furthest to the left": 0,
-        "furthest to the right": 2,
-        "furthest to the top": 1,
-        "furthest to the bottom": 3,
-    }
+    ways = {"furthest to the left": 0, "nearest to the top": 1, "furthest to the right": 2, "nearest to the bottom": 3}
     for how, edge in ways.items():
         sign = -1 if edge >= 2 else 1
         (first, i), (second, _), *_ = sorted((sign * thing.box[edge], i) for i, thing in enumerate(scene.things))
         thing = scene.things[i]
         if second - first > 0.05 and _visible(thing) and len(thing.name.split()) <= 3:
+            forms = [f"What is {how} in the image?", f"Which of the objects is {how} in the picture?"]
+            if thing.name in PEOPLE:
+                forms = [f"Who is {how} in the image?", forms[1]]
             steps = _steps(
                 f"Find the object {how}, got the {thing.name} {{{i}}}.",
-                f"The {thing.name} {{{i}}} is {how}.",
-                f"So the answer is {thing.name}.",
+                f"The {thing.name} {{{i}}} {be(thing.name)} {how}.",
+                f"So the answer is {thing.name} {{{i}}}.",
             )
-            yield Fact(f"{'Who' if thing.name in PEOPLE else 'What'} is {how} in the image?", thing.name, steps)
+            yield Fact(random.choice(forms), thing.name, steps)
 
 
-def _attributes(scene: Scene, refs: list[Ref]) -> Iterator[Fact]:
+def _attributes(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
     for name, i in refs:
         colors = [word for word in scene.things[i].words if word in COLORS]
         if len(colors) == 1:
-            said = f"The {name} {{{i}}} is {colors[0]}."
+            forms = [
+                f"What color {be(name)} the {name}?",
+                f"What is the color of the {name}?",
+                f"Which color {'do' if be(name) == 'are' else 'does'} the {name} have?",
+            ]
+            said = f"The {name} {{{i}}} {be(name)} {colors[0]}."
             steps = _steps(f"Find the {name} {{{i}}}.", said, f"So the answer is {colors[0]}.")
-            yield Fact(f"What color is the {name}?", colors[0], steps)
+            yield Fact(random.choice(forms), colors[0], steps)
 
 
 def _links(scene: Scene, refs: list[Ref]) -> Iterator[Fact]:
-    """Annotated relationships: what does the man hold?"""
+    """Annotated relationships, both ways: what is the man holding, who is holding the umbrella?"""
     names = {ref.thing: ref.phrase for ref in refs}
     for a, how, b in scene.relations:
-        count = sum(1 for x, other, _ in scene.relations if (x, other) == (a, how))
-        answer = scene.things[b].name
-        if a in names and count == 1 and how and len(answer.split()) <= 3 and _visible(scene.things[b]):
-            name = names[a]
-            checked = f"Check what it is {how}, got the {answer} {{{b}}}."
-            said = f"The {name} {{{a}}} is linked by {how} to the {answer} {{{b}}}."
-            steps = _steps(f"Find the {name} {{{a}}}.", checked, said, f"So the answer is {answer}.")
-            yield Fact(f"What goes with the {name} in: {name} {how} what?", answer, steps)
+        one, two = scene.things[a], scene.things[b]
+        verb = how if how in ON or how.split()[0].endswith("ing") else None
+        if verb is None or one.crowd or two.crowd:
+            continue
+        last = f"The {one.name} {{{a}}} {be(one.name)} {verb} the {two.name} {{{b}}}."
+        of_one = sum((x, other) == (a, how) for x, other, _ in scene.relations) == 1
+        to_two = sum((other, y) == (how, b) for _, other, y in scene.relations) == 1
+        if a in names and of_one and _visible(two) and len(two.name.split()) <= 3:
+            checked = f"Check the {two.name}, got the {two.name} {{{b}}}."
+            steps = _steps(f"Find the {names[a]} {{{a}}}.", checked, last, f"So the answer is {two.name} {{{b}}}.")
+            yield Fact(f"What {be(names[a])} the {names[a]} {verb}?", two.name, steps)
+        if b in names and to_two and _visible(one) and len(one.name.split()) <= 3:
+            checked = f"Check the {one.name}, got the {one.name} {{{a}}}."
+            steps = _steps(f"Find the {names[b]} {{{b}}}.", checked, last, f"So the answer is {one.name} {{{a}}}.")
+            yield Fact(f"{'Who' if one.name in PEOPLE else 'What'} is {verb} the {names[b]}?", one.name, steps)
+
+
+def _wider(scene: Scene, random: Random) -> Iterator[Fact]:
+    """The one animal or vehicle of a picture: which is it?"""
+    for word in ("animal", "vehicle"):
+        which = [i for i, thing in enumerate(scene.things) if thing.name in KINDS_OF[word]]
+        if len(which) == 1 and not scene.things[which[0]].crowd and _visible(scene.things[which[0]]):
+            i, name = which[0], scene.things[which[0]].name
+            forms = [f"What kind of {word} is in the picture?", f"Which {word} can be seen in the image?"]
+            steps = _steps(
+                f"Find the {word} {{{i}}}.",
+                f"The {word} {{{i}}} is {article(name)}.",
+                f"So the answer is {name} {{{i}}}.",
+            )
+            yield Fact(random.choice(forms), name, steps)
 
 
 def _center(thing: Thing) -> tuple[float, float]:

@@ -180,7 +180,10 @@ class Scout:
             source="scout",
             task="grounding",
             subtask="negative" if draft.negative else "scout",
-            tags=["negative"] if draft.negative else ["cot"] if self.answers else ["cot", "caption_only"],
+            tags=[
+                *(["negative"] if draft.negative else ["cot"] if self.answers else ["cot", "caption_only"]),
+                *(["unchecked"] if draft.unchecked else []),
+            ],
             images=[scene.image],
             turns=[
                 Turn("user", f"{IMAGE_MARK}\n{prompt}"),

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 from ts_lightning.data.sample import REGION_MARK
 from ts_lightning.grounding.boxes import Box, iou
+from ts_lightning.pipelines.claims import AGREE, ELSEWHERE, WHOLE, findings
 from ts_lightning.pipelines.scenes import Scene, stem
 
 _STEP = re.compile(r"Step (\d+)\s*[:;]\s*")
 _ANSWER = re.compile(r"so the answer is\s*(.*?)\s*\.?\s*$", re.IGNORECASE | re.DOTALL)
 _WORD = re.compile(r"[a-z0-9]+")
-AGREE = 0.5  # IoU, as in the paper's check by hand (section 4)
 
 
 class Rejected(Exception):
@@ -19,13 +19,17 @@ class Rejected(Exception):
 
 
 class Draft(NamedTuple):
-    """A checked question with its steps (`{region:i}` marks) and boxes; `short` is what the question's writer said."""
+    """A checked question with its steps (`{region:i}` marks) and boxes; `short` is what the question's writer said.
+
+    `unchecked`: it says what no annotation confirms (see `claims`).
+    """
 
     question: str
     steps: str
     boxes: list[Box]
     answer: str
     short: str
+    unchecked: bool = False
     negative: bool = False
 
 
@@ -55,12 +59,24 @@ def check_positive(
         other = again()[1] if again is not None else []
         if any(max((iou(box, b) for b in other), default=0.0) < AGREE for box in loose):
             raise Rejected("box that agrees with no annotation" + (" and no second answer" if again else ""))
+    if any((box[2] - box[0]) * (box[3] - box[1]) >= WHOLE and not _as_large(scene, box) for box in boxes):
+        raise Rejected("box of nearly the whole picture that no annotation fills")
+    found = findings(steps, boxes, scene)
+    if loose:  # seen twice where nothing is annotated: neither right nor wrong
+        found.unchecked.extend(wrong for wrong in found.wrong if ELSEWHERE in wrong)
+        found.wrong[:] = [wrong for wrong in found.wrong if ELSEWHERE not in wrong]
+    if found.wrong:
+        raise Rejected(found.reason)
     final = steps[match.start() :]
     before = set(_WORD.findall(REGION_MARK.sub("", steps[: match.start()]).lower()))
     if not set(_WORD.findall(REGION_MARK.sub("", match[1]).lower())) <= before | {"the", "a", "an", "and"}:
         raise Rejected("final answer that no step speaks of")
     assert final
-    return Draft(question, steps, boxes, answer, short.strip(" ."))
+    return Draft(question, steps, boxes, answer, short.strip(" ."), found.verdict == "unchecked")
+
+
+def _as_large(scene: Scene, box: Box) -> bool:
+    return scene.match(box, 0.8) is not None
 
 
 def check_negative(scene: Scene, question: str, steps: str, boxes: list[Box], parts: list[str]) -> Draft:
@@ -77,7 +93,10 @@ def check_negative(scene: Scene, question: str, steps: str, boxes: list[Box], pa
         raise Rejected("negative: no box of what is there")
     if any(scene.match(box, AGREE) is None for box in boxes):
         raise Rejected("negative: box that agrees with no annotation")
-    return Draft(question, steps, boxes, "", "", True)
+    found = findings(steps, boxes, scene)
+    if found.wrong:
+        raise Rejected(f"negative: {found.reason}")
+    return Draft(question, steps, boxes, "", "", found.verdict == "unchecked", True)
 
 
 def numbered(text: str) -> str:

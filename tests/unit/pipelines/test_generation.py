@@ -18,7 +18,7 @@ from ts_lightning.pipelines.converters import coco
 from ts_lightning.pipelines.gic import names_before
 from ts_lightning.pipelines.mirg import Trajectories
 from ts_lightning.pipelines.offline import OfflineChat
-from ts_lightning.pipelines.quality import marked, problems, report
+from ts_lightning.pipelines.quality import marked, report, verdict
 from ts_lightning.pipelines.region_chat import dialogue
 from ts_lightning.pipelines.scenes import TEMPLATES, describe, scenes
 from ts_lightning.pipelines.scout import Scout, from_notation, from_pixels, queries
@@ -114,7 +114,7 @@ def test_offline_scout_is_right_by_the_rule_and_the_rule_finds_errors() -> None:
     samples = [sample for one in known.values() for sample in made(one)]
     for one in samples:
         one.validate()
-        assert problems(one, known[one.images[0].name]) == []
+        assert verdict(one, known[one.images[0].name]).verdict == "right"
     kinds = Counter(one.subtask for one in samples)
     assert 0.15 < kinds["negative"] / len(samples) < 0.25
     assert len({(one.images[0].name, one.meta["question"]) for one in samples}) == len(samples)
@@ -123,14 +123,16 @@ def test_offline_scout_is_right_by_the_rule_and_the_rule_finds_errors() -> None:
     sample = next(one for one in samples if "to the left of" in one.turns[1].text)
     turned = sample.turns[1].text.replace("to the left of", "to the right of")
     bad = replace(sample, turns=[sample.turns[0], Turn("assistant", turned)])
-    assert problems(bad, known[sample.images[0].name])[0].startswith("relation is not so")
+    assert verdict(bad, known[sample.images[0].name]).wrong[0].startswith("relation is not so")
     moved = replace(sample, regions=[replace(region, box=(0.0, 0.0, 0.01, 0.01)) for region in sample.regions])
-    assert "has IoU 0.00" in problems(moved, known[sample.images[0].name])[0]
+    assert "(IoU 0.00)" in verdict(moved, known[sample.images[0].name]).wrong[0]
     figures, shown = report([*samples, bad, moved], known, {"x": 2}, shown=10)
     assert figures["accepted"] == {
-        "checked": len(samples) + 2,
+        "held_against_annotations": len(samples) + 2,
         "right": len(samples),
-        "share": round(len(samples) / (len(samples) + 2), 4),
+        "unchecked": 0,
+        "wrong": 2,
+        "share_right": round(len(samples) / (len(samples) + 2), 4),
     }
     assert (figures["table_a1"]["images"], figures["table_a1"]["qa_pairs"]) == (30, len(samples) + 2)
     assert len(shown) == 10
@@ -167,7 +169,7 @@ def test_verbs_and_report(tmp_path, capsys) -> None:
     ]
     assert main(["data", "report", *arguments, "--marks", str(tmp_path / "marks.json")]) == 0
     figures = json.loads((tmp_path / "scout/report.json").read_text())
-    assert (figures["accepted"]["share"], figures["by_hand"]["accuracy"]) == (1.0, 0.5)
+    assert (figures["accepted"]["share_right"], figures["by_hand"]["accuracy"]) == (1.0, 0.5)
     assert (tmp_path / "scout/report.html").read_text().count("<figure>") == 5
     assert "templates (sha256" in (tmp_path / "scout/README.md").read_text()
     words = [str(path), "--out", str(tmp_path / "x"), "--questions", "nothing:x"]
@@ -281,7 +283,7 @@ def test_scout_from_real_photos() -> None:
     figures, _ = report(samples, known, made.dropped)
     assert len({(one.images[0].name, one.meta["question"]) for one in samples}) == len(samples) >= 1000
     assert 0.05 <= figures["negative_share"] <= 0.10
-    assert figures["accepted"]["share"] >= 0.95
+    assert figures["accepted"]["share_right"] >= 0.95
     for one in samples:
         if one.subtask == "scout":
             assert all(max(iou(r.box, t.box) for t in known[one.images[0].name].things) >= 0.5 for r in one.regions)
