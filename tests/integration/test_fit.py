@@ -77,6 +77,9 @@ def test_fit_writes_config_metrics_and_checkpoints(fitted: Path) -> None:
     train = [row for row in rows(fitted / "metrics.csv") if row["train/loss"]]
     assert len(train) == 6
     assert {"train/steps", "train/balance", "train/alpha", "train/samples_per_second"} <= train[0].keys()
+    assert {"train/expert_load", "train/pad_share", "train/tokens_per_second", "train/peak_memory_gib"} <= train[
+        0
+    ].keys()
     assert float(train[-1]["train/loss"]) < float(train[0]["train/loss"])
     assert float(train[0]["train/alpha"]) == 0.5
     names = sorted(path.name for path in (fitted / "checkpoints").iterdir())

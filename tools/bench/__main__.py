@@ -1,6 +1,6 @@
 """Benchmarks beside their peers, in one process. The last line of standard output is one JSON object.
 
-    python -m tools.bench [--threads 2] [--rounds 5] twin|sft|grpo|loader|score|full_size|grpo_full_size
+    python -m tools.bench [--threads 2] [--rounds 5] twin|sft|packing|grpo|loader|score|full_size|grpo_full_size
 
 A failed correctness check, which runs before any timing, exits with status 1.
 """
@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from tools.bench import full_size, grpo, grpo_full_size, loader, score, sft, twin
+from tools.bench import full_size, grpo, grpo_full_size, loader, packing, score, sft, twin
 from tools.bench.geometry import MODELS
 
 
@@ -26,6 +26,8 @@ def main() -> int:
     case.add_argument("--shapes", nargs="+", choices=tuple(twin.SHAPES))
     case.set_defaults(run=twin.main)
     cases.add_parser("sft", help="one training step against training everything").set_defaults(run=sft.main)
+    case = cases.add_parser("packing", help="a step on the questions of a picture in one row, or in a row each")
+    case.set_defaults(run=packing.main)
     cases.add_parser("grpo", help="a GRPO step with the prompt read once a group").set_defaults(run=grpo.main)
     cases.add_parser("loader", help="pictures to pixels").set_defaults(run=loader.main)
     cases.add_parser("score", help="scoring, and COCO AP against pycocotools").set_defaults(run=score.main)

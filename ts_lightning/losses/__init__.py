@@ -14,7 +14,7 @@ from ts_lightning.losses.grpo import (
     group_advantages,
     grpo_loss,
 )
-from ts_lightning.losses.load_balance import load_balance_loss
+from ts_lightning.losses.load_balance import expert_load, load_balance_loss
 from ts_lightning.losses.rows import RowLoss, Stepwise, TokenMean
 from ts_lightning.losses.stepwise import STEP_LOSS_MODES, num_loss_rows, stepwise_loss, token_mean_loss
 from ts_lightning.losses.token import answer_nll, token_nll
@@ -35,6 +35,7 @@ __all__ = [
     "Stepwise",
     "TokenMean",
     "answer_nll",
+    "expert_load",
     "group_advantages",
     "grpo_loss",
     "load_balance_loss",

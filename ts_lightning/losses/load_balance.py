@@ -1,5 +1,8 @@
 """The router regularisation R(g) of TWIST (its eq. 7 and 8). Shapes: T tokens, E experts, K choices, B rows."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 
@@ -21,3 +24,11 @@ def load_balance_loss(router_probs_TE: Tensor, expert_ids_TK: Tensor, row_T: Ten
     share_BE = probs_TE.new_zeros(num_rows * num_experts).index_add_(0, pair_slot.flatten(), pairs)
     share_BE = share_BE.view(num_rows, num_experts) / (num_tokens_B1 * expert_ids_TK.shape[1])
     return num_experts * (share_BE * mean_prob_BE).sum(dim=1)
+
+
+def expert_load(routed_LE: Sequence[Tensor]) -> Tensor:
+    """E * max_e n_e / sum_e n_e, the mean over layers: 1 where experts are chosen alike, E where one is always chosen.
+
+    routed_LE: n_e, how often each layer's router chose each of its experts. A layer without a choice gives 0.
+    """
+    return torch.stack([len(n_E) * n_E.max() / n_E.sum().clamp(min=1) for n_E in routed_LE]).mean()

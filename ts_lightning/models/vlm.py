@@ -18,6 +18,7 @@ from ts_lightning.models.backbones.base import Backbone, number_of_pictures
 from ts_lightning.models.backbones.hf import as_backbone
 from ts_lightning.models.encode import Encoder, TaskEncoder
 from ts_lightning.models.generate import generate_texts
+from ts_lightning.models.moe import MoE
 from ts_lightning.models.package import load_weights
 from ts_lightning.models.packing import PAD_BRANCH, count_on, of_questions, question_places, right_padded
 from ts_lightning.models.recorded import Recorded
@@ -179,6 +180,11 @@ class VLM(Recorded, nn.Module):
     def logits(self, hidden_NH: Tensor, task_N: Tensor, context: Routing) -> Tensor:
         """[N, V] logits; `task_N` is the task of each one's row, `context` the routing of its forward."""
         return self.backbone.head(hidden_NH)
+
+    def routers(self) -> list[MoE]:
+        """The mixtures of experts whose routers train, in the order of their layers."""
+        found = (module for module in self.backbone.modules() if isinstance(module, MoE))
+        return [moe for moe in found if moe.router.weight.requires_grad]
 
     @property
     def router(self) -> TaskRouter:

@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from ts_lightning.losses import RowLoss, num_loss_rows
+from ts_lightning.losses import RowLoss, expert_load, num_loss_rows
 from ts_lightning.metrics.protocols import make_protocol
 from ts_lightning.metrics.record import Record
 from ts_lightning.metrics.suites import SuiteMetrics
@@ -44,6 +44,7 @@ class BaseModule(ShardedModule):
 
     loss: RowLoss
     row_record: list[tuple[Any, Tensor]]  # of this step, for SkipNonFinite: samples and the losses of their rows
+    routed_LE: list[Tensor]  # of this step: how often each router that trains chose each of its experts
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class BaseModule(ShardedModule):
         self.vlm = vlm
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.alpha_lr_factor, self.max_new_tokens = alpha_lr_factor, max_new_tokens
-        self.suite_metrics = SuiteMetrics()
+        self.suite_metrics, self.routed_LE = SuiteMetrics(), []
         self._measured: set[str] = set()  # suites whose true answers were held against max_new_tokens
         self.answer_as()
 
@@ -77,7 +78,10 @@ class BaseModule(ShardedModule):
 
     def row_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Loss of each row, [B] with gradient under "loss"; other [B] entries are parts of it, for the logs."""
-        return self.loss(self.vlm(batch, isolated=self.loss.isolated), batch)
+        output = self.vlm(batch, isolated=self.loss.isolated)
+        for routed_E, ids_NK in zip(self.routed_LE, output["expert_ids"], strict=False):  # none in understanding rows
+            routed_E += torch.bincount(ids_NK.flatten(), minlength=len(routed_E))
+        return self.loss(output, batch)
 
     def loss_weight(self, batch: dict[str, Any]) -> Tensor:
         """What a micro-batch adds to the loss's divisor: its rows with a loss token."""
@@ -94,6 +98,7 @@ class BaseModule(ShardedModule):
         counts = torch.stack([self.loss_weight(micro) for micro in batch["micro_batches"]])
         divisor = self._sum_over_ranks(counts.sum()).clamp(min=1)
         self.row_record, totals = [], dict[str, Tensor]()
+        self.routed_LE = [torch.zeros(len(moe.experts), device=self.device).double() for moe in self.vlm.routers()]
         self.zero_grad()
         for micro in earlier:
             with without_exchange(self.trainer.strategy):
@@ -101,8 +106,12 @@ class BaseModule(ShardedModule):
                 with torch.autocast(self.device.type, enabled=False):
                     self.trainer.strategy.backward(loss, None)
         loss = self._share(last, divisor, totals)
-        means = self._sum_over_ranks(torch.stack(list(totals.values()))) / divisor
-        for name, mean in zip(totals, means, strict=True):
+        sums, *routed_LE = self._sum_over_ranks(torch.cat([torch.stack(list(totals.values())), *self.routed_LE])).split(
+            [len(totals), *map(len, self.routed_LE)]
+        )
+        if any(bool(routed_E.any()) for routed_E in routed_LE):
+            self.log("train/expert_load", expert_load(routed_LE).float(), batch_size=1)
+        for name, mean in zip(totals, sums / divisor, strict=True):
             self.log(f"train/{name}", mean.float(), prog_bar=name == "loss", batch_size=1)
         self.log_dict({f"train/{k}": float(v) for k, v in self.vlm.log_values().items()}, batch_size=1)
         return loss

@@ -9,6 +9,7 @@ from ts_lightning.losses import (
     Stepwise,
     TokenMean,
     answer_nll,
+    expert_load,
     load_balance_loss,
     num_loss_rows,
     stepwise_loss,
@@ -157,3 +158,9 @@ def test_row_losses_by_hand() -> None:
     torch.testing.assert_close(parts["loss"], torch.tensor([16.28, 5.0, 0.0]))
     with pytest.raises(ValueError, match="step_loss: seen 'mean', expected one of sum, step_mean"):
         Stepwise("mean")
+
+
+def test_expert_load_by_hand() -> None:
+    layers = [torch.tensor([4.0, 0.0]), torch.tensor([3.0, 3.0]), torch.tensor([1.0, 3.0])]
+    assert expert_load(layers).item() == pytest.approx((2 + 1 + 1.5) / 3)
+    assert expert_load([torch.zeros(3)]).item() == 0

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tools.bench import harness, loader, twin
+from tools.bench import harness, loader, packing, twin
 
 
 def test_twin_keeps_at_most_065_of_what_the_naive_loop_keeps() -> None:
@@ -39,3 +39,12 @@ def test_loader_peer_is_the_normalised_picture() -> None:
     (picture,) = loader.make_pictures(1)
     levels = loader.peer(picture) * torch.tensor(loader.STD).view(3, 1, 1) + torch.tensor(loader.MEAN).view(3, 1, 1)
     assert (levels * 255 - loader.ours(picture)).abs().max() <= 1.01
+
+
+def test_packing_checks_before_it_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in {"HIDDEN": 32, "HEADS": 2, "SIDE": 56, "PICTURES": 2, "QUESTIONS": 4, "TEXT": (31, 40)}.items():
+        monkeypatch.setattr(packing, name, value)
+    assert packing.main(rounds=1) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["max_relative_error"] < 1e-5
+    assert said["positions"]["packed"] < said["positions"]["separate"]

@@ -1,0 +1,124 @@
+"""A training step on 32 questions about four pictures: eight questions behind their picture, or a row each.
+
+LLaVA's picture of 576 tokens and about 100 tokens of text a question, at a hidden size that a CPU can take. Legend:
+T tokens of a row.
+"""
+
+import statistics
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tools.bench.harness import Step, interleave, ratio, relative_error, report
+from ts_lightning.data.collate import collate, deal
+from ts_lightning.losses import Stepwise
+from ts_lightning.models import TwinExpertVLM
+from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.models.packing import pack_questions
+
+HIDDEN, LAYERS, HEADS, SIDE, PATCH = 768, 2, 12, 336, 14
+PICTURES, QUESTIONS, TEXT, ANSWER = 4, 8, (80, 121), 30  # tokens of text: from, below; of them the answer
+MICRO_BATCH = 8  # separate rows of one forward
+LOSS = Stepwise("step_mean", 0.01)
+
+
+def make_vlm() -> TwinExpertVLM:
+    """A twin in the first of two layers over a decoder and a tower of one layer."""
+    backbone = TinyBackbone(
+        pretrained=None, hidden_size=HIDDEN, intermediate_size=4 * HIDDEN, num_layers=LAYERS, num_heads=HEADS,
+        vision_layers=1, image_size=SIDE, patch_size=PATCH,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return TwinExpertVLM(backbone, num_experts=2).train()
+
+
+def make_rows(vlm: TwinExpertVLM) -> list[list[dict[str, Any]]]:
+    """Encoded rows of the questions about each picture."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = (SIDE // PATCH) ** 2
+    records = []
+    for number in range(PICTURES):
+        pixels = torch.randint(0, 256, (1, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+        rows = []
+        for question in range(QUESTIONS):
+            length = int(torch.randint(*TEXT, (1,), generator=generator))
+            text_T = torch.randint(100, 200, (length,), generator=generator)
+            ids_T = torch.cat([torch.full((tokens,), vlm.backbone.image_token_id), text_T])
+            step_ids_T = torch.full_like(ids_T, -1)
+            step_ids_T[-ANSWER:] = 0
+            name = f"{number}-{question}"
+            rows.append({"input_ids": ids_T, "step_ids": step_ids_T, "pixel_values": pixels, "task": 1, "sample": name})
+        records.append(rows)
+    return records
+
+
+def loss_of(vlm: TwinExpertVLM, batch: dict[str, Any]) -> Tensor:
+    """The sum over the questions of a micro-batch."""
+    return LOSS(vlm(batch), batch)["loss"].sum()
+
+
+def gradients(vlm: TwinExpertVLM, batches: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of all micro-batches, and the gradients of what trains."""
+    vlm.zero_grad()
+    losses = []
+    for batch in batches:
+        loss = loss_of(vlm, batch)
+        loss.backward()
+        losses.append(loss.detach())
+    found = {name: p.grad.clone() for name, p in vlm.named_parameters() if p.grad is not None}
+    return torch.stack(losses).sum(), found
+
+
+def training_step(vlm: TwinExpertVLM, batches: list[dict[str, Any]]) -> Step:
+    """Forward, backward and AdamW over all micro-batches."""
+    optimizer = torch.optim.AdamW([p for p in vlm.parameters() if p.requires_grad], lr=1e-6)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        for batch in batches:
+            loss_of(vlm, batch).backward()
+        optimizer.step()
+
+    return step
+
+
+def pad_share(batches: list[dict[str, Any]]) -> float:
+    """Positions that are padding."""
+    positions = sum(batch["valid"].numel() for batch in batches)
+    return round(1 - sum(int(batch["valid"].sum()) for batch in batches) / positions, 4)
+
+
+def main(rounds: int = 5) -> int:
+    """Compare loss and gradients of one picture's questions, then time the step; the ratio is packed / separate."""
+    vlm = make_vlm()
+    records = make_rows(vlm)
+    image_id = vlm.backbone.image_token_id
+    rows = [row for record in records for row in record]
+    packed_rows = [row for record in records for row in pack_questions(record, image_id)]
+    separate = [collate(part, vlm.pad_id) for part in deal(rows, len(rows) // MICRO_BATCH)]
+    packed = [collate(part, vlm.pad_id) for part in deal(packed_rows, len(packed_rows) // 2)]
+    one = [collate(records[0], vlm.pad_id)], [collate(pack_questions(records[0], image_id), vlm.pad_id)]
+    (expected_loss, expected), (loss, found) = (gradients(vlm, batches) for batches in one)
+    error = max(relative_error(loss, expected_loss), *(relative_error(found[n], g) for n, g in expected.items()))
+    batches = {"packed": packed, "separate": separate}
+    figures = {
+        "pad_share": {name: pad_share(each) for name, each in batches.items()},
+        "positions": {name: sum(b["valid"].numel() for b in each) for name, each in batches.items()},
+    }
+    if error > 1e-5:
+        return report("packing", False, ratios={}, floor_ratio=None, max_relative_error=error, **figures)
+    steps = {"packed": training_step(vlm, packed), "separate": training_step(vlm, separate)}
+    seconds = interleave(steps, rounds)
+    each = sorted(a / b for a, b in zip(seconds["packed"], seconds["separate"], strict=True))
+    return report(
+        "packing",
+        True,
+        ratios={"separate_rows": ratio(seconds, "packed", "separate")},
+        floor_ratio=None,
+        spread=[round(each[0], 3), round(each[-1], 3)],
+        questions_per_second={name: round(len(rows) / statistics.median(s), 2) for name, s in seconds.items()},
+        max_relative_error=error,
+        **figures,
+        threads=torch.get_num_threads(),
+    )
