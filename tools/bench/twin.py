@@ -2,6 +2,9 @@
 
 Understanding: 4 experts, top 2, frozen. Skill: 2 experts, top 1, trainable, with its router and alpha. All tokens are
 real tokens of the skill. The floor is the same useful products as plain dense matmuls.
+
+The form of low rank (`rank`) stands beside the full one over a dense MLP and over the four experts; its floor is the
+frozen layer's products alone.
 """
 
 from functools import partial
@@ -13,9 +16,12 @@ from transformers import PhiConfig
 from transformers.models.phi.modeling_phi import PhiMLP
 
 from tools.bench.harness import Step, interleave, ratio, relative_error, report, saved_bytes
+from ts_lightning.models.low_rank import experts_of
 from ts_lightning.models.moe import MoE, moe_loop, route
+from ts_lightning.models.package import PackageOptions
 from ts_lightning.models.routing import routing
 from ts_lightning.models.twin import Alpha, Package, TwinExpert
+from ts_lightning.models.twin_vlm import grounding_experts
 
 SHAPES = {"H512_F2048_T2048": (512, 2048, 2048), "H1024_F4096_T2048": (1024, 4096, 2048)}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -29,6 +35,50 @@ def make_twin(hidden: int, size: int) -> TwinExpert:
     for moe in (understanding, skill):
         nn.init.normal_(moe.router.weight, std=0.16)
     return TwinExpert(understanding, nn.ModuleDict({"grounding": Package(skill, Alpha(0.5))}))
+
+
+def make_low_rank(hidden: int, size: int, rank: int | None, dense: bool) -> TwinExpert:
+    """Build the twin layer over a dense MLP or four experts, with two experts of low rank or (None) full copies."""
+    config = PhiConfig(hidden_size=hidden, intermediate_size=size, hidden_act="gelu_pytorch_tanh")
+    understanding = PhiMLP(config) if dense else MoE.copies([PhiMLP(config) for _ in range(4)], 4, top_k=2)
+    skill = grounding_experts(experts_of(understanding), PackageOptions(expert_rank=rank))
+    for moe in (understanding, skill):
+        if isinstance(moe, MoE):
+            nn.init.normal_(moe.router.weight, std=0.16)
+    return TwinExpert(understanding, nn.ModuleDict({"grounding": Package(skill, Alpha(0.5))}))
+
+
+def low_rank(shape: tuple[int, int, int], dtype: torch.dtype, device: str, rounds: int, rank: int) -> dict[str, Any]:
+    """Time and saved bytes of the form of low rank, against the frozen layer's products and against the full form."""
+    hidden, size, tokens = shape
+    x = torch.randn(1, tokens, hidden, device=device, dtype=dtype)
+    figures: dict[str, Any] = {}
+    for base in ("dense", "moe"):
+        forms = {name: make_low_rank(hidden, size, r, base == "dense") for name, r in (("rank", rank), ("full", None))}
+        modules = {name: Ours(twin.to(device, dtype)) for name, twin in forms.items()}
+        steps = {name: backward_step(module, x, torch.ones_like(x)) for name, module in modules.items()}
+        leaf = x.detach().requires_grad_()
+        kept = {name: saved_bytes(partial(m, leaf), list(m.parameters())) for name, m in modules.items()}
+        alone = frozen_products(hidden, size, tokens * (1 if base == "dense" else 2), dtype, device)
+        seconds = interleave({"floor": alone, **steps}, rounds)
+        figures[base] = {
+            "floor_ratio": ratio(seconds, "rank", "floor"),
+            "full_floor_ratio": ratio(seconds, "full", "floor"),
+            "saved_bytes_ratio": round(kept["rank"] / kept["full"], 3),
+        }
+    return figures
+
+
+def frozen_products(hidden: int, size: int, tokens: int, dtype: torch.dtype, device: str) -> Step:
+    """Return a step of the frozen layer's products: forward, and the gradient of its input."""
+    shapes = ((tokens, hidden), (hidden, size), (size, hidden), (tokens, size))
+    x, w_in, w_out, h = (torch.randn(*s, device=device, dtype=dtype) for s in shapes)
+
+    def step() -> None:
+        for a, b in ((x, w_in), (h, w_out), (x, w_out.T), (h, w_in.T)):
+            a @ b
+
+    return step
 
 
 def parts(twin: TwinExpert) -> tuple[MoE, MoE, Alpha]:
@@ -160,11 +210,14 @@ def measure(shape: tuple[int, int, int], dtype: torch.dtype, device: str, rounds
     }
 
 
-def main(rounds: int = 5, dtype: str = "float32", device: str = "cpu", shapes: list[str] | None = None) -> int:
+def main(
+    rounds: int = 5, dtype: str = "float32", device: str = "cpu", shapes: list[str] | None = None, rank: int = 16
+) -> int:
     """Run all shapes; the ratios of the JSON line are the worst over them, `cases` has each."""
     cases = {}
     for name in shapes or list(SHAPES):
         cases[name] = measure(SHAPES[name], getattr(torch, dtype), device, rounds)
+        cases[name][f"rank_{rank}"] = low_rank(SHAPES[name], getattr(torch, dtype), device, rounds, rank)
         print(name, cases[name], flush=True)
     correct = all(case["correct"] for case in cases.values())
     peers = {peer for case in cases.values() for peer in case["ratios"]}

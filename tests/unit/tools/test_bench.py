@@ -48,3 +48,9 @@ def test_packing_checks_before_it_times(monkeypatch: pytest.MonkeyPatch, capsys:
     said = json.loads(capsys.readouterr().out)
     assert said["max_relative_error"] < 1e-5
     assert said["positions"]["packed"] < said["positions"]["separate"]
+
+
+def test_low_rank_keeps_half_of_what_full_copies_keep() -> None:
+    case = twin.low_rank((64, 256, 256), torch.float32, "cpu", rounds=1, rank=4)
+    assert case["dense"]["saved_bytes_ratio"] <= 0.6
+    assert case["moe"]["saved_bytes_ratio"] <= 0.85
