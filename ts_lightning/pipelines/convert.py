@@ -142,4 +142,7 @@ def subset_line(name: str, options: Mapping[str, Any], number: int, asked: int) 
     named = [(key, options[key]) for key in ("split", "count_by", "crowd", "difficult") if key in options]
     chosen = ", ".join(f"{key.replace('_', '-')} {'all' if value is None else value}" for key, value in named)
     found = f"{number} photos with at most {options['max_objects']} objects ({chosen}), {asked} with a question"
-    return f"{found}; the paper's subset: {PAPER_SUBSETS[name]} photos"
+    paper = PAPER_SUBSETS.get(name)
+    if paper is None:
+        return found
+    return f"{found}; the paper's subset: {paper} photos ({number - paper:+d}, {100 * number / paper:.1f}% of it)"

@@ -15,8 +15,9 @@ from ts_lightning.grounding.regions import Region
 def to_llava(samples: Iterable[Sample], out: Path, codec: Codec) -> int:
     """Write LLaVA's JSON list and the pictures (out/images); returns the number of rows.
 
-    Boxes are written in `codec`. The key `ts_lightning`, which other tools pass over, keeps the fields that LLaVA has
-    no place for, so that `converters.llava` gives back equal samples.
+    Boxes are written in `codec`. `images` lists the pictures, `image` names a single one too (LLaVA). The key
+    `ts_lightning`, one JSON string that other tools pass over, keeps the fields that LLaVA has no place for, so that
+    `converters.llava` gives back equal samples. dataset_info.json is LLaMA-Factory's entry: its dataset_dir is `out`.
     """
     rows = []
     for sample in samples:
@@ -25,17 +26,23 @@ def to_llava(samples: Iterable[Sample], out: Path, codec: Codec) -> int:
         pairs = zip(sample.turns, texts, strict=True)
         row: dict[str, Any] = {"id": sample.id}
         if names:
-            row["image"] = names[0] if len(names) == 1 else names
+            row["images"] = [f"images/{name}" for name in names]
+            if len(names) == 1:
+                row["image"] = f"images/{names[0]}"
         row["conversations"] = [{"from": "human" if turn.role == "user" else "gpt", "value": t} for turn, t in pairs]
         rows.append(row | {"ts_lightning": _kept(sample, marks)})
     _write(out / "llava.json", json.dumps(rows, ensure_ascii=False, indent=1))
+    columns = {"messages": "conversations", "images": "images"}
+    entry = {"file_name": "llava.json", "formatting": "sharegpt", "columns": columns}
+    _write(out / "dataset_info.json", json.dumps({"ts_lightning": entry}, indent=1))
     return len(rows)
 
 
 def to_ms_swift(samples: Iterable[Sample], out: Path) -> int:
     """Write ms-swift's JSON lines and the pictures (out/images); returns the number of rows.
 
-    Boxes are `<bbox>` with bbox_type norm1, so that ms-swift writes them in each model's own form. ms-swift has points
+    Pictures are named by their whole path, since ms-swift looks from the folder that it runs in. Boxes are `<bbox>`
+    with bbox_type norm1, so that ms-swift writes them in each model's own form. ms-swift has points
     and boxes only: ValueError for a polygon.
     """
     count = 0
@@ -53,7 +60,10 @@ def to_ms_swift(samples: Iterable[Sample], out: Path) -> int:
 
             texts, marks = _written(sample, mark)
             messages = [{"role": turn.role, "content": t} for turn, t in zip(sample.turns, texts, strict=True)]
-            row: dict[str, Any] = {"messages": messages, "images": [f"images/{name}" for name in names]}
+            row: dict[str, Any] = {
+                "messages": messages,
+                "images": [str((out / "images" / name).resolve()) for name in names],
+            }
             if objects["bbox"]:
                 row["objects"] = objects
             file.write(json.dumps(row | {"ts_lightning": _kept(sample, marks)}, ensure_ascii=False) + "\n")
@@ -178,12 +188,16 @@ def _norm1(sample: Sample, i: int) -> list[list[float]]:
     return [list(box) for box in region.boxes or ([region.box] if region.box else [])]
 
 
-def _kept(sample: Sample, marks: list[list[int]]) -> dict[str, Any]:
-    """What the other format has no place for: all fields but pictures and texts, the key, and the marks."""
+def _kept(sample: Sample, marks: list[list[int]]) -> str:
+    """What the other format has no place for, as JSON: all fields but pictures and texts, the key, and the marks.
+
+    A string, since a table of rows (`datasets`) takes one type for each key.
+    """
     fields = asdict(sample.without_bytes())
     for name in ("images", "turns", "shard", "image_bytes"):
         del fields[name]
-    return fields | {"marks": marks, "steps": [turn.steps for turn in sample.turns]}
+    kept = fields | {"marks": marks, "steps": [turn.steps for turn in sample.turns]}
+    return json.dumps(kept, ensure_ascii=False)
 
 
 def _save_pictures(sample: Sample, folder: Path) -> list[str]:

@@ -84,7 +84,7 @@ def scene_of(sample: Sample) -> Scene | None:
     relations = [(first[a], str(how), first[b]) for a, how, b in meta.get("relationships") or []]
     captions = [str(text) for text in meta.get("captions") or []]
     boxed = sample.turns[1].text if sample.subtask == "caption" else None
-    kept = {name: meta[name] for name in ("image_id", "absent", "not_exhaustive") if name in meta}
+    kept: dict[str, Any] = {name: meta[name] for name in ("image_id", "absent", "not_exhaustive") if name in meta}
     if not things:
         return None
     relations = [one for one in relations if one[0] >= 0 and one[2] >= 0]

@@ -14,7 +14,7 @@ from ts_lightning.cli import main
 from ts_lightning.data import index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample
-from ts_lightning.pipelines.converters import coco, llava, ms_swift, vlm_r1, voc
+from ts_lightning.pipelines.converters import coco, llava, ms_swift, vlm_r1, voc, yolo
 from ts_lightning.pipelines.converters.source import Dropped, Pictures, excluded_names, safe_key
 
 BAD_ROW = "rows that lack a field, or have one of another kind"
@@ -478,3 +478,45 @@ def test_federated_annotations_are_not_taken_for_all(tmp_path: Path) -> None:
     assert one.meta is not None
     assert (one.subtask, one.meta["absent"], one.meta["not_exhaustive"]) == ("detection", ["dog"], ["cat"])
     assert [*dropped] == ["categories of which not all objects are annotated in a photo (no localization question)"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "names: [cat, 'hot dog']",
+        "names:\n  - cat\n  - hot dog\n",
+        "names:\n  0: cat\n  1: hot dog\n",
+        "names: {0: cat, 1: hot dog}",
+    ],
+)
+@pytest.mark.parametrize(
+    "layout", [("labels", "images"), ("labels/train", "images/train"), ("train/labels", "train/images")]
+)
+def test_yolo_folders(tmp_path: Path, names: str, layout: tuple[str, str]) -> None:
+    put(
+        tmp_path / layout[0] / "a.txt",
+        "\ufeff0 0.5 0.5 0.2 0.4\r\n1 0.1 0.1 0.3 0.1 0.3 0.2\r\n\r\n7 0.5 0.5 0.1 0.1\n",
+    )
+    put(tmp_path / layout[0] / "b.txt", "0 320 240 20 20\n")
+    put(tmp_path / "data.yaml", f"train: x\nnc: 2\n{names}\n")
+    for name in ("a.png", "b.jpg"):
+        photo(tmp_path / layout[1] / name, (100, 50))
+    dropped = Dropped()
+    cat_one, dog_one, both = yolo.read(tmp_path, Pictures(dropped=dropped))
+    assert cat_one.regions[0].box == pytest.approx((0.4, 0.3, 0.6, 0.7))
+    assert (dog_one.regions[0].category, dog_one.regions[0].box) == ("hot dog", (0.1, 0.1, 0.3, 0.2))
+    assert both.turns[1].text == "cat {region:0}, hot dog {region:1}."
+    assert dropped.names == {
+        BAD_ROW: ["a.txt line 4: seen class 7, expected one of 2"],
+        "boxes that are no box inside the picture": ["b.txt line 1"],
+    }
+
+
+def test_the_pictures_of_a_test_set_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = [{"id": i, "file_name": f"{i % 2}.jpg", "caption": "it", "width": 9, "height": 9} for i in range(4)]
+    notes = [{"image_id": i, "bbox": [1, 1, 5, 5]} for i in range(4)]
+    file = put(tmp_path / "m.json", {"images": images, "annotations": notes})
+    assert main(["data", "convert", "refcoco", str(file), "--list-images", str(tmp_path / "names.txt")]) == 0
+    assert "names.txt  2 pictures" in capsys.readouterr().out
+    assert (tmp_path / "names.txt").read_text() == "0.jpg\n1.jpg\n"
+    assert excluded_names(tmp_path / "names.txt").holds(["1.jpg"])

@@ -56,13 +56,32 @@ def test_conversations_come_back_equal(name: str, tmp_path: Path, monkeypatch: p
     codec = ["--codec", "chatspot"] if name == "llava" else []
     assert run("export", name, f"{tmp_path}/shards/*.tar", "--out", tmp_path / "out", *codec) == 0
     read = llava.read if name == "llava" else ms_swift.read
-    (file,) = (tmp_path / "out").glob("*.json*")
+    (file,) = (path for path in (tmp_path / "out").glob("*.json*") if path.name != "dataset_info.json")
     text = file.read_text()
     assert "{region" not in text.replace('"{region', "")
     again = list(read(file, Pictures(tmp_path / "out/images")))
     assert plain(iter(again)) == plain(back(f"{tmp_path}/shards/*.tar"))
     assert run("convert", name, file, "--out", tmp_path / "again") == 0
     assert plain(back(f"{tmp_path}/again/*.tar")) == plain(iter(again))
+
+
+def test_rows_of_several_sources_are_one_table(tmp_path: Path) -> None:
+    """What `datasets` reads (ms-swift and LLaMA-Factory load by it) gives back the same boxes."""
+    datasets = pytest.importorskip("datasets")
+    one, two, three = mixed()
+    two.meta, three.meta = {"origin": {"a": [1, [2]]}, "number": "x"}, None
+    to_ms_swift([one, two, three], tmp_path)
+    to_llava([one, two, three], tmp_path, get_codec("chatspot"))
+    for name, read in (("ms_swift.jsonl", ms_swift.read), ("llava.json", llava.read)):
+        table = datasets.load_dataset("json", data_files=str(tmp_path / name), cache_dir=str(tmp_path / "cache"))
+        rows = [{key: value for key, value in row.items() if value is not None} for row in table["train"]]
+        assert [len(row["images"]) if row.get("images") else 0 for row in rows] == [1, 2, 1]
+        assert all((tmp_path / path).is_file() for row in rows for path in row["images"])
+        again = tmp_path / "again.jsonl"
+        again.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        assert plain(read(again, Pictures(tmp_path))) == plain(iter([one, two, three]))
+    entry = json.loads((tmp_path / "dataset_info.json").read_text())["ts_lightning"]
+    assert (entry["file_name"], entry["columns"]["images"]) == ("llava.json", "images")
 
 
 def test_what_other_tools_read(tmp_path: Path) -> None:

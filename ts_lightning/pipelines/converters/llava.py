@@ -36,6 +36,7 @@ def read(
     """
     path, pictures = Path(path), pictures or Pictures()
     files = sorted([*path.glob("*.json"), *path.glob("*.jsonl")]) if path.is_dir() else [path]
+    files = [file for file in files if file.name != "dataset_info.json" or file == path]
     if not files:
         raise ValueError(f"{path}: seen no *.json or *.jsonl, expected conversations in it")
     notation = _notation(codec, min_pixels, max_pixels) if codec else None

@@ -13,7 +13,9 @@ from ts_lightning.pipelines.converters.source import Picture, Pictures, located
 from ts_lightning.pipelines.converters.vqa import question
 
 
-def read(path: str | Path, pictures: Pictures | None = None, split: str | None = None) -> Iterator[Sample]:
+def read(
+    path: str | Path, pictures: Pictures | None = None, split: str | None = None, template: str | None = None
+) -> Iterator[Sample]:
     """One sample a row of a TSV; `path` is the file, or the folder of it. `split` is dev or test, where a column says.
 
     An index above 1,000,000 is a rotation of the options of (index mod 1,000,000): rotations share `meta.question_id`.
@@ -50,4 +52,4 @@ def read(path: str | Path, pictures: Pictures | None = None, split: str | None =
                 "subtask": "multiple_choice",
                 "meta": meta,
             }
-            yield question("mmbench", f"mmbench-{index}", known, row["question"], answers, **fields)
+            yield question("mmbench", f"mmbench-{index}", known, row["question"], answers, template, **fields)

@@ -9,7 +9,7 @@ from ts_lightning.pipelines.converters.source import Pictures
 from ts_lightning.pipelines.converters.vqa import question
 
 
-def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]:
+def read(path: str | Path, pictures: Pictures | None = None, template: str | None = None) -> Iterator[Sample]:
     """One sample a question; `path` has a folder for each category with NAME.txt (question, tab, Yes or No).
 
     A category has its pictures beside the texts, or texts in questions_answers_YN/ and pictures in images/.
@@ -20,10 +20,10 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
         raise ValueError(f"{root}: seen no CATEGORY/*.txt, expected MME's folders of categories")
     for file in texts:
         with pictures.dropped.row(f"{file.parent.name}/{file.name}"):
-            yield from _file(file, root, pictures)
+            yield from _file(file, root, pictures, template)
 
 
-def _file(file: Path, root: Path, pictures: Pictures) -> Iterator[Sample]:
+def _file(file: Path, root: Path, pictures: Pictures, template: str | None) -> Iterator[Sample]:
     base = file.parent.parent if file.parent.name == "questions_answers_YN" else file.parent
     pairs = [
         line.split("\t") for line in read_text(file, "MME's question and answer pairs").split("\n") if line.strip()
@@ -43,4 +43,4 @@ def _file(file: Path, root: Path, pictures: Pictures) -> Iterator[Sample]:
     meta = {"category": base.name, "image_id": file.stem}
     for number, (text, answer) in enumerate(pairs):
         key = f"mme-{base.name}-{file.stem}-{number}"
-        yield question("mme", key, known, text, [answer.strip()], subtask=base.name, meta=meta)
+        yield question("mme", key, known, text, [answer.strip()], template, subtask=base.name, meta=meta)

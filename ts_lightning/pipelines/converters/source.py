@@ -361,9 +361,9 @@ def clean(text: object) -> str:
 
 
 def pick(template: str, key: str, **values: str) -> str:
-    """One line of a template file, chosen by the key, with its slots filled."""
+    """One line of a template file, chosen by the key, with its slots filled; backslash n in it breaks the line."""
     lines = templates(template)
-    line = lines[crc32(key.encode()) % len(lines)]
+    line = lines[crc32(key.encode()) % len(lines)].replace("\\n", "\n")
     for name, value in values.items():
         line = line.replace(f"{{{name}}}", value)
     return line

@@ -23,14 +23,15 @@ def question(
 ) -> Sample:
     """One understanding question, its text as published; `answers` are all accepted ones, the first is the answer.
 
-    `template` names a file of prompts with {question}. `choices` are appended as lettered lines, `hint` goes first.
+    `choices` are appended as lettered lines. `template` names a file of prompts with {question}, which is all of that:
+    single_word and option_letter are LLaVA's own for its evaluations. `hint` goes first.
     """
     words = clean(text)
+    for letter, choice in zip(LETTERS, choices or (), strict=False):
+        words += f"\n{letter}. {clean(choice)}"
     asked = words if template is None else pick(template, key, question=words)
     if hint:
         asked = f"{clean(hint)}\n{asked}"
-    if choices:
-        asked += "".join(f"\n{letter}. {clean(choice)}" for letter, choice in zip(LETTERS, choices, strict=False))
     accepted = [clean(answer) for answer in answers]
     said = accepted[0] if accepted else ""
     return make(

@@ -9,7 +9,9 @@ from ts_lightning.pipelines.converters.source import Pictures, located
 from ts_lightning.pipelines.converters.vqa import question
 
 
-def read(path: str | Path, pictures: Pictures | None = None, split: str | None = None) -> Iterator[Sample]:
+def read(
+    path: str | Path, pictures: Pictures | None = None, split: str | None = None, template: str | None = None
+) -> Iterator[Sample]:
     """One sample a row of "VQA_RAD Dataset Public.json"; `path` is its folder, or the file.
 
     The usual test set (`split` test) is the rows whose phrase_type begins with test_; train is the rest.
@@ -27,4 +29,4 @@ def read(path: str | Path, pictures: Pictures | None = None, split: str | None =
                     name: one.get(name) for name in ("answer_type", "question_type", "image_organ")
                 }
                 answers = [str(one["answer"])]
-                yield question("vqa_rad", f"rad-{one['qid']}", known, one["question"], answers, meta=meta)
+                yield question("vqa_rad", f"rad-{one['qid']}", known, one["question"], answers, template, meta=meta)
