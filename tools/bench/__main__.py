@@ -27,6 +27,7 @@ def main() -> int:
     case.set_defaults(run=twin.main)
     cases.add_parser("sft", help="one training step against training everything").set_defaults(run=sft.main)
     case = cases.add_parser("packing", help="a step on the questions of a picture in one row, or in a row each")
+    case.add_argument("--pictures", type=int, default=4)
     case.set_defaults(run=packing.main)
     cases.add_parser("grpo", help="a GRPO step with the prompt read once a group").set_defaults(run=grpo.main)
     cases.add_parser("loader", help="pictures to pixels").set_defaults(run=loader.main)

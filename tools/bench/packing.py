@@ -1,4 +1,4 @@
-"""A training step on 32 questions about four pictures: eight questions behind their picture, or a row each.
+"""A training step on eight questions about each of some pictures: behind their picture, or in a row each.
 
 LLaVA's picture of 576 tokens and about 100 tokens of text a question, at a hidden size that a CPU can take. Legend:
 T tokens of a row.
@@ -16,14 +16,15 @@ from ts_lightning.losses import Stepwise
 from ts_lightning.models import TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.packing import pack_questions
+from ts_lightning.models.vlm import VLM
 
 HIDDEN, LAYERS, HEADS, SIDE, PATCH = 768, 2, 12, 336, 14
-PICTURES, QUESTIONS, TEXT, ANSWER = 4, 8, (80, 121), 30  # tokens of text: from, below; of them the answer
+QUESTIONS, TEXT, ANSWER = 8, (80, 121), 30  # tokens of text: from, below; of them the answer
 MICRO_BATCH = 8  # separate rows of one forward
 LOSS = Stepwise("step_mean", 0.01)
 
 
-def make_vlm() -> TwinExpertVLM:
+def make_vlm() -> VLM:
     """A twin in the first of two layers over a decoder and a tower of one layer."""
     backbone = TinyBackbone(
         pretrained=None, hidden_size=HIDDEN, intermediate_size=4 * HIDDEN, num_layers=LAYERS, num_heads=HEADS,
@@ -33,12 +34,12 @@ def make_vlm() -> TwinExpertVLM:
     return TwinExpertVLM(backbone, num_experts=2).train()
 
 
-def make_rows(vlm: TwinExpertVLM) -> list[list[dict[str, Any]]]:
+def make_rows(vlm: VLM, pictures: int) -> list[list[dict[str, Any]]]:
     """Encoded rows of the questions about each picture."""
     generator = torch.Generator().manual_seed(0)
     tokens = (SIDE // PATCH) ** 2
     records = []
-    for number in range(PICTURES):
+    for number in range(pictures):
         pixels = torch.randint(0, 256, (1, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
         rows = []
         for question in range(QUESTIONS):
@@ -53,12 +54,12 @@ def make_rows(vlm: TwinExpertVLM) -> list[list[dict[str, Any]]]:
     return records
 
 
-def loss_of(vlm: TwinExpertVLM, batch: dict[str, Any]) -> Tensor:
+def loss_of(vlm: VLM, batch: dict[str, Any]) -> Tensor:
     """The sum over the questions of a micro-batch."""
     return LOSS(vlm(batch), batch)["loss"].sum()
 
 
-def gradients(vlm: TwinExpertVLM, batches: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
+def gradients(vlm: VLM, batches: list[dict[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of all micro-batches, and the gradients of what trains."""
     vlm.zero_grad()
     losses = []
@@ -70,7 +71,7 @@ def gradients(vlm: TwinExpertVLM, batches: list[dict[str, Any]]) -> tuple[Tensor
     return torch.stack(losses).sum(), found
 
 
-def training_step(vlm: TwinExpertVLM, batches: list[dict[str, Any]]) -> Step:
+def training_step(vlm: VLM, batches: list[dict[str, Any]]) -> Step:
     """Forward, backward and AdamW over all micro-batches."""
     optimizer = torch.optim.AdamW([p for p in vlm.parameters() if p.requires_grad], lr=1e-6)
 
@@ -89,10 +90,10 @@ def pad_share(batches: list[dict[str, Any]]) -> float:
     return round(1 - sum(int(batch["valid"].sum()) for batch in batches) / positions, 4)
 
 
-def main(rounds: int = 5) -> int:
+def main(rounds: int = 5, pictures: int = 4) -> int:
     """Compare loss and gradients of one picture's questions, then time the step; the ratio is packed / separate."""
     vlm = make_vlm()
-    records = make_rows(vlm)
+    records = make_rows(vlm, pictures)
     image_id = vlm.backbone.image_token_id
     rows = [row for record in records for row in record]
     packed_rows = [row for record in records for row in pack_questions(record, image_id)]
@@ -116,6 +117,7 @@ def main(rounds: int = 5) -> int:
         True,
         ratios={"separate_rows": ratio(seconds, "packed", "separate")},
         floor_ratio=None,
+        questions=len(rows),
         spread=[round(each[0], 3), round(each[-1], 3)],
         questions_per_second={name: round(len(rows) / statistics.median(s), 2) for name, s in seconds.items()},
         max_relative_error=error,

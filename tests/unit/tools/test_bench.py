@@ -42,9 +42,9 @@ def test_loader_peer_is_the_normalised_picture() -> None:
 
 
 def test_packing_checks_before_it_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, value in {"HIDDEN": 32, "HEADS": 2, "SIDE": 56, "PICTURES": 2, "QUESTIONS": 4, "TEXT": (31, 40)}.items():
+    for name, value in {"HIDDEN": 32, "HEADS": 2, "SIDE": 56, "QUESTIONS": 4, "TEXT": (31, 40)}.items():
         monkeypatch.setattr(packing, name, value)
-    assert packing.main(rounds=1) == 0
+    assert packing.main(rounds=1, pictures=2) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["max_relative_error"] < 1e-5
     assert said["positions"]["packed"] < said["positions"]["separate"]
