@@ -2,7 +2,8 @@
 
 import copy
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -224,11 +225,32 @@ class Encoder:
         tokenizer.add_tokens([AddedToken(text, normalized=False, special=True) for text in texts])
         return replace(self, tokenizer=tokenizer, base_tokenizer=base), pieces
 
+    def row_tokens(self, names: Sequence[str] | None) -> list[str]:
+        """The texts that `train_token_rows` names; "codec" is what the codec writes coordinates with.
+
+        Of the codec's, those that are several tokens here (a number, digit by digit) are left out with one warning.
+        """
+        texts: list[str] = []
+        for name in names or ():
+            own = self.codec.coordinate_tokens() if name == "codec" else [name]
+            whole = [text for text in own if name != "codec" or len(self._pieces(text)) == 1]
+            if left := len(own) - len(whole):
+                warnings.warn(
+                    f"train_token_rows: {left} of the {len(own)} texts of codec {self.codec.name} are several tokens "
+                    "in this tokenizer: their rows don't train",
+                    stacklevel=2,
+                )
+            texts += whole
+        return list(dict.fromkeys(texts))
+
+    def _pieces(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+
     def token_ids(self, texts: list[str]) -> list[int]:
         """Ids of texts that must each be one token; ValueError names the first that is not."""
         ids = []
         for text in texts:
-            found = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            found = self._pieces(text)
             if len(found) != 1:
                 raise ValueError(f"train_token_rows: seen {text!r} as {len(found)} tokens, expected one token")
             ids.append(found[0])

@@ -46,7 +46,7 @@ class LoRAVLM(VLM):
         lora_alpha: float = 256,
         dropout: float = 0.05,
         targets: Sequence[str] = ("fc1", "fc2"),
-        train_token_rows: Sequence[str] = (),
+        train_token_rows: Sequence[str] | None = (),
         activation_checkpointing: bool = False,
         init_from: str | None = None,
     ) -> None:
@@ -60,9 +60,7 @@ class LoRAVLM(VLM):
             raise ValueError(f"targets: seen {missing[0]!r}, expected linear layers of the decoder: {expected}")
         modules = dict(backbone.model.named_modules())
         layers = next(name for name, module in modules.items() if module is backbone.layers)
-        named = [
-            t for text in train_token_rows for t in (self.codec.coordinate_tokens() if text == "codec" else [text])
-        ]
+        named = backbone.encoder.row_tokens(train_token_rows)
         embedding = next(name for name, module in modules.items() if module is backbone.embedding)
         rows = {embedding.rsplit(".", 1)[-1]: backbone.encoder.token_ids(list(dict.fromkeys(named)))} if named else None
         config = LoraConfig(

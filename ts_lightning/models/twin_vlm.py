@@ -68,7 +68,7 @@ class TwinExpertVLM(VLM):
         alpha_scope: str = "global",
         alpha_param: str = "raw",
         seed_experts: Sequence[int] | None = None,
-        train_token_rows: Sequence[str] = (),
+        train_token_rows: Sequence[str] | None = (),
         new_tokens: Sequence[str] = (),
         expert_rank: int | None = None,
         expert_targets: Sequence[str] = (),
@@ -87,7 +87,7 @@ class TwinExpertVLM(VLM):
             alpha_scope=alpha_scope,
             alpha_param=alpha_param,
             seed_experts=None if seed_experts is None else list(seed_experts),
-            train_token_rows=list(train_token_rows),
+            train_token_rows=list(train_token_rows or ()),
             new_tokens=list(new_tokens),
             expert_rank=expert_rank,
             expert_targets=list(expert_targets),
@@ -228,7 +228,7 @@ class TwinExpertVLM(VLM):
         new = [t for text in new for t in (self.codec.special_tokens if text == "codec" else [text])]
         new = [text for text in dict.fromkeys(new) if text not in known]
         self.encoder, pieces = self.encoder.with_tokens(new) if new else (self.encoder, [])
-        named = [t for text in existing for t in (self.codec.coordinate_tokens() if text == "codec" else [text])]
+        named = self.encoder.row_tokens(existing)
         encoder = self.encoder
         ids = encoder.token_ids(list(dict.fromkeys([*named, *new])))
         if not ids:

@@ -23,6 +23,7 @@ from ts_lightning.training.callbacks import DataPosition, Throughput
 from ts_lightning.training.optimizer import build_optimizer, without_exchange
 from ts_lightning.training.records import answer_lengths, batch_records
 from ts_lightning.training.schedule import WarmupCosine, planned_steps
+from ts_lightning.training.silence import StopWithoutGradient
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ class BaseModule(ShardedModule):
 
     def configure_callbacks(self) -> list[Callback]:
         given = any(isinstance(callback, SkipNonFinite) for callback in getattr(self.trainer, "callbacks"))  # noqa: B009
-        return [DataPosition(), Throughput(), *([] if given else [SkipNonFinite()])]
+        return [DataPosition(), Throughput(), StopWithoutGradient(), *([] if given else [SkipNonFinite()])]
 
     def setup(self, stage: str) -> None:
         """With bf16-mixed, frozen weights are held in bf16; what trains, and AdamW's states, are fp32.

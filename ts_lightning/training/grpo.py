@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, distributed
 
@@ -14,6 +15,7 @@ from ts_lightning.rl.reference import ReferencePolicy
 from ts_lightning.rl.rollout import Rollout, RolloutCallback
 from ts_lightning.training.base import BaseModule
 from ts_lightning.training.schedule import WarmupCosine
+from ts_lightning.training.silence import StopWithoutGradient
 
 ON_THE_BAR = ("reward/total", "zero_variance", "completion_length")
 
@@ -76,6 +78,10 @@ class GRPO(BaseModule):
         super().train(mode)
         self.vlm.eval()
         return self
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Groups of equal rewards have no gradient, and say so by themselves (`rl.diagnostics`)."""
+        return [callback for callback in super().configure_callbacks() if not isinstance(callback, StopWithoutGradient)]
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

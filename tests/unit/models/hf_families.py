@@ -400,6 +400,7 @@ REFUSED: dict[str, Family] = {
 }  # fmt: skip
 FAILING = {
     "idefics2": "the processor of the model does not say what stands for a picture",
+    "molmo2": "its processor needs torchvision",
     "cohere2_vision": "its processor needs torchvision",
     "lfm2_vl": "its processor needs torchvision",
     "llama4": "its processor needs torchvision",

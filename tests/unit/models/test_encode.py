@@ -1,12 +1,15 @@
 """Tokenizer, encoder, packing."""
 
+import copy
 import multiprocessing
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tools.experiments.tiny_base.tokenizer import MARKUP
+from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.models import TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.packing import branch_mask, pack_row, pad_rows
@@ -21,6 +24,16 @@ def test_numbers_and_marks_are_one_token() -> None:
     ENCODER.token_ids([*ENCODER.codec.coordinate_tokens(), *MARKUP])
     with pytest.raises(ValueError, match="expected one token"):
         ENCODER.token_ids(["nonsenseword"])
+
+
+def test_rows_of_the_codec_leave_out_what_is_several_tokens() -> None:
+    tokenizer = copy.deepcopy(TOKENIZER)
+    encoder = replace(ENCODER, tokenizer=tokenizer, codec=get_codec("paligemma"))  # <loc0000> is no token here
+    with pytest.warns(UserWarning, match="1024 of the 1024 texts of codec paligemma are several tokens"):
+        assert encoder.row_tokens(["codec", "[["]) == ["[["]
+    assert ENCODER.row_tokens(["codec"]) == list(dict.fromkeys(ENCODER.codec.coordinate_tokens()))
+    assert ENCODER.row_tokens(None) == []
+    assert not TwinExpertVLM(TinyBackbone(), train_token_rows=None).token_rows
 
 
 @pytest.mark.parametrize(
