@@ -13,6 +13,7 @@ from PIL import Image
 from tests.unit.generation_samples import detection
 from tests.unit.hostile_texts import TEXTS, markdown_structure, structure
 from ts_lightning.data.sample import Turn
+from ts_lightning.metrics.record import Record, Truth
 from ts_lightning.metrics.submission import write_submission
 from ts_lightning.models import PlainVLM, lora, package
 from ts_lightning.models.backbones.tiny import TinyBackbone
@@ -32,9 +33,9 @@ def suite_report(folder: Path, text: str) -> tuple[str, str]:
     """report.html and report.md in which every word is `text`."""
     figures = {text: 0.5, "warning": text, "by_task": {text: {text: 0.5}}, "by_category": {text: 0.5}}
     one = {"protocol": text, "questions": 1, "main": text, "score": 0.5, "interval": (0.1, 0.2)}
-    one |= {"paper": {text: (1, text), "other": (1, text)}, "figures": figures, "convention": {text: text}}
-    one |= {"subtasks": {text: {text: 1}}, "not_scored": 1}
-    page = write_suite_report({text: one}, [], folder, None, title=text)
+    one |= {"paper": {text: [(1, text)], "other": [(1, text)]}, "figures": figures, "convention": {text: text}}
+    one |= {"subtasks": {text: {text: 1}}, "not_scored": 1, "reading": text}
+    page = write_suite_report({text: one}, [], folder, title=text)
     return page.read_text(), (folder / "report.md").read_text()
 
 
@@ -79,9 +80,11 @@ def test_pages_and_cards_have_the_parts_of_harmless_ones(tmp_path: Path) -> None
 
 def test_no_cell_of_a_submission_is_a_formula(tmp_path: Path) -> None:
     records = [
-        {"choices": [text, text], "meta": {"index": text}, "question": f"{text}\nA. x", "text": text} for text in TEXTS
+        Record("mmbench", text, text, Truth(), choices=(text, text), meta={"index": text}, question=f"{text}\nA. x")
+        for text in TEXTS
     ]
-    records += [{"choices": ["cat", "dog"], "meta": {"index": 241}, "question": "Which?", "text": "A"}]
+    known = Record("mmbench", "a", "A", Truth(), choices=("cat", "dog"), meta={"index": 241}, question="Which?")
+    records += [known]
     assert write_submission(records, tmp_path / "out.tsv") == len(TEXTS) + 1
     with (tmp_path / "out.tsv").open(newline="") as file:
         rows = list(csv.reader(file, delimiter="\t"))

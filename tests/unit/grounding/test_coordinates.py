@@ -136,9 +136,11 @@ def test_the_command_names_the_frame_and_fails(tmp_path: Path) -> None:
     assert "verdict: padded square read as original" in done.stdout
     assert Image.open(tmp_path / "seen.png").width > 300
     assert json.loads((tmp_path / "report.json").read_text())["boxes"] == 240
-    broken = subprocess.run([*command, "--config", "pyproject.toml"], cwd=ROOT, capture_output=True, text=True)
+    none = tmp_path / "none.yaml"
+    none.write_text("seed_everything: 0\n")
+    broken = subprocess.run([*command, "--config", str(none)], cwd=ROOT, capture_output=True, text=True)
     assert broken.returncode == 2
-    assert broken.stderr.startswith("ts-lightning: error: pyproject.toml: seen no YAML")
+    assert broken.stderr.startswith(f"ts-lightning: error: {none}: seen no model")
 
 
 def jpeg(orientation: int, size: Size = (64, 48), mark: tuple[int, int, int, int] = (8, 8, 24, 20)) -> bytes:
@@ -159,7 +161,7 @@ FRAMES = [("original", "stretch"), ("padded_square", "pad"), ("resized", "stretc
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(("frame", "mode"), FRAMES)
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("name", [name for name, codec in CODECS.items() if "box" in codec.kinds])
 def test_exif_codecs_and_frames_agree(name: str, frame: str, mode: str, orientation: int) -> None:
     """What the text says is where the white rectangle is in the pixels that the model gets."""
     data, size, side = jpeg(orientation), (64, 48), 96

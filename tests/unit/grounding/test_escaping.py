@@ -81,8 +81,7 @@ def test_no_family_reads_a_control_token_from_data(family: str) -> None:
 
 
 def test_marks_that_overlap_are_all_broken() -> None:
-    encoder = TinyBackbone().encoder
-    encoder.add_tokens(["[[a", "a]]", "aaa"])
+    encoder, _ = TinyBackbone().encoder.with_tokens(["[[a", "a]]", "aaa"])
     ids = encoder.tokenizer(encoder.escape("[[a]] aaaa"), add_special_tokens=False)["input_ids"]
     assert not set(ids) & set(encoder.tokenizer.convert_tokens_to_ids(["[[a", "a]]", "aaa"]))
 

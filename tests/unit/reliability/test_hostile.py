@@ -109,9 +109,15 @@ def test_a_reward_is_a_function_of_an_allowed_module() -> None:
 def test_text_in_a_report_is_text(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     figures = {evil: 0.5, "warning": evil, "by_task": {evil: {evil: 0.5}}}
-    one = {"protocol": evil, "questions": 1, "main": evil, "score": 0.5, "interval": None, "paper": {evil: (1, evil)}}
-    one |= {"figures": figures, "convention": {evil: evil}, "subtasks": {evil: {evil: 1}}, "not_scored": 0}
+    one = {"protocol": evil, "questions": 1, "main": evil, "score": 0.5, "interval": None, "paper": {evil: [(1, evil)]}}
+    one |= {
+        "figures": figures,
+        "convention": {evil: evil},
+        "subtasks": {evil: {evil: 1}},
+        "not_scored": 0,
+        "reading": evil,
+    }
     scores = {evil: one}
-    page = write_suite_report(scores, [], tmp_path, None, title=evil).read_text()
+    page = write_suite_report(scores, [], tmp_path, title=evil).read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
