@@ -8,7 +8,7 @@ import pytest
 
 from ts_lightning.pipelines.converters import coco, mig_bench, pope, refcoco, vlm_r1
 from ts_lightning.pipelines.converters.files import plain_pickles
-from ts_lightning.pipelines.converters.source import Dropped, Pictures
+from ts_lightning.pipelines.converters.source import Dropped, Excluded, Pictures
 
 REAL = Path(__file__).parents[4] / "shared/real"
 pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real files in {REAL}")
@@ -106,7 +106,7 @@ def test_coco_folder_loses_no_box_and_no_caption(split: str, boxes: int, crowds:
 
 def test_leakage_list_and_the_subset_of_the_paper() -> None:
     dropped = Dropped()
-    pictures = Pictures(excluded=frozenset({"COCO_train2014_000000000790.jpg", "000000000790.jpg"}), dropped=dropped)
+    pictures = Pictures(excluded=Excluded({"000000000790.jpg": "790"}), dropped=dropped)
     names = {s.images[0].name for s in coco.read(REAL / "coco_mini", pictures, split="train2017")}
     assert "000000000790.jpg" not in names
     assert (len(names), dropped["pictures that are excluded"]) == (79, 1)

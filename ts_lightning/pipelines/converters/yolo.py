@@ -56,9 +56,7 @@ def _names(folder: Path) -> dict[int, str]:
             return {i: clean(line).strip() for i, line in enumerate(lines) if line.strip()}
     file = need(folder, "data.yaml", "*.yaml", "*.yml")
     text = read_text(file, "YOLO's data.yaml with names")
-    found = re.search(
-        r"^names:[ \t]*(\[[^\]]*\]|(?:[ \t]*\n(?:[ \t]*-|[ \t]+\d+[ \t]*:)[^\n]*)+|\{[^}]*\})", text, re.M
-    )
+    found = _NAMES.search(text)
     if found is None:
         raise ValueError(f"{file}: seen no 'names', expected a list of class names")
     listed = found[1].strip()
