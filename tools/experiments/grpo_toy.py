@@ -26,6 +26,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=10.0, help="longest time of one run after SFT")
     parser.add_argument("--sft-steps", type=int, default=300)
+    parser.add_argument("--algorithm", default="MIRG", help="a class of ts_lightning.losses")
+    parser.add_argument("--iterations", type=int, default=1, help="updates on every completion")
+    parser.add_argument("--thought", action="store_true", help="reward the boxes of the thought, too")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", ".*does not have many workers.*|.*litlogger.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -33,7 +36,10 @@ def main() -> int:
         write_toy_shards(args.shards, 16000, 400)
         write_multi_image_shards(args.shards, args.train, args.train, args.questions)
         configs, steps = SHIPPED / "fit", args.sft_steps
-        table = learning_table(configs, args.shards, args.out, args.seeds, args.minutes, steps, args.questions)
+        options = {"algorithm": args.algorithm, "iterations": args.iterations, "thought": args.thought}
+        table = learning_table(
+            configs, args.shards, args.out, args.seeds, args.minutes, steps, args.questions, **options
+        )
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -22,11 +22,19 @@ RUNS = {"more_sft": "SFT continued", "grpo": "GRPO", "grpo_without_image": "GRPO
 
 
 def learning_table(
-    configs: Path, shards: Path, out: Path, seeds: Sequence[int], minutes: float, sft_steps: int, questions: int
+    configs: Path,
+    shards: Path,
+    out: Path,
+    seeds: Sequence[int],
+    minutes: float,
+    sft_steps: int,
+    questions: int,
+    **options: Any,
 ) -> str:
     """Every run of every seed, the table, `out/grpo.json` and `out/grpo.md`; returns the table.
 
-    Restartable: finished runs are not repeated. ValueError where SFT's
+    `options` are those of GRPO's runs: `algorithm`, `iterations`, `thought`. Restartable: finished runs are not repeated,
+    so other options want another folder. ValueError where SFT's
     Acc@0.5 is outside of 0.2 to 0.7: GRPO would have nothing to start from, or to gain.
     """
     base = fit(configs / "toy_mirg_base.yaml", shards, out / "base", 0, {})  # every seed's pre-trained model
@@ -47,6 +55,7 @@ def learning_table(
         for name in ("grpo", "grpo_without_image", "more_sft"):
             config = configs / ("toy_mirg_sft.yaml" if name == "more_sft" else "toy_mirg_grpo.yaml")
             given = {"init_from": sft["checkpoint"], "minutes": minutes, "no_image": name == "grpo_without_image"}
+            given |= {} if name == "more_sft" else options
             if name == "more_sft":  # a whole schedule of as many steps as fit into GRPO's time
                 given["max_steps"] = round(row["grpo"]["seconds"] * sft["steps"] / sft["seconds"])
             run = fit(config, shards, root / name, seed, given)
@@ -73,7 +82,7 @@ def fit(config: Path, shards: Path, root: Path, seed: int, given: Mapping[str, A
     A run that was stopped begins anew: its time is compared with others'.
 
     given: `init_from`; `max_steps` in place of the configuration's; `minutes` at most, for a run behind SFT; `no_image`
-    (reward).
+    (reward); for GRPO `algorithm` (a class of ts_lightning.losses), `iterations`, and `thought` (reward).
     """
     root.mkdir(parents=True, exist_ok=True)
     (root / "given.yaml").write_text(json.dumps(settings(config, shards, root, seed, given)))
@@ -97,13 +106,18 @@ def settings(config: Path, shards: Path, root: Path, seed: int, given: Mapping[s
         model["lr_scheduler"]["init_args"]["warmup_steps"] = 10
         if made["model"]["class_path"].endswith("StepwiseSFT"):
             model["optimizer"]["init_args"]["lr"] *= 0.25  # it has been through a whole schedule
+    if "algorithm" in given:
+        model["algorithm"]["class_path"] = f"ts_lightning.losses.{given['algorithm']}"
+    if "iterations" in given:
+        model["num_iterations"] = given["iterations"]
     for callback in trainer["callbacks"]:
         if callback["class_path"].endswith("ModelCheckpoint"):
             callback["init_args"]["every_n_train_steps"] = 5
         elif callback["class_path"].endswith("RolloutCallback"):
             callback["init_args"]["seed"] = seed
-            if given.get("no_image"):
-                names = ("format", "object")
+            names = ["format", *([] if given.get("no_image") else ["image"]), "object"]
+            names += ["thought"] if given.get("thought") else []
+            if given.get("no_image") or given.get("thought"):
                 callback["init_args"]["rewards"] = {name: IMAGE.replace("image", name) for name in names}
     return made
 

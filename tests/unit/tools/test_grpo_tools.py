@@ -21,6 +21,12 @@ def test_settings_of_the_runs(tmp_path: Path) -> None:
     (rollout,) = [c for c in made["trainer"]["callbacks"] if "Rollout" in c["class_path"]]
     assert set(rollout["init_args"]["rewards"]) == {"format", "object"}
     assert rollout["init_args"]["seed"] == 3
+    options = {"algorithm": "DAPO", "iterations": 2, "thought": True}
+    other = grpo_toy.settings(CONFIGS / "toy_mirg_grpo.yaml", Path("here"), tmp_path, 3, options)
+    model = other["model"]["init_args"]
+    assert (model["algorithm"]["class_path"], model["num_iterations"]) == ("ts_lightning.losses.DAPO", 2)
+    callback = next(c for c in other["trainer"]["callbacks"] if c["class_path"].endswith("RolloutCallback"))
+    assert callback["init_args"]["rewards"].keys() == {"format", "image", "object", "thought"}
     first = grpo_toy.settings(CONFIGS / "toy_mirg_sft.yaml", Path("here"), tmp_path, 0, {"max_steps": 7})
     more = grpo_toy.settings(CONFIGS / "toy_mirg_sft.yaml", Path("here"), tmp_path, 0, given)
     assert first["trainer"]["max_steps"] == 7
