@@ -37,9 +37,8 @@ def main() -> int:
         write_multi_image_shards(args.shards, args.train, args.train, args.questions)
         configs, steps = SHIPPED / "fit", args.sft_steps
         options = {"algorithm": args.algorithm, "iterations": args.iterations, "thought": args.thought}
-        table = learning_table(
-            configs, args.shards, args.out, args.seeds, args.minutes, steps, args.questions, **options
-        )
+        places, minutes = (configs, args.shards, args.out), args.minutes
+        table = learning_table(*places, args.seeds, minutes, steps, args.questions, **options)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

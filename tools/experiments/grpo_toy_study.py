@@ -33,8 +33,8 @@ def learning_table(
 ) -> str:
     """Every run of every seed, the table, `out/grpo.json` and `out/grpo.md`; returns the table.
 
-    `options` are those of GRPO's runs: `algorithm`, `iterations`, `thought`. Restartable: finished runs are not repeated,
-    so other options want another folder. ValueError where SFT's
+    `options` are those of GRPO's runs: `algorithm`, `iterations`, `thought`. Restartable: finished runs are not
+    repeated, so other options want another folder. ValueError where SFT's
     Acc@0.5 is outside of 0.2 to 0.7: GRPO would have nothing to start from, or to gain.
     """
     base = fit(configs / "toy_mirg_base.yaml", shards, out / "base", 0, {})  # every seed's pre-trained model

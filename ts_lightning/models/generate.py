@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from ts_lightning.models.constrain import Constraint
 from ts_lightning.models.packing import PAD_BRANCH
 from ts_lightning.models.sharding import all_ranks_done, is_sharded, kept_whole
 
@@ -140,6 +141,7 @@ def decode(
     all_done: Callable[[Tensor], bool] = all_rows_done,
     look_every: int = 1,
     done_B: Tensor | None = None,
+    constraint: Constraint | None = None,
 ) -> Iterator[Tensor]:
     """Token ids [B], step by step, until every row has stopped; a stopped row gives the padding token.
 
@@ -147,6 +149,7 @@ def decode(
     leave the batch after every `COMPACT` tokens. A row stops at any of `stop_ids` and behind `stop_sequence`. Every
     `look_every` tokens `all_done` decides from bool [B] whether to end, which waits for the device; ranks whose
     forwards wait for each other have to agree. done_B: rows that have stopped before the first token.
+    `constraint` leaves only tokens that finish a begun box.
     """
     device = state.logits_BV.device
     banned, stop_S = (
@@ -160,7 +163,14 @@ def decode(
         state, rows_R = state.without(done_B)
     last_BK = torch.full((len(done_B), len(sequence_K)), -1, device=device)
     for count in range(max_new_tokens):
-        token_R = sampler(state.logits_BV.index_fill(1, banned, -torch.inf), rows_R)
+        logits_RV = state.logits_BV.index_fill(1, banned, -torch.inf)
+        if constraint is not None:
+            rows = rows_R.tolist()
+            allowed_RV = constraint.allowed(rows, max_new_tokens - count - 1).to(device)
+            logits_RV = logits_RV.masked_fill(~allowed_RV, -torch.inf)
+        token_R = sampler(logits_RV, rows_R)
+        if constraint is not None:
+            constraint.read(token_R.tolist(), rows)
         token_B = torch.full_like(done_B, state.vlm.pad_id, dtype=torch.long).index_copy(0, rows_R, token_R)
         token_B = torch.where(done_B, state.vlm.pad_id, token_B)
         yield token_B
@@ -190,15 +200,24 @@ class Generated(NamedTuple):
 
 @torch.no_grad()
 def generate_answers(
-    vlm: "VLM", batch: Mapping[str, Any], max_new_tokens: int, alpha: float | None = None
+    vlm: "VLM", batch: Mapping[str, Any], max_new_tokens: int, alpha: float | None = None, constrain: bool = False
 ) -> list[Generated]:
-    """Greedy answers; marks of the codecs stay in the text, the end mark and padding do not."""
+    """Greedy answers; marks of the codecs stay in the text, the end mark and padding do not.
+
+    constrain: a begun box is always finished as the codec writes it (`models.constrain`); its pictures have the size of
+    the one that the sample asks about.
+    """
     stop = {vlm.tokenizer.eos_token_id}
     all_done = all_ranks_done if is_sharded(vlm) else all_rows_done
     with kept_whole(vlm):
         state = prefill(vlm, batch, alpha)
         looks = look_every(state.logits_BV.device)
-        tokens = list(decode(state, greedy, stop, max_new_tokens, all_done=all_done, look_every=looks))
+        constraint = None
+        if constrain:
+            sizes = [(sample.sizes or [(1, 1)])[sample.answer_image] for sample in batch["samples"]]
+            constraint = Constraint(vlm.tokenizer, vlm.codec, sizes, state.logits_BV.shape[1], stop)
+        steps = decode(state, greedy, stop, max_new_tokens, (), all_done, looks, constraint=constraint)
+        tokens = list(steps)
     drop = {*stop, vlm.pad_id}
     answers = []
     for row in torch.stack(tokens, 1).tolist():

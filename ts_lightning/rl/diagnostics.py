@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from ts_lightning.rl.rollout import Rollout
 
 Sums = dict[str, tuple[float, float]]  # name -> (sum, count)
-WATCHED = ("reward/format", "reward/object", "reward/total", "zero_variance")
+WATCHED = ("reward/format", "reward/object", "reward/total", "zero_variance", "tagged")
 
 
 def rollout_figures(micro_batches: Sequence[Mapping[str, Any]], rollouts: Sequence["Rollout"]) -> Sums:
     """Sums and counts of this rank: `reward/<name>` (total: their sum), `reward_by_task/<subtask>`, lengths.
 
     `zero_variance`: the share of groups whose completions got one and the same reward, which teach nothing;
-    `cut_off`: the share of completions that ran into the token limit.
+    `cut_off`: the share of completions that ran into the token limit; `tagged`: of those with a tag of the format.
     """
     sums: Sums = {}
 
@@ -38,6 +38,7 @@ def rollout_figures(micro_batches: Sequence[Mapping[str, Any]], rollouts: Sequen
             add(f"reward_by_task/{sample.subtask or sample.task}", total, len(group))
             add("zero_variance", float((total_BG[b] == total_BG[b, 0]).all()), 1)
             add("completion_length", sum(len(one.token_ids) for one in group), len(group))
+            add("tagged", sum("<answer>" in one.text or "<think>" in one.text for one in group), len(group))
             add("cut_off", sum(not one.stopped for one in group), len(group))
     return sums
 
@@ -70,8 +71,8 @@ class Watch:
     best: float = 0.0
     said: list[str] = field(default_factory=list)
 
-    def add(self, step: int, figures: Mapping[str, float]) -> list[str]:
-        """Look at one more step; the lines to say about it."""
+    def add(self, step: int, figures: Mapping[str, float], example: str = "") -> list[str]:
+        """Look at one more step; the lines to say about it. `example` is one of its completions."""
         kept = {name: figures[name] for name in WATCHED if name in figures}
         self.recent = [*self.recent, kept][-self.window :]
         if len(self.recent) < self.window:
@@ -79,12 +80,12 @@ class Watch:
         mean = {name: sum(f.get(name, 0.0) for f in self.recent) / self.window for name in kept}
         if self.first is None:
             self.first = mean
-        found = self._found(mean, self.first)
+        found = self._found(mean, self.first, example)
         new = [kind for kind in found if kind not in self.said]
         self.said += new
         return [f"step {step}: {found[kind]}" for kind in new]
 
-    def _found(self, mean: dict[str, float], first: dict[str, float]) -> dict[str, str]:
+    def _found(self, mean: dict[str, float], first: dict[str, float], example: str) -> dict[str, str]:
         found: dict[str, str] = {}
         total = mean.get("reward/total", 0.0)
         self.best = max(self.best, total)
@@ -93,7 +94,19 @@ class Watch:
                 f"the run has collapsed: rewards of {total:.2f} on average, once {self.best:.2f}; lower the rate, "
                 "raise kl_coeff"
             )
-        if (flat := mean.get("zero_variance", 0.0)) > 0.95:
+        flat = mean.get("zero_variance", 0.0)
+        untagged = "reward/format" in mean and mean.get("tagged") == 0
+        if flat > 0.95 and untagged:
+            found["flat"] = (
+                f"nothing to learn: no completion has <think> or <answer> tags, which the format reward wants, such as "
+                f"{example[:120]!r}; start from an SFT with tags, or take ts_lightning.rl.strict_reward in its place"
+            )
+        elif flat > 0.95 and total == 0:
+            found["flat"] = (
+                f"nothing to learn: every reward is 0; a completion: {example[:120]!r}; check the boxes' notation, "
+                "max_new_tokens and that the SFT answers such prompts"
+            )
+        elif flat > 0.95:
             found["flat"] = (
                 f"nothing to learn: {flat:.0%} of the groups have equal rewards, {total:.2f} on average; raise "
                 "temperature or num_generations, take prompts that are neither too hard nor too easy"

@@ -187,7 +187,7 @@ class RolloutCallback(Callback):
         step = trainer.global_step
         figures = sum_over_ranks(rollout_figures(micro_batches, rollouts))
         self.figures |= figures
-        for line in self.watch.add(step, figures):
+        for line in self.watch.add(step, figures, rollouts[0].completions[0][0].text):
             if trainer.is_global_zero:
                 log.warning(line)
         if self.table_every and step % self.table_every == 0 and trainer.is_global_zero:

@@ -41,6 +41,7 @@ class BaseModule(ShardedModule):
         lr_scheduler: Steps once for each optimizer step.
         alpha_lr_factor: The rate of a twin vlm's alpha is multiplied by it.
         max_new_tokens: Longest answer in validate, test and predict.
+        constrain: There, a begun box is always finished as the codec writes it (`models.constrain`).
     """
 
     loss: RowLoss
@@ -54,6 +55,7 @@ class BaseModule(ShardedModule):
         lr_scheduler: LRSchedulerCallable = WarmupCosine,
         alpha_lr_factor: float = 1.0,
         max_new_tokens: int = 64,
+        constrain: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -62,6 +64,7 @@ class BaseModule(ShardedModule):
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.alpha_lr_factor, self.max_new_tokens = alpha_lr_factor, max_new_tokens
         self.suite_metrics, self.routed_LE = SuiteMetrics(), []
+        self.constrain = constrain
         self._measured: set[str] = set()  # suites whose true answers were held against max_new_tokens
         self.answer_as()
 
@@ -189,7 +192,7 @@ class BaseModule(ShardedModule):
 
     def _answered(self, batch: dict[str, Any], dataloader_idx: int) -> list[Record]:
         suite = self._suite(dataloader_idx)
-        answers = self.vlm.run(generate_answers, batch, self.max_new_tokens, self.alpha)
+        answers = self.vlm.run(generate_answers, batch, self.max_new_tokens, self.alpha, self.constrain)
         texts, cut_off = [answer.text for answer in answers], [answer.cut_off for answer in answers]
         return batch_records(batch, texts, self.vlm.codec, suite, cut_off, self._rule(suite))
 

@@ -41,6 +41,7 @@ class GRPO(BaseModule):
         num_iterations: How often each completion is trained on.
         num_mini_batches: Steps of one iteration, each on its part of the micro-batches.
         kl_coeff: Weight of the divergence from the reference; 0 keeps none.
+        constrain: As in `SFT`; rollouts are free.
         offload_reference: Keep a full copy on the CPU (backbones that train without experts or adapters).
     """
 
@@ -58,10 +59,11 @@ class GRPO(BaseModule):
         num_mini_batches: int = 1,
         kl_coeff: float = 0.04,
         offload_reference: bool = False,
+        constrain: bool = False,
     ) -> None:
         if kl_coeff < 0:
             raise ValueError(f"kl_coeff: seen {kl_coeff}, expected at least 0")
-        super().__init__(vlm, optimizer, lr_scheduler, alpha_lr_factor, max_new_tokens)
+        super().__init__(vlm, optimizer, lr_scheduler, alpha_lr_factor, max_new_tokens, constrain)
         for name, value in (("num_iterations", num_iterations), ("num_mini_batches", num_mini_batches)):
             if value < 1:
                 raise ValueError(f"{name}: seen {value}, expected at least 1")

@@ -130,6 +130,12 @@ def test_warnings_come_once_and_only_when_due() -> None:
         said = lines(history, Watch(window=5))
         assert [line[: len(start)] for line, start in zip(said, expected, strict=True)] == expected
     assert lines([figures(0.8, 0.5, flat=1.0)] * 10, Watch())[0].startswith("step 9: ")
+    for tagged, cause in (
+        (0.0, "no completion has <think> or <answer> tags"),
+        (0.5, "every reward is 0; a completion: 'a"),
+    ):
+        (line,) = Watch(window=1).add(0, figures(0, 0, flat=1.0) | {"tagged": tagged}, "a box")
+        assert line.startswith(f"step 0: nothing to learn: {cause}")
 
 
 def test_a_resumed_run_remembers_figures_and_what_was_said() -> None:

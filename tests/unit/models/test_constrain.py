@@ -1,0 +1,95 @@
+"""Constrained decoding: a begun box is finished in the codec's notation, whatever the weights say.
+
+    python -m tests.unit.models.test_constrain 10000
+
+takes so many answers for each codec.
+"""
+
+import sys
+
+import pytest
+import torch
+
+from tests.unit.models.test_shared_prefix import tiny
+from ts_lightning.grounding.codecs import CODECS, get_codec
+from ts_lightning.models.constrain import Constraint, Notation
+
+TOKENIZER = tiny().encoder.tokenizer
+SIZE, VOCABULARY, LENGTH = (97, 64), len(TOKENIZER), 60
+BOXES = sorted(name for name, codec in CODECS.items() if "box" in codec.kinds)
+
+
+def answers(name: str, count: int, seed: int = 0) -> tuple[int, list[str]]:
+    """Random answers with many openings: how many boxes were begun, and the texts that hold one not read strictly."""
+    codec = get_codec(name)
+    notation = Notation(codec, SIZE)
+    constraint = Constraint(TOKENIZER, codec, [SIZE] * count, VOCABULARY, {TOKENIZER.eos_token_id})
+    generator = torch.Generator().manual_seed(seed)
+    opening = TOKENIZER(notation.opening, add_special_tokens=False)["input_ids"]
+    rows, ids = list(range(count)), [[] for _ in range(count)]
+    for step in range(LENGTH):
+        logits = torch.randn(count, VOCABULARY, generator=generator)
+        logits[:, TOKENIZER.eos_token_id] = -torch.inf  # an answer of full length, cut off by the limit
+        for row in rows:  # what would begin one is likely
+            place = step % (len(opening) + 9)
+            if place < len(opening):
+                logits[row, opening[place]] += 12
+        allowed = constraint.allowed(rows, LENGTH - step - 1)
+        tokens = logits.masked_fill(~allowed, -torch.inf).argmax(1).tolist()
+        constraint.read(tokens, rows)
+        for row, token in enumerate(tokens):
+            ids[row].append(token)
+    begun, wrong = 0, []
+    for row in rows:
+        text = TOKENIZER.decode(ids[row], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        at = text.find(notation.opening)
+        while at >= 0:
+            begun += 1
+            end = notation.inside(text[at + len(notation.opening) :])
+            stop = at + len(notation.opening) + (end or 0)
+            if not end or end < 0 or len(codec.parse_strict(text[at:stop], SIZE)) != 1:
+                wrong.append(text)
+                break
+            at = text.find(notation.opening, stop)
+    return begun, wrong
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_every_begun_box_reads_strictly(name: str) -> None:
+    begun, wrong = answers(name, 40)
+    assert begun >= 40
+    assert wrong == []
+
+
+def test_the_notation_of_a_codec_by_hand() -> None:
+    scout = Notation(get_codec("scout"), SIZE)
+    assert (scout.opening, scout.literals) == ("[[", ["", ",", ",", ",", "]]"])
+    assert scout.inside("10,20,30,40]]x") == 13
+    for begun in ("", "1", "10,", "10,20,3", "99,0,10", "10,20,30,40]"):
+        assert scout.inside(begun) == -1, begun
+    # empty and reversed boxes, numbers that are none of the grid, further text
+    for none in ("10,20,10", "10,20,10,", "100", "10,20,5,", "01", "101", "a", "10, 20", "10,20,30,40;"):
+        assert (scout.inside(none) is None) == (none != "10,20,10"), none
+    assert scout.state("the [[1,2,3,4]] and [[5") == "[[5"
+    assert scout.state("[[1,2,3,4]] [") == ""
+    assert scout.tail("ends in [") == "["
+    qwen = Notation(get_codec("qwen2_vl"), SIZE)
+    assert (qwen.opening, qwen.literals) == ("<|box_start|>", ["(", ",", "),(", ",", ")<|box_end|>"])
+
+
+def test_no_box_is_begun_without_room_and_a_codec_of_points_is_refused() -> None:
+    constraint = Constraint(TOKENIZER, get_codec("shikra"), [SIZE], VOCABULARY, {TOKENIZER.eos_token_id})
+    (opening,) = TOKENIZER("[", add_special_tokens=False)["input_ids"][-1:]
+    assert constraint.allowed([0], 100)[0, opening]
+    assert not constraint.allowed([0], 5)[0, opening]
+    with pytest.raises(ValueError, match="constrain: seen codec molmo, which writes no boxes"):
+        Notation(get_codec("molmo"), SIZE)
+
+
+if __name__ == "__main__":
+    for codec_name in BOXES:
+        total, failures = 0, 0
+        for part in range(0, int(sys.argv[1]), 100):
+            begun_now, wrong_now = answers(codec_name, 100, part)
+            total, failures = total + begun_now, failures + len(wrong_now)
+        print(f"{codec_name}: {total} boxes begun in {sys.argv[1]} answers, {failures} answers with one not strict")
