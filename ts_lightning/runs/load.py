@@ -105,7 +105,10 @@ def stored_model(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]
     if not isinstance(model.get("class_path"), str) or not isinstance(arguments, dict):
         raise ValueError(f"checkpoint {path}: seen no module class, expected a checkpoint written by ts_lightning")
     vlm = _described(arguments.get("vlm"), f"checkpoint {path}: vlm")
-    backbone = _described(vlm["init_args"].get("backbone"), f"checkpoint {path}: vlm.init_args.backbone")
+    backbone = vlm["init_args"].get("backbone")
+    if isinstance(backbone, str):  # a configuration's plain folder
+        backbone = {"class_path": "ts_lightning.models.backbones.hf.HFBackbone", "init_args": {"pretrained": backbone}}
+    backbone = _described(backbone, f"checkpoint {path}: vlm.init_args.backbone")
     _check_size(vlm["init_args"], backbone, checkpoint, path)
     if vlm["init_args"].get("init_from"):
         arguments = {**arguments, "vlm": {**vlm, "init_args": {**vlm["init_args"], "init_from": None}}}
