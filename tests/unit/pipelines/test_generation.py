@@ -230,6 +230,13 @@ def multi() -> Sample:
     return one
 
 
+@pytest.mark.parametrize("style", ["trajectory", "answer"])
+def test_an_answer_in_no_named_picture_makes_no_trajectory(style: str) -> None:
+    maker = Trajectories(Says("never asked"), Says(), style=style)
+    assert list(maker(replace(multi(), meta={"image": None}))) == []
+    assert dict(maker.dropped) == {"records whose answer names no picture (its place is a guess)": 1}
+
+
 def test_trajectories_in_three_stages() -> None:
     thought = "<think>Image 1 shows [a tree]. So [the dog] in image 2 it is.</think><answer>[the dog]</answer>"
     tree = "Image 1: <|box_start|>(100,100),(300,300)<|box_end|>"

@@ -47,7 +47,7 @@ def scout(
         answers_codec: the notation of this model's boxes
         answerer: caption never shows the picture (the caption-only baseline)
         templates: folder with an edited copy of ts_lightning/pipelines/templates
-        negatives: share of questions about absent things
+        negatives: share of questions about absent things (the paper: 40,000 of 3.11 million, 1.3%)
         second: ask again where a box fits no annotation
     """
 
