@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_one_line(
     assert capsys.readouterr().err.startswith("ts-lightning: error: export: seen a ")
     tmp_path.joinpath("empty").mkdir()
     assert export(tmp_path / "empty", "checkpoint", tmp_path / "x") == 2
-    assert "expected a package, an adapter or a standalone model" in capsys.readouterr().err
+    assert "expected a run with checkpoints/last.ckpt, a package" in capsys.readouterr().err
     assert main(["fit", "--ckpt_path", str(tmp_path / "empty")]) == 2
     assert "seen the folder" in capsys.readouterr().err
 

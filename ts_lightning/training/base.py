@@ -211,7 +211,7 @@ class BaseModule(ShardedModule):
         questions = getattr(self.trainer.datamodule, "suite_questions", None)  # type: ignore[attr-defined]
         if questions is None:
             return
-        lengths = answer_lengths(self.encoder, questions(self._kind, suite, 100))
+        lengths = answer_lengths(self.vlm.encoder, questions(self._kind, suite, 100))
         longer = sum(length > self.max_new_tokens for length in lengths)
         if longer:
             log.warning(
