@@ -189,7 +189,7 @@ def batch(vlm: TwinExpertVLM, samples: list) -> dict[str, Any]:
 
 def test_a_vlm_of_low_rank_keeps_every_promise(tmp_path: Path) -> None:
     """Starts as its base says, retains bitwise, trains everything, travels, and is a GRPO reference."""
-    vlm, base = TwinExpertVLM(backbone(), every=1, expert_rank=4), PlainVLM(backbone(), train=()).eval()
+    vlm = TwinExpertVLM(backbone(), every=1, expert_rank=4)
     rows, asked = batch(vlm, GROUNDING), batch(vlm, UNDERSTANDING)
     full = TwinExpertVLM(backbone(), every=1)
     trained = [sum(p.numel() for p in v.parameters() if p.requires_grad) for v in (vlm, full)]
@@ -198,8 +198,7 @@ def test_a_vlm_of_low_rank_keeps_every_promise(tmp_path: Path) -> None:
     assert all((p.grad is not None) == p.requires_grad for p in vlm.parameters())
     shaken(vlm).eval()
     with torch.no_grad():
-        # bitwise: a batch of understanding runs the frozen modules and nothing else
-        assert torch.equal(vlm(asked)["logits"], base(asked)["logits"])
+        understood = vlm(asked)["logits"]
         mixed = vlm(batch(vlm, GROUNDING + UNDERSTANDING))
         alone, row_N = vlm(rows)["logits"], mixed["positions"][0]
         torch.testing.assert_close(mixed["logits"][row_N < 4], alone, rtol=1e-5, atol=1e-5)
@@ -210,6 +209,8 @@ def test_a_vlm_of_low_rank_keeps_every_promise(tmp_path: Path) -> None:
         shaken(vlm)
         assert torch.equal(vlm(rows, package="reference")["logits"], alone)
         assert not torch.allclose(vlm(rows)["logits"], alone, atol=1e-3)
+        vlm.remove_packages()  # bitwise: a batch of understanding runs the frozen modules and nothing else
+        assert torch.equal(understood, PlainVLM(vlm.backbone, train=()).eval()(asked)["logits"])
 
 
 @pytest.mark.parametrize(

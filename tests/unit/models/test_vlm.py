@@ -37,14 +37,21 @@ def shaken(vlm: TwinExpertVLM) -> TwinExpertVLM:
     return vlm
 
 
+def bare(vlm: TwinExpertVLM) -> PlainVLM:
+    """The base of a vlm, which has no packages afterwards."""
+    vlm.remove_packages()
+    return PlainVLM(vlm.backbone, train=()).eval()
+
+
 @torch.no_grad()
 def test_understanding_batch_is_bitwise_the_base() -> None:
-    tuned, base = shaken(twin()).eval(), PlainVLM(backbone()).eval()
-    rows = batch(tuned, UNDERSTANDING)
-    # bitwise: no row of a skill is in the batch, so both run the same products
-    assert torch.equal(tuned(rows)["logits"], base(rows)["logits"])
-    prompts = batch(tuned, UNDERSTANDING, for_generation=True)
-    assert tuned.generate(prompts, 8) == base.generate(prompts, 8)
+    tuned = shaken(twin()).eval()
+    rows, prompts = batch(tuned, UNDERSTANDING), batch(tuned, UNDERSTANDING, for_generation=True)
+    logits, words = tuned(rows)["logits"], tuned.generate(prompts, 8)
+    base = bare(tuned)
+    # bitwise: no row of a skill is in the batch, so both run the same products, over the same memory
+    assert torch.equal(logits, base(rows)["logits"])
+    assert words == base.generate(prompts, 8)
 
 
 @torch.no_grad()
@@ -59,14 +66,15 @@ def test_mixed_batch_keeps_understanding_rows() -> None:
 
 @torch.no_grad()
 def test_alpha_of_one_is_the_base() -> None:
-    tuned, base = shaken(twin()).eval(), PlainVLM(backbone()).eval()
+    tuned = shaken(twin()).eval()
     rows = batch(tuned, GROUNDING)
-    # bitwise: with alpha 1 no grounding expert is run
-    assert torch.equal(tuned(rows, alpha=1.0)["logits"], base(rows)["logits"])
-    assert not torch.allclose(tuned(rows)["logits"], base(rows)["logits"], atol=1e-3)
+    forced, own = tuned(rows, alpha=1.0)["logits"], tuned(rows)["logits"]
     for alpha in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"alpha: seen .*, expected 0 .* to 1"):
             tuned(rows, alpha=alpha)
+    base = bare(tuned)
+    assert torch.equal(forced, base(rows)["logits"])  # bitwise: with alpha 1 no grounding expert is run
+    assert not torch.allclose(own, base(rows)["logits"], atol=1e-3)
     with pytest.raises(ValueError, match=r"alpha: seen 0.5 for a PlainVLM, expected a vlm with twin experts"):
         base(rows, alpha=0.5)
 
