@@ -21,7 +21,7 @@ def certify(
     Exit status 0: certified; 1: something differs; 2: the checkpoint or the shards can't be used.
 
     Args:
-        ckpt: a checkpoint of `fit`, a package, an adapter or a standalone folder
+        ckpt: a run's folder, a checkpoint of `fit`, a package, an adapter or a standalone folder
         shards: tars or patterns with understanding questions
         out: where the certificate goes
         max_samples: how many of the first understanding questions

@@ -59,7 +59,7 @@ def evaluate(
 
     Args:
         out: folder for the report, and for the answers of --ckpt
-        ckpt: checkpoint, package, adapter or standalone folder that answers --suites
+        ckpt: a run's folder, checkpoint, package, adapter or standalone folder that answers --suites
         suites: configurations with suites, such as eval/rec.yaml; with --predictions they say how --suite is scored
         task: whose task answers: given (the record's), auto (the task router's), or one for every question
         alpha: the mixing weight, in place of the learned one

@@ -22,7 +22,7 @@ def export(
     --ckpt_path and init_from. standalone: the base as well (LoRA merged into it), in the layout of its own family.
 
     Args:
-        ckpt: checkpoint, package, adapter or standalone folder
+        ckpt: a run's folder, checkpoint, package, adapter or standalone folder
         to: the shape
         out: file or folder to write
         scores: JSON of figures for the card, flat or nested as report.json; the run's last validation when missing
@@ -32,8 +32,9 @@ def export(
     from ts_lightning.reports.card_scores import read_scores, run_scores
     from ts_lightning.runs.export import change_rank, give_router
     from ts_lightning.runs.export import export as write
-    from ts_lightning.runs.load import load
+    from ts_lightning.runs.load import load, run_checkpoint
 
+    ckpt = Path(run_checkpoint(ckpt))
     figures = read_scores(scores) if scores else run_scores(ckpt)
     module = load(ckpt)
     if router is not None:

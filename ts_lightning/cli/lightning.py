@@ -27,7 +27,7 @@ from ts_lightning.data.loader import lost_worker
 from ts_lightning.runs import CheckpointIO
 from ts_lightning.runs.allowed_classes import refuse_code
 from ts_lightning.runs.class_paths import FLAG, allowing, not_from_a_file, one_line, take_flag
-from ts_lightning.runs.load import answering, folder_model, stored_data, stored_model
+from ts_lightning.runs.load import answering, folder_model, run_checkpoint, stored_data, stored_model
 from ts_lightning.runs.metrics_log import MetricsLog
 from ts_lightning.runs.resume import Finished, begin_run, first_process, set_aside
 from ts_lightning.runs.run_folder import check_folder, check_writers
@@ -58,7 +58,8 @@ class TSLightningCLI(LightningCLI):
     metrics: MetricsLog | None = None
 
     def __init__(self, args: Sequence[str]) -> None:
-        self.ckpt_path = _option(list(args), "--ckpt_path")
+        args = _with_run_checkpoint(list(args))
+        self.ckpt_path = _option(args, "--ckpt_path")
         super().__init__(
             BaseModule,
             L.LightningDataModule,
@@ -257,13 +258,19 @@ def with_stored_config(args: Sequence[str]) -> list[str]:
     return [args[0], "--config", json.dumps(stored), *args[1:]]
 
 
+def _with_run_checkpoint(args: list[str]) -> list[str]:
+    """`args`, with a run's folder as `--ckpt_path` replaced by its last checkpoint."""
+    path = _option(args, "--ckpt_path")
+    last = None if path is None else str(run_checkpoint(path))
+    return args if last == path else [*_without(args, "--ckpt_path"), f"--ckpt_path={last}"]
+
+
 def _with_folder(args: list[str], folder: str) -> list[str]:
     """A package, an adapter or a standalone model in place of a checkpoint: Lightning is given the model alone."""
     if args[0] == "fit":
         expected = "expected a checkpoint (the vlm's init_from starts from a folder)"
         raise ValueError(f"--ckpt_path: seen the folder {folder}, {expected}")
-    at = next(i for i, arg in enumerate(args) if arg.startswith("--ckpt_path"))
-    rest = args[1:at] + args[at + (1 if "=" in args[at] else 2) :]
+    rest = _without(args, "--ckpt_path")[1:]
     return [args[0], "--config", json.dumps({"model": folder_model(folder)}), *rest]
 
 
@@ -289,6 +296,12 @@ def _option(args: list[str], name: str) -> str | None:
         elif arg.startswith(name + "="):
             value = arg.partition("=")[2]
     return value
+
+
+def _without(args: list[str], name: str) -> list[str]:
+    """`args` without any `name VALUE` and `name=VALUE`."""
+    values = {i + 1 for i, arg in enumerate(args) if arg == name}
+    return [arg for i, arg in enumerate(args) if i not in values and arg != name and not arg.startswith(name + "=")]
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -19,6 +19,9 @@ _DOTTED = re.compile(r"--(trainer|model|data)[.=]")
 _NOISE = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes: \[.*?\]|Errors:|Given value type:.*"
 )
+_CHOICE = re.compile(
+    r'Parser key "(?P<option>\w+)": Expected a typing.Literal\[(?P<names>.*)\]\. Got value: (?P<seen>.*)'
+)
 
 
 def call(function: Callable[..., int | None], words: Sequence[str], prog: str) -> int:
@@ -167,7 +170,13 @@ def parse(parser: ArgumentParser, words: Sequence[str], prog: str, known: Sequen
     try:
         return parser.parse_args(words)
     except ArgumentError as error:
-        raise ValueError(f"{prog}: {' '.join(_NOISE.sub('', str(error)).split())}") from None
+        text = " ".join(_NOISE.sub("", str(error)).split())
+        raise ValueError(f"{prog}: {_CHOICE.sub(_choice, text)}") from None
+
+
+def _choice(match: re.Match) -> str:
+    names = ", ".join(re.findall(r"'([^']*)'", match["names"]))
+    return f"--{match['option']}: seen {match['seen']!r}, expected one of {names}"
 
 
 def underscored(word: str) -> str:

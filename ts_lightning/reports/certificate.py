@@ -12,7 +12,7 @@ from ts_lightning.data.collate import collate
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.models import VLM, PlainVLM
 from ts_lightning.reports.retention import certify
-from ts_lightning.runs.load import load
+from ts_lightning.runs.load import load, run_checkpoint
 
 UNDERSTANDING = "understanding"
 
@@ -30,6 +30,7 @@ def certify_checkpoint(
     ValueError for a checkpoint or shards that can't be used, or without understanding records.
     """
     samples, manifest_sha = understanding_samples(shards, max_samples)
+    ckpt = run_checkpoint(ckpt)
     tuned = load(ckpt).vlm
     result = certify_on(tuned, samples, batch_size, max_new_tokens)
     digest = weights_sha256(Path(ckpt))

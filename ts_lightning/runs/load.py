@@ -29,14 +29,19 @@ def load(path: str | Path) -> Any:
     itself). FileNotFoundError or ValueError (one line) for a missing,
     truncated or foreign file, and for another base.
     """
-    if (last := Path(path) / RUN_LAST).is_file():
-        path = last
+    path = run_checkpoint(path)
     if Path(path).is_dir():
         return _build(folder_model(path)).eval()
     checkpoint = CheckpointIO().load_checkpoint(path)
     module = _build(answering(stored_model(checkpoint, path)))
     module.on_load_checkpoint(checkpoint)
     return module.eval()
+
+
+def run_checkpoint(path: str | Path) -> str | Path:
+    """The last checkpoint of a run's folder; `path` itself for anything else."""
+    last = Path(path) / RUN_LAST
+    return last if last.is_file() else path
 
 
 def _build(model: dict[str, Any]) -> Any:

@@ -56,6 +56,9 @@ def test_it_writes_a_run_that_trains_and_is_asked(
     assert (
         cli.main(["ask", "--ckpt", "run", "--image", str(data / "val2017/000000000003.jpg"), "Where is the dog?"]) == 0
     )
+    few = ["--out", "report", "--trainer.limit_predict_batches", "1"]
+    assert cli.main(["evaluate", "--ckpt", "run", "--suites", "run/fit.yaml", *few]) == 0
+    assert Path("report/report.json").is_file()
 
 
 def test_kinds_of_data_are_known_by_what_is_in_them(tmp_path: Path) -> None:
