@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,13 @@ HELD_OUT = 10  # one photo of so many is for validation
 
 
 def init(
-    *, vlm: Path, data: Path, out: Path, method: Literal["twist", "lora", "full"] = "twist", images: Path | None = None
+    *,
+    vlm: Path,
+    data: Path,
+    out: Path,
+    method: Literal["twist", "lora", "full"] = "twist",
+    images: Path | None = None,
+    codec: str | None = None,
 ) -> None:
     """Write a run: shards of your data, and a configuration that trains your model on them, a reason beside each value.
 
@@ -27,6 +33,7 @@ def init(
         out: a new folder for the run
         method: twist (understanding stays bit by bit), lora, or full
         images: folder of the pictures, where they are not beside the data
+        codec: notation of the boxes in the texts of a LLaVA JSON (docs/coordinates.md); words when missing
     """
     if (out / "fit.yaml").exists():
         raise ValueError(f"out: seen {out / 'fit.yaml'}, expected a new folder")
@@ -35,6 +42,10 @@ def init(
     from ts_lightning.models.backbones.hf import HFBackbone
 
     kind = recognise(data)
+    if codec is not None:
+        if kind.converter != "llava":
+            raise ValueError(f"codec: seen {codec!r} for {kind.reason}, expected it for a LLaVA JSON only")
+        kind = replace(kind, options={"codec": codec})
     print(f"data: {kind.reason}")
     counts = shards(kind, data, out, images)
     print(f"shards: {counts['train']} training and {counts['val']} validation questions in {out / 'shards'}")

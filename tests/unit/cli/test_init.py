@@ -10,6 +10,8 @@ from tests.unit.data_samples import photo, shards
 from tests.unit.models.hf_families import make_folder
 from ts_lightning import cli
 from ts_lightning.cli.init import recognise
+from ts_lightning.data.manifest import index_shards
+from ts_lightning.data.reader import ShardReader
 
 
 def coco(folder: Path, photos: int = 24) -> Path:
@@ -93,3 +95,33 @@ def test_other_data_is_refused_in_a_line(name: str, content: str, seen: str, tmp
     path.write_text(content)
     with pytest.raises(ValueError, match=seen):
         recognise(path if "/" not in name else path.parent)
+
+
+def test_boxes_in_the_texts_of_a_llava_json_are_read_in_the_notation_that_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vlm, folder, out = make_folder("llava", tmp_path / "vlm"), coco(tmp_path / "data"), tmp_path / "run"
+    pictures = sorted(folder.rglob("*.jpg"))
+    answers = ["[0.250,0.250,0.750,0.500]", "a dog"]
+    rows = [
+        {
+            "id": f"{n}",
+            "image": str(path.relative_to(folder)),
+            "conversations": [
+                {"from": "human", "value": "<image>\nWhere is the dog?"},
+                {"from": "gpt", "value": answers[n % 2]},
+            ],
+        }
+        for n, path in enumerate(pictures)
+    ]
+    data = folder / "train.json"
+    data.write_text(json.dumps(rows))
+    words = ["init", "--vlm", str(vlm), "--out", str(out), "--codec", "shikra"]
+    assert cli.main([*words, "--data", str(data)]) == 0
+    manifest = index_shards([str(out / "shards/*.tar")])
+    reader = ShardReader(manifest)
+    read = [reader.read(i) for i in range(manifest.num_rows)]
+    assert sum(bool(sample.regions) for sample in read) == sum(n % 2 == 0 for n in range(len(pictures)))
+    capsys.readouterr()
+    assert cli.main([*words[:-4], "--out", str(tmp_path / "other"), *words[-2:], "--data", str(folder)]) == 2
+    assert "expected it for a LLaVA JSON only" in capsys.readouterr().err
