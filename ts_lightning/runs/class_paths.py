@@ -150,7 +150,10 @@ def instantiate(base: type, class_path: str, init_args: dict[str, Any]) -> Any:
     except ArgumentError as error:
         raise ValueError(one_line(error).removeprefix("it: ")) from None
     refuse_code(config["it"], base.__name__)
-    return parser.instantiate(config).it
+    try:
+        return parser.instantiate(config).it
+    except ValueError as error:
+        raise ValueError(one_line(error)) from error
 
 
 def one_line(error: BaseException) -> str:
@@ -166,7 +169,9 @@ def one_line(error: BaseException) -> str:
         "a class path (str)",
         "a dict with",
     )
-    text = " ".join(line for line in lines if line and not line.startswith(noise))
+    text = " ".join(
+        line for line in lines if line and not line.startswith(noise) and line != "Expected a <class 'str'>"
+    )
     text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
     allowed = f"expected a class of ts_lightning.runs.allowed_classes (of your own packages: {FLAG} NAME)"
     text = re.sub(
