@@ -103,6 +103,9 @@ def join(
     return [record_of(reader.read(i), given.get(i, ""), codec, suite, rule=rule) for i in range(len(questions))]
 
 
+_NO_KEY = re.compile(r"[^A-Za-z0-9_-]+")
+
+
 class _Question(NamedTuple):
     """What a question may be matched by: a sample without its pictures."""
 
@@ -139,6 +142,12 @@ def _matched(answers: Sequence[GivenAnswer], questions: Sequence[_Question]) -> 
     fewest: list[str] | None = None
     for kind in KINDS:
         asked = _unique({i: q.names[kind] for i, q in enumerate(questions) if kind in q.names})
+        if kind == "key":  # converters make a key of the id; where a record has several questions it numbers them
+            made = [
+                (_NO_KEY.sub("-", q.names["id"]), _NO_KEY.sub("-", q.names["id"].partition("/")[2])) for q in questions
+            ]
+            asked = _unique({i: own for i, (_, own) in enumerate(made) if own}) | asked
+            asked = _unique({i: whole for i, (whole, _) in enumerate(made)}) | asked
         names = [row.names[kind] for row in answers if kind in row.names]
         if len(names) < len(answers) or _twice(names):
             continue

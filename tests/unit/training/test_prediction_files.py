@@ -77,7 +77,7 @@ def test_completeness_is_told(
     rotations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     shard = rotations.replace("*", "000000")
-    answered = record(key="mmbench-241", shard=shard)
+    answered = record(key="mmbench-1000241#1", shard=shard)
     assert completeness([answered]) == {"s": "1 of the 2 questions of the shards that its answers name"}
     assert completeness([record(shard="gone.tar")])["s"].startswith("not checked: the shards of its answers are not")
     with pytest.raises(ValueError, match="suite s: seen other, expected questions of their shard"):
