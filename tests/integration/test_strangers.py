@@ -167,10 +167,15 @@ def test_a_text_in_place_of_a_description_is_no_file(
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_text("root:x:0:0\n")
-    for name in ("data", "model__init_args__vlm", "model__init_args__vlm__init_args__backbone"):
+    told = {
+        "data": "seen str, expected class_path and init_args",
+        "model__init_args__vlm": "seen str, expected class_path and init_args",
+        "model__init_args__vlm__init_args__backbone": f"seen no config.json of a model in {secret}",  # a folder's place
+    }
+    for name, expected in told.items():
         path = stored(shards, tmp_path / "x.ckpt", **{name: str(secret)})
         message = run(capsys, "validate", "--ckpt_path", path)
-        assert "seen str, expected class_path and init_args" in message
+        assert expected in message
         assert "root:x" not in message
 
 

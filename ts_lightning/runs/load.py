@@ -111,13 +111,14 @@ def stored_model(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]
         raise ValueError(f"checkpoint {path}: seen no module class, expected a checkpoint written by ts_lightning")
     vlm = _described(arguments.get("vlm"), f"checkpoint {path}: vlm")
     backbone = vlm["init_args"].get("backbone")
-    if isinstance(backbone, str):  # a configuration's plain folder
+    if isinstance(backbone, str):  # a configuration's plain folder; left as text a file of this name would be read
         backbone = {"class_path": "ts_lightning.models.backbones.hf.HFBackbone", "init_args": {"pretrained": backbone}}
     backbone = _described(backbone, f"checkpoint {path}: vlm.init_args.backbone")
     _check_size(vlm["init_args"], backbone, checkpoint, path)
-    if vlm["init_args"].get("init_from"):
-        arguments = {**arguments, "vlm": {**vlm, "init_args": {**vlm["init_args"], "init_from": None}}}
-    return {"class_path": model["class_path"], "init_args": arguments}
+    own = {**vlm["init_args"], "backbone": backbone}
+    if own.get("init_from"):
+        own["init_from"] = None
+    return {"class_path": model["class_path"], "init_args": {**arguments, "vlm": {**vlm, "init_args": own}}}
 
 
 def answering(model: dict[str, Any]) -> dict[str, Any]:
