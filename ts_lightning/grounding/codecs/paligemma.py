@@ -11,7 +11,7 @@ from ts_lightning.grounding.codecs.gemma import y_first
 from ts_lightning.grounding.coordinates import CoordinateSpace, Size
 from ts_lightning.grounding.regions import Region
 
-_BOX = re.compile(r"((?:<loc[0-9]{4}>\s{0,2}){4})(?:([^<;\n]{1,80}?)(?=\s{0,4}(?:;|\n|\Z)))?", re.ASCII)
+_BOX = re.compile(r"((?:<loc[0-9]{4}>\s{0,2}){4})(?:((?<=\s)\w[^<;\n]{0,79}?)(?=\s{0,4}(?:;|\n|\Z)))?", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{4}", re.ASCII)
 
 
