@@ -16,7 +16,7 @@ from ts_lightning.reports.pictures import PredictionPictures, make_picture, writ
 
 def make_sample(i: int) -> Sample:
     data = io.BytesIO()
-    Image.new("RGB", (120, 90), (90, 90, 90 + i)).save(data, "JPEG")
+    Image.new("RGB", (120, 90), (90, 90, 40 * i)).save(data, "JPEG")
     return Sample(
         id=f"s{i}",
         key=f"s{i}",

@@ -32,7 +32,7 @@ def full(**changes: Any) -> Record:
 
 
 @pytest.mark.parametrize("mode", ["stretch", "pad"])
-@pytest.mark.parametrize("name", sorted(CODECS))
+@pytest.mark.parametrize("name", sorted(name for name, codec in CODECS.items() if "box" in codec.kinds))
 def test_every_notation_comes_back(name: str, mode: str, tmp_path: Path) -> None:
     codec = backbone_codec(name, None, half, mode)
     text = codec.reference([BOX], SIZES[1], 1, 1, "cup")
