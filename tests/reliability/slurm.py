@@ -142,10 +142,10 @@ def run(folder: Path) -> dict[str, Any]:
 def requeued(cluster: Cluster, folder: Path, shards: str) -> dict[str, Any]:
     """`scontrol requeue`, and USR1 before the time limit."""
     root = folder / "requeued"
-    # SLURM looks every 30 s whether the end is 40 s, or up to 60 s more, away: the signal comes 20 to 50 s after the
-    # start, and pauses of 2.2 s keep the run at work until then
+    # SLURM looks every 30 s whether the end is 40 s, or up to 60 s more, away: the signal comes 20 to 80 s after the
+    # start, and pauses of 3.8 s keep the run at work until then, on a fast machine too
     options = ("--time", "2", "--signal", "40")
-    job = cluster.submit(tiny_run.config(shards, root, STEPS, pause=2.2), "requeued", *options)
+    job = cluster.submit(tiny_run.config(shards, root, STEPS, pause=3.8), "requeued", *options)
     wait_for_restart(cluster, job)
     wait_for_line(cluster.folder / "requeued.log", "resuming from")
     cluster.call("scontrol", "requeue", job)
@@ -229,7 +229,7 @@ def wait_for_line(log: Path, line: str, seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
-def wait_for_restart(cluster: Cluster, job: str, seconds: float = 90) -> None:
+def wait_for_restart(cluster: Cluster, job: str, seconds: float = 180) -> None:
     """Until SLURM has given the node up and the job is on its way again."""
     end = time.monotonic() + seconds
     while cluster.restarts(job) == 0:
