@@ -21,6 +21,8 @@ from ts_lightning.models.vlm import VLM
 CONFIG = "adapter_config.json"  # these two names are peft's
 WEIGHTS = "adapter_model.safetensors"
 BASE = "base.json"  # ours: which base, and how to build it
+ALL_LINEAR = "all-linear"
+ROUTERS = ("router", "gate")  # of sparse bases: stay frozen, as they are balanced
 _KEYS = {"base", "backbone", "options", "max_new_tokens"}
 
 
@@ -32,7 +34,8 @@ class LoRAVLM(VLM):
         rank: Rank r of the update B A of each matrix.
         lora_alpha: The update is scaled by lora_alpha / rank.
         dropout: Of the adapters' input.
-        targets: Names of the linear layers inside decoder layers that get adapters.
+        targets: Names of the linear layers inside decoder layers that get adapters; "all-linear" is every one
+            but routers.
         train_token_rows: Tokens whose embedding and head rows train as well ("codec": those of the codec), as in
             `TwinExpertVLM`, but for every task: plain peft has no tasks.
         activation_checkpointing: Recompute each decoder layer in backward.
@@ -45,7 +48,7 @@ class LoRAVLM(VLM):
         rank: int = 128,
         lora_alpha: float = 256,
         dropout: float = 0.05,
-        targets: Sequence[str] = ("fc1", "fc2"),
+        targets: Sequence[str] | str = ALL_LINEAR,
         train_token_rows: Sequence[str] | None = (),
         activation_checkpointing: bool = False,
         init_from: str | None = None,
@@ -54,20 +57,23 @@ class LoRAVLM(VLM):
         backbone = self.backbone
         if rank < 1:
             raise ValueError(f"rank: seen {rank}, expected at least 1")
-        linears = [n.rsplit(".", 1)[-1] for n, m in backbone.layers.named_modules() if isinstance(m, torch.nn.Linear)]
-        if missing := [name for name in targets if name not in linears]:
-            expected = ", ".join(sorted(set(linears)))
-            raise ValueError(f"targets: seen {missing[0]!r}, expected linear layers of the decoder: {expected}")
-        modules = dict(backbone.model.named_modules())
-        layers = next(name for name, module in modules.items() if module is backbone.layers)
+        modules = backbone.layers.named_modules()
+        linears = sorted({n.rsplit(".", 1)[-1] for n, m in modules if isinstance(m, torch.nn.Linear)})
+        every = [name for name in linears if name not in ROUTERS]
+        self.targets = every if targets == ALL_LINEAR else [targets] if isinstance(targets, str) else [*targets]
+        if missing := [name for name in self.targets if name not in linears]:
+            expected = f"{ALL_LINEAR}, or linear layers of the decoder: {', '.join(linears)}"
+            raise ValueError(f"targets: seen {missing[0]!r}, expected {expected}")
+        named_modules = dict(backbone.model.named_modules())
+        layers = next(name for name, module in named_modules.items() if module is backbone.layers)
         named = backbone.encoder.row_tokens(train_token_rows)
-        embedding = next(name for name, module in modules.items() if module is backbone.embedding)
+        embedding = next(name for name, module in named_modules.items() if module is backbone.embedding)
         rows = {embedding.rsplit(".", 1)[-1]: backbone.encoder.token_ids(list(dict.fromkeys(named)))} if named else None
         config = LoraConfig(
             r=rank,
             lora_alpha=lora_alpha,  # type: ignore[arg-type]
             lora_dropout=dropout,
-            target_modules=rf"{re.escape(layers)}\.\d+\..*?({'|'.join(map(re.escape, targets))})",
+            target_modules=rf"{re.escape(layers)}\.\d+\..*?({'|'.join(map(re.escape, self.targets))})",
             trainable_token_indices=rows,
         )
         self.__dict__["adapter"] = get_peft_model(backbone.model, config)  # not a child: it holds backbone.model
@@ -93,6 +99,7 @@ class LoRAVLM(VLM):
         backbone = type(self.backbone)
         path = f"{backbone.__module__}.{backbone.__qualname__}"
         options = {k: v for k, v in self.init_args.items() if k not in ("backbone", "init_from")}
+        options["targets"] = self.targets
         stored = {
             "base": self.identity(),
             "backbone": {"class_path": path, "init_args": self.backbone.init_args},
@@ -142,6 +149,7 @@ def read_adapter(folder: str | Path) -> dict[str, Any]:
     for name in ("backbone", "options"):
         if not isinstance(stored[name], dict):
             raise ValueError(f"adapter {path}: {name}: seen {type(stored[name]).__name__}, expected an object")
+    stored["options"].setdefault("targets", ["fc1", "fc2"])  # an adapter of before says its targets, or has these
     return stored
 
 

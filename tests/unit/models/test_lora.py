@@ -14,6 +14,7 @@ from ts_lightning.cli.configurations import read_configuration
 from ts_lightning.data.collate import collate
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.models.lora import read_adapter
 from ts_lightning.models.moe import MoE
 from ts_lightning.pipelines.toy_world.shards import grounding_samples, understanding_samples
 from ts_lightning.runs.class_paths import instantiate
@@ -62,7 +63,7 @@ def test_starts_as_the_base_and_is_it_without_the_adapter() -> None:
 
 
 def test_adapters_train_and_nothing_else() -> None:
-    vlm = LoRAVLM(backbone(), rank=3, dropout=0.1).train()
+    vlm = LoRAVLM(backbone(), rank=3, dropout=0.1, targets=["fc1", "fc2"]).train()
     trains = {name: p for name, p in vlm.named_parameters() if p.requires_grad}
     # layers 0 and 2 have 4 experts, 1 and 3 one MLP: 10 MLPs of 32 -> 48 -> 32, two matrices each
     assert sum(p.numel() for p in trains.values()) == 10 * 2 * 3 * (32 + 48)
@@ -108,8 +109,20 @@ def test_save_and_load_give_the_same_bits(tmp_path: Path) -> None:
         LoRAVLM.from_pretrained(tmp_path, backbone())
 
 
+def test_all_linear_layers_but_routers_by_default(tmp_path: Path) -> None:
+    vlm = LoRAVLM(backbone(), rank=3)
+    assert vlm.targets == ["dense", "fc1", "fc2", "k_proj", "q_proj", "v_proj"]
+    # beside the MLPs four layers of 32 -> 32 in each of four attentions
+    trains = sum(p.numel() for p in vlm.parameters() if p.requires_grad)
+    assert trains == 10 * 2 * 3 * (32 + 48) + 4 * 4 * 3 * (32 + 32)
+    vlm.save_pretrained(tmp_path)
+    assert read_adapter(tmp_path)["options"]["targets"] == vlm.targets
+
+
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="targets: seen 'gate', expected linear layers of the decoder: dense, fc1"):
+    with pytest.raises(
+        ValueError, match="targets: seen 'gate', expected all-linear, or linear layers of the decoder: dense, fc1"
+    ):
         LoRAVLM(backbone(), targets=["gate"])
     with pytest.raises(ValueError, match="rank: seen 0"):
         LoRAVLM(backbone(), rank=0)
