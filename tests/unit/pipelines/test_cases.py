@@ -512,6 +512,30 @@ def test_yolo_folders(tmp_path: Path, names: str, layout: tuple[str, str]) -> No
     }
 
 
+def test_all_of_a_name_and_labels_beside_the_pictures(tmp_path: Path) -> None:
+    put(tmp_path / "classes.txt", "cat\nhot dog\n")
+    put(tmp_path / "a.txt", "0 0.5 0.5 0.2 0.4\n0 0.1 0.1 0.2 0.2\n1 0.5 0.5 0.2 0.2\n")
+    photo(tmp_path / "a.jpg", (100, 50))
+    one, both = yolo.read(tmp_path, Pictures(dropped=(dropped := Dropped())), tasks=("localization", "all"))
+    assert (one.regions[0].category, one.subtask) == ("hot dog", "localization")
+    assert (both.key, both.subtask) == ("a-all-cat", "localization_all")
+    assert both.regions[0].boxes == [pytest.approx((0.4, 0.3, 0.6, 0.7)), pytest.approx((0.0, 0.0, 0.2, 0.2))]
+    assert not dropped
+    with pytest.raises(ValueError, match="tasks: seen 'boxes', expected localization, detection, all"):
+        list(yolo.read(tmp_path, tasks=("boxes",)))
+
+
+def test_roboflows_voc_export(tmp_path: Path) -> None:
+    for part in ("train", "valid"):
+        bounds = "<xmin>11</xmin><ymin>6</ymin><xmax>60</xmax><ymax>50</ymax>"
+        named = f"<filename>{part}.jpg</filename><object><name>car</name><bndbox>{bounds}</bndbox></object>"
+        put(tmp_path / f"{part}/{part}.xml", f"<annotation>{named}</annotation>")
+        photo(tmp_path / f"{part}/{part}.jpg", (100, 50))
+    made = list(voc.read(tmp_path, tasks=("localization",)))
+    assert [sample.images[0].name for sample in made] == ["train.jpg", "valid.jpg"]
+    assert made[0].regions[0].box == pytest.approx((0.1, 0.1, 0.6, 1.0))
+
+
 def test_the_pictures_of_a_test_set_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = [{"id": i, "file_name": f"{i % 2}.jpg", "caption": "it", "width": 9, "height": 9} for i in range(4)]
     notes = [{"image_id": i, "bbox": [1, 1, 5, 5]} for i in range(4)]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-_SHARED = ("coco_file", "conversation", "files", "pointing", "region_text", "source", "vqa")
+_SHARED = ("coco_file", "conversation", "files", "photo_objects", "pointing", "region_text", "source", "vqa")
 NAMES = sorted(
     file.stem.replace("_", "-")
     for file in Path(__file__).parent.glob("*.py")

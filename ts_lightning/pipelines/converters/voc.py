@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,19 +9,9 @@ from xml.etree import ElementTree
 from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.pipelines.converters.coco import Subset
 from ts_lightning.pipelines.converters.files import read_text
-from ts_lightning.pipelines.converters.source import (
-    NO_BOX,
-    SUFFIXES,
-    Pictures,
-    clean,
-    make,
-    need,
-    pick,
-    safe_key,
-    to_box,
-)
+from ts_lightning.pipelines.converters.photo_objects import TASKS, check_tasks, questions
+from ts_lightning.pipelines.converters.source import NO_BOX, SUFFIXES, Pictures, clean, need, safe_key, to_box
 
-TASKS = ("localization", "detection")
 _ENCODING = re.compile(rb"""\s*<\?xml[^>]*?encoding=["']([A-Za-z0-9._-]+)["']""")
 
 
@@ -37,18 +26,27 @@ def read(
 ) -> Iterator[Sample]:
     """Samples of `path`, a VOC year's folder (Annotations, JPEGImages, ImageSets/Main), or XML beside its pictures.
 
-    `split` names a list of ImageSets/Main (test); None takes every annotation file. Pixel 1 is VOC's first: a box is
-    xmin - 1, ymin - 1, xmax, ymax. `max_objects` as in COCO's `Subset`; `difficult` False leaves those objects out.
-    An XML file goes with the picture that it names; where that is another file's, it is left out.
+    Roboflow's export (train/*.xml beside the pictures) is read folder by folder. `split` names a list of ImageSets/Main
+    (test); None takes every annotation file. Pixel 1 is VOC's first: a box is xmin - 1, ymin - 1, xmax, ymax. `tasks`:
+    localization, detection and all, as in `photo_objects`; `max_objects` as in COCO's `Subset`; `difficult` False
+    leaves those objects out. An XML file goes with the picture that it names; where that is another file's, it is left
+    out.
     """
     folder, pictures = Path(path), pictures or Pictures()
     if (folder / "VOCdevkit").is_dir():
         raise ValueError(f"{folder}: seen VOCdevkit, expected one year's folder in it (VOCdevkit/VOC2007)")
+    parts = [] if split else sorted({file.parent for file in folder.glob("*/*.xml")})
+    if parts and not any(folder.glob("*.xml")) and not any(folder.glob("Annotations/*.xml")):
+        for part in parts:
+            here = Pictures(pictures.folder, pictures.excluded, pictures.dropped)
+            yield from read(part, here, None, tasks, max_objects, count_by, difficult)
+        return
     need(folder, "Annotations/*.xml", "*.xml")
     labels = folder / "Annotations" if (folder / "Annotations").is_dir() else folder
     here = pictures.under(folder, *(["JPEGImages"] if labels != folder else ["."]))
     subset = None if max_objects is None else Subset(max_objects, count_by, "ignore")
     wanted = tasks or (TASKS if subset is None else TASKS[:1])
+    check_tasks(wanted)
     names = None
     if split is not None:
         listing = need(folder, f"ImageSets/Main/{split}.txt")
@@ -162,20 +160,5 @@ def _photo(
             continue
         area = (x2 - x1 + 1) * (y2 - y1 + 1)
         regions.append(SampleRegion(phrase=name, category=name, area_px=area, box=box))
-    count = Counter(names)
-    source = f"voc-{year}"
-    for region in regions if "localization" in tasks else ():
-        name = str(region.category)
-        if count[name] > 1:
-            reason = "objects of a category that occurs more than once in a photo (no localization question)"
-            dropped.note(reason, f"{file.stem} {name}", stops=False)
-            continue
-        key = f"{safe_key(file.stem)}-{safe_key(name)}"
-        question = pick("localization", key, phrase=name)
-        fields = {"task": "grounding", "subtask": "localization", "regions": [region], "answer": [0]}
-        yield make(source, key, [known], [(question, "{region:0}")], meta={"image_id": file.stem}, **fields)
-    if "detection" in tasks and regions:
-        key = f"{safe_key(file.stem)}-objects"
-        said = ", ".join(f"{region.category} {{region:{i}}}" for i, region in enumerate(regions)) + "."
-        fields = {"task": "grounding", "subtask": "detection", "regions": regions, "answer": [*range(len(regions))]}
-        yield make(source, key, [known], [(pick("detection", key), said)], meta={"image_id": file.stem}, **fields)
+    key = safe_key(file.stem)
+    yield from questions(f"voc-{year}", key, known, regions, names, tasks, dropped, file.stem)

@@ -1,19 +1,18 @@
 """YOLO folders (Ultralytics, Darknet): a text file a photo, lines of class, centre and size in parts of the picture."""
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.grounding.boxes import Box
 from ts_lightning.pipelines.converters.files import read_text
-from ts_lightning.pipelines.converters.source import NO_BOX, SUFFIXES, Pictures, clean, make, need, pick, to_box
+from ts_lightning.pipelines.converters.photo_objects import TASKS, check_tasks, questions
+from ts_lightning.pipelines.converters.source import NO_BOX, SUFFIXES, Pictures, clean, need, to_box
 
 _NAMES = re.compile(
     r"^names:[ \t]*(\[[^\]]*\]|(?:[ \t]*\n(?:[ \t]*-|[ \t]+\d+[ \t]*:)[^\n]*)+|\{[^}]*\})", re.MULTILINE
 )
-TASKS = ("localization", "detection")
 
 
 def read(
@@ -21,17 +20,19 @@ def read(
 ) -> Iterator[Sample]:
     """Samples of `path`, the folder with labels/[SPLIT/]*.txt, images/[SPLIT/]* and data.yaml or classes.txt.
 
-    Roboflow's SPLIT/labels and SPLIT/images are read too. A line of more than five numbers is an outline, of which the
-    box is taken. Without the pictures nothing can be made: their sizes are nowhere else.
+    Roboflow's SPLIT/labels and SPLIT/images are read too, and labels beside the pictures (LabelImg, Darknet). A line of
+    more than five numbers is an outline, of which the box is taken. Without the pictures nothing can be made: their
+    sizes are nowhere else. `tasks`: localization, detection and all, as in `photo_objects`.
     """
     folder, pictures = Path(path), pictures or Pictures()
-    labels = need(folder, *_places("labels", split, "*.txt"))
+    check_tasks(tasks)
+    need(folder, *_places("labels", split, "*.txt"), *([] if split else ["*.txt"]))
     names = _names(folder)
     spelled: dict[str, str] = {}
     names = {number: spelled.setdefault(name.casefold(), name) for number, name in names.items()}
     part = split or "*"
     folders = sorted({p.parent for place in _places("labels", split, "*.txt") for p in folder.glob(place)})
-    for place in folders or [labels.parent]:
+    for place in folders or [folder]:
         below = str(place.relative_to(folder)).replace("labels", "images")
         here = Pictures(pictures.folder or folder / below, pictures.excluded, pictures.dropped)
         here.subfolders = (".", below, part)
@@ -91,20 +92,7 @@ def _photo(file: Path, key: str, pictures: Pictures, names: dict[int, str], task
                 continue
             area = (box[2] - box[0]) * size[0] * (box[3] - box[1]) * size[1]
             regions.append(SampleRegion(phrase=name, category=name, area_px=area, box=box))
-    count, meta = Counter(every), {"image_id": key}
-    for region in regions if "localization" in tasks else ():
-        name = str(region.category)
-        if count[name] > 1:
-            reason = "categories that occur more than once in a photo (no localization question)"
-            pictures.dropped.note(reason, f"{file.stem} {name}", stops=False)
-            continue
-        asked = [(pick("localization", f"{key}-{name}", phrase=name), "{region:0}")]
-        fields = {"task": "grounding", "subtask": "localization", "regions": [region], "answer": [0]}
-        yield make("yolo", f"{key}-{name}", [known], asked, meta=meta, **fields)
-    if "detection" in tasks and regions:
-        said = ", ".join(f"{region.category} {{region:{i}}}" for i, region in enumerate(regions)) + "."
-        fields = {"task": "grounding", "subtask": "detection", "regions": regions, "answer": [*range(len(regions))]}
-        yield make("yolo", f"{key}-objects", [known], [(pick("detection", key), said)], meta=meta, **fields)
+    yield from questions("yolo", key, known, regions, every, tasks, pictures.dropped, key)
 
 
 def _box(values: list[float]) -> Box | None:
