@@ -1,17 +1,19 @@
-"""`init`: what it sees in data, and a configuration that trains, with a reason beside each value."""
+"""`init`: a configuration that trains, with a reason beside each value."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.unit.data_samples import photo, shards
+from tests.unit.data_samples import photo, sample
 from tests.unit.models.hf_families import make_folder
 from ts_lightning import cli
-from ts_lightning.cli.init import recognise
 from ts_lightning.data.manifest import index_shards
 from ts_lightning.data.reader import ShardReader
+from ts_lightning.data.sample import SampleRegion
+from ts_lightning.data.write import write_shards
 
 
 def coco(folder: Path, photos: int = 24) -> Path:
@@ -49,8 +51,13 @@ def test_it_writes_a_run_that_trains_and_is_asked(
     assert "COCO's folder" in capsys.readouterr().out
     assert cli.main(words) == 2
     assert "expected a new folder" in capsys.readouterr().err
+    assert all(
+        "#" in line
+        for line in text.splitlines()
+        if re.match(r" +(?!init_args|class_path|default_root_dir|pretrained)\w+: [^{]", line)
+    )
     if method == "lora":
-        assert {"q_proj", "gate_proj", "down_proj"} <= set(vlm_args["targets"])
+        assert vlm_args["targets"] == "all-linear"
     if method != "twist":
         return
     short = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--trainer.num_sanity_val_steps", "0"]
@@ -61,40 +68,15 @@ def test_it_writes_a_run_that_trains_and_is_asked(
     few = ["--out", "report", "--trainer.limit_predict_batches", "1"]
     assert cli.main(["evaluate", "--ckpt", "run", "--suites", "run/fit.yaml", *few]) == 0
     assert Path("report/report.json").is_file()
-
-
-def test_kinds_of_data_are_known_by_what_is_in_them(tmp_path: Path) -> None:
-    assert recognise(coco(tmp_path / "coco")).converter == "coco"
-    assert recognise(tmp_path / "coco/annotations/instances_val2017.json").options["annotations"]
-    for name, row in {"llava": {"conversations": []}, "ms-swift": {"messages": []}}.items():
-        path = tmp_path / f"{name}.json"
-        path.write_text(json.dumps([row]))
-        assert recognise(path).converter == name
-        path.with_suffix(".jsonl").write_text(json.dumps(row) + "\n")
-        assert recognise(path.with_suffix(".jsonl")).converter == name
-    shards(tmp_path / "tars", [2])
-    assert recognise(tmp_path / "tars").converter is None
-    exported = tmp_path / "robo/train/_annotations.coco.json"
-    exported.parent.mkdir(parents=True)
-    exported.write_text("{}")
-    assert "Roboflow" in recognise(tmp_path / "robo").reason
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "seen"),
-    [
-        ("a.json", "[1, 2]", "expected images, conversations or messages"),
-        ("a.json", "{", "expected a folder, a JSON or JSON lines"),
-        ("a.txt", "", "expected a folder, a JSON or JSON lines"),
-        ("b/c.txt", "", "seen c.txt in .*, expected a COCO, Roboflow or VOC folder"),
-    ],
-)
-def test_other_data_is_refused_in_a_line(name: str, content: str, seen: str, tmp_path: Path) -> None:
-    path = tmp_path / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(content)
-    with pytest.raises(ValueError, match=seen):
-        recognise(path if "/" not in name else path.parent)
+    more = ["init", "--vlm", "run", "--data", str(data), "--out", "rl", "--method"]
+    assert cli.main([*more, "lora"]) == 2
+    assert "what was trained is for --method grpo" in capsys.readouterr().err
+    assert cli.main([*more, "grpo"]) == 0
+    started = yaml.safe_load(Path("rl/fit.yaml").read_text())["model"]
+    assert started["class_path"].endswith("GRPO")
+    assert started["init_args"]["vlm"]["init_args"]["init_from"] == "run/checkpoints/last.ckpt"
+    short += ["--trainer.limit_val_batches", "0", "--data.init_args.global_batch_size", "1"]
+    assert cli.main(["fit", "-c", "rl/fit.yaml", *short, "--data.init_args.micro_batch_size", "1"]) == 0
 
 
 def test_boxes_in_the_texts_of_a_llava_json_are_read_in_the_notation_that_is_named(
@@ -125,3 +107,24 @@ def test_boxes_in_the_texts_of_a_llava_json_are_read_in_the_notation_that_is_nam
     capsys.readouterr()
     assert cli.main([*words[:-4], "--out", str(tmp_path / "other"), *words[-2:], "--data", str(folder)]) == 2
     assert "expected it for a LLaVA JSON only" in capsys.readouterr().err
+
+
+def test_shards_with_their_own_validation_are_taken_as_they_are_and_polygons_in_a_notation_that_has_them(
+    tmp_path: Path,
+) -> None:
+    polygons = []
+    for number in range(4):
+        made = sample(number)
+        made.regions[0] = SampleRegion(phrase="it", polygon=[(0.1, 0.1), (0.5, 0.1), (0.5, 0.9)])
+        polygons.append(made)
+    write_shards(polygons[:3], tmp_path / "tars", "train")
+    write_shards(polygons[3:], tmp_path / "tars", "val")
+    vlm, out = make_folder("qwen3_vl", tmp_path / "vlm"), tmp_path / "run"
+    words = ["init", "--vlm", str(vlm), "--data", str(tmp_path / "tars"), "--out", str(out), "--method", "grpo"]
+    assert cli.main(words) == 0
+    written = yaml.safe_load((out / "fit.yaml").read_text())
+    assert not (out / "shards").exists()
+    assert written["data"]["init_args"]["train"]["shards"] == f"{tmp_path}/tars/train-*.tar"
+    vlm_args = written["model"]["init_args"]["vlm"]
+    assert vlm_args["class_path"].endswith("LoRAVLM")
+    assert vlm_args["init_args"]["backbone"]["init_args"]["codec"] == "chatspot"
