@@ -116,7 +116,7 @@ class _nothing:
     ("words", "message"),
     [
         (["certfy"], "seen 'certfy', expected certify"),
-        (["init", "--method", "grpo"], "--method: seen 'grpo', expected one of twist, lora, full"),
+        (["init", "--method", "sft"], "--method: seen 'sft', expected one of twist, lora, full, grpo"),
         (["data", "cnvert"], "seen 'data cnvert', expected convert"),
         (["data", "convert", "refcocoo"], "seen the data set 'refcocoo', expected refcoco"),
         (["fit", "-c", "fit/toy_twst.yaml"], "seen 'fit/toy_twst.yaml', which is no file, expected fit/toy_twist.yaml"),
