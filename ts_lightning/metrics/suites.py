@@ -32,7 +32,9 @@ class SuiteMetrics:
         self.protocols.clear()
 
     def update(self, suite: str, records: Sequence[Record]) -> None:
-        """Add answered questions of a suite."""
+        """Add answered questions of a suite; none where a rank's batch was padding alone."""
+        if not records:
+            return
         named = any(record.protocol for record in records)
         for name in [*protocol_names(records), *([] if named else ["counted"])]:
             self._protocol(suite, name, records).update(records)

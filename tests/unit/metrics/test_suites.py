@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from tests.unit.data_samples import picture
@@ -19,7 +20,7 @@ from ts_lightning.grounding import get_codec
 from ts_lightning.metrics.intervals import interval, paired
 from ts_lightning.metrics.record import Record, Truth, write_records
 from ts_lightning.metrics.steps import StepAnswer
-from ts_lightning.metrics.suites import compare, score_suites
+from ts_lightning.metrics.suites import SuiteMetrics, compare, score_suites
 from ts_lightning.reports.suite_report import against, number, write_suite_report
 from ts_lightning.training.answer_files import join, read_answers
 from ts_lightning.training.records import record_of
@@ -185,6 +186,12 @@ def test_a_suite_without_truth_leaves_the_others_their_scores() -> None:
     assert (scores["bare"]["questions"], scores["bare"]["not_scored"]) == (0, 1)
     assert scores["refcoco_val"]["score"] == 1.0
     assert list(compare([bare, scored], [bare, scored])) == ["refcoco_val"]
+
+
+def test_a_rank_without_a_question_adds_none() -> None:
+    metrics = SuiteMetrics()
+    metrics.update("grounding", [])
+    assert metrics.compute(torch.device("cpu")) == {}
 
 
 def test_answers_of_other_tools_are_joined_with_the_truth(shards: str, tmp_path: Path) -> None:
