@@ -23,7 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs") / "compare_lora")
     parser.add_argument("--shards", type=Path, default=Path("data_shards/toy_world"))
-    parser.add_argument("--train", type=int, default=16000, help="records to render for training")
+    parser.add_argument("--train", type=int, default=32000, help="questions to render for training")
     parser.add_argument("--val", type=int, default=400, help="held-out records of each suite")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--configs", nargs="+", default=CONFIGS, help="names of configs/fit/NAME.yaml")

@@ -33,7 +33,7 @@ def main() -> int:
     warnings.filterwarnings("ignore", ".*does not have many workers.*|.*litlogger.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
-        write_toy_shards(args.shards, 16000, 400)
+        write_toy_shards(args.shards, 32000, 400)
         write_multi_image_shards(args.shards, args.train, args.train, args.questions)
         configs, steps = SHIPPED / "fit", args.sft_steps
         options = {"algorithm": args.algorithm, "iterations": args.iterations, "thought": args.thought}

@@ -13,7 +13,7 @@ def quickstart(
     out: Path = Path("outputs/quickstart"),
     shards: Path = Path("data_shards/toy_world"),
     steps: int | None = None,
-    train: int = 16000,
+    train: int = 32000,
     val: int = 400,
     overrides: Sequence[str] = (),
 ) -> None:
@@ -28,7 +28,7 @@ def quickstart(
         out: folder of the run, the report, the certificate and the pictures
         shards: where the toy world is rendered
         steps: of the training, in place of the configuration's 800
-        train: records to render for training
+        train: questions to render for training, up to eight about a scene
         val: held-out records of each suite
         overrides: options of `fit`
     """
@@ -37,8 +37,8 @@ def quickstart(
 
     warnings.filterwarnings("ignore", ".*does not have many workers.*|.*litlogger.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    if write_toy_shards(shards, train, val):
-        print(f"rendered the toy world into {shards}", flush=True)
+    print(f"rendering the toy world into {shards}, where it is not there yet", flush=True)
+    write_toy_shards(shards, train, val)
     limits = [] if steps is None else [f"--trainer.max_steps={steps}"]
     table = main_job(find_configuration("fit/toy_twist.yaml"), shards, out, [*limits, *overrides])
     print(f"\n{table}\n\n{out}/report.md, report.json, curves.png, pictures/")

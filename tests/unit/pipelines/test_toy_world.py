@@ -1,11 +1,15 @@
 """The toy world: exact boxes, deterministic records, right answers, prompts that say which task they are."""
 
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 
+from ts_lightning.data import index_shards
+from ts_lightning.data.reader import ShardReader
+from ts_lightning.data.write import write_shards
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.pipelines.toy_world.curriculum import FIRST_TRAINING_SEED, lesson
 from ts_lightning.pipelines.toy_world.patches import patch_labels
@@ -112,3 +116,15 @@ def test_held_out_scenes_are_not_trained_on() -> None:
     assert max(FIRST_SEED.values()) + 2_000_000 <= FIRST_TRAINING_SEED
     ranges = sorted(FIRST_SEED.values())
     assert all(b - a >= 2_000_000 for a, b in pairwise(ranges))
+
+
+def test_a_scene_has_several_questions_in_one_record(tmp_path: Path) -> None:
+    samples = list(grounding_samples("train", 50, per_scene=8))
+    assert len({s.id for s in samples}) == len({(s.images[0].name, s.turns[0].text) for s in samples}) == 50
+    write_shards(samples, tmp_path, "train")
+    manifest = index_shards(f"{tmp_path}/train-*.tar")
+    rows = manifest.in_rows(8)
+    assert manifest.num_samples == 50
+    assert rows.num_rows == len({s.images[0].name for s in samples}) < 20
+    first = ShardReader(rows).read_row(0)
+    assert [s.turns for s in first] == [s.turns for s in samples[: len(first)]]

@@ -9,7 +9,7 @@ from ts_lightning.pipelines.toy_world.shards import write_multi_image_shards, wr
 def toy(
     *,
     out: Path = Path("data_shards/toy_world"),
-    train: int = 16000,
+    train: int = 32000,
     val: int = 400,
     regions: int = 0,
     region_val: int = 900,
@@ -25,7 +25,7 @@ def toy(
 
     Args:
         out: folder of the shards
-        train: grounding records for training
+        train: grounding questions for training, up to eight about a scene
         val: held-out records of each validation suite
         regions: region conversations for training (ChatSpot)
         region_val: held-out region questions

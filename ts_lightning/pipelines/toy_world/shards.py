@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
+from ts_lightning.data.record import question_key
 from ts_lightning.data.sample import Answer, Sample, SampleRegion
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines.toy_world import grounding, regions
@@ -22,23 +23,31 @@ MIX: dict[str, tuple[Maker, float]] = {
     "negative": (grounding.negative, 0.07),
     "caption": (grounding.caption, 0.07),
 }
+QUESTIONS = 8  # about a scene, at most
 FIRST_SEED = {"train": 0, "val": 4_000_000, "test": 6_000_000}  # below curriculum.FIRST_TRAINING_SEED
 
 
 def grounding_samples(
-    split: str, total: int, subtasks: tuple[str, ...] = tuple(MIX), pictures: bool = True
+    split: str, total: int, subtasks: tuple[str, ...] = tuple(MIX), pictures: bool = True, per_scene: int = 1
 ) -> Iterator[Sample]:
-    """`total` grounding samples of a split, each about a scene of its own."""
+    """`total` grounding samples of a split, up to `per_scene` different ones about each scene."""
     weights = [MIX[name][1] for name in subtasks]
     seed, made = FIRST_SEED[split], 0
     while made < total:
         scene, random = sample_scene(seed), Random(seed)
-        maker = MIX[random.choices(subtasks, weights)[0]][0]
-        sample = maker(scene, random.choice(scene.things), random)
-        seed += 1
-        if sample is not None:
-            made += 1
-            yield with_picture(sample, scene) if pictures else sample
+        asked: dict[str, Sample] = {}
+        for _ in range(per_scene):
+            maker = MIX[random.choices(subtasks, weights)[0]][0]
+            sample = maker(scene, random.choice(scene.things), random)
+            if sample is not None and made + len(asked) < total:
+                asked.setdefault(sample.turns[0].text, sample)
+        picture = [jpeg(render(scene))] if pictures and asked else []
+        for j, sample in enumerate(asked.values()):
+            sample.image_bytes = picture
+            if per_scene > 1:
+                sample.id, sample.key = f"{sample.id}-{j}", question_key(sample.key, j, per_scene)
+            yield sample
+        seed, made = seed + 1, made + len(asked)
 
 
 def understanding_samples(split: str, total: int, pictures: bool = True) -> Iterator[Sample]:
@@ -66,12 +75,14 @@ def with_picture(sample: Sample, scene: Scene) -> Sample:
 def write_toy_shards(folder: Path, train: int, val: int, per_shard: int = 2000) -> bool:
     """Write `train-*.tar`, `val_grounding-*.tar`, `val_steps-*.tar` and `val_understanding-*.tar` into `folder`.
 
-    Does nothing, and returns False, where `rendered.txt` says that these numbers have been rendered.
+    A training scene has up to `QUESTIONS` questions, a held-out one has one. Does nothing, and returns False, where
+    `rendered.txt` says that these numbers have been rendered.
     """
-    stamp, wanted = folder / "rendered.txt", f"train {train} val {val} per shard {per_shard}\n"
+    stamp = folder / "rendered.txt"
+    wanted = f"train {train} of {QUESTIONS} a scene, val {val} per shard {per_shard}\n"
     if stamp.is_file() and stamp.read_text() == wanted:
         return False
-    write_shards(grounding_samples("train", train), folder, "train", per_shard)
+    write_shards(grounding_samples("train", train, per_scene=QUESTIONS), folder, "train", per_shard)
     write_shards(grounding_samples("val", val, ("localization", "rec")), folder, "val_grounding", per_shard)
     write_shards(grounding_samples("val", val // 2, ("scout", "negative")), folder, "val_steps", per_shard)
     write_shards(understanding_samples("val", val), folder, "val_understanding", per_shard)
