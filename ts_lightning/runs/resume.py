@@ -86,8 +86,8 @@ def begin_run(root: Path, lock: RunLock, config: dict[str, Any], given: str | No
             keeps = given is not None and not elsewhere
             start = Start(given, None, None if keeps else -1, wandb_run(root, new=True))
         names_it = given is not None and start.ckpt_path == given and Path(given).is_file()
-        if names_it and (name := _nonfinite(Path(str(given)))) is not None:
-            raise ValueError(f"checkpoint {given}: seen NaN or Inf in {name}, expected finite weights")
+        if names_it and (fault := _fault(Path(str(given)))) is not None:
+            raise ValueError(f"checkpoint {given}: {fault}")
         if is_first:
             remove_marks(root)  # the other ranks wait for this one before they write theirs
         if start.wandb_run is not None:
@@ -129,8 +129,8 @@ def newest(folder: Path) -> Place | None:
             log.warning("%s: passed over (no sha256 that matches its bytes)", place.path)
         elif place.config is None:
             log.warning("%s: passed over (no configuration: `ts-lightning fit` did not write it)", place.path)
-        elif (name := _nonfinite(place.path)) is not None:
-            log.warning("%s: passed over (seen NaN or Inf in %s)", place.path, name)
+        elif (fault := _fault(place.path)) is not None:
+            log.warning("%s: passed over (%s)", place.path, fault)
         else:
             return place
     return None
@@ -167,10 +167,13 @@ def read_place(path: Path) -> Place:
     return Place(path, steps, follows is True, config, versions if isinstance(versions, dict) else {}, ended)
 
 
-def _nonfinite(path: Path) -> str | None:
-    """The first of a checkpoint's weights with NaN or Inf."""
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    return next((name for name, value in state.items() if not torch.isfinite(value).all()), None)
+def _fault(path: Path) -> str | None:
+    """What keeps a run from going on from a checkpoint: NaN or Inf, or no version, which Lightning's restoring reads."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(version := checkpoint.get("pytorch-lightning_version"), str):
+        return f"seen pytorch-lightning_version {version!r}, expected the version that wrote it"
+    bad = (name for name, value in checkpoint["state_dict"].items() if not torch.isfinite(value).all())
+    return next((f"seen NaN or Inf in {name}, expected finite weights" for name in bad), None)
 
 
 def _check(place: Place, root: Path, config: dict[str, Any]) -> None:

@@ -71,7 +71,8 @@ def position(steps: int) -> dict[str, Any]:
     taken = {"step": {"total": {"completed": steps}}}
     loops = {"epoch_loop.batch_progress": {"total": counts}, "epoch_progress": {"current": {"processed": 0}}}
     loops["epoch_loop.automatic_optimization.optim_progress"] = {"optimizer": taken}
-    return {"global_step": steps, "loops": {"fit_loop": loops}, "versions": versions_now()}
+    stored = {"global_step": steps, "loops": {"fit_loop": loops}, "versions": versions_now()}
+    return stored | {"pytorch-lightning_version": "2.6.6"}
 
 
 def save(folder: Path, steps: int, config: Any = None) -> Path:
@@ -205,6 +206,7 @@ def test_what_can_not_be_gone_on_from_is_passed_over_by_name(tmp_path: Path, cap
         "absurd": position(9) | {"state_dict": {}, "config": config, "global_step": 10**30},
         "text": position(9) | {"state_dict": {}, "config": config, "global_step": "9"},
         "nan": position(9) | {"state_dict": {"w": torch.tensor([1.0, float("nan")])}, "config": config},
+        "unsigned": position(9) | {"state_dict": {}, "config": config, "pytorch-lightning_version": None},
         "other": {"state_dict": {}, "loops": {"fit_loop": []}, "global_step": 9, "config": config},
     }
     for name, stored in planted.items():
@@ -213,5 +215,7 @@ def test_what_can_not_be_gone_on_from_is_passed_over_by_name(tmp_path: Path, cap
     assert start(tmp_path, config=config) == str(good)
     with pytest.raises(ValueError, match=r"nan\.ckpt: seen NaN or Inf in w, expected finite weights"):
         start(tmp_path, folder / "nan.ckpt", config=config)
+    with pytest.raises(ValueError, match=r"unsigned\.ckpt: seen pytorch-lightning_version None, expected the version"):
+        start(tmp_path, folder / "unsigned.ckpt", config=config)
     for name in (*planted, "pipe", "locked"):
         assert f"{name}.ckpt: passed over (" in caplog.text
