@@ -13,7 +13,7 @@ from ts_lightning.grounding.codecs import CODECS
 from ts_lightning.grounding.codecs.base import Codec
 
 SIZE = (640, 427)
-TOTAL = 100_000  # regions of every kind in every notation, and hostile answers
+TOTAL = 20_000  # regions of every kind in every notation, and hostile answers
 BATCH = 50
 KINDS = [(name, kind) for name, codec in CODECS.items() for kind in codec.kinds]
 
