@@ -60,12 +60,12 @@ def init(
 def started(vlm: Path, method: str) -> "Start":
     """What a run starts from; ValueError where a method other than grpo is given what was trained."""
     from ts_lightning.cli.fit_yaml import Start
+    from ts_lightning.models.package import is_package
     from ts_lightning.runs.checkpoint_io import CheckpointIO
-    from ts_lightning.runs.load import folder_model, run_checkpoint, stored_model
+    from ts_lightning.runs.load import folder_model, is_standalone, run_checkpoint, stored_model
 
     path = Path(run_checkpoint(vlm))
-    plain = path.is_dir() and (path / "config.json").is_file() and not (path / "ts_lightning.json").is_file()
-    if plain:
+    if (path / "config.json").is_file() and not is_standalone(path) and not is_package(path):
         return Start(str(path), path)
     if method != "grpo" and path.exists():
         expected = "the folder of a plain model (config.json, safetensors, tokenizer)"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ts_lightning.grounding.foreign_text import markdown_code, markdown_text
 from ts_lightning.models.backbones.base import Backbone
-from ts_lightning.models.package import check_base, load_weights
+from ts_lightning.models.package import check_base, load_weights, readable
 from ts_lightning.models.vlm import VLM
 
 CONFIG = "adapter_config.json"  # these two names are peft's
@@ -77,7 +77,6 @@ class LoRAVLM(VLM):
             trainable_token_indices=rows,
         )
         self.__dict__["adapter"] = get_peft_model(backbone.model, config)  # not a child: it holds backbone.model
-        config.base_model_name_or_path = backbone.name
         if init_from is not None and (Path(init_from) / CONFIG).is_file():
             self._load(init_from)
         elif init_from is not None:
@@ -95,7 +94,12 @@ class LoRAVLM(VLM):
     ) -> None:
         """Write the adapters as peft does, and `base.json`; `scores` go into the card."""
         folder = Path(folder)
+        base = self.backbone.init_args.get("pretrained")
+        found = isinstance(base, str) and Path(base).is_dir()  # where transformers and peft look for the base
+        base = str(Path(str(base)).resolve()) if found else self.backbone.name
+        self.adapter.peft_config["default"].base_model_name_or_path = base
         self.adapter.save_pretrained(str(folder), save_embedding_layers=False)
+        readable(folder)
         backbone = type(self.backbone)
         path = f"{backbone.__module__}.{backbone.__qualname__}"
         options = {k: v for k, v in self.init_args.items() if k not in ("backbone", "init_from")}

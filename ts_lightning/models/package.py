@@ -20,6 +20,8 @@ PREFIX = "vlm."
 WEIGHTS = "package.safetensors"
 CONFIG = "twin_config.json"
 ROUTER = "task_router"
+# What plain transformers says of a folder of ours: "has model type `...` but Transformers does not recognize this".
+FOREIGN = "twin experts of ts_lightning, opened by ts_lightning.load(FOLDER)"
 FORMAT = 1
 _KEYS = {"format", "package", "base", "backbone", "codec", "options", "max_new_tokens", "sha256"}
 
@@ -137,11 +139,24 @@ def write_package(
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    readable(folder)
+    say_whose(folder)
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     config = {"format": FORMAT, **config, "sha256": digest}
     (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     parameters = sum(tensor.numel() for tensor in state.values())
     (folder / "README.md").write_text(_card(config, scores, parameters))
+
+
+def readable(folder: Path) -> None:
+    """Let others read the weights of a folder: safetensors writes them for the owner alone."""
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)
+
+
+def say_whose(folder: Path) -> None:
+    """Make plain transformers say in its error what the folder holds, in place of opening the base in silence."""
+    (folder / "config.json").write_text(json.dumps({"model_type": FOREIGN}) + "\n")
 
 
 def read_package(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ts_lightning.models import VLM, LoRAVLM, TaskRouter, TwinExpertVLM
+from ts_lightning.models.package import say_whose
 from ts_lightning.runs.checkpoint_io import CheckpointIO
 from ts_lightning.runs.class_paths import plain
-from ts_lightning.runs.load import STANDALONE
+from ts_lightning.runs.load import BASE, STANDALONE
 from ts_lightning.runs.package_state import pack
 
 TARGETS = ("package", "adapter", "checkpoint", "standalone")
@@ -17,8 +18,8 @@ TARGETS = ("package", "adapter", "checkpoint", "standalone")
 def export(module: Any, kind: str, target: Path, scores: Mapping[str, float] | None = None) -> None:
     """Write `module` as one of `TARGETS`; ValueError for a kind that its vlm does not have.
 
-    `standalone` holds base and package (TWIST), the merged model (LoRA) or the tuned model itself, in the layout of
-    the backbone: what is plain there loads in plain transformers.
+    `standalone` is the merged model (LoRA) or the tuned model itself, in the layout of the backbone, which plain
+    transformers loads; of TWIST it holds `base`, which it loads too, and `package`.
     """
     vlm, wanted = module.vlm, {"package": TwinExpertVLM, "adapter": LoRAVLM}
     if kind not in TARGETS:
@@ -70,13 +71,15 @@ def write_checkpoint(module: Any, path: Path) -> None:
 
 def write_standalone(module: Any, folder: Path, scores: Mapping[str, float] | None = None) -> None:
     """Everything in one folder: nothing else is needed to load it."""
-    vlm, backbone = module.vlm, module.vlm.backbone
+    vlm, backbone, base = module.vlm, module.vlm.backbone, folder
     if isinstance(vlm, TwinExpertVLM):
         vlm.save_pretrained(folder / "package", scores, max_new_tokens=module.max_new_tokens)
         vlm.remove_packages()
+        base = folder / BASE
+        say_whose(folder)
     elif isinstance(vlm, LoRAVLM):
         vlm.merge()
-    backbone.save(folder, None)
+    backbone.save(base, None)
     spec = plain(backbone, "backbone")
     spec["init_args"] = {k: v for k, v in spec["init_args"].items() if k not in backbone.made_by}
     stored = {"backbone": spec, "max_new_tokens": module.max_new_tokens}

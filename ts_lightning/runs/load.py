@@ -18,6 +18,7 @@ from ts_lightning.runs.package_state import data_config, model_config
 
 LARGE_BASE, LARGE_SETTING = 20_000_000, 10_000  # of this size nobody's memory is in danger
 STANDALONE = "ts_lightning.json"
+BASE = "base"  # of a standalone folder of twin experts; folders of before hold it beside the package
 RUN_LAST = "checkpoints/last.ckpt"
 PLAIN_TOKENS = 256  # of an answer by a model that says nothing of it
 
@@ -90,7 +91,8 @@ def standalone_model(folder: Path) -> dict[str, Any]:
     try:
         stored = json.loads((folder / STANDALONE).read_text())
         backbone = dict(stored["backbone"])
-        backbone["init_args"] = {**backbone["init_args"], "pretrained": str(folder)}
+        base = folder / BASE if (folder / BASE).is_dir() else folder
+        backbone["init_args"] = {**backbone["init_args"], "pretrained": str(base)}
         max_new_tokens = int(stored["max_new_tokens"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{folder / STANDALONE}: seen {error!r}, expected a file made by the export") from None

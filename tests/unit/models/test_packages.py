@@ -59,7 +59,8 @@ def test_save_and_load_give_the_same_bits(options: dict, tmp_path: Path) -> None
     rows = batch(vlm, GROUNDING + UNDERSTANDING)
     # bitwise, as in this whole file: the same weights on the same batch, token by token to the same experts
     assert torch.equal(vlm(rows)["logits"], again(rows)["logits"])
-    assert {path.name for path in tmp_path.iterdir()} == {"package.safetensors", "twin_config.json", "README.md"}
+    files = {"package.safetensors", "twin_config.json", "config.json", "README.md"}
+    assert {path.name for path in tmp_path.iterdir()} == files
     config, tensors = read_package(tmp_path)
     assert config["base"] == vlm.identity()
     assert config["options"]["every"] == options.get("every", 2)

@@ -37,20 +37,14 @@ from ts_lightning.models.backbones.hub_layout import (
     load_weights_of,
     read_config,
     read_tokenizer,
+    save_folder,
+    side_files,
 )
 from ts_lightning.models.packing import PAD_BRANCH, both_ways, branch_mask, runs, within
 
 # What a family's forward gives its decoder and we give ourselves.
 OURS = {"input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache", "return_dict", "cache_position"}
 TYPES = ("mm_token_type_ids", "token_type_ids")  # 1 at the tokens of a picture
-# Files of a folder that say how pictures and turns are made.
-SIDE_FILES = (
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "chat_template.json",
-    "chat_template.jinja",
-)
 _stop: ContextVar[bool] = ContextVar("stop", default=False)
 
 
@@ -79,7 +73,7 @@ class HFBackbone(Backbone):
         folder = Path(pretrained)
         config = config_of(folder)
         self.family = config.model_type
-        self.side_files = {name: (folder / name).read_bytes() for name in SIDE_FILES if (folder / name).is_file()}
+        self.side_files = side_files(folder)
         tokenizer = read_tokenizer(folder)
         self.processor = load_processor(folder, config, tokenizer)
         self.model = load_weights_of(AutoModelForImageTextToText, folder, config, dtype)
@@ -256,11 +250,7 @@ class HFBackbone(Backbone):
         return torch.isin(ids_BT, torch.tensor(self.picture_ids, device=ids_BT.device))
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write what transformers (and `pretrained`) reads."""
-        (self.model if dtype is None else self.model.to(dtype)).save_pretrained(folder)
-        self.encoder.tokenizer.save_pretrained(folder)
-        for name, content in self.side_files.items():
-            (folder / name).write_bytes(content)
+        save_folder(folder, self.model, self.encoder.tokenizer, self.side_files, dtype)
 
 
 class Reached(Exception):

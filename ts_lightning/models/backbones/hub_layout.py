@@ -14,8 +14,17 @@ from transformers import AddedToken, AutoConfig, AutoModelForImageTextToText, Au
 from ts_lightning.grounding.codecs import backbone_codec
 from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.encode import ChatTemplate, Encoder
+from ts_lightning.models.package import readable
 
 SHIPPED = Path(__file__).parent / "tiny_base"
+# Files of a folder that say how pictures and turns are made.
+SIDE_FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
 
 
 class HubBackbone(Backbone):
@@ -29,6 +38,7 @@ class HubBackbone(Backbone):
     image_token: ClassVar[str] = "<image>"
     template: ClassVar[ChatTemplate]
     marks: ClassVar[tuple[str, ...]] = ()
+    side_files: Mapping[str, bytes] = {}
 
     def source(self, pretrained: str | None, config: Mapping[str, Any] | None) -> Any:
         """The config object of the folder `pretrained`, or of `config`, one of which must be given."""
@@ -63,6 +73,7 @@ class HubBackbone(Backbone):
                 self.model = random_model(settings, dtype, kind)
             else:
                 tokenizer = load_tokenizer(pretrained, self.image_token, end)
+                self.side_files = side_files(Path(pretrained))
                 self.model = load_weights_of(kind, Path(pretrained), settings, dtype, fresh)
         check_tokens(self, tokenizer, self.image_token)
         self.model.eval()
@@ -113,9 +124,23 @@ class HubBackbone(Backbone):
         return self.model.config.image_token_id
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write what transformers (and `pretrained`) reads: config, safetensors, tokenizer."""
-        (self.model if dtype is None else self.model.to(dtype)).save_pretrained(folder)
-        self.encoder.tokenizer.save_pretrained(folder)
+        save_folder(folder, self.model, self.encoder.tokenizer, self.side_files, dtype)
+
+
+def side_files(folder: Path) -> dict[str, bytes]:
+    """The files beside weights and tokenizer that a processor is made of, by name."""
+    return {name: (folder / name).read_bytes() for name in SIDE_FILES if (folder / name).is_file()}
+
+
+def save_folder(
+    folder: Path, model: Any, tokenizer: Any, beside: Mapping[str, bytes], dtype: torch.dtype | None = None
+) -> None:
+    """Write what transformers (and `pretrained`) reads: config, safetensors, tokenizer, and the processor's files."""
+    (model if dtype is None else model.to(dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for name, content in beside.items():
+        (folder / name).write_bytes(content)
+    readable(folder)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from ts_lightning.models.backbones.hub_layout import (
 from ts_lightning.models.backbones.llava import LlavaBackbone
 from ts_lightning.models.backbones.moe_layout import from_public, install_moe, moe_config, to_public
 from ts_lightning.models.encode import ChatTemplate
+from ts_lightning.models.package import readable
 
 PHI = ChatTemplate(
     system="A chat between a curious user and an artificial intelligence assistant. "
@@ -123,6 +124,7 @@ class MoELlavaBackbone(LlavaBackbone):
         public = self.public | {"vocab_size": len(self.embedding.weight)}
         (folder / "config.json").write_text(json.dumps(public, indent=1, sort_keys=True) + "\n")
         self.encoder.tokenizer.save_pretrained(folder)
+        readable(folder)
 
 
 def public_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from transformers import (
 from ts_lightning.models.backbones.hub_layout import SHIPPED, HubBackbone
 from ts_lightning.models.backbones.moe_layout import from_public, install_moe, moe_config, to_public
 from ts_lightning.models.encode import ChatTemplate
+from ts_lightning.models.package import readable
 
 
 class TinyBackbone(HubBackbone):
@@ -91,6 +92,7 @@ class TinyBackbone(HubBackbone):
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(self.model.config.to_dict(), indent=1, sort_keys=True) + "\n")
         self.encoder.tokenizer.save_pretrained(folder)
+        readable(folder)
 
 
 def break_ties(layers: Any) -> None:
