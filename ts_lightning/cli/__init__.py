@@ -20,6 +20,7 @@ ABOUT = "Teach a pre-trained vision-language model to answer with boxes without 
 VERBS = {
     "quickstart": "the whole path on the toy world: score the base, tune it, score again, certify, report",
     "init": "look at your model and your data, and write a configuration that trains",
+    "plan": "what tuning takes of a card, from config.json alone, and the largest form that fits",
     "fit": "train by a configuration",
     "validate": "the figures of the validation suites",
     "test": "validate on the test suites of a configuration",

@@ -1,0 +1,115 @@
+"""The plan of a card's memory: counts against built models, and the three models that a 24 GB card has to hold."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tools.bench.geometry import CLIP_L, LLAVA_7B, MOE_LLAVA_PHI2, QWEN2_VL_7B
+from ts_lightning.cli import main
+from ts_lightning.models import LoRAVLM, TwinExpertVLM
+from ts_lightning.models.backbones.llava import LlavaBackbone
+from ts_lightning.models.backbones.moe_layout import moe_config
+from ts_lightning.models.backbones.moe_llava import MoELlavaBackbone
+from ts_lightning.reports.memory_plan import Form, Geometry, GiB, Load, largest_micro_batch, largest_twist, plan
+
+TEXT = {"vocab_size": 1500, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4,
+        "num_attention_heads": 4}  # fmt: skip
+TOWER = CLIP_L | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL: dict[str, dict[str, Any]] = {
+    "llava": {"model_type": "llava", "vision_config": TOWER | {"model_type": "clip_vision_model"},
+              "text_config": TEXT | {"model_type": "llama"}},
+    "moe": TEXT | {"model_type": "moe_llava_phi", "partial_rotary_factor": 0.5, "vision_config": TOWER,
+                   "moe": moe_config([0, 2], 4, top_k=2)},
+}  # fmt: skip
+FULL: dict[str, dict[str, Any]] = {  # the sizes that their makers published
+    "Qwen2.5-VL-7B": {"model_type": "qwen2_5_vl", "text_config": QWEN2_VL_7B["text_config"],
+                      "vision_config": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
+                                        "out_hidden_size": 3584}},
+    "Qwen3-VL-8B": {"model_type": "qwen3_vl",
+                    "text_config": {"vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288,
+                                    "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
+                                    "head_dim": 128},
+                    "vision_config": {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16,
+                                      "out_hidden_size": 4096}},
+    "LLaVA-1.5-7B": LLAVA_7B,
+}  # fmt: skip
+
+
+def geometry(folder: Path, config: dict[str, Any]) -> Geometry:
+    (folder / "config.json").write_text(json.dumps(config))
+    return Geometry.of(folder)
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_counts_are_those_of_built_models(name: str, tmp_path: Path) -> None:
+    """Weights and what trains, to the byte: a base in bf16, trained weights in fp32."""
+    config, kind = SMALL[name], {"llava": LlavaBackbone, "moe": MoELlavaBackbone}[name]
+    seen = geometry(tmp_path, config)
+    with torch.device("meta"):
+        for rank in (None, 4):
+            twin = TwinExpertVLM(kind(config=config), expert_rank=rank)
+            numbers = [p.numel() for p in twin.parameters() if p.requires_grad]
+            frozen = sum(p.numel() for p in twin.parameters() if not p.requires_grad)
+            made = plan(seen, Form("twist", rank), Load())
+            assert (made.trained, made.gradients, made.optimizer) == (
+                sum(numbers),
+                4 * sum(numbers),
+                8 * sum(numbers),
+            )
+            assert made.weights == 2 * frozen + 4 * sum(numbers)
+        targets = sorted({"q_proj", "k_proj", "v_proj"} | ({"o_proj", "gate_proj", "up_proj", "down_proj"}
+                         if name == "llava" else {"dense", "fc1", "fc2"}))  # fmt: skip
+        lora = LoRAVLM(kind(config=config), 4, targets=targets)
+        trained = sum(p.numel() for p in lora.parameters() if p.requires_grad)
+        assert plan(seen, Form("lora", 4), Load()).trained == trained
+
+
+def test_quantised_weights_and_the_cache_by_hand(tmp_path: Path) -> None:
+    seen = geometry(tmp_path, SMALL["llava"])
+    matrices = 4 * (4 * 64 * 64 + 3 * 64 * 160)  # attention and MLP of four layers
+    plain = plan(seen, Form("twist", 4), Load())
+    eight, four = (plan(seen, Form("twist", 4, kind), Load()) for kind in ("int8", "nf4"))
+    assert plain.weights - eight.weights == matrices
+    assert plain.weights - four.weights == matrices * (1.5 - 1 / 64 - 4 / (64 * 256))
+    # 2 rows of 10 + 24 * 24 tokens and 5 new ones, keys and values of 4 layers in bf16
+    assert plan(seen, Form("lora", 4), Load(2, text=10, answer=5)).cache == 2 * (10 + 576 + 5) * 2 * 4 * 64 * 2
+
+
+@pytest.mark.parametrize("name", list(FULL))
+def test_a_card_of_24_gb_holds_low_rank_experts_over_an_nf4_base(name: str, tmp_path: Path) -> None:
+    seen = geometry(tmp_path, FULL[name])
+    load = Load(picture_tokens=seen.picture_tokens())
+    made = plan(seen, Form("twist", 64, "nf4"), load)
+    assert made.peak <= 22 * GiB
+    assert made.package <= 400e6
+    assert plan(seen, Form("twist", 64), load).peak <= 22 * GiB  # not even the quantisation is needed
+    assert plan(seen, Form("twist"), load).peak > 80 * GiB
+    best = largest_twist(seen, load, 23 * GiB)
+    assert best is not None
+    assert best.form.quantization is None
+
+
+def test_the_largest_setting_is_the_last_that_fits(tmp_path: Path) -> None:
+    seen, form = geometry(tmp_path, SMALL["moe"]), Form("twist", 8)
+    room = plan(seen, form, Load(micro_batch=4)).peak
+    assert largest_micro_batch(seen, form, Load(), room) == 4
+    assert largest_micro_batch(seen, form, Load(), 1.0) == 0
+    assert largest_twist(seen, Load(), 1.0) is None
+    whole = largest_twist(seen, Load(), GiB)
+    assert whole is not None
+    assert whole.form == Form("twist")
+
+
+def test_the_verb_prints_every_form_and_says_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MOE_LLAVA_PHI2))
+    assert main(["plan", "--vlm", str(tmp_path), "--gpu", "16", "--rank", "32"]) == 0
+    said = capsys.readouterr().out
+    assert "5.61 B parameters, 32 decoder layers; 1 x 1088 tokens" in said
+    assert sum(line.startswith(("TWIST", "LoRA", "full")) for line in said.splitlines()) == 10
+    assert said.splitlines()[-1].startswith("largest TWIST that fits: expert_rank: 256, quantization: null (")
+    assert main(["plan", "--vlm", str(tmp_path), "--gpu", "2"]) == 1
+    assert main(["plan", "--vlm", str(tmp_path / "no")]) == 2
+    assert "seen no config.json" in capsys.readouterr().err

@@ -1,0 +1,277 @@
+"""What tuning needs of a GPU's memory, counted from a model's config.json on the meta device; nothing is loaded.
+
+What stays is exact: weights, gradients, the optimizer's states. Activations are those of one micro-batch with
+recomputed layers: the input of every layer, and of one layer all that its backward needs, or the logits, whichever is
+more. `python -m tools.bench memory` holds the sum against measured peaks.
+
+Legend: N tokens of a micro-batch, H hidden size, F expert size, V vocabulary, A tokens of answers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText
+
+from ts_lightning.models.backbones.hf import config_of, dense_experts, mlp_slot
+from ts_lightning.models.backbones.hub_layout import random_model, read_config
+from ts_lightning.models.backbones.moe_llava import MoELlavaBackbone
+from ts_lightning.models.experts import expert_form
+from ts_lightning.models.low_rank import experts_of
+from ts_lightning.models.moe import MoE
+from ts_lightning.models.package import PackageOptions
+from ts_lightning.models.twin_vlm import grounding_experts
+
+GiB = 2**30
+RESERVED = GiB  # of a GPU: CUDA's context, the libraries' workspaces, fragments
+QUANTISED = {"int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}  # bytes a weight: nf4 has a scale of 8 bits for 64
+RANKS = (256, 128, 64, 32, 16, 8)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way of tuning: "twist" (`rank` None: full copies), "lora" or "full", over a base that is quantised or not."""
+
+    method: str
+    rank: int | None = None
+    quantization: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As a table has it."""
+        rank = {"full": ""}.get(self.method, " full copies" if self.rank is None else f" rank {self.rank}")
+        return {"twist": "TWIST", "lora": "LoRA", "full": "full tuning"}[self.method] + rank
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a step is given.
+
+    micro_batch: rows; text, pictures, picture_tokens: of a row; answer: of its text what has a loss, and as many new
+    tokens does an evaluation make. num_experts, every: of TWIST. itemsize: bytes of a frozen weight and of what is
+    computed with (bf16: 2); what trains is in fp32. optimizer_bytes: of its states for a weight (8-bit AdamW: 2).
+    on_cpu: activations go in pieces there, and the optimizer makes no copies.
+    """
+
+    micro_batch: int = 1
+    text: int = 512
+    answer: int = 128
+    pictures: int = 1
+    picture_tokens: int = 576
+    num_experts: int = 2
+    every: int = 2
+    itemsize: int = 2
+    optimizer_bytes: int = 8
+    on_cpu: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return self.micro_batch * (self.text + self.pictures * self.picture_tokens)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes of one form. `cache`: keys and values of an evaluation; `package`: what is saved, matrices as computed."""
+
+    form: Form
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    cache: float
+    package: float
+    trained: int
+
+    @property
+    def peak(self) -> float:
+        """The most that is there at once: a step, or an evaluation between two."""
+        return self.weights + self.optimizer + max(self.gradients + self.activations, self.cache)
+
+
+class Geometry:
+    """A model of a config.json on the meta device, and the sizes that a plan asks for."""
+
+    def __init__(self, model: Any, where: str) -> None:
+        self.model = model
+        self.layers = list(model.get_decoder().layers)
+        slot = mlp_slot(model.get_decoder().layers, where)
+        self.slots = [getattr(layer, slot) for layer in self.layers]
+        self.text = model.config.get_text_config()
+        self.hidden: int = self.text.hidden_size
+
+    @classmethod
+    def of(cls, folder: str | Path) -> "Geometry":
+        """That of a folder; only its config.json is read. ValueError for no model of pictures and text."""
+        values = read_config(Path(folder))
+        with torch.device("meta"):
+            if values.get("model_type") in MoELlavaBackbone.model_types:
+                return cls(MoELlavaBackbone(config=values).model, str(folder))
+            config = config_of(Path(folder))
+            return cls(random_model(config, "float32", AutoModelForImageTextToText), str(folder))
+
+    @cached_property
+    def linears(self) -> list[Any]:
+        """The linear layers of the decoder's layers, routers left out: what is quantised, and what LoRA adapts."""
+        routers = {id(m.router) for layer in self.layers for m in layer.modules() if isinstance(m, MoE)}
+        found = (m for layer in self.layers for m in layer.modules() if isinstance(m, nn.Linear))
+        return [linear for linear in found if id(linear) not in routers]
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many numbers the model has."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def queries(self) -> int:
+        """Width of the queries of all heads."""
+        return self.text.num_attention_heads * self.head
+
+    @property
+    def keys(self) -> int:
+        """Width of the keys of all heads, and of the values."""
+        return (getattr(self.text, "num_key_value_heads", None) or self.text.num_attention_heads) * self.head
+
+    @property
+    def head(self) -> int:
+        """Width of one head."""
+        return getattr(self.text, "head_dim", None) or self.hidden // self.text.num_attention_heads
+
+    def experts(self, layer: int) -> list[nn.Module]:
+        """The understanding experts of a layer."""
+        return dense_experts(self.slots[layer]) or experts_of(self.slots[layer])
+
+    def inner(self, layer: int) -> tuple[int, int]:
+        """F times the understanding experts of a token, and how many products make the hidden (2: gate and up)."""
+        form = expert_form(self.experts(layer)[0], plain=False)
+        if form is None:
+            return 4 * self.hidden, 2
+        width = getattr(self.experts(layer)[0], form.inputs[0]).out_features
+        slot = self.slots[layer]
+        chosen = slot.top_k if isinstance(slot, MoE) else getattr(self.text, "num_experts_per_tok", None) or 1
+        return width * min(chosen, len(self.experts(layer))), len(form.inputs)
+
+    def picture_tokens(self, side: int = 1024) -> int:
+        """Tokens of a picture: the tower's own number, or, where it takes any size, those of a square of `side`."""
+        vision: Any = getattr(self.model.config, "vision_config", None)
+        patch = getattr(vision, "patch_size", 14)
+        merge = getattr(vision, "spatial_merge_size", 1)
+        fixed = getattr(vision, "image_size", None) if merge == 1 else None
+        return ((fixed or side) // (patch * merge)) ** 2
+
+
+def plan(geometry: Geometry, form: Form, load: Load) -> Plan:
+    """The bytes of one form of tuning."""
+    trained = trained_numbers(geometry, form.method, form.rank, load.num_experts, load.every)
+    if form.method == "full":
+        weights = 4.0 * trained
+    else:
+        narrow = sum(linear.weight.numel() for linear in geometry.linears) if form.quantization else 0
+        weights = load.itemsize * (geometry.parameters - narrow) + 4.0 * trained
+        weights += narrow * QUANTISED.get(form.quantization or "", 0.0)
+    copies = 0 if load.on_cpu else 4.0 * trained  # the optimizer updates all weights at once
+    rows = load.micro_batch * (load.tokens // load.micro_batch + load.answer)
+    return Plan(
+        form,
+        weights,
+        gradients=4.0 * trained,
+        optimizer=float(load.optimizer_bytes * trained),
+        activations=max(activations(geometry, form, load), copies),
+        cache=2.0 * rows * len(geometry.layers) * geometry.keys * load.itemsize,
+        package=float(load.itemsize * trained),
+        trained=trained,
+    )
+
+
+@cache
+def trained_numbers(geometry: Geometry, method: str, rank: int | None, num_experts: int, every: int) -> int:
+    """The parameters that train."""
+    if method == "full":
+        return geometry.parameters
+    if method == "lora":
+        return sum((rank or 0) * (linear.in_features + linear.out_features) for linear in geometry.linears)
+    options = PackageOptions(num_experts=num_experts, every=every, expert_rank=rank)
+    with torch.device("meta"):
+        made = [grounding_experts(geometry.experts(i), options) for i in range(0, len(geometry.layers), every)]
+    return 1 + sum(p.numel() for experts in made for p in experts.parameters())  # 1: alpha
+
+
+def activations(geometry: Geometry, form: Form, load: Load) -> float:
+    """What forward and backward of a micro-batch hold at most, beside weights and gradients; layers are recomputed."""
+    n, b = load.tokens, load.itemsize
+    inputs = len(geometry.layers) * n * geometry.hidden * b
+    twins = range(0, len(geometry.layers), load.every) if form.method == "twist" else ()
+    layers = max(layer_bytes(geometry, form, load, i, i in twins) for i in range(min(2, len(geometry.layers))))
+    vocabulary = geometry.text.vocab_size
+    logits = load.micro_batch * load.answer * vocabulary * (3 * b if b == 4 else b + 3 * 4)
+    widest = max(linear.weight.numel() for linear in geometry.linears)
+    layers += widest * b if form.quantization else 0  # a matrix as it is multiplied with
+    return inputs + 3 * n * geometry.hidden * b + max(layers, logits)
+
+
+def layer_bytes(geometry: Geometry, form: Form, load: Load, layer: int, twin: bool) -> float:
+    """What one decoder layer keeps for its backward, and the most that this makes on its way."""
+    n, b, h = load.tokens, load.itemsize, geometry.hidden
+    f, inputs = geometry.inner(layer)
+    norms = n * h * (b if b == 4 else b + 2 * 4)  # computed in fp32
+    attention = n * b * 4 * geometry.queries
+    hidden = n * f * b
+    slot = hidden * (3 if inputs == 2 else 1)  # gate, act(gate), up
+    backward = hidden * 2
+    if twin and form.rank is not None:
+        slot = hidden * inputs + n * h * b
+        backward = hidden * (inputs if load.on_cpu else inputs + 6)
+    elif twin:
+        slot += hidden * inputs + 3 * n * h * b
+        backward = hidden * (inputs + 1 if load.on_cpu else inputs + 4)
+    elif form.method == "lora":
+        slot += hidden + 2 * n * h * b
+        attention += 2 * n * h * b
+    elif form.method == "full":
+        slot += hidden + n * h * b
+        attention += 2 * n * h * b
+    return norms + attention + slot + backward
+
+
+def forms(geometry: Geometry, rank: int, lora_rank: int) -> Iterator[Form]:
+    """The rows of a plan: every method, over the base as it is and quantised."""
+    low = expert_form(geometry.experts(0)[0], plain=False) is not None
+    for quantization in (None, *QUANTISED):
+        yield Form("twist", None, quantization)
+        if low:
+            yield Form("twist", rank, quantization)
+        yield Form("lora", lora_rank, quantization)
+    yield Form("full")
+
+
+def largest_micro_batch(geometry: Geometry, form: Form, load: Load, room: float) -> int:
+    """The largest power of two of rows whose step fits into `room` bytes; 0 where one row does not."""
+    fitting = 0
+    for exponent in range(11):
+        if plan(geometry, form, replace(load, micro_batch=2**exponent)).peak > room:
+            break
+        fitting = 2**exponent
+    return fitting
+
+
+def largest_twist(geometry: Geometry, load: Load, room: float) -> Plan | None:
+    """The first that fits: full copies, then falling ranks; each over the base as it is, then int8, then nf4."""
+    ranks: tuple[int | None, ...] = (None, *RANKS)
+    smallest = min(geometry.hidden, geometry.inner(0)[0])
+    for quantization in (None, *QUANTISED):
+        for rank in ranks:
+            if rank is not None and rank > smallest:
+                continue
+            made = plan(geometry, Form("twist", rank, quantization), load)
+            if made.peak <= room:
+                return made
+    return None
+
+
+def room_of(gpu: float) -> float:
+    """Bytes of a card of `gpu` GiB that tensors may take."""
+    return gpu * GiB - RESERVED
