@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText
 
 from ts_lightning.models.backbones.hf import config_of, dense_experts, mlp_slot
 from ts_lightning.models.backbones.hub_layout import random_model, read_config
@@ -112,7 +111,7 @@ class Geometry:
             if values.get("model_type") in MoELlavaBackbone.model_types:
                 return cls(MoELlavaBackbone(config=values).model, str(folder))
             config = config_of(Path(folder))
-            return cls(random_model(config, "float32", AutoModelForImageTextToText), str(folder))
+            return cls(random_model(config, "float32"), str(folder))
 
     @cached_property
     def linears(self) -> list[Any]:
