@@ -58,10 +58,14 @@ def sorted_experts(x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: nn
     assert form is not None, "experts of an unknown form take the loop"
     linears = [getattr(expert, name) for expert in experts for name in (*form.inputs, form.output)]
     parameters = [tensor for linear in linears for tensor in (linear.weight, linear.bias)]
+    activation = resolve(getattr(experts[0], form.activation), x_TH.device.type)
+    return _SortedExperts.apply(x_TH.to(compute_type(x_TH)), weights_TK, ids_TK, len(experts), activation, *parameters)
+
+
+def compute_type(x_TH: Tensor) -> torch.dtype:
+    """That of autocast where it is on, else that of `x_TH`."""
     device = x_TH.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TH.dtype
-    activation = resolve(getattr(experts[0], form.activation), device)
-    return _SortedExperts.apply(x_TH.to(dtype), weights_TK, ids_TK, len(experts), activation, *parameters)
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TH.dtype
 
 
 def _cast(tensor: Any, dtype: torch.dtype) -> Any:

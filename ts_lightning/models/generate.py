@@ -4,11 +4,11 @@ Legend: B rows, T prompt positions (padded left), V vocabulary, N heads, S posit
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from ts_lightning.models.constrain import Constraint
@@ -28,7 +28,7 @@ class DecodeState:
 
     A prompt may have `group` answers: they are branches behind it (`models.packing`), so its keys and values are kept,
     and read, once. Logits are those of prompt 0's answers, then prompt 1's ... `alpha` stands in place of the learned.
-    `own_BG` are the branches of a prompt's answers: 1 to G until some have left.
+    `own_BG` are the branches of a prompt's answers: 1 to G until some have left. `kept`: see `models.routing.Routing`.
     """
 
     vlm: "VLM"
@@ -39,6 +39,7 @@ class DecodeState:
     task_B: Tensor
     own_BG: Tensor
     alpha: float | None = None
+    kept: dict[nn.Module, Any] = field(default_factory=dict)
 
     @property
     def group(self) -> int:
@@ -83,7 +84,7 @@ class DecodeState:
         token_BG = token_B.view(-1, self.group)
         self.branch_BT = torch.cat([self.branch_BT, self.own_BG], 1)
         batch = {"task": self.task_B, "valid": torch.ones_like(token_BG, dtype=torch.bool)}
-        with self.vlm.routing(batch, alpha=self.alpha) as context:
+        with self.vlm.routing(batch, alpha=self.alpha, kept=self.kept) as context:
             hidden_BGH = self.vlm.backbone.decoder(
                 **self.vlm.decoder_inputs({"input_ids": token_BG}, context),
                 attention_mask=self.vlm.backbone.mask(self.own_BG, self.branch_BT),

@@ -2,16 +2,17 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ts_lightning.models.experts import expert_form, sorted_experts
-from ts_lightning.models.routing import current_routing
+from ts_lightning.models.experts import Activation, compute_type, expert_form, resolve, sorted_experts
+from ts_lightning.models.routing import Routing, current_routing
 
 STATIC_TOKENS = 128  # on a GPU, up to here reading every expert costs no more than reading those that are hit
+SMALL_EXPERTS = 2**20  # weights of a layer's experts, on a CPU: up to here calls cost more than their arithmetic
 
 
 def route(x_TH: Tensor, router: nn.Linear, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,6 +55,48 @@ def moe_static(x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: Sequen
     gates_TE, _ = scattered(weights_TK, ids_TK, len(experts))
     y_ETH = torch.stack([expert(x_TH) for expert in experts])
     return torch.einsum("eth,te->th", y_ETH, gates_TE.to(y_ETH.dtype))
+
+
+class Joined(NamedTuple):
+    """The experts of a layer as one MLP, X = E F hidden units wide: copies of their weights, for some decoding steps.
+
+    `inputs` are weight [H, X] and bias [X] of act(z), or of the gate and of what it gates; `output_XH`, `bias_EH`.
+    """
+
+    inputs: list[tuple[Tensor, Tensor | None]]
+    output_XH: Tensor
+    bias_EH: Tensor | None
+    activation: Activation
+
+
+def join(experts: nn.ModuleList, dtype: torch.dtype) -> Joined | None:
+    """Experts of one known form side by side; None for others, and for large ones."""
+    form = expert_form(experts[0])
+    small = sum(p.numel() for p in experts.parameters()) <= SMALL_EXPERTS
+    if form is None or not small or any(expert_form(expert) != form for expert in experts):
+        return None
+
+    def side_by_side(name: str, stack: Callable[..., Tensor] = torch.cat) -> tuple[list[Tensor], Tensor | None]:
+        layers = [getattr(expert, name) for expert in experts]
+        biases = [layer.bias.to(dtype) for layer in layers if layer.bias is not None]
+        return [layer.weight.to(dtype) for layer in layers], stack(biases) if biases else None
+
+    inputs = [(torch.cat(weights).T.contiguous(), bias) for weights, bias in map(side_by_side, form.inputs)]
+    weights, bias_EH = side_by_side(form.output, torch.stack)
+    return Joined(inputs, torch.cat(weights, 1).T.contiguous(), bias_EH, getattr(experts[0], form.activation))
+
+
+def moe_joined(x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: Joined, num_experts: int) -> Tensor:
+    """Run all experts as one MLP whose hidden units the routing weighs: the fewest calls, for decoding on a CPU."""
+    x_TH = x_TH.to(experts.output_XH.dtype)
+    gates_TE = weights_TK.new_zeros(len(ids_TK), num_experts).scatter_(1, ids_TK, weights_TK).to(x_TH.dtype)
+    pre = [x_TH @ weight if bias is None else torch.addmm(bias, x_TH, weight) for weight, bias in experts.inputs]
+    hidden_TX = resolve(experts.activation, "cuda")(pre[0])  # in one call
+    hidden_TX = hidden_TX * pre[1] if len(pre) > 1 else hidden_TX
+    hidden_TX = (hidden_TX.view(len(x_TH), num_experts, -1) * gates_TE[..., None]).view_as(hidden_TX)
+    if experts.bias_EH is None:
+        return hidden_TX @ experts.output_XH
+    return torch.addmm(gates_TE @ experts.bias_EH, hidden_TX, experts.output_XH)
 
 
 def is_static(x_TH: Tensor) -> bool:
@@ -105,6 +148,8 @@ class MoE(nn.Module):
         """
         x_TH = x.reshape(-1, x.shape[-1])
         weights_TK, ids_TK = self.chosen(x_TH, top_k, tokens_N)
+        if (experts := self._joined(x_TH, current_routing())) is not None:
+            return moe_joined(x_TH, weights_TK, ids_TK, experts, len(self.experts)).view_as(x)
         return self._path(x_TH)(x_TH, weights_TK, ids_TK, self.experts).view_as(x)
 
     def chosen(self, x_TH: Tensor, top_k: int | None = None, tokens_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -119,3 +164,11 @@ class MoE(nn.Module):
         if is_static(x_TH):
             return moe_static
         return moe_sorted if all(map(expert_form, self.experts)) else moe_loop
+
+    def _joined(self, x_TH: Tensor, context: Routing | None) -> Joined | None:
+        """What decoding keeps of the experts; None where it does not, and for a prompt."""
+        if context is None or context.kept is None or x_TH.is_cuda or len(x_TH) > STATIC_TOKENS:
+            return None
+        if self not in context.kept:
+            context.kept[self] = join(self.experts, compute_type(x_TH))
+        return context.kept[self]

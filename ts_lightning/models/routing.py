@@ -32,13 +32,17 @@ class Routed(NamedTuple):
 
 @dataclass(eq=False)
 class Routing:
-    """The state of one forward pass; `routed` fills up when `collect` is on, one entry per MoE."""
+    """The state of one forward pass; `routed` fills up when `collect` is on, one entry per MoE.
+
+    `kept` is there in decoding alone: what a layer makes of its weights once for all steps, by the layer.
+    """
 
     task_B: Tensor
     valid_BT: Tensor
     packages: tuple[str, ...] = ("grounding",)
     alpha_override: float | None = None
     collect: bool = False
+    kept: dict[nn.Module, Any] | None = None
     routed: dict[nn.Module, Routed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -105,6 +109,7 @@ def routing(
     package: str | Sequence[str] = "grounding",
     alpha_override: float | None = None,
     collect: bool = False,
+    kept: dict[nn.Module, Any] | None = None,
 ) -> AbstractContextManager[Routing]:
     """Open the context of one forward pass and yield its `Routing`.
 
@@ -114,9 +119,10 @@ def routing(
         package: the package of every row of a skill, or the packages of tasks 1, 2, ... in turn.
         alpha_override: evaluate with this alpha in place of the learned one.
         collect: fill `Routing.routed` with the routers' probabilities and choices.
+        kept: one dict for all steps of a decoding, whose weights don't change.
     """
     packages = (package,) if isinstance(package, str) else tuple(package)
-    return _use(Routing(task_B, valid_BT.bool(), packages, alpha_override, collect))
+    return _use(Routing(task_B, valid_BT.bool(), packages, alpha_override, collect, kept))
 
 
 def keep_routing() -> tuple[AbstractContextManager, AbstractContextManager]:

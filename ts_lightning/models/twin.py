@@ -86,7 +86,7 @@ class Package(nn.Module):
         else:
             vg = self.experts(h)
         mixing = self.alpha().to(iu.dtype) if alpha is None else alpha
-        return mixing * iu + (1 - mixing) * vg
+        return torch.lerp(vg, iu, mixing)
 
 
 class TwinExpert(nn.Module):

@@ -284,11 +284,13 @@ class TwinExpertVLM(VLM):
         collect: bool = False,
         package: str | None = None,
         alpha: float | None = None,
+        kept: dict[nn.Module, Any] | None = None,
     ) -> AbstractContextManager[Routing]:
         self.check_alpha(alpha)
         if package is not None and package not in self.options:
             raise ValueError(f"package: seen {package!r}, expected one of {', '.join(self.options)}")
-        return routing(batch["task"], batch["valid"], self.skills if package is None else package, alpha, collect)
+        answered = self.skills if package is None else package
+        return routing(batch["task"], batch["valid"], answered, alpha, collect, kept)
 
     def token_embeddings(self, ids_BT: Tensor, context: Routing) -> Tensor:
         in_base_BT = ids_BT < len(self.backbone.embedding.weight)

@@ -133,16 +133,18 @@ class VLM(Recorded, nn.Module):
         collect: bool = False,
         package: str | None = None,
         alpha: float | None = None,
+        kept: dict[nn.Module, Any] | None = None,
     ) -> AbstractContextManager[Routing]:
         """The context that one forward runs in.
 
         collect: keep what the routers do. package: the one that answers every row of a skill (None: that of its task).
-        alpha: mix with this weight in place of the learned one. ValueError for a vlm without packages.
+        alpha: mix with this weight in place of the learned one. kept: as in `models.routing.routing`. ValueError for a
+        vlm without packages.
         """
         self.check_alpha(alpha)
         if package is not None:
             raise ValueError(f"package: seen {package!r} for a {type(self).__name__}, expected a vlm with twin experts")
-        return routing(batch["task"], batch["valid"], self.skills, None, collect)
+        return routing(batch["task"], batch["valid"], self.skills, None, collect, kept)
 
     def check_alpha(self, alpha: float | None) -> None:
         """ValueError for a mixing weight that this vlm can't answer with."""

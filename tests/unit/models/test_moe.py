@@ -9,7 +9,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.phi.modeling_phi import PhiMLP
 
 from ts_lightning.models import experts
-from ts_lightning.models.moe import MoE, moe_loop, moe_sorted, moe_static, route
+from ts_lightning.models import moe as moe_module
+from ts_lightning.models.moe import MoE, join, moe_joined, moe_loop, moe_sorted, moe_static, route
 from ts_lightning.models.routing import routing
 
 H, F_SIZE, T = 16, 40, 57
@@ -60,6 +61,33 @@ def test_paths_equal_the_dense_oracle(form: str, top_k: int, path) -> None:
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
     for mine, oracle in zip(gradients(ours, x, moe), gradients(expected, x, moe), strict=True):
         torch.testing.assert_close(mine, oracle, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["phi", "llama", "biased"])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_joined_experts_equal_the_dense_oracle(form: str, top_k: int) -> None:
+    moe = make_moe(form, top_k=top_k)
+    x = torch.randn(T, H)
+    _, weights, ids = route(x, moe.router, top_k)
+    ours = moe_joined(x, weights, ids, join(moe.experts, x.dtype), 4)
+    torch.testing.assert_close(ours, dense_oracle(moe, x), atol=1e-6, rtol=1e-5)
+
+
+def test_only_small_experts_are_joined_and_only_in_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    moe, x, kept = make_moe(), torch.randn(T, H), {}
+    batch = torch.ones(1, dtype=torch.long), torch.ones(1, T, dtype=torch.bool)
+    with torch.no_grad():
+        with routing(*batch):
+            expected = moe(x)
+        with routing(*batch, kept=kept):
+            torch.testing.assert_close(moe(x), expected, atol=1e-6, rtol=1e-5)
+        assert list(kept) == [moe]
+        monkeypatch.setattr(moe_module, "STATIC_TOKENS", T - 1)  # a prompt
+        with routing(*batch, kept=kept):
+            assert torch.equal(moe(x), expected)
+    monkeypatch.setattr(moe_module, "SMALL_EXPERTS", 10)
+    assert join(moe.experts, x.dtype) is None
+    assert join(nn.ModuleList([nn.Linear(H, H)]), x.dtype) is None
 
 
 @pytest.mark.parametrize("form", ["phi", "llama", "biased"])

@@ -15,10 +15,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from ts_lightning.models import phi_attention
 from ts_lightning.models.backbones.hub_layout import SHIPPED, HubBackbone
 from ts_lightning.models.backbones.moe_layout import from_public, install_moe, moe_config, to_public
 from ts_lightning.models.encode import ChatTemplate
 from ts_lightning.models.package import readable
+
+ACTIVATION = "gelu_pytorch_tanh"  # "gelu_new" in one call
 
 
 class TinyBackbone(HubBackbone):
@@ -64,7 +67,9 @@ class TinyBackbone(HubBackbone):
                 install_moe(self.layers, config.moe)
                 break_ties(self.layers)
         else:
-            config = LlavaConfig.from_dict(json.loads((folder / "config.json").read_text()))
+            stored = json.loads((folder / "config.json").read_text())
+            stored["text_config"]["hidden_act"] = ACTIVATION
+            config = LlavaConfig.from_dict(stored)
             self.model = LlavaForConditionalGeneration(config)
             install_moe(self.layers, config.moe)
             state = {k: v.float() for k, v in from_public(load_file(folder / "model.safetensors")).items()}
@@ -72,6 +77,7 @@ class TinyBackbone(HubBackbone):
             self.model.load_state_dict(state)
         self.model.tie_weights()
         self.model.eval()
+        phi_attention.install(self.layers)
         self.name = "tiny" if pretrained == "shipped" else f"tiny:{pretrained or f'random-{seed}'}"
         vision: Any = config.vision_config
         text: Any = config.text_config
@@ -129,6 +135,7 @@ def _config(
         intermediate_size=intermediate,
         num_hidden_layers=layers,
         num_attention_heads=heads,
+        hidden_act=ACTIVATION,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
