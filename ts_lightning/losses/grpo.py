@@ -100,14 +100,19 @@ class Algorithm:
         ref_logp_NT: Tensor | None = None,
         kl_coeff: float = 0.0,
         max_tokens: int | None = None,
+        weight_NT: Tensor | None = None,
     ) -> GRPOTerms:
         """Loss -gain + kl_coeff * KL; a completion without a token in `mask_NT` adds no gradient.
+
+        weight_NT: of each token's gain, where another policy drew it (truncated importance sampling).
 
         ValueError where `mean` is "limit" and `max_tokens`, the longest completion's tokens, is not given.
         """
         mask_NT = mask_NT.to(logp_NT.dtype)
         tokens_N = mask_NT.sum(1)
         gain_NT, acted_NT = self.gains(logp_NT, old_logp_NT, advantage_N[:, None].to(logp_NT.dtype), mask_NT)
+        if weight_NT is not None:
+            gain_NT = gain_NT * weight_NT
         kl_NT = torch.zeros_like(logp_NT)
         if ref_logp_NT is not None:
             kl_NT = self.divergence(logp_NT, ref_logp_NT, mask_NT)

@@ -3,7 +3,7 @@
 import copy
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -217,6 +217,16 @@ class Encoder:
     def seen_picture(self, data: bytes) -> Image.Image:
         """The picture as the model sees it, for people to look at."""
         return Image.fromarray(self.pixels([data])[0].permute(1, 2, 0).numpy())
+
+    def pictures(self, batch: Mapping[str, Any]) -> list[Image.Image]:
+        """All pictures of a batch as the model sees them: from them its own image processor makes the same pixels."""
+        if "pixel_values" not in batch:
+            raise ValueError(f"{type(self).__name__}: seen pictures in a processor's own form, expected uint8 pixels")
+        return [Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()) for pixels in batch["pixel_values"]]
+
+    def tokens_of_pictures(self, batch: Mapping[str, Any]) -> list[int]:
+        """How many placeholder tokens each picture of a batch has."""
+        return [self.image_tokens] * len(batch["pixel_values"])
 
     def with_tokens(self, texts: list[str]) -> tuple["Encoder", list[list[int]]]:
         """An encoder for which each text is one token in rows of a skill, and the base's pieces that spell each."""

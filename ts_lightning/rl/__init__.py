@@ -13,12 +13,14 @@ from ts_lightning.rl.rewards import (
     thought_reward,
 )
 from ts_lightning.rl.rollout import Rollout, RolloutCallback
+from ts_lightning.rl.vllm_engine import VLLMEngine
 
 __all__ = [
     "Completion",
     "ReferencePolicy",
     "Rollout",
     "RolloutCallback",
+    "VLLMEngine",
     "f1_reward",
     "format_reward",
     "image_reward",

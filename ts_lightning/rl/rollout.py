@@ -17,9 +17,11 @@ from ts_lightning.models.sharding import all_ranks_done, kept_whole
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.completion import Completion, read_completion
 from ts_lightning.rl.diagnostics import Watch, rollout_figures, sum_over_ranks
+from ts_lightning.rl.mismatch import weighted
 from ts_lightning.rl.rewards import load_rewards, score
 from ts_lightning.rl.sampling import Sampled, drawn, sample_groups
 from ts_lightning.rl.table import write_table
+from ts_lightning.rl.vllm_engine import VLLMEngine
 
 log = logging.getLogger("ts_lightning.rl")
 REWARDS = {name: f"ts_lightning.rl.{name}_reward" for name in ("format", "image", "object")}
@@ -31,7 +33,8 @@ class Rollout:
 
     Completion g of sample b is row b * G + g. `old_logp_NS` (the sampler's) and `mask_NS` [N, S]; `rewards` by name
     [N]; `total` [N] is their sum. `advantages` [N] are the algorithm's, times `emphasis` [N] (how much a prompt
-    counts); GRPO fills them in. Log-probabilities are taken at `temperature`; `max_tokens` was the limit.
+    counts); GRPO fills them in. Log-probabilities are taken at `temperature`; `max_tokens` was the limit. `weight_NS`:
+    of tokens that another engine drew; `old_logp_NS` are then the policy's own.
     """
 
     ids: list[str]
@@ -44,6 +47,7 @@ class Rollout:
     emphasis: Tensor
     temperature: float
     max_tokens: int
+    weight_NS: Tensor | None = None
 
     @property
     def token_ids(self) -> list[list[list[int]]]:
@@ -53,7 +57,7 @@ class Rollout:
     def drawn(self) -> list[dict[str, Any]]:
         """What can't be computed again once the policy has moved on, of each prompt (`sampling.drawn` reads it)."""
         stopped = [[completion.stopped for completion in group] for group in self.completions]
-        prompts = Sampled(self.token_ids, self.old_logp_NS, stopped).prompts()
+        prompts = Sampled(self.token_ids, self.old_logp_NS, stopped, self.weight_NS).prompts()
         return [{"id": sample, **prompt} for sample, prompt in zip(self.ids, prompts, strict=True)]
 
 
@@ -76,6 +80,7 @@ class RolloutCallback(Callback):
         refills: Draw again, up to so many times, where all completions of a prompt get the same reward. DAPO's dynamic
             sampling takes other prompts; here the data of a step stay what they are.
         seed: With step, sample id and completion number it names the noise.
+        engine: What draws in place of our own loop: `VLLMEngine`.
         table_every: Write a table of prompts with pictures and completions every so many steps (0: never).
         table_prompts: Prompts of one table.
     """
@@ -93,6 +98,7 @@ class RolloutCallback(Callback):
         rollout_batch_size: int | None = None,
         refills: int = 0,
         seed: int = 0,
+        engine: VLLMEngine | None = None,
         table_every: int = 0,
         table_prompts: int = 2,
     ) -> None:
@@ -112,6 +118,7 @@ class RolloutCallback(Callback):
         if difficulty and "object" not in self.rewards:
             raise ValueError("difficulty: seen no reward named object, expected it: it says how hard a prompt is")
         self.table_every, self.table_prompts = table_every, table_prompts
+        self.engine = engine
         self.watch = Watch()
         self.figures: dict[str, float] = {}  # the last value of each, for steps without that task
 
@@ -127,7 +134,7 @@ class RolloutCallback(Callback):
         Prompts whose completions all get one and the same reward are answered again, up to `refills` times.
         """
         names = global_names([sample.id for micro in micro_batches for sample in micro["samples"]])
-        prompts = vlm.run(self._drawn, micro_batches, names, step)
+        prompts = self._weighted(vlm, micro_batches, vlm.run(self._drawn, micro_batches, names, step), step)
         rollouts = self.scored_all(vlm, micro_batches, prompts)
         for attempt in range(1, self.refills + 1):
             equal = [
@@ -136,6 +143,7 @@ class RolloutCallback(Callback):
             if on_no_rank(any(equal)):
                 break
             fresh = vlm.run(self._drawn, micro_batches, [f"{name} refill {attempt}" for name in names], step, equal)
+            fresh = self._weighted(vlm, micro_batches, fresh, step)
             prompts = [new if again else old for old, new, again in zip(prompts, fresh, equal, strict=True)]
             rollouts = self.scored_all(vlm, micro_batches, prompts)
         return rollouts
@@ -151,11 +159,12 @@ class RolloutCallback(Callback):
         """Completions of all prompts, so many prompts decoded together; weights are gathered once."""
         prompts: list[dict[str, Any]] = []
         together = max(1, (self.rollout_batch_size or 10**9) // len(micro_batches[0]["samples"]))  # micro-batches
+        draw = sample_groups if self.engine is None else self.engine.sample_groups
         with kept_whole(vlm):
             for start in range(0, len(micro_batches), together):
                 batch = joined(micro_batches[start : start + together], vlm.pad_id)
                 mine = slice(len(prompts), len(prompts) + len(batch["samples"]))
-                sampled = sample_groups(
+                sampled = draw(
                     vlm,
                     batch,
                     self.num_generations,
@@ -170,6 +179,19 @@ class RolloutCallback(Callback):
                     None if wanted is None else wanted[mine],
                 )
                 prompts += sampled.prompts()
+        return prompts
+
+    def _weighted(
+        self, vlm: VLM, micro_batches: Sequence[Mapping[str, Any]], prompts: list[dict[str, Any]], step: int
+    ) -> list[dict[str, Any]]:
+        """What another engine drew, with the policy's own log-probabilities and the weights that make up for its."""
+        if self.engine is None:
+            return prompts
+        sums = weighted(vlm, micro_batches, prompts, self.temperature, self.engine.tis_cap)
+        self.figures |= (figures := sum_over_ranks({"mismatch_kl": sums}))
+        if (seen := figures["mismatch_kl"]) > (limit := self.engine.max_mismatch_kl):
+            why = "do engine and trainer see the same pictures, weights and dtype? `certify --against` tells"
+            raise ValueError(f"step {step}: mismatch_kl: seen {seen:.4g}, expected at most {limit} ({why})")
         return prompts
 
     def scored_all(
@@ -219,6 +241,7 @@ class RolloutCallback(Callback):
             emphasis_N,
             self.temperature,
             self.max_new_tokens,
+            sampled.weight_NS,
         )
 
 

@@ -23,29 +23,39 @@ BLOCK = 256  # tokens whose probabilities are added up before one of them is loo
 class Sampled:
     """`tokens` of each group's completions, the stop token included; their log-probabilities [N, S], 0 behind the end.
 
-    `stopped`: whether a completion ended by itself.
+    `stopped`: whether a completion ended by itself. `weight_NS`: of each token in the loss (None: 1).
     """
 
     tokens: list[list[list[int]]]
     logp_NS: Tensor
     stopped: list[list[bool]]
+    weight_NS: Tensor | None = None
 
     def prompts(self) -> list[dict[str, Any]]:
         """What was drawn for each prompt, in plain values and tensors on the CPU: what a checkpoint keeps."""
         size = len(self.tokens[0])
+        values = {"logp": self.logp_NS} | ({} if self.weight_NS is None else {"weight": self.weight_NS})
+        parts = {name: value.cpu().split(size) for name, value in values.items()}
         found = []
-        for tokens, stopped, logp in zip(self.tokens, self.stopped, self.logp_NS.cpu().split(size), strict=True):
+        for i, (tokens, stopped) in enumerate(zip(self.tokens, self.stopped, strict=True)):
             longest = max(map(len, tokens))
-            found.append({"tokens": tokens, "stopped": stopped, "logp": logp[:, :longest].clone()})
+            own = {name: part[i][:, :longest].clone() for name, part in parts.items()}
+            found.append({"tokens": tokens, "stopped": stopped, **own})
         return found
 
 
 def drawn(prompts: Sequence[Mapping[str, Any]], device: torch.device) -> Sampled:
     """The completions of some prompts from what `Sampled.prompts` gave of each."""
     steps = max(prompt["logp"].shape[1] for prompt in prompts)
-    padded = [torch.nn.functional.pad(prompt["logp"], (0, steps - prompt["logp"].shape[1])) for prompt in prompts]
-    logp_NS = torch.cat(padded).to(device)
-    return Sampled([prompt["tokens"] for prompt in prompts], logp_NS, [prompt["stopped"] for prompt in prompts])
+
+    def padded(name: str, fill: float) -> Tensor:
+        values = (prompt[name] for prompt in prompts)
+        parts = [torch.nn.functional.pad(value, (0, steps - value.shape[1]), value=fill) for value in values]
+        return torch.cat(parts).to(device)
+
+    weight_NS = padded("weight", 1.0) if "weight" in prompts[0] else None
+    tokens, stopped = ([prompt[name] for prompt in prompts] for name in ("tokens", "stopped"))
+    return Sampled(tokens, padded("logp", 0.0), stopped, weight_NS)
 
 
 def sample_groups(

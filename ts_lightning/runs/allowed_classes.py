@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 OURS = {
     "ts_lightning.training": ("SFT", "StepwiseSFT", "LoRASFT", "GRPO", "WarmupCosine", "PredictionWriter"),
     "ts_lightning.runs": ("CheckpointIO", "FSDP2Strategy", "SaveCheckpoints", "SkipNonFinite", "ZeRO2Strategy"),
-    "ts_lightning.rl": ("RolloutCallback",),
+    "ts_lightning.rl": ("RolloutCallback", "VLLMEngine"),
     "ts_lightning.data": ("ShardDataModule", "ShardSource"),
     "ts_lightning.losses": (
         *("Stepwise", "TokenMean"),
@@ -51,13 +51,14 @@ OTHERS = {
     ),
 }
 # Where a file may say what is sent is said here; addresses and accounts are the environment's alone.
-LOGGER_ARGUMENTS = {
+LISTED_ARGUMENTS = {
     "CSVLogger": {"save_dir", "name", "version", "prefix", "flush_logs_every_n_steps"},
     "TensorBoardLogger": {"save_dir", "name", "version", "prefix", "default_hp_metric", "sub_dir", "log_graph"},
     "WandbLogger": {
         *("name", "save_dir", "version", "offline", "id", "project", "log_model", "prefix", "checkpoint_name"),
         *("group", "job_type", "tags", "notes", "add_file_policy"),
     },
+    "VLLMEngine": {"tis_cap", "max_mismatch_kl", "retries", "patience"},
 }
 _FACTORIES = (Optimizer, LRScheduler, ReduceLROnPlateau)
 
@@ -77,7 +78,7 @@ def refuse_code(value: Any, where: str = "") -> None:
     """ValueError in one line for what is no data in a parsed configuration.
 
     A function, by its value or as a class path; anything for a parameter that takes a callable, but for the factories
-    of optimizers and schedules; `dict_kwargs`; an argument of a logger that is not listed.
+    of optimizers and schedules; `dict_kwargs`; an argument of a logger or an engine that is not listed.
     """
     if isinstance(value, Namespace):
         value = vars(value)
@@ -109,7 +110,7 @@ def _check_arguments(cls: type, given: dict[str, Any], where: str) -> None:
         raise ValueError(f"{where}.dict_kwargs: seen some, expected the arguments that {cls.__name__} names")
     arguments = given.get("init_args") or {}
     arguments = vars(arguments) if isinstance(arguments, Namespace) else arguments
-    listed = LOGGER_ARGUMENTS.get(cls.__name__)
+    listed = LISTED_ARGUMENTS.get(cls.__name__)
     defaults = {name: default for base in reversed(cls.__mro__) for name, default in _defaults(base)}
     for name, value in arguments.items():
         if value is None or value is defaults.get(name):

@@ -170,7 +170,14 @@ class GRPO(BaseModule):
         rollout = batch["rollout"]
         valid_N = batch["row_valid"].repeat_interleave(len(rollout.completions[0]))
         terms = self.algorithm.terms(
-            logp_NS, old_NS, rollout.advantages, rollout.mask_NS, ref_NS, self.kl_coeff, rollout.max_tokens
+            logp_NS,
+            old_NS,
+            rollout.advantages,
+            rollout.mask_NS,
+            ref_NS,
+            self.kl_coeff,
+            rollout.max_tokens,
+            rollout.weight_NS,
         )
         return GRPOTerms(*(torch.where(valid_N, values_N, 0.0) for values_N in terms))
 

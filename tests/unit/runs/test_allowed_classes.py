@@ -66,7 +66,7 @@ def test_a_logger_says_what_is_logged_and_not_where_it_goes() -> None:
     logger["init_args"] = {"entity": "somebody"}
     with pytest.raises(ValueError, match=r"^logger\.init_args\.entity: seen 'somebody', expected one of .*environment"):
         refuse_code({"logger": logger})
-    for name, listed in allowed_classes.LOGGER_ARGUMENTS.items():
+    for name, listed in allowed_classes.LISTED_ARGUMENTS.items():
         assert not {"settings", "base_url", "dict_kwargs", "entity", "experiment"} & listed, name
 
 

@@ -74,6 +74,22 @@ class PatchEncoder(Encoder):
         grouped = split.permute(1, 4, 2, 5, 0, 3, 6).flatten(0, 3)  # [P, 3, patch, patch]
         return grouped[:, :, None].expand(-1, -1, self.temporal, -1, -1).reshape(len(grouped), -1)
 
+    def pictures(self, batch: Mapping[str, Any]) -> list[Image.Image]:
+        grids = batch["image_grid"].tolist()
+        parts = batch["pixel_values"].cpu().split([rows * columns for _, rows, columns in grids])
+        return [self.picture(part, rows, columns) for part, (_, rows, columns) in zip(parts, grids, strict=True)]
+
+    def picture(self, patches: Tensor, rows: int, columns: int) -> Image.Image:
+        """What `patches` was made of."""
+        merge, patch = self.merge, self.patch
+        first = patches.reshape(-1, 3, self.temporal, patch, patch)[:, :, 0]
+        grouped = first.reshape(rows // merge, columns // merge, merge, merge, 3, patch, patch)
+        rgb_HW3 = grouped.permute(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)
+        return Image.fromarray(rgb_HW3.numpy())
+
+    def tokens_of_pictures(self, batch: Mapping[str, Any]) -> list[int]:
+        return (batch["image_grid"].prod(1) // self.merge**2).tolist()
+
     def seen_picture(self, data: bytes) -> Image.Image:
         width, height = self.resized(image_size(data))
         return Image.fromarray(load_pixels(data, (height, width)).permute(1, 2, 0).numpy())

@@ -1,0 +1,71 @@
+"""The policy's weights for another engine: written as files that it reads, after every optimizer step."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import distributed
+
+from ts_lightning.models.lora import LoRAVLM
+from ts_lightning.models.sharding import gathered, is_sharded
+from ts_lightning.models.twin_vlm import TwinExpertVLM
+from ts_lightning.models.vlm import VLM
+from ts_lightning.rl.vllm_server import BASE
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".safetensors.index.json", ".bin.index.json")
+
+
+def adapters(vlm: VLM) -> tuple[str, ...]:
+    """The names of the policy's parts as adapters of an engine that holds the base; none: it is a whole model.
+
+    ValueError for what engines can't take as an adapter.
+    """
+    if isinstance(vlm, LoRAVLM):
+        if vlm.init_args.get("train_token_rows"):
+            raise ValueError(
+                "train_token_rows: seen some beside vLLM, expected none: its adapters have no rows of tokens"
+            )
+        return ("policy",)
+    return vlm.skills if isinstance(vlm, TwinExpertVLM) else ()
+
+
+def model_of(vlm: VLM, task: int) -> str:
+    """The name under which an engine answers rows of a task."""
+    parts = adapters(vlm)
+    if not parts or (isinstance(vlm, TwinExpertVLM) and not task):
+        return BASE
+    return parts[task - 1] if isinstance(vlm, TwinExpertVLM) else parts[0]
+
+
+def base_folder(vlm: VLM) -> Path:
+    """The folder that the policy's backbone was loaded from; ValueError for one of random weights."""
+    folder = vlm.backbone.init_args.get("pretrained")
+    if folder is None or not Path(folder).is_dir():
+        raise ValueError(f"backbone: seen pretrained {folder!r} beside vLLM, expected a folder that vLLM loads, too")
+    return Path(folder)
+
+
+def write_weights(vlm: VLM, folder: Path) -> None:
+    """The whole model in its public layout; every rank has to call it, rank 0 writes.
+
+    Everything beside the weights (tokenizer, processor, template) comes from the folder of the backbone.
+    """
+    model: Any = vlm.backbone.model
+    state = {name: gathered(tensor) for name, tensor in model.state_dict().items()} if is_sharded(vlm) else None
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank():
+        return
+    folder.mkdir(parents=True)
+    for file in base_folder(vlm).iterdir():
+        if file.is_file() and not file.name.endswith(WEIGHTS):
+            shutil.copyfile(file, folder / file.name)
+    model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
+
+
+def write_adapter(vlm: VLM, name: str, folder: Path) -> None:
+    """One adapter or package, as `export` writes it."""
+    if is_sharded(vlm):
+        raise ValueError("strategy: seen sharded experts or adapters beside vLLM, expected DDP: they are small")
+    if isinstance(vlm, TwinExpertVLM):
+        vlm.save_pretrained(folder, name=name)
+    elif isinstance(vlm, LoRAVLM):
+        vlm.save_pretrained(folder)

@@ -1,0 +1,279 @@
+"""Rollouts by vLLM: the policy's weights go there after every optimizer step, its completions come back."""
+
+import atexit
+import hashlib
+import io
+import logging
+import os
+import shlex
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from ts_lightning.models.generate import banned_tokens
+from ts_lightning.models.vlm import VLM
+from ts_lightning.rl.handover import adapters, base_folder, model_of, write_adapter, write_weights
+from ts_lightning.rl.sampling import Sampled, check_room
+from ts_lightning.rl.vllm_server import OwnServer, Prompt, Refused, Said, ServerError, VLLMServer
+
+log = logging.getLogger("ts_lightning.rl")
+URL, MORE, FOLDER = (f"TS_LIGHTNING_VLLM_{name}" for name in ("URL", "ARGUMENTS", "FOLDER"))
+UNLIKELY = -100.0  # added to the logits of banned tokens: the least that vLLM takes
+
+
+class VLLMEngine:
+    """What `RolloutCallback(engine=...)` takes to draw with vLLM in place of its own loop.
+
+    Prompts go as the token ids, and pictures as the pixels, that our encoder made. Log-probabilities of the policy are
+    computed again by the trainer, and every token of the loss is weighted by min(policy / sampler, `tis_cap`)
+    (`rl.mismatch`). A server that is down is started again, or waited for, gets the weights again and the prompts
+    again: nothing is lost; its draws are the engine's own, so a run that is resumed goes on with others.
+
+    Args:
+        tis_cap: The largest weight of a token.
+        max_mismatch_kl: A larger KL(sampler || policy) stops the run.
+        retries: How often a step's prompts are asked for again.
+        patience: Seconds that a request, or a start, may take.
+        url: Address of a server that runs (with `vllm_server.ARGUMENTS` and `vllm_server.ENVIRONMENT`); None: that of
+            TS_LIGHTNING_VLLM_URL, and without that variable one is started beside the run, on its machine. A YAML names
+            neither this nor what follows: programs and addresses are the environment's.
+        python: Interpreter that has vLLM, for a server that is started here (None: TS_LIGHTNING_VLLM_PYTHON).
+        arguments: More of vLLM's own arguments for it (None: TS_LIGHTNING_VLLM_ARGUMENTS).
+        folder: Where weights are handed over: one that the server sees, too (None: TS_LIGHTNING_VLLM_FOLDER, else this
+            machine's shared memory).
+    """
+
+    def __init__(
+        self,
+        tis_cap: float = 2.0,
+        max_mismatch_kl: float = 0.1,
+        retries: int = 3,
+        patience: float = 900.0,
+        url: str | None = None,
+        python: str | None = None,
+        arguments: list[str] | None = None,
+        folder: str | None = None,
+    ) -> None:
+        for name, value in (("tis_cap", tis_cap), ("max_mismatch_kl", max_mismatch_kl), ("patience", patience)):
+            if value <= 0:
+                raise ValueError(f"{name}: seen {value}, expected above 0")
+        self.url, self.folder = url or os.environ.get(URL), folder or os.environ.get(FOLDER)
+        self.python, self.arguments = python, shlex.split(os.environ.get(MORE, "")) if arguments is None else arguments
+        self.tis_cap, self.max_mismatch_kl = tis_cap, max_mismatch_kl
+        self.retries, self.patience = retries, patience
+        self.run = uuid.uuid4().hex[:8]  # other runs' weights have other versions
+        self.server: VLLMServer | None = None
+        self.place: Path | None = None
+        self.handed = 0
+
+    def sample_groups(
+        self,
+        vlm: VLM,
+        batch: Mapping[str, Any],
+        group: int,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        stop_after: str | None,
+        seed: int,
+        step: int,
+        all_done: Callable[[Tensor], bool],
+        names: Sequence[str],
+        wanted: Sequence[bool] | None = None,
+    ) -> Sampled:
+        """As `rl.sampling.sample_groups`; every rank has to call it. ServerError in one line where no answer comes."""
+        if top_p < 1:
+            raise ValueError(f"top_p: seen {top_p} with VLLMEngine, expected 1: its log-probabilities are cut off, too")
+        check_room(vlm, batch, max_new_tokens)
+        prompts = prompts_of(vlm, batch)
+        models = [model_of(vlm, task) for task in batch["task"].tolist()]
+        sampling = {
+            "n": group,
+            "temperature": temperature,
+            "max_tokens": max_new_tokens,
+            "ignore_eos": True,
+            "stop_token_ids": [int(vlm.tokenizer.eos_token_id)],
+            "logit_bias": {str(token): UNLIKELY for token in banned_tokens(vlm)},
+            "skip_special_tokens": False,
+            **({"stop": [stop_after], "include_stop_str_in_output": True} if stop_after else {}),
+        }
+        seeds = [_seed(seed, step, name) for name in names]
+        asked = [b for b in range(len(prompts)) if wanted is None or wanted[b]]
+        found = self._answers(vlm, prompts, sampling, seeds, models, asked, step)
+        blank = [Said([vlm.pad_id], [0.0], True)] * group
+        said = [found.get(b, blank) for b in range(len(prompts))]
+        flat = [one for answers in said for one in answers]
+        logp_NS = torch.zeros(len(flat), max(len(one.token_ids) for one in flat))
+        for row, one in enumerate(flat):
+            logp_NS[row, : len(one.logp)] = torch.tensor(one.logp)
+        return Sampled(
+            [[one.token_ids for one in answers] for answers in said],
+            logp_NS.to(batch["input_ids"].device),
+            [[one.stopped for one in answers] for answers in said],
+        )
+
+    def _answers(
+        self,
+        vlm: VLM,
+        prompts: Sequence[Prompt],
+        sampling: Mapping[str, Any],
+        seeds: Sequence[int],
+        models: Sequence[str],
+        asked: Sequence[int],
+        step: int,
+    ) -> dict[int, list[Said]]:
+        """The answers to this rank's prompts, by their numbers; ranks try again together."""
+        found: dict[int, list[Said]] = {}
+        for attempt in range(self.retries + 1):
+            error: ServerError | None = None
+            try:
+                self.hand_over(vlm, step)
+                for model in dict.fromkeys(models):
+                    left = [b for b in asked if models[b] == model and b not in found]
+                    answers = self._server.generate(
+                        [prompts[b] for b in left], sampling, [seeds[b] for b in left], model
+                    )
+                    found |= dict(zip(left, answers, strict=True))
+            except Refused as refused:
+                if refused.status == 400:
+                    raise
+                error = refused
+            except ServerError as down:
+                error = down
+            if not any(_of_all_ranks(error is not None)):
+                return found
+            if attempt == self.retries:
+                raise error or ServerError("vLLM: another rank got no answer")
+            if error is not None:
+                log.warning(f"{error}; asking again ({attempt + 1} of {self.retries})")
+            time.sleep(1)
+        raise AssertionError
+
+    @property
+    def _server(self) -> VLLMServer:
+        assert self.server is not None
+        return self.server
+
+    def hand_over(self, vlm: VLM, step: int) -> None:
+        """Give the server the policy as it is after `step` optimizer steps, unless it has it; every rank calls it."""
+        version = f"{self.run}-{step}"
+        first = not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+        needed, error = False, None
+        if first:
+            try:
+                self._reach(vlm)
+                needed = self._server.version() != version
+            except ServerError as down:
+                error = down
+        url, needed, text = _from_first(
+            (None if self.server is None else self.server.url, needed, error and str(error))
+        )
+        if text is not None:
+            raise error or ServerError(text)
+        if not first and (self.server is None or self.server.url != url):
+            self.server = VLLMServer(url, self.patience)
+        if not needed:
+            return
+        self.handed += 1
+        place = self._place() / f"{version}-{self.handed}"
+        try:
+            parts = adapters(vlm)
+            if not parts:
+                write_weights(vlm, place)
+                if first:
+                    self._server.load_weights(place, version)
+            elif first:
+                for name in parts:
+                    write_adapter(vlm, name, place / name)
+                    self._server.load_adapter(name, place / name, version)
+        finally:
+            if first:
+                shutil.rmtree(place, ignore_errors=True)
+        _from_first(None)  # the others wait
+
+    def _reach(self, vlm: VLM) -> None:
+        """A server that answers: the one of `url`, waited for, or one of our own, started again where it has ended."""
+        if self.url is None:
+            if self.server is None:
+                arguments = [*self._own_arguments(vlm), *self.arguments]
+                file = self._place() / "vllm.log"
+                self.server = OwnServer(base_folder(vlm), self.python, arguments, file, self.patience)
+                atexit.register(self.server.close)
+            self.server.start()  # type: ignore[attr-defined]
+            return
+        self.server = self.server or VLLMServer(self.url, self.patience)
+        end = time.monotonic() + self.patience
+        while not self.server.is_ready():
+            if time.monotonic() > end:
+                raise ServerError(f"vLLM at {self.url}: no answer for {self.patience:.0f} s")
+            time.sleep(1)
+
+    def _own_arguments(self, vlm: VLM) -> list[str]:
+        weight = vlm.backbone.embedding.weight
+        made = ["--dtype", str(weight.dtype).removeprefix("torch."), "--max-model-len", str(vlm.encoder.max_length)]
+        return [*made, *(["--enable-lora"] if adapters(vlm) else [])]
+
+    def _place(self) -> Path:
+        if self.place is None:
+            memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+            self.place = Path(tempfile.mkdtemp(prefix="ts_lightning_", dir=self.folder or memory))
+            atexit.register(shutil.rmtree, self.place, ignore_errors=True)
+        return self.place
+
+
+def prompts_of(vlm: VLM, batch: Mapping[str, Any]) -> list[Prompt]:
+    """The prompts of a batch (padded on any side) as an engine takes them: one placeholder for each picture."""
+    image_id, rows = vlm.backbone.image_token_id, list[Prompt]()
+    pictures = iter(vlm.encoder.pictures(batch)) if len(batch.get("pixel_values", ())) else iter(())
+    tokens = iter(vlm.encoder.tokens_of_pictures(batch) if len(batch.get("pixel_values", ())) else ())
+    numbers = batch["images_per_row"].tolist()
+    for ids_T, valid_T, number in zip(batch["input_ids"], batch["valid"], numbers, strict=True):
+        expanded = ids_T[valid_T].tolist()
+        own = [next(pictures) for _ in range(number)]
+        rows.append(Prompt(_one_each(expanded, image_id, [next(tokens) for _ in own]), expanded, list(map(_png, own))))
+    return rows
+
+
+def _one_each(ids: list[int], image_id: int, counts: Sequence[int]) -> list[int]:
+    """`ids` with one placeholder in place of each picture's `counts`."""
+    kept, start = list[int](), 0
+    for count in counts:
+        place = ids.index(image_id, start)
+        assert ids[place : place + count] == [image_id] * count, "a picture's placeholders are one run"
+        kept += [*ids[start:place], image_id]
+        start = place + count
+    return kept + ids[start:]
+
+
+def _png(picture: Any) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
+def _seed(seed: int, step: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {step} {name}".encode()).digest()[:4], "big") >> 1
+
+
+def _of_all_ranks(flag: bool) -> list[bool]:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [flag]
+    flags: list[bool] = [False] * distributed.get_world_size()
+    distributed.all_gather_object(flags, flag)
+    return flags
+
+
+def _from_first(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, 0)
+    return values[0]
