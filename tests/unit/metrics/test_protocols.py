@@ -273,9 +273,13 @@ def test_a_suite_without_a_protocol_is_scored_by_its_truth() -> None:
 
 
 def test_every_protocol_has_a_convention_and_its_main_figure() -> None:
+    meta = {"class": "o365_1", "subtask_l1": "Spatial", "domain": "attribute", "people": 1, "image_id": 1}
+    meta |= {"classes": ["cat"], "objects": [[0, 1, 1, 9, 9, 81, 0]]}
+    pair = {"image_ids": [1, 2], "objects": [[0, 1, 1, 1, 9, 9]]}
     some = {
-        "box": planted(GOOD, subtask="diff"),
-        "phrase": planted(GOOD, subtask="phrase"),
+        "box": planted(GOOD, subtask="diff", meta=meta),
+        "phrase": planted(GOOD, subtask="phrase", meta=meta),
+        "pair": planted(GOOD, meta=pair, truth=Truth(), sizes=((9, 9), (9, 9))),
         "step": planted("red", truth=Truth(steps=StepAnswer("red", [[]], False))),
         "word": ask("k", "yes", "yes", ("yes", "no"), category="count", image_id=1),
     }

@@ -13,6 +13,7 @@ import pytest
 from tests.unit.data_samples import photo, picture, put
 from ts_lightning.pipelines import converters
 from ts_lightning.pipelines.convert import reader
+from ts_lightning.pipelines.converters.odinw import MISSING, PLACES
 from ts_lightning.pipelines.converters.source import Dropped, Pictures
 
 A_TEXT = {"points": [[1, 1], [50, 1], [50, 30]], "transcription": "HI", "language": "Latin"}
@@ -91,12 +92,30 @@ def genome(root: Path) -> None:
         photo(root / name)
 
 
+def groundingme(root: Path) -> None:
+    row = {"description": "It.", "bbox": [2, 2, 30, 20], "subtask_l1": "Spatial", "image": {"bytes": picture(1)}}
+    rows = [row | {"id": 1}, row | {"id": 2, "image": None}, row | {"id": 3}]
+    pytest.importorskip("pyarrow.parquet").write_table(
+        pytest.importorskip("pyarrow").Table.from_pylist(rows), root / "a.parquet"
+    )
+
+
+def odinw(root: Path) -> None:
+    place = root / PLACES["Packages"]
+    put(place / "annotations_without_background.json", coco())
+    photo(place / "a.jpg")
+
+
 VQA = {"question": "What?", "image_id": "a"}
 HIER = {"image_id": "a", "image_width": 100, "image_height": 50}
 LINE = {"lines": [{"text": "HI", "vertices": [[1, 1], [50, 1], [50, 30]]}]}
 SHIKRA = {"img_path": "a.jpg", "boxes": [], "question": "Q?", "cot_with_ans": "So yes.", "answer": "yes"}
 SHIKRA |= {"question_boxes_seq": [], "answer_boxes_seq": []}
 MIG = {"task": "diff", "images": ["a.jpg"], "question": "<image>Where?", "answer": [0.1, 0.2, 0.3, 0.4]}
+PAIR = {"images": [{"id": i, "file_name": "a.jpg"} for i in (1, 2)], "annotations": []}
+REF = {"caption": "cat", "bbox": [2, 2, 30, 20], "file_name": "a.jpg", "width": 100, "height": 50}
+PEOPLE = {"image_name": "a.jpg", "referring": "men", "domain": "attribute", "answer_boxes": [[2, 2, 30, 20]]}
+STAR = {"image": "a.jpg", "text": "What?\n(A) x\n(B) y", "category": "c", "label": "A"}
 OCR = {"image_id": 1, "bbox": [2, 2, 30, 20], "utf8_string": "HI"}
 LOOK = {"file_path": "a.jpg", "point": [3, 3], "general_question": "How many?", "answer": "2"}
 QID = "question_id"
@@ -108,9 +127,11 @@ FILES: dict[str, tuple[str, Any]] = {
     "docvqa": ("val_v1.0.json", {"data": middle({"question": "Q?", "image": "a.jpg", "answers": ["x"]}, key="questionId")}),
     "gqa": ("testdev_balanced_questions.json", named({"imageId": "a", "question": "Q?", "answer": "x"})),
     "hiertext": ("gt/train.jsonl", {"annotations": [HIER | {"paragraphs": [LINE]}, 5, HIER | {"image_id": "b", "paragraphs": [LINE]}]}),
+    "humanref": ("annotations.jsonl", lines(middle(PEOPLE, key="id"))),
     "llava": ("x.json", middle({"image": "a.jpg", "conversations": SAID})),
     "llava-bench": ("questions.jsonl", lines(middle({"image": "a.jpg", "text": "Q?"}, key=QID))),
     "lvis": ("lvis_v1_val.json", coco()),
+    "mc-bench": ("mc-bench_v0.2_val.json", PAIR | {"descriptions": middle({"images_id": [1, 2], "text": "cats"}, key="id")}),
     "mgrounding": ("m.json", middle({"images": ["a.jpg"], "conversations": SAID})),
     "mig-bench": ("MIG_data.json", middle(MIG)),
     "mmvet": ("mm-vet.json", named({"imagename": "a.jpg", "question": "Q?", "answer": "x"})),
@@ -119,18 +140,20 @@ FILES: dict[str, tuple[str, Any]] = {
     "ocr-vqa": ("dataset.json", {"a": {"questions": ["Q?"], "answers": ["x"]}, "b": 5, "c": {"questions": ["Q?"], "answers": ["x"]}}),
     "pointqa": ("p.jsonl", lines(middle(LOOK))),
     "pope": ("coco_pope_random.json", lines(middle({"image": "a.jpg", "text": "Q?", "label": "yes"}, key=QID))),
+    "ref-l4": ("ref-l4-test.json", middle(REF, key="id")),
     "scienceqa": ("problems.json", named({"split": "test", "image": "image.png", "question": "Q?", "choices": ["x", "y"], "answer": 0}, {"split": "test", "image": "image.png"})),
     "shikra-cot": ("x.jsonl", lines(middle(SHIKRA))),
     "st-vqa": ("train_task_3.json", {"data": middle({"question": "Q?", "file_path": "a.jpg", "answers": ["x"]})}),
     "textvqa": ("TextVQA_0.5.1_val.json", {"data": middle(VQA | {"answers": ["x"]}, key=QID)}),
     "vizwiz-grounding": ("val_grounding.json", {n: one for n, one in zip(("a.jpg", "x.jpg", "b.jpg"), middle({"question": "Q?", "answers": ["x"], "answer_grounding": [{"x": x, "y": y} for x, y in A_TEXT["points"]]}), strict=True)}),
     "vlm-r1": ("r.json", middle({"image": "a.jpg", "problem": "Where?", "solution": [2, 2, 30, 20]})),
+    "vstar": ("test_questions.jsonl", lines(middle(STAR, key=QID))),
     "vqa-rad": ("r.json", middle({"image_name": "a.jpg", "question": "Q?", "answer": "x"}, key="qid")),
     "vqav2": ("v2_OpenEnded_mscoco_val2014_questions.json", {"questions": middle({"question": "Q?", "image_id": 1}, key=QID)}),
 }  # fmt: skip
 FOLDERS: dict[str, Callable[[Path], None]] = {
     **{"flickr30k": flickr, "voc": voc, "mme": mme, "mmbench": mmbench, "refcoco": refcoco, "yolo": yolo},
-    "visual-genome": genome,
+    **{"visual-genome": genome, "groundingme": groundingme, "odinw": odinw},
 }
 
 
@@ -158,5 +181,5 @@ def test_a_broken_row_is_left_out_by_name_and_alone(name: str, tmp_path: Path) -
     for one in made:
         one.validate()
     assert len({one.key for one in made}) >= 2
-    reasons = [reason for reason in dropped if reason != "pictures without annotations"]
+    reasons = [reason for reason in dropped if reason not in ("pictures without annotations", MISSING)]
     assert [dropped[reason] for reason in reasons] == [1], dropped.names

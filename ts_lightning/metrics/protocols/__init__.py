@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from ts_lightning.metrics.protocols.base import Protocol, plain
 from ts_lightning.metrics.protocols.boxes import REC, Localization, Phrases
 from ts_lightning.metrics.protocols.captions import GIC, Captions, RegionClass
+from ts_lightning.metrics.protocols.detection import Detection, MCBench
 from ts_lightning.metrics.protocols.mig import MIG
+from ts_lightning.metrics.protocols.referring import GroundingME, HumanRef, RefL4
 from ts_lightning.metrics.protocols.steps import Steps
 from ts_lightning.metrics.protocols.words import (
     MME,
@@ -24,7 +26,7 @@ PROTOCOLS: Mapping[str, type[Protocol]] = {
     one.name: one
     for one in (
         *(Localization, REC, Phrases, GIC, MIG, Steps, RegionClass, Contains, VQA, Choice, Circular, YesNo, MME),
-        *(OpenEnded, Captions, Answers, Counted),
+        *(OpenEnded, Captions, Answers, Counted, RefL4, GroundingME, HumanRef, Detection, MCBench),
     )
 }
 

@@ -109,7 +109,7 @@ class REC(Protocol):
 
     name = "rec"
     main = "acc50"
-    readings = ("lenient", "strict", "lmms_eval", "vlmevalkit", "vlm_r1")
+    readings: ClassVar[tuple[str, ...]] = ("lenient", "strict", "lmms_eval", "vlmevalkit", "vlm_r1")
     convention = BOX_RULE
     official: ClassVar[dict[str, Callable[[Record], Judged]]] = {
         "lmms_eval": lmms_eval,

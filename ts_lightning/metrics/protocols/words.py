@@ -5,7 +5,12 @@ from typing import Any, ClassVar
 
 from ts_lightning.metrics.accuracy import contains_answer, equals_answer
 from ts_lightning.metrics.protocols.base import Figures, Protocol, Row, group_by, mean
-from ts_lightning.metrics.readings.choices import llava_option, read_option, vlmevalkit_option
+from ts_lightning.metrics.readings.choices import (
+    llava_option,
+    lmms_eval_option,
+    read_option,
+    vlmevalkit_option,
+)
 from ts_lightning.metrics.readings.mme import mme_figures
 from ts_lightning.metrics.readings.words import gqa_score, textvqa_score, vqa_score, vqav2_score
 from ts_lightning.metrics.readings.yes_no import lmms_eval_mme_yes_no, mme_yes_no, pope_yes_no, read_yes_no
@@ -76,10 +81,12 @@ class VQA(Words):
 
 
 class Choice(Words):
-    """Multiple choice: which option the answer takes; `llava` is ScienceQA's script, `vlmevalkit` MMBench's."""
+    """Multiple choice: which option the answer takes; `llava` is ScienceQA's script, `vlmevalkit` MMBench's, and
+    `lmms_eval` V*Bench's there (its own script ranks the options by their likelihood and reads no text).
+    """
 
     name = "choice"
-    readings = ("lenient", "llava", "vlmevalkit")
+    readings = ("lenient", "llava", "vlmevalkit", "lmms_eval")
     convention = {"rule": "the option that the answer takes; an answer that takes none is wrong"}
 
     def takes(self, record: Record) -> bool:
@@ -87,8 +94,8 @@ class Choice(Words):
 
     def option(self, record: Record, reading: str) -> int | None:
         choices = self.expect(record, record.choices, "choices")
-        if reading == "llava":
-            return llava_option(record.text, len(choices))
+        if reading in ("llava", "lmms_eval"):
+            return (llava_option if reading == "llava" else lmms_eval_option)(record.text, len(choices))
         return (vlmevalkit_option if reading == "vlmevalkit" else read_option)(record.text, choices)
 
     def score(self, record: Record, reading: str) -> float:

@@ -3,6 +3,7 @@
 They don't agree: what one reads as a box in [0, 1] is to another in 0-1000, or no box. Ours are in `grounding.codecs`.
 """
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -112,6 +113,32 @@ def migician_box(text: str) -> Box | None:
             alone = len(found) == 1
             return _box([n / 1000 if n > 1 or (alone and n == 1) else n for n in numbers])
     return None
+
+
+_NUMBER = r"(-?\d+(?:\.\d+)?)"
+_FOUR = re.compile(rf"{_NUMBER}[\s,]+{_NUMBER}[\s,]+{_NUMBER}[\s,]+{_NUMBER}")
+
+
+def groundingme_numbers(text: str) -> tuple[float, float, float, float]:
+    """GroundingME's official reading, numbers as written: (0, 0, 0, 0) for null and where there are none.
+
+    `bbox_2d` of the JSON object from the first "{" on that a "bbox_2d" follows up to the last "}"; else the last four
+    numbers in a row.
+    """
+    first, key, last = text.find("{"), text.rfind('"bbox_2d"'), text.rfind("}")
+    if 0 <= first < key < last:
+        try:
+            box = json.loads(text[first : last + 1])["bbox_2d"]
+            if box is None:
+                return 0.0, 0.0, 0.0, 0.0
+            if isinstance(box, list) and len(box) == 4:
+                x1, y1, x2, y2 = map(float, box)
+                return x1, y1, x2, y2
+        except (ValueError, TypeError, KeyError, RecursionError):
+            pass
+    found = _FOUR.findall(text)
+    x1, y1, x2, y2 = map(float, found[-1]) if found else (0.0, 0.0, 0.0, 0.0)
+    return x1, y1, x2, y2
 
 
 def _box(numbers: Sequence[str | float]) -> Box | None:

@@ -100,3 +100,30 @@ def vlmevalkit_option(text: str, choices: Sequence[str]) -> int | None:
     lower = text.lower()
     found = [i for i, choice in enumerate(choices) if choice.lower() in lower]
     return found[0] if len(found) == 1 else None
+
+
+_LMMS_EVAL = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"^([A-D])\s*[\.)\]]*",
+        r"(?:THE\s+)?(?:ANSWER|CHOICE|OPTION)(?:\s+IS)?[\s:]+([A-D])",
+        r"\(([A-D])\)",
+        r"([A-D])\s*(?:\.|\)|])",
+        r"(?:^|\s)([A-D])(?:\s|$)",
+    )
+]
+
+
+def lmms_eval_option(text: str, count: int) -> int | None:
+    """lmms-eval's reading of V*Bench, of letters A to D: the first of its rules that finds one.
+
+    A first letter, also that of a word ("Blue" is B); after "answer", "choice" or "option"; "(X)"; before a mark; alone
+    between blanks; the only letter of the four that occurs.
+    """
+    text = text.strip().upper()
+    found = next((match[1] for rule in _LMMS_EVAL if (match := rule.search(text))), None)
+    if found is None:
+        letters = re.findall(r"[A-D]", text)
+        found = letters[0] if len(letters) == 1 else None
+    index = None if found is None else ord(found.upper()) - 65
+    return index if index is not None and index < count else None

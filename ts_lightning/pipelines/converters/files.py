@@ -1,4 +1,4 @@
-"""Reading foreign files: JSON, JSON lines, tables and pickles, with errors that name the file and the place."""
+"""Reading foreign files: JSON, JSON lines, Parquet, tables and pickles, errors that name file and place."""
 
 import codecs
 import csv
@@ -75,11 +75,14 @@ def json_lines(path: str | Path, what: str) -> Iterator[dict[str, Any]]:
 
 
 def rows(path: str | Path, keys: Sequence[str], what: str) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON list or of JSON lines, whichever the file holds; ValueError where none has `keys`.
+    """The objects of a JSON list, of JSON lines or of a Parquet file; ValueError where none has `keys`.
 
     What is no object, or lacks one of `keys`, is `Broken`.
     """
     path = Path(path)
+    if path.suffix == ".parquet":
+        yield from _parquet(path, keys, what)
+        return
     try:
         with open(path, "rb") as file:
             start = file.read(4096)
@@ -96,6 +99,25 @@ def rows(path: str | Path, keys: Sequence[str], what: str) -> Iterator[dict[str,
         yield checked
     if first is not None and not any_good:
         raise ValueError(f"{path}:1: item 0: {first.why}")
+
+
+def _parquet(path: Path, columns: Sequence[str], what: str) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, a few at a time: pictures lie inside."""
+    try:
+        from pyarrow import ArrowInvalid
+        from pyarrow.parquet import ParquetFile
+    except ModuleNotFoundError:
+        raise ValueError(f"{path}: Parquet files need pyarrow: pip install 'ts-lightning[parquet]'") from None
+    try:
+        with ParquetFile(path) as file:
+            if missing := [name for name in columns if name not in file.schema_arrow.names]:
+                raise ValueError(f"{path}: seen no column {missing[0]!r}, expected {what} with {', '.join(columns)}")
+            for batch in file.iter_batches(batch_size=64):
+                yield from batch.to_pylist()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: seen no such file, expected {what}") from None
+    except ArrowInvalid as error:
+        raise ValueError(f"{path}: seen no Parquet ({str(error).splitlines()[0]}), expected {what}") from None
 
 
 def listed(value: Any, path: str | Path, keys: Sequence[str], what: str) -> list[dict[str, Any]]:

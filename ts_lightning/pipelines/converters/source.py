@@ -197,18 +197,23 @@ class Pictures:
         if path is None:
             self.dropped.note(NOT_HERE, name)
             return None
-        data = path.read_bytes()
+        return self.packed(path.name, path.read_bytes(), size, name)
+
+    def packed(
+        self, name: str, data: bytes, size: tuple[int, int] | None = None, known_as: str | None = None
+    ) -> Picture | None:
+        """A picture whose bytes are at hand, as `get` gives it; `known_as` is what the list of left-outs calls it."""
         try:
             _, width, height = inspect_image(data)
         except ValueError as error:
-            self.dropped.note(bad_picture(error), name)
+            self.dropped.note(bad_picture(error), known_as or name)
             return None
         if size is not None and size != (width, height):
             turned = "turned by a quarter (EXIF?) against their annotations"
             reason = turned if size == (height, width) else "of another displayed size than annotated"
-            self.dropped.note(f"pictures {reason}", name)
+            self.dropped.note(f"pictures {reason}", known_as or name)
             return None
-        return SampleImage(path.name, width, height), data
+        return SampleImage(name, width, height), data
 
     def is_excluded(self, name: str) -> bool:
         """Whether the list names this picture, under COCO's 2014 or 2017 name, with or without its ending."""

@@ -1,0 +1,75 @@
+"""MC-Bench: what a text means in two pictures, in groups of boxes; in some pairs nothing."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ts_lightning.data.sample import Answer, Sample, SampleRegion
+from ts_lightning.grounding.steps import REJECTION
+from ts_lightning.pipelines.converters.files import listed, load_json, mapped, name_of
+from ts_lightning.pipelines.converters.mig_bench import all_pictures
+from ts_lightning.pipelines.converters.source import (
+    NO_BOX,
+    Pictures,
+    clean,
+    from_xywh,
+    located,
+    make,
+    pick,
+    to_box,
+    whole,
+)
+
+WHAT = "MC-Bench's images, annotations and descriptions"
+
+
+def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]:
+    """One question a description of mc-bench_*.json; `path` is its folder (MC-Bench_images/ beside it), or the file.
+
+    Boxes are annotated in groups (`category_id`): instances of one group belong together. `meta.objects` has them for
+    scoring as the file has them, [picture (0-based), group, x, y, width, height] in pixels, and `meta.image_ids` the
+    file's numbers of the two pictures. MC-Bench_coco_format.json has the same boxes and no styles: it is not read.
+    """
+    file, folder = located(path, "mc-bench_v*.json", "mc-bench*.json")
+    here = (pictures or Pictures()).under(folder, "MC-Bench_images", "mc-bench_images", "images")
+    data = mapped(load_json(file, WHAT), file, WHAT)
+    images = listed(data.get("images"), file, ("id", "file_name"), WHAT)
+    by_id = {one["id"]: one for one in whole(images, file, here.dropped)}
+    boxes: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for one in whole(listed(data.get("annotations"), file, ("text_id", "bbox"), WHAT), file, here.dropped):
+        boxes[one["text_id"]].append(one)
+    here.naming(one["file_name"] for one in by_id.values())
+    for row in listed(data.get("descriptions"), file, ("id", "images_id", "text"), WHAT):
+        with here.dropped.row(f"{file.name} description {name_of(row, 'id')}"):
+            ids = list(row["images_id"])
+            known = all_pictures(here, [by_id[number]["file_name"] for number in ids])
+            if known is None:
+                continue
+            phrase, key = clean(row["text"]), f"mc-bench-{row['id']}"
+            regions, objects = [], []
+            for one in sorted(boxes[row["id"]], key=lambda one: ids.index(one["image_id"])):
+                image = ids.index(one["image_id"])
+                box = to_box(from_xywh(one["bbox"]), (known[image][0].width, known[image][0].height))
+                if box is None:
+                    raise ValueError(f"annotation {one.get('id')}: seen {one['bbox']}, {NO_BOX}")
+                group = int(one["category_id"])
+                regions.append(SampleRegion(image=image, phrase=phrase, category=f"group {group}", box=box))
+                objects.append([image, group, *one["bbox"]])
+            said = [
+                f"Image-{image + 1}: " + " ".join(f"{{region:{i}}}" for i in here_are)
+                for image in range(len(ids))
+                if (here_are := [i for i, region in enumerate(regions) if region.image == image])
+            ]
+            yield make(
+                "mc_bench",
+                key,
+                known,
+                [(pick("referring_pictures", key, phrase=phrase), ". ".join(said) or REJECTION)],
+                task="grounding",
+                subtask=row.get("text_style"),
+                tags=[] if regions else ["negative"],
+                regions=regions,
+                answer=list(range(len(regions))) if regions else Answer(),
+                meta={"question_id": row["id"], "image_ids": ids, "objects": objects},
+            )
