@@ -36,6 +36,7 @@ class LoRAVLM(VLM):
         dropout: Of the adapters' input.
         targets: Names of the linear layers inside decoder layers that get adapters; "all-linear" is every one
             but routers.
+        dora: DoRA: the length of each column of B A + W is trained apart from its direction.
         train_token_rows: Tokens whose embedding and head rows train as well ("codec": those of the codec), as in
             `TwinExpertVLM`, but for every task: plain peft has no tasks.
         activation_checkpointing: Recompute each decoder layer in backward.
@@ -49,6 +50,7 @@ class LoRAVLM(VLM):
         lora_alpha: float = 256,
         dropout: float = 0.05,
         targets: Sequence[str] | str = ALL_LINEAR,
+        dora: bool = False,
         train_token_rows: Sequence[str] | None = (),
         activation_checkpointing: bool = False,
         init_from: str | None = None,
@@ -74,6 +76,7 @@ class LoRAVLM(VLM):
             lora_alpha=lora_alpha,  # type: ignore[arg-type]
             lora_dropout=dropout,
             target_modules=rf"{re.escape(layers)}\.\d+\..*?({'|'.join(map(re.escape, self.targets))})",
+            use_dora=dora,
             trainable_token_indices=rows,
         )
         self.__dict__["adapter"] = get_peft_model(backbone.model, config)  # not a child: it holds backbone.model
