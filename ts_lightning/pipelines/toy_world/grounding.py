@@ -5,6 +5,7 @@ from random import Random
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.grounding.prompts import templates
 from ts_lightning.grounding.steps import REJECTION, step_spans
+from ts_lightning.pipelines.toy_world.new_objects import KINDS
 from ts_lightning.pipelines.toy_world.scene import (
     COLORS,
     RELATIONS,
@@ -29,6 +30,13 @@ def rec(scene: Scene, thing: Thing, random: Random) -> Sample | None:
     relations = relation_phrases(scene, thing)
     phrases = relations if relations and random.random() < 0.6 else attribute_phrases(scene, thing)[-2:]
     return _one_box(scene, thing, "rec", f"the {random.choice(phrases)}", random) if phrases else None
+
+
+def no_color(scene: Scene, thing: Thing, random: Random) -> Sample | None:
+    """Where the object is that a phrase without a colour singles out: by name, size or a relation."""
+    phrases = [*attribute_phrases(scene, thing), *relation_phrases(scene, thing)]
+    phrases = [p for p in phrases if thing.shape in p.split() and not set(p.split()) & set(COLORS)]
+    return _one_box(scene, thing, "no_color", f"the {random.choice(phrases[:3])}", random, "rec") if phrases else None
 
 
 def steps(scene: Scene, thing: Thing, random: Random) -> Sample | None:
@@ -59,7 +67,8 @@ def steps(scene: Scene, thing: Thing, random: Random) -> Sample | None:
 def negative(scene: Scene, thing: Thing, random: Random) -> Sample | None:
     """A step-by-step question about an object that is not there."""
     present = {(t.color, t.shape) for t in scene.things}
-    pairs = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in present]
+    kinds = KINDS if thing.shape in KINDS else SHAPES  # new ones beside new ones
+    pairs = [(c, s) for c in COLORS for s in kinds if (c, s) not in present]
     absent = " ".join(random.choice(pairs))
     article = "an" if thing.color[0] in "aeiou" else "a"
     text = (
@@ -117,8 +126,10 @@ def _region(scene: Scene, phrase: str, thing: Thing) -> SampleRegion:
     return SampleRegion(phrase=phrase, category=thing.shape, area_px=area_px, box=scene.box(thing))
 
 
-def _one_box(scene: Scene, thing: Thing, subtask: str, phrase: str, random: Random) -> Sample:
-    prompt = random.choice(templates(subtask)).format(phrase=phrase)
+def _one_box(
+    scene: Scene, thing: Thing, subtask: str, phrase: str, random: Random, prompts: str | None = None
+) -> Sample:
+    prompt = random.choice(templates(prompts or subtask)).format(phrase=phrase)
     return record(scene, SKILL, subtask, prompt, "{region:0}", [(phrase, thing)], Answer(None, [0]))
 
 

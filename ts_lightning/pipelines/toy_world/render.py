@@ -6,6 +6,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ts_lightning.pipelines.toy_world import new_objects
 from ts_lightning.pipelines.toy_world.scene import Scene
 
 RGB = {
@@ -37,6 +38,7 @@ OUTLINES: dict[str, list[tuple[float, float]]] = {
         *[(_A, 0), (_B, 0), (_B, _A), (1, _A), (1, _B), (_B, _B)],
         *[(_B, 1), (_A, 1), (_A, _B), (0, _B), (0, _A), (_A, _A)],
     ],
+    **new_objects.OUTLINES,
 }
 
 

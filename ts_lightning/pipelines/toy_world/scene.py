@@ -68,12 +68,13 @@ def sample_scene(seed: int, max_objects: int = 6) -> Scene:
         wide, high = round(side * stretch), round(side / stretch)
         x, y = random.randint(1, width - wide - 1), random.randint(1, height - high - 1)
         pixels = (x, y, x + wide, y + high)
-        if all(_apart(pixels, other.pixels) for other in things):
+        if all(apart(pixels, other.pixels) for other in things):
             things.append(Thing(random.choice(shapes), random.choice(colors), size, pixels))
     return Scene(seed, width, height, tuple(things))
 
 
-def _apart(a: tuple[int, int, int, int], b: tuple[int, int, int, int], gap: int = 2) -> bool:
+def apart(a: tuple[int, int, int, int], b: tuple[int, int, int, int], gap: int = 2) -> bool:
+    """Whether two pixel boxes are at least `gap` pixels from each other."""
     return a[2] + gap <= b[0] or b[2] + gap <= a[0] or a[3] + gap <= b[1] or b[3] + gap <= a[1]
 
 
