@@ -1,0 +1,1 @@
+"""The tables of the three papers: rows and findings as data, one file a group."""

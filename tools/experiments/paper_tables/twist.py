@@ -1,0 +1,289 @@
+"""TWIST & SCOUT's tables: skill, retention, components, experts, data."""
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tools.experiments.paper_report import Finding, Table
+from tools.experiments.paper_rows import SHARDS, Row, World, over
+from ts_lightning.data.sample import Sample
+from ts_lightning.data.write import write_shards
+from ts_lightning.pipelines.toy_world.shards import grounding_samples, understanding_samples, write_toy_shards
+
+KNOWN, NEW = f"{SHARDS}/train-*.tar", f"{SHARDS}/new_train-*.tar"
+NEGATIVE, STEPS = "negative", "cot"
+NOISE = 0.3  # of the side; IoU of such a box with the true one is about 0.65
+DATA = {
+    "data": {
+        "init_args": {
+            "train": None,
+            "mix": {"known": {"shards": KNOWN}, "new": {"shards": NEW}},
+            "questions_per_row": 4,
+        }
+    }
+}
+
+
+def render(folder: Path, share: float) -> None:
+    """The toy world's shards, then understanding records to replay, and known objects with boxes that are off."""
+    train, val = max(16, int(16000 * share)), max(8, int(400 * share))
+    stamp, wanted = folder / "papers.txt", f"train {train}\n"
+    if write_toy_shards(folder, train, val) or not stamp.is_file() or stamp.read_text() != wanted:
+        write_shards(understanding_samples("train", train), folder, "replay", 2000)
+        write_shards(map(noisy, grounding_samples("train", train)), folder, "noisy", 2000)
+        stamp.write_text(wanted)
+
+
+def noisy(sample: Sample) -> Sample:
+    """The sample with each edge of its boxes moved by up to NOISE of the side, drawn from its key."""
+    random = Random(sample.key)
+    for region in sample.regions:
+        if region.box is not None:
+            x1, y1, x2, y2 = region.box
+            moved = [
+                v + random.uniform(-NOISE, NOISE) * s for v, s in zip(region.box, (x2 - x1, y2 - y1) * 2, strict=True)
+            ]
+            x1, y1, x2, y2 = (min(1.0, max(0.0, value)) for value in moved)
+            region.box = (x1, y1, x2, y2)
+    return sample
+
+
+WORLD = World(
+    render,
+    {
+        "known": ("val_grounding-*.tar", "rec"),
+        "new": ("val_new-*.tar", "rec"),
+        "steps": ("val_steps-*.tar", "steps"),
+        "understanding": ("val_understanding-*.tar", "answers"),
+    },
+)
+
+
+def vlm(**options: Any) -> dict[str, Any]:
+    return {"model": {"init_args": {"vlm": {"init_args": options}}}}
+
+
+def rate(lr: float) -> dict[str, Any]:
+    return {"model": {"init_args": {"optimizer": {"init_args": {"lr": lr}}}}}
+
+
+def source(**options: Any) -> dict[str, Any]:
+    """Both kinds of grounding records, with these options of their source."""
+    return {"data": {"init_args": {"mix": {"known": options, "new": options}}}}
+
+
+def run(name: str, config: str, *changes: Any, paper: str = "") -> Row:
+    """A row whose run has both kinds of records."""
+    made = DATA
+    for one in changes:
+        made = over(made, one)
+    return Row(name, config, made, paper=paper)
+
+
+TWIST = run("TWIST", "fit/toy_twist.yaml")
+BASE = Row("base")
+WORDS = Row("base, asked in words", ask={"words": True})
+SMALL = run("small TWIST, rank 8", "fit/toy_twist.yaml", vlm(expert_rank=8), rate(1e-2))
+LORA = run("LoRA, as many parameters", "fit/lora_toy_equal.yaml")
+LORA_128 = run("LoRA, rank 128", "fit/lora_toy_r128.yaml")
+DORA = run("DoRA, as many parameters", "fit/lora_toy_equal.yaml", vlm(dora=True))
+FULL = run("full tuning on grounding", "fit/toy_full.yaml")
+REPLAY = {"understanding": {"shards": f"{SHARDS}/replay-*.tar", "weight": 1.0}}
+JOINT = run("full tuning on both (replay)", "fit/toy_full.yaml", {"data": {"init_args": {"mix": REPLAY}}})
+ALONE = run(
+    "full tuning on understanding",
+    "fit/toy_full.yaml",
+    {
+        "data": {
+            "init_args": {
+                "mix": {"known": {"shards": f"{SHARDS}/replay-*.tar"}, "new": {"shards": f"{SHARDS}/replay-*.tar"}}
+            }
+        }
+    },
+)
+
+SKILL = {"known/acc50": "known objects, Acc@0.5", "new/acc50": "new objects, Acc@0.5"}
+STEPPED = {"steps/step_recall": "boxes of steps found", "steps/rejection_rate": "rejections"}
+KEPT = {"understanding/accuracy": "understanding"}
+
+
+def again(row: Row, name: str, paper: str) -> Row:
+    """The row with another name and the figure of another table; its run is the same."""
+    return Row(name, row.config, row.changes, row.after, row.ask, paper, row.reason)
+
+
+def asked(row: Row, name: str, paper: str, **ask: Any) -> Row:
+    """The same run, asked otherwise."""
+    return Row(name, row.config, row.changes, row.after, ask, paper)
+
+
+def cited(row: Row, paper: str) -> Row:
+    return again(row, row.name, paper)
+
+
+TABLES = (
+    Table(
+        "1",
+        "TWIST & SCOUT, Table 1: localization, TWIST against LoRA",
+        WORLD,
+        SKILL | {"known/miou": "known, mIoU", "new/miou": "new, mIoU"} | STEPPED | KEPT,
+        (
+            BASE,
+            WORDS,
+            cited(TWIST, "COCO mIoU 0.66"),
+            SMALL,
+            cited(LORA, "COCO mIoU 0.36 (no rank stated)"),
+            LORA_128,
+            DORA,
+        ),
+        (
+            Finding("TWIST finds known objects better than LoRA", LORA.name, TWIST.name, "known"),
+            Finding("TWIST finds new objects better than LoRA", LORA.name, TWIST.name, "new"),
+            Finding("TWIST keeps what LoRA forgets", LORA.name, TWIST.name, "understanding"),
+            Finding(
+                "TWIST answers every understanding question as the base does",
+                BASE.name,
+                TWIST.name,
+                "understanding",
+                True,
+            ),
+            Finding("small experts forget nothing either", BASE.name, SMALL.name, "understanding", True),
+            Finding("full experts find new objects better than small ones", SMALL.name, TWIST.name, "new"),
+        ),
+    ),
+    Table(
+        "3",
+        "TWIST & SCOUT, Tables 3 and 5: what is retained",
+        WORLD,
+        KEPT | SKILL | STEPPED,
+        (
+            cited(BASE, "GQA 61.4"),
+            cited(TWIST, "GQA 61.4, GIC AP 15.0"),
+            SMALL,
+            LORA,
+            cited(ALONE, "GQA 61.4, GIC AP 0"),
+            cited(JOINT, "GQA 53.1, GIC AP 8.1"),
+            cited(FULL, "GQA 0, GIC AP 10.7"),
+        ),
+        (
+            Finding("full tuning on grounding erases understanding", FULL.name, BASE.name, "understanding"),
+            Finding("replay keeps a part of it, and less than the base has", JOINT.name, BASE.name, "understanding"),
+            Finding("replay costs grounding: known objects", JOINT.name, TWIST.name, "known"),
+            Finding("replay costs grounding: new objects", JOINT.name, TWIST.name, "new"),
+            Finding("TWIST retains understanding exactly", BASE.name, TWIST.name, "understanding", True),
+        ),
+    ),
+    Table(
+        "4",
+        "TWIST & SCOUT, Table 4: components, and alpha",
+        WORLD,
+        SKILL | STEPPED | KEPT | {"alpha": "alpha"},
+        (
+            run(
+                "neither",
+                "fit/toy_full.yaml",
+                source(exclude_tags=[STEPS, NEGATIVE]),
+                paper="RefCOCO 84.8, COCO AP 9.6",
+            ),
+            run("twin", "fit/toy_twist.yaml", source(exclude_tags=[STEPS, NEGATIVE]), paper="85.6, 11.4"),
+            run(
+                "twin, step data",
+                "fit/toy_twist.yaml",
+                {"model": {"init_args": {"step_loss": "sum"}}},
+                paper="86.9, 13.7",
+            ),
+            again(TWIST, "twin, step data, step loss", "87.2, 15.0; alpha 0.31"),
+            asked(TWIST, "the same, alpha 0 when asked", "AP 0", alpha=0.0),
+        ),
+        (
+            Finding("the twin helps grounding: known objects", "neither", "twin", "known"),
+            Finding("step data help: known objects", "twin", "twin, step data", "known"),
+            Finding("step data help: new objects", "twin", "twin, step data", "new"),
+            Finding("the step loss helps: known objects", "twin, step data", "twin, step data, step loss", "known"),
+            Finding("the step loss helps: step answers", "twin, step data", "twin, step data, step loss", "steps"),
+            Finding(
+                "without the understanding side (alpha 0) grounding is lost",
+                "the same, alpha 0 when asked",
+                "twin, step data, step loss",
+                "known",
+            ),
+        ),
+    ),
+    Table(
+        "7",
+        "TWIST & SCOUT, Table 7: number of grounding experts",
+        WORLD,
+        SKILL | KEPT,
+        (
+            run("1 expert", "fit/toy_twist.yaml", vlm(num_experts=1), paper="RefCOCO test-A 79.8"),
+            again(TWIST, "2 experts", "90.2"),
+            run("4 experts", "fit/toy_twist.yaml", vlm(num_experts=4), paper="90.3"),
+        ),
+        (
+            Finding("two experts find known objects better than one", "1 expert", "2 experts", "known"),
+            Finding("two experts find new objects better than one", "1 expert", "2 experts", "new"),
+            Finding("four find new objects better than two", "2 experts", "4 experts", "new"),
+        ),
+    ),
+    Table(
+        "10",
+        "TWIST & SCOUT, Table 10: amount of data (nested)",
+        WORLD,
+        SKILL | STEPPED,
+        (
+            run("1/48 of the records", TWIST.config, source(max_samples=1000), paper="PVOC mIoU 0.21 (64k)"),
+            run("1/12", TWIST.config, source(max_samples=4000), paper="0.59 (256k)"),
+            run("1/4", TWIST.config, source(max_samples=12000), paper="0.69 (1M)"),
+            again(TWIST, "all", "0.69 (3M)"),
+        ),
+        (
+            Finding("more data, better: 1/48 to 1/12, new objects", "1/48 of the records", "1/12", "new"),
+            Finding("more data, better: 1/12 to 1/4, new objects", "1/12", "1/4", "new"),
+            Finding("it still grows from a quarter to all", "1/4", "all", "new"),
+        ),
+    ),
+    Table(
+        "9",
+        "TWIST & SCOUT, Table 9: noisy boxes",
+        WORLD,
+        SKILL,
+        (
+            run(
+                "noisy boxes",
+                TWIST.config,
+                {"data": {"init_args": {"mix": {"known": {"shards": f"{SHARDS}/noisy-*.tar"}}}}},
+                paper="AP 9.2 (VG)",
+            ),
+            again(TWIST, "clean boxes", "AP 15.0 (SCOUT)"),
+        ),
+        (Finding("noisy boxes cost known objects", "noisy boxes", "clean boxes", "known"),),
+    ),
+    Table(
+        "A.2",
+        "TWIST & SCOUT, Table A.2: negative questions",
+        WORLD,
+        SKILL | STEPPED,
+        (
+            run("without negatives", TWIST.config, source(exclude_tags=[NEGATIVE]), paper="AP 13.8"),
+            again(TWIST, "with negatives", "AP 15.0"),
+        ),
+        (
+            Finding("negatives help known objects", "without negatives", "with negatives", "known"),
+            Finding("negatives teach to reject", "without negatives", "with negatives", "steps"),
+        ),
+    ),
+    Table(
+        "router",
+        "TWIST & SCOUT, eq. 9: the router picks the task",
+        WORLD,
+        SKILL | STEPPED | KEPT,
+        (
+            again(TWIST, "the records' own task", ""),
+            asked(TWIST, "the router's", "99.98% routed rightly", task="auto"),
+        ),
+        (
+            Finding("routing costs no understanding", "the records' own task", "the router's", "understanding", True),
+            Finding("routing costs known objects", "the router's", "the records' own task", "known"),
+        ),
+    ),
+)
