@@ -51,6 +51,18 @@ def batch(vlm: PlainVLM | LoRAVLM) -> dict:
 
 
 @torch.no_grad()
+def test_dora_trains_lengths_and_starts_as_the_base() -> None:
+    vlm, base = LoRAVLM(backbone(), rank=4, dora=True).eval(), PlainVLM(backbone(), train=()).eval()
+    rows = batch(vlm)
+    torch.testing.assert_close(vlm(rows)["logits"], base(rows)["logits"], atol=1e-5, rtol=1e-5)
+    lengths = {n: p for n, p in vlm.named_parameters() if "lora_magnitude_vector" in n and p.requires_grad}
+    assert lengths
+    for parameter in lengths.values():
+        parameter.mul_(2.0)  # a matrix of twice the length
+    assert not torch.allclose(vlm(rows)["logits"], base(rows)["logits"], atol=1e-3)
+
+
+@torch.no_grad()
 def test_starts_as_the_base_and_is_it_without_the_adapter() -> None:
     vlm, base = LoRAVLM(backbone(), rank=4, train_token_rows=["codec"]).eval(), PlainVLM(backbone(), train=()).eval()
     rows = batch(vlm)

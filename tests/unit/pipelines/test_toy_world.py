@@ -12,6 +12,7 @@ from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.write import write_shards
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.pipelines.toy_world.curriculum import FIRST_TRAINING_SEED, lesson
+from ts_lightning.pipelines.toy_world.new_objects import KINDS, sample_new_scene
 from ts_lightning.pipelines.toy_world.patches import patch_labels
 from ts_lightning.pipelines.toy_world.render import RGB, render
 from ts_lightning.pipelines.toy_world.scene import (
@@ -23,7 +24,12 @@ from ts_lightning.pipelines.toy_world.scene import (
     relation_phrases,
     sample_scene,
 )
-from ts_lightning.pipelines.toy_world.shards import FIRST_SEED, grounding_samples, understanding_samples
+from ts_lightning.pipelines.toy_world.shards import (
+    FIRST_SEED,
+    grounding_samples,
+    new_object_samples,
+    understanding_samples,
+)
 from ts_lightning.pipelines.toy_world.understanding import position_questions, understanding_questions
 
 SCENE = Scene(
@@ -38,7 +44,7 @@ SCENE = Scene(
 )
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, *KINDS])
 def test_objects_touch_all_four_edges_of_their_box(shape: str) -> None:
     scene = Scene(3, 120, 90, (Thing(shape, "black", "large", (20, 15, 71, 64)),))
     dark = (np.asarray(render(scene)) == RGB["black"]).all(-1)
@@ -50,6 +56,17 @@ def test_scenes_and_records_depend_on_the_seed_alone() -> None:
     assert sample_scene(7) == sample_scene(7)
     one, two = (list(grounding_samples("train", 5)) for _ in range(2))
     assert [(s.to_json(), s.image_bytes) for s in one] == [(s.to_json(), s.image_bytes) for s in two]
+
+
+def test_new_objects_can_not_be_guessed() -> None:
+    scenes = [sample_new_scene(seed) for seed in range(200)]
+    rivals = [sum(thing.shape in KINDS for thing in scene.things) for scene in scenes]
+    assert min(rivals) >= 2
+    assert sum(rivals) / len(rivals) > 3  # a guess among the new ones is right in less than a third
+    asked = list(new_object_samples("dev", 30, ("no_color",)))
+    assert not [s.question for s in asked if set(s.question.replace("?", "").split()) & set(COLORS)]
+    assert [s.key for s in asked] == list(dict.fromkeys(s.key for s in asked))
+    assert not {s.regions[0].category for s in asked} - set(KINDS)
 
 
 def test_phrases_single_out_their_object() -> None:
