@@ -87,7 +87,7 @@ def run(command: Path, folder: Path) -> Run:
 @pytest.fixture(scope="module")
 def checkpoint(run: Run, folder: Path) -> str:
     """The quickstart's, trained for a few steps on a little data."""
-    assert "4 shards in data_shards/toy_world" in run("data toy --train 128 --val 20")
+    assert "5 shards in data_shards/toy_world" in run("data toy --train 128 --val 20")
     table = run("quickstart --steps 60 --train 128 --val 20")
     assert "retention certificate             passed" in table
     assert (folder / "outputs/quickstart/report.md").is_file()

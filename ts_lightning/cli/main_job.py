@@ -26,7 +26,8 @@ from ts_lightning.runs.run import quiet_trainer
 from ts_lightning.training import SFT, BaseModule
 
 PROCESSES = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-SUITES = ("grounding", "steps", "understanding")
+BOXES = ("grounding", "new")  # known objects, and kinds that the base has never seen
+SUITES = (*BOXES, "steps", "understanding")
 
 
 def main_job(config: Path, shards: Path, out: Path, overrides: Sequence[str] = ()) -> str:
@@ -39,7 +40,7 @@ def main_job(config: Path, shards: Path, out: Path, overrides: Sequence[str] = (
     suites = {name: ShardSource(str(shards / f"val_{name}-*.tar")) for name in SUITES}
     untouched = SFT(PlainVLM(TinyBackbone(), train=["*"]))
     base = validate(untouched, suites)
-    in_words = score_in_words(untouched.vlm, str(suites["grounding"].shards))
+    in_words = {name: score_in_words(untouched.vlm, str(suites[name].shards)) for name in BOXES}
     print(f"base scored after {time.monotonic() - began:.0f} s", flush=True)
     data = [f"--data.init_args.train.shards={shards}/train-*.tar"]
     data += [f"--data.init_args.val.{name}.shards={source.shards}" for name, source in suites.items()]
@@ -52,16 +53,25 @@ def main_job(config: Path, shards: Path, out: Path, overrides: Sequence[str] = (
     checkpoint = fit / "checkpoints" / "last.ckpt"
     tuned_module = load(checkpoint)
     tuned = validate(tuned_module, suites)
+    tuned_module.answer_as("auto")
+    routed = validate(tuned_module, {"understanding": suites["understanding"]})
+    tuned_module.answer_as()
     write_sheets(predict(tuned_module, suites), out / "pictures", limit=12)
     certificate = certify_checkpoint(checkpoint, [str(suites["understanding"].shards)])
     (out / "certificate.json").write_text(json.dumps(certificate, indent=1) + "\n")
     report = {
         "base": grounding_scores(base),
-        "base_in_words": in_words,
+        "base_in_words": in_words["grounding"],
         "tuned": grounding_scores(tuned) | {"alpha": tuned_module.vlm.log_values()["alpha"]},
+        "new": {
+            "base": suite_scores(base, "new"),
+            "base_in_words": in_words["new"],
+            "tuned": suite_scores(tuned, "new"),
+        },
         "understanding": {
             "before": base["val/understanding/accuracy"],
             "after": tuned["val/understanding/accuracy"],
+            "routed": routed["val/understanding/accuracy"],
             "subtasks": {
                 k.split("/")[2]: v for k, v in base.items() if k.startswith("val/understanding/") and k.count("/") == 3
             },
@@ -98,15 +108,20 @@ def predict(module: BaseModule, suites: Mapping[str, ShardSource], limit: int = 
 
 def grounding_scores(scores: Mapping[str, float]) -> dict[str, Any]:
     """Box scores of the grounding suite, then of its subtasks, then the step-by-step rates."""
-    prefix = "val/grounding/"
-    own = {k.removeprefix(prefix): v for k, v in scores.items() if k.startswith(prefix)}
+    own = suite_scores(scores, "grounding")
     return {
         **{k: v for k, v in own.items() if "/" not in k},
         "rule": "IoU >= 0.5",
         "parser": "lenient",
         "subtasks": {k: v for k, v in own.items() if "/" in k},
-        "steps": {k.removeprefix("val/steps/"): v for k, v in scores.items() if k.startswith("val/steps/")},
+        "steps": suite_scores(scores, "steps"),
     }
+
+
+def suite_scores(scores: Mapping[str, float], suite: str) -> dict[str, float]:
+    """The figures of one suite by their names in it."""
+    prefix = f"val/{suite}/"
+    return {name.removeprefix(prefix): value for name, value in scores.items() if name.startswith(prefix)}
 
 
 def training_speed(history: Path) -> float:

@@ -25,14 +25,17 @@ REQUIRED = (
     "peak_rss_mb",
     "samples_per_second",
 )
-_ROWS = (
-    ("mIoU", "miou"),
-    ("mIoU, medium objects", "miou_medium"),
-    ("mIoU, large objects", "miou_large"),
-    ("Acc@0.5", "acc50"),
-    ("no box could be read", "unparsed"),
+_COLUMNS = ("base", "base_in_words", "tuned")
+_ROWS = (  # a row's name, where its figures are in the report's columns, what stands in brackets behind the name
+    ("known objects, mIoU", "{}.miou", None),
+    ("known objects, Acc@0.5", "{}.acc50", "tuned.rule"),
+    ("no box could be read", "{}.unparsed", "tuned.parser"),
+    ("new objects, mIoU", "new.{}.miou", None),
+    ("new objects, Acc@0.5", "new.{}.acc50", None),
+    ("boxes of steps found", "{}.steps.step_recall", None),
+    ("invalid questions rejected", "{}.steps.rejection_rate", None),
+    ("valid questions rejected", "{}.steps.false_rejection_rate", None),
 )
-_NOTES = {"acc50": "rule", "unparsed": "parser"}  # what stands in brackets behind a row's name
 
 
 def lookup(report: Mapping[str, Any], key: str) -> Any:
@@ -72,16 +75,20 @@ def table(report: Mapping[str, Any]) -> str:
 
     With `base_in_words` a column between them: the base's own knowledge of the same places, asked for in words.
     """
-    asked = lookup(report, "base_in_words") is not None
-    rows = [("", "base", *(["in words"] if asked else []), "tuned")]
-    for label, key in _ROWS:
-        before, said, after = (lookup(report, f"{part}.{key}") for part in ("base", "base_in_words", "tuned"))
-        if _is_number(before) or _is_number(after):
-            rule = lookup(report, f"tuned.{_NOTES[key]}") if key in _NOTES else None
-            name = f"{label} ({rule})" if rule else label
-            rows.append((name, _share(before), *([_share(said)] if asked else []), _share(after)))
-    before, after = (lookup(report, f"understanding.{key}") for key in ("before", "after"))
-    rows.append(("understanding accuracy", _share(before), *(["-"] if asked else []), _share(after)))
+    columns = [name for name in _COLUMNS if lookup(report, name) is not None]
+    rows = [("", *(name.removeprefix("base_").replace("_", " ") for name in columns))]
+    for label, where, note in _ROWS:
+        values = [lookup(report, where.format(name)) for name in columns]
+        if any(map(_is_number, values)):
+            rows.append(
+                (f"{label} ({lookup(report, note)})" if note and lookup(report, note) else label, *map(_share, values))
+            )
+    said = {name: lookup(report, f"understanding.{key}") for name, key in (("base", "before"), ("tuned", "after"))}
+    rows.append(("understanding accuracy", *(_share(said.get(name)) for name in columns)))
+    if _is_number(routed := lookup(report, "understanding.routed")):
+        rows.append(
+            ("understanding, task by the router", *(_share(routed if name == "tuned" else None) for name in columns))
+        )
     wide = max(len(row[0]) for row in rows) + 2
     lines = ["".join([f"{name:<{wide}}", *(f"{value:>10}" for value in values)]).rstrip() for name, *values in rows]
     rule_line = "-" * max(map(len, lines))

@@ -26,8 +26,10 @@ from ts_lightning.pipelines.toy_world.scene import (
 )
 from ts_lightning.pipelines.toy_world.shards import (
     FIRST_SEED,
+    NEW,
+    QUESTIONS,
     grounding_samples,
-    new_object_samples,
+    training_samples,
     understanding_samples,
 )
 from ts_lightning.pipelines.toy_world.understanding import position_questions, understanding_questions
@@ -63,10 +65,17 @@ def test_new_objects_can_not_be_guessed() -> None:
     rivals = [sum(thing.shape in KINDS for thing in scene.things) for scene in scenes]
     assert min(rivals) >= 2
     assert sum(rivals) / len(rivals) > 3  # a guess among the new ones is right in less than a third
-    asked = list(new_object_samples("dev", 30, ("no_color",)))
+    asked = list(grounding_samples("dev", 30, ("no_color",), domain=NEW))
     assert not [s.question for s in asked if set(s.question.replace("?", "").split()) & set(COLORS)]
     assert [s.key for s in asked] == list(dict.fromkeys(s.key for s in asked))
     assert not {s.regions[0].category for s in asked} - set(KINDS)
+
+
+def test_training_has_known_and_new_objects_in_turn() -> None:
+    samples = list(training_samples(40))
+    assert len({s.key for s in samples}) == 40
+    assert [("new" in s.tags) for s in samples] == [False, True] * 20
+    assert len({s.key.split("#")[0] for s in samples}) < 2 * 40 / QUESTIONS + 6
 
 
 def test_phrases_single_out_their_object() -> None:

@@ -38,17 +38,32 @@ HISTORY = """epoch,step,train/alpha,train/loss,val/rec/miou
 def test_what_the_base_says_in_words_stands_between() -> None:
     lines = table({**REPORT, "base_in_words": {"miou": 0.8, "acc50": 0.98}}).splitlines()
     assert lines[0].split() == ["base", "in", "words", "tuned"]
-    assert ["mIoU", "0.012", "0.800", "0.551"] in [line.split() for line in lines]
+    assert ["known", "objects,", "mIoU", "0.012", "0.800", "0.551"] in [line.split() for line in lines]
+
+
+def test_new_objects_steps_and_rejections_have_rows_of_their_own() -> None:
+    tuned = {**REPORT["tuned"], "steps": {"step_recall": 0.7, "rejection_rate": 0.9, "false_rejection_rate": 0.01}}
+    new = {"base": {"miou": 0.0, "acc50": 0.0}, "base_in_words": {"acc50": 0.25}, "tuned": {"miou": 0.5, "acc50": 0.64}}
+    understanding = {**REPORT["understanding"], "routed": 0.87}
+    report = {**REPORT, "tuned": tuned, "base_in_words": {"acc50": 0.98}, "new": new, "understanding": understanding}
+    rows = {tuple(line.split()) for line in table(report).splitlines()}
+    assert ("new", "objects,", "Acc@0.5", "0.000", "0.250", "0.640") in rows
+    assert ("boxes", "of", "steps", "found", "-", "-", "0.700") in rows
+    assert ("invalid", "questions", "rejected", "-", "-", "0.900") in rows
+    assert ("understanding,", "task", "by", "the", "router", "-", "-", "0.870") in rows
 
 
 def test_table_holds_the_numbers() -> None:
     lines = table(REPORT).splitlines()
     assert lines[0].split() == ["base", "tuned"]
-    assert ["mIoU", "0.012", "0.551"] in [line.split() for line in lines]
-    assert any(line.startswith("Acc@0.5 (IoU >= 0.5)") and line.split()[-2:] == ["0.000", "0.607"] for line in lines)
+    assert ["known", "objects,", "mIoU", "0.012", "0.551"] in [line.split() for line in lines]
+    assert any(
+        line.startswith("known objects, Acc@0.5 (IoU >= 0.5)") and line.split()[-2:] == ["0.000", "0.607"]
+        for line in lines
+    )
     unread = next(line for line in lines if line.startswith("no box could be read (lenient)"))
     assert unread.split()[-2:] == ["0.980", "0.250"]
-    assert not any("large" in line for line in lines)  # no large object was seen
+    assert not any("new objects" in line for line in lines)  # none was asked for
     assert any("passed: 211 of 211 frozen tensors equal, logits bitwise equal" in line for line in lines)
     assert any(line.split() == ["time", "9", "min", "12", "s"] for line in lines)
 

@@ -1,5 +1,6 @@
 """TWIST & SCOUT's tables: skill, retention, components, experts, data."""
 
+from functools import reduce
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -8,29 +9,20 @@ from tools.experiments.paper_report import Finding, Table
 from tools.experiments.paper_rows import SHARDS, Row, World, over
 from ts_lightning.data.sample import Sample
 from ts_lightning.data.write import write_shards
-from ts_lightning.pipelines.toy_world.shards import grounding_samples, understanding_samples, write_toy_shards
+from ts_lightning.pipelines.toy_world.shards import training_samples, understanding_samples, write_toy_shards
 
-KNOWN, NEW = f"{SHARDS}/train-*.tar", f"{SHARDS}/new_train-*.tar"
+TRAIN = f"{SHARDS}/train-*.tar"
 NEGATIVE, STEPS = "negative", "cot"
 NOISE = 0.3  # of the side; IoU of such a box with the true one is about 0.65
-DATA = {
-    "data": {
-        "init_args": {
-            "train": None,
-            "mix": {"known": {"shards": KNOWN}, "new": {"shards": NEW}},
-            "questions_per_row": 4,
-        }
-    }
-}
 
 
 def render(folder: Path, share: float) -> None:
-    """The toy world's shards, then understanding records to replay, and known objects with boxes that are off."""
-    train, val = max(16, int(16000 * share)), max(8, int(400 * share))
-    stamp, wanted = folder / "papers.txt", f"train {train}\n"
-    if write_toy_shards(folder, train, val) or not stamp.is_file() or stamp.read_text() != wanted:
-        write_shards(understanding_samples("train", train), folder, "replay", 2000)
-        write_shards(map(noisy, grounding_samples("train", train)), folder, "noisy", 2000)
+    """The toy world's shards, then understanding records to replay, and grounding records with boxes that are off."""
+    total, val = max(16, int(32000 * share)), max(8, int(400 * share))
+    stamp, wanted = folder / "papers.txt", f"train {total}\n"
+    if write_toy_shards(folder, total, val) or not stamp.is_file() or stamp.read_text() != wanted:
+        write_shards(understanding_samples("train", max(16, total // 8)), folder, "replay", 2000)
+        write_shards(map(noisy, training_samples(total)), folder, "noisy", 2000)
         stamp.write_text(wanted)
 
 
@@ -67,17 +59,14 @@ def rate(lr: float) -> dict[str, Any]:
     return {"model": {"init_args": {"optimizer": {"init_args": {"lr": lr}}}}}
 
 
-def source(**options: Any) -> dict[str, Any]:
-    """Both kinds of grounding records, with these options of their source."""
-    return {"data": {"init_args": {"mix": {"known": options, "new": options}}}}
+def train(**options: Any) -> dict[str, Any]:
+    """These options of the source of the training records."""
+    return {"data": {"init_args": {"train": options}}}
 
 
 def run(name: str, config: str, *changes: Any, paper: str = "") -> Row:
-    """A row whose run has both kinds of records."""
-    made = DATA
-    for one in changes:
-        made = over(made, one)
-    return Row(name, config, made, paper=paper)
+    """A row of a configuration with these overlays on it."""
+    return Row(name, config, reduce(over, changes, {}), paper=paper)
 
 
 TWIST = run("TWIST", "fit/toy_twist.yaml")
@@ -88,19 +77,10 @@ LORA = run("LoRA, as many parameters", "fit/lora_toy_equal.yaml")
 LORA_128 = run("LoRA, rank 128", "fit/lora_toy_r128.yaml")
 DORA = run("DoRA, as many parameters", "fit/lora_toy_equal.yaml", vlm(dora=True))
 FULL = run("full tuning on grounding", "fit/toy_full.yaml")
-REPLAY = {"understanding": {"shards": f"{SHARDS}/replay-*.tar", "weight": 1.0}}
-JOINT = run("full tuning on both (replay)", "fit/toy_full.yaml", {"data": {"init_args": {"mix": REPLAY}}})
-ALONE = run(
-    "full tuning on understanding",
-    "fit/toy_full.yaml",
-    {
-        "data": {
-            "init_args": {
-                "mix": {"known": {"shards": f"{SHARDS}/replay-*.tar"}, "new": {"shards": f"{SHARDS}/replay-*.tar"}}
-            }
-        }
-    },
-)
+REPLAY = f"{SHARDS}/replay-*.tar"
+MIXED = {"train": None, "mix": {"grounding": {"shards": TRAIN}, "understanding": {"shards": REPLAY}}}
+JOINT = run("full tuning on both (replay)", "fit/toy_full.yaml", {"data": {"init_args": MIXED}})
+ALONE = run("full tuning on understanding", "fit/toy_full.yaml", train(shards=REPLAY))
 
 SKILL = {"known/acc50": "known objects, Acc@0.5", "new/acc50": "new objects, Acc@0.5"}
 STEPPED = {"steps/step_recall": "boxes of steps found", "steps/rejection_rate": "rejections"}
@@ -182,10 +162,10 @@ TABLES = (
             run(
                 "neither",
                 "fit/toy_full.yaml",
-                source(exclude_tags=[STEPS, NEGATIVE]),
+                train(exclude_tags=[STEPS, NEGATIVE]),
                 paper="RefCOCO 84.8, COCO AP 9.6",
             ),
-            run("twin", "fit/toy_twist.yaml", source(exclude_tags=[STEPS, NEGATIVE]), paper="85.6, 11.4"),
+            run("twin", "fit/toy_twist.yaml", train(exclude_tags=[STEPS, NEGATIVE]), paper="85.6, 11.4"),
             run(
                 "twin, step data",
                 "fit/toy_twist.yaml",
@@ -231,9 +211,9 @@ TABLES = (
         WORLD,
         SKILL | STEPPED,
         (
-            run("1/48 of the records", TWIST.config, source(max_samples=1000), paper="PVOC mIoU 0.21 (64k)"),
-            run("1/12", TWIST.config, source(max_samples=4000), paper="0.59 (256k)"),
-            run("1/4", TWIST.config, source(max_samples=12000), paper="0.69 (1M)"),
+            run("1/48 of the records", TWIST.config, train(max_samples=1000), paper="PVOC mIoU 0.21 (64k)"),
+            run("1/12", TWIST.config, train(max_samples=4000), paper="0.59 (256k)"),
+            run("1/4", TWIST.config, train(max_samples=12000), paper="0.69 (1M)"),
             again(TWIST, "all", "0.69 (3M)"),
         ),
         (
@@ -251,7 +231,7 @@ TABLES = (
             run(
                 "noisy boxes",
                 TWIST.config,
-                {"data": {"init_args": {"mix": {"known": {"shards": f"{SHARDS}/noisy-*.tar"}}}}},
+                train(shards=f"{SHARDS}/noisy-*.tar"),
                 paper="AP 9.2 (VG)",
             ),
             again(TWIST, "clean boxes", "AP 15.0 (SCOUT)"),
@@ -264,7 +244,7 @@ TABLES = (
         WORLD,
         SKILL | STEPPED,
         (
-            run("without negatives", TWIST.config, source(exclude_tags=[NEGATIVE]), paper="AP 13.8"),
+            run("without negatives", TWIST.config, train(exclude_tags=[NEGATIVE]), paper="AP 13.8"),
             again(TWIST, "with negatives", "AP 15.0"),
         ),
         (

@@ -22,6 +22,7 @@ Maker = Callable[..., Sample | None]
 class Domain(NamedTuple):
     """Scenes by their seed, the shapes that are asked about, and the share of each kind of question in a split."""
 
+    tags: tuple[str, ...]
     scene: Callable[[int], Scene]
     shapes: tuple[str, ...]
     mix: dict[str, tuple[Maker, float]]
@@ -42,8 +43,8 @@ NEW_MIX = MIX | {
     "rec": (grounding.rec, 0.2),
     "no_color": (grounding.no_color, 0.5),
 }
-KNOWN = Domain(sample_scene, SHAPES, MIX, FIRST_SEED)
-NEW = Domain(new_objects.sample_new_scene, new_objects.KINDS, NEW_MIX, new_objects.FIRST_SEED)
+KNOWN = Domain((), sample_scene, SHAPES, MIX, FIRST_SEED)
+NEW = Domain(("new",), new_objects.sample_new_scene, new_objects.KINDS, NEW_MIX, new_objects.FIRST_SEED)
 QUESTIONS = 8  # about a scene, at most
 
 
@@ -69,7 +70,7 @@ def grounding_samples(
                 asked.setdefault(sample.turns[0].text, sample)
         picture = [jpeg(render(scene))] if pictures and asked else []
         for j, sample in enumerate(asked.values()):
-            sample.image_bytes = picture
+            sample.image_bytes, sample.tags = picture, [*sample.tags, *domain.tags]
             if per_scene > 1:
                 sample.id, sample.key = f"{sample.id}-{j}", question_key(sample.key, j, per_scene)
             yield sample
@@ -109,8 +110,9 @@ def with_picture(sample: Sample, scene: Scene) -> Sample:
 def write_toy_shards(folder: Path, train: int, val: int, per_shard: int = 2000) -> bool:
     """Write `train-*.tar` and `val_{grounding,new,steps,understanding}-*.tar` into `folder`.
 
-    Half of the training questions, and val_new, are about objects of new kinds. A training scene has up to `QUESTIONS` questions, a held-out one has one. Does nothing, and returns False, where
-    `rendered.txt` says that these numbers have been rendered.
+    Half of the training questions, and val_new, are about objects of new kinds. A training scene has up to `QUESTIONS`
+    questions, a held-out one has one. Does nothing, and returns False, where `rendered.txt` says that
+    these numbers have been rendered.
     """
     stamp = folder / "rendered.txt"
     wanted = f"train {train} of {QUESTIONS} a scene, known and new objects, val {val} per shard {per_shard}\n"
