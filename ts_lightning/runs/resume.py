@@ -168,7 +168,7 @@ def read_place(path: Path) -> Place:
 
 
 def _fault(path: Path) -> str | None:
-    """What keeps a run from going on from a checkpoint: NaN or Inf, or no version, which Lightning's restoring reads."""
+    """What keeps a run from going on from a checkpoint: NaN, Inf, or no version, which Lightning's restoring reads."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(version := checkpoint.get("pytorch-lightning_version"), str):
         return f"seen pytorch-lightning_version {version!r}, expected the version that wrote it"
