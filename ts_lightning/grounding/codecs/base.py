@@ -87,6 +87,10 @@ class Codec:
         first: bool = True,
     ) -> str:
         """How an answer mentions the `number`-th object of picture `image`; `first` says that it is the first time."""
+        return self.named(regions, image_size, phrase)
+
+    def named(self, regions: Sequence[Box | Region], image_size: Size | None, phrase: str | None = None) -> str:
+        """The regions with what they are, in a notation that has a place for it."""
         return self.format(regions, image_size)
 
     def coordinate_tokens(self) -> list[str]:

@@ -64,20 +64,12 @@ class InternVLCodec(BracketedCodec):
     def pattern(self) -> re.Pattern[str]:
         return _INTERNVL
 
-    def reference(
-        self,
-        regions: Sequence[Box | Region],
-        image_size: Size | None,
-        image: int = 0,
-        number: int = 1,
-        phrase: str | None = None,
-        first: bool = True,
-    ) -> str:
+    def named(self, regions: Sequence[Box | Region], image_size: Size | None, phrase: str | None = None) -> str:
         named = f"<ref>{phrase}</ref>" if phrase and "<" not in phrase and len(phrase) <= 200 else ""
         return named + self.format(regions, image_size)
 
     def canonical(self, mention: Mention, image_size: Size | None = None) -> str:
-        return self.reference(mention.regions, image_size, phrase=mention.phrase)
+        return self.named(mention.regions, image_size, mention.phrase)
 
 
 @dataclass(frozen=True)

@@ -34,15 +34,7 @@ class MolmoCodec(Codec):
         named = phrase if phrase and not set(phrase) & set('"<>') and len(phrase) <= 200 else ""
         return f'<point x="{x}" y="{y}" alt="{named}">{named}</point>'
 
-    def reference(
-        self,
-        regions: Sequence[Box | Region],
-        image_size: Size | None,
-        image: int = 0,
-        number: int = 1,
-        phrase: str | None = None,
-        first: bool = True,
-    ) -> str:
+    def named(self, regions: Sequence[Box | Region], image_size: Size | None, phrase: str | None = None) -> str:
         if not phrase:
             return self.format(regions, image_size)
         known = [region if isinstance(region, Region) else Region.from_box(region) for region in regions]

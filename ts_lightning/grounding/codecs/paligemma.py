@@ -30,20 +30,12 @@ class PaliGemmaCodec(Codec):
     def _tokens(self, region: Region, image_size: Size | None) -> str:
         return "".join(f"<loc{int(n):04d}>" for n in y_first(self.space.encode(region.points, image_size)))
 
-    def reference(
-        self,
-        regions: Sequence[Box | Region],
-        image_size: Size | None,
-        image: int = 0,
-        number: int = 1,
-        phrase: str | None = None,
-        first: bool = True,
-    ) -> str:
+    def named(self, regions: Sequence[Box | Region], image_size: Size | None, phrase: str | None = None) -> str:
         label = f" {phrase}" if phrase and not set(phrase) & set("<;\n") and len(phrase) < 80 else ""
         return " ; ".join(f"{self.format([region], image_size)}{label}" for region in regions)
 
     def canonical(self, mention: Mention, image_size: Size | None = None) -> str:
-        return self.reference(mention.regions, image_size, phrase=mention.phrase)
+        return self.named(mention.regions, image_size, mention.phrase)
 
     def find(self, text: str, image_size: Size | None) -> list[Mention]:
         found = []

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ts_lightning.grounding.boxes import Box
 from ts_lightning.grounding.codecs.base import NUMBER, Codec, Mention
 from ts_lightning.grounding.codecs.qwen_json import BOX_KEYS, json_objects
 from ts_lightning.grounding.coordinates import CoordinateSpace, Size
@@ -76,15 +77,7 @@ class Qwen25VLCodec(Codec):
     def canonical(self, mention: Mention, image_size: Size | None = None) -> str:
         return self._object(mention.regions[0], image_size, mention.phrase)
 
-    def reference(
-        self,
-        regions: Sequence[Region | tuple[float, float, float, float]],
-        image_size: Size | None,
-        image: int = 0,
-        number: int = 1,
-        phrase: str | None = None,
-        first: bool = True,
-    ) -> str:
+    def named(self, regions: Sequence[Box | Region], image_size: Size | None, phrase: str | None = None) -> str:
         known = [region if isinstance(region, Region) else Region.from_box(region) for region in regions]
         return ", ".join(self._object(region, image_size, phrase) for region in known)
 
