@@ -80,13 +80,14 @@ def against(config: Mapping[str, Any], form: Form, device: str = "cpu") -> dict[
 
 def measured(config: Mapping[str, Any], form: Form, device: str) -> dict[str, int]:
     """Bytes at the peak of two steps beside what was there before the model, and the tokens of a step."""
-    small = TEXT | {"hidden_size": 96, "intermediate_size": 96, "num_hidden_layers": 2}
-    warm = {**config, **small} if "moe" in config else {**config, "text_config": {**config["text_config"], **small}}
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 1}
+    warm = {**config, **(small if "moe" in config else {})}
     if "moe" in config:
         warm["moe"] = moe_config([0], 4, top_k=2)
-    if config["model_type"].startswith("qwen"):
-        warm["vision_config"] = {**config["vision_config"], "out_hidden_size": 96}
-        warm["text_config"]["num_attention_heads"], warm["text_config"]["num_key_value_heads"] = 1, 1
+    else:
+        warm["text_config"] = config["text_config"] | small | {"num_key_value_heads": 1}
+    if "out_hidden_size" in config["vision_config"]:
+        warm["vision_config"] = config["vision_config"] | {"out_hidden_size": 64}
     step(vlm_of(warm, form, device), device)  # what libraries load once is not the model's
     gc.collect()
     CDLL(None).malloc_trim(0)  # nor is what it has given back

@@ -41,5 +41,12 @@ def certify(
     print(f"logits           {equal} at {logits['positions']} positions of {logits['batches']} batches")
     before, after = ("-" if accuracy[k] is None else f"{accuracy[k]:.4f}" for k in ("before", "after"))
     print(f"accuracy         {before} before, {after} after, {accuracy['questions']} questions")
+    if codes := result.get("quantization"):
+        full, seen = (codes["accuracy"][k] for k in ("full", "quantised"))
+        print(
+            f"{codes['kind']} itself      changed {codes['answers_changed']} answers, accuracy {full} to {seen}, ",
+            end="",
+        )
+        print(f"logits by up to {codes['max_abs_diff']:.3g}; what is certified is the base in {codes['kind']}")
     print(f"{'PASSED' if result['passed'] else 'FAILED'}           {out}")
     return 0 if result["passed"] else 1

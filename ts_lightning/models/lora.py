@@ -40,6 +40,7 @@ class LoRAVLM(VLM):
         train_token_rows: Tokens whose embedding and head rows train as well ("codec": those of the codec), as in
             `TwinExpertVLM`, but for every task: plain peft has no tasks.
         activation_checkpointing: Recompute each decoder layer in backward.
+        quantization: Hold the frozen matrices of the decoder's layers in "int8" or "nf4".
         init_from: Checkpoint or adapter folder whose weights are loaded, and nothing else.
     """
 
@@ -53,9 +54,10 @@ class LoRAVLM(VLM):
         dora: bool = False,
         train_token_rows: Sequence[str] | None = (),
         activation_checkpointing: bool = False,
+        quantization: str | None = None,
         init_from: str | None = None,
     ) -> None:
-        super().__init__(backbone, activation_checkpointing)
+        super().__init__(backbone, activation_checkpointing, quantization)
         backbone = self.backbone
         if rank < 1:
             raise ValueError(f"rank: seen {rank}, expected at least 1")

@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from ts_lightning.models.experts import Activation, expert_form, hidden, piece_backward, pieces, resolve
 from ts_lightning.models.moe import MoE, is_static, moe_loop, moe_static, scattered
+from ts_lightning.models.quantization import QuantizedLinear
 
 
 class LowRank(nn.Module):
@@ -38,11 +39,10 @@ class LowRank(nn.Module):
 
     def __init__(self, linear: Any, rank: int) -> None:
         super().__init__()
-        size_in, size_out, weight = linear.in_features, linear.out_features, linear.weight
+        size_in, size_out = linear.in_features, linear.out_features
         if not 1 <= rank <= min(size_in, size_out):
             raise ValueError(f"expert_rank: seen {rank}, expected 1 to {min(size_in, size_out)}, the smaller side")
-        made: dict[str, Any] = {"device": weight.device}
-        made["dtype"] = weight.dtype if weight.dtype.is_floating_point else torch.float32
+        made: dict[str, Any] = {"device": linear.weight.device, "dtype": getattr(linear, "dtype", linear.weight.dtype)}
         self.a = nn.Parameter(torch.empty(rank, size_in, **made))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
         self.b = nn.Parameter(torch.zeros(size_out, rank, **made))
@@ -143,8 +143,13 @@ def experts_of(understanding: nn.Module) -> list[nn.Module]:
 
 
 def can_share(understanding: nn.Module) -> bool:
-    """Whether `shared_products` knows these experts: plain linear layers in one of the known forms."""
-    return all(map(expert_form, experts_of(understanding)))
+    """Whether `shared_products` knows these experts: linear layers, plain or quantised, in one of the known forms."""
+    for base in experts_of(understanding):
+        form = expert_form(base, plain=False)
+        layers = [] if form is None else [getattr(base, name) for name in (*form.inputs, form.output)]
+        if not layers or not all(type(layer) in (nn.Linear, QuantizedLinear) for layer in layers):
+            return False
+    return True
 
 
 def shared_products(
@@ -183,15 +188,19 @@ def shared_products(
     if chosen_TA is not None:
         for g, source in enumerate(sources):  # a grounding expert asks for its source's product
             chosen_TA[:, source] |= chosen_TG[:, g]
-    form: Any = expert_form(bases[0])
+    form: Any = expert_form(bases[0], plain=False)
     parameters: list[Tensor | None] = []
+    quantized: dict[int, QuantizedLinear] = {}
     for a, base in enumerate(bases):
         own = [expert for expert, source in zip(experts, sources, strict=True) if source == a]
         for name in (*form.inputs, form.output):
             linear = getattr(base, name)
-            parameters += [linear.weight, linear.bias, *_side_by_side([getattr(e, name, None) for e in own])]
+            if isinstance(linear, QuantizedLinear):
+                quantized[len(parameters)] = linear
+            weight = None if isinstance(linear, QuantizedLinear) else linear.weight
+            parameters += [weight, linear.bias, *_side_by_side([getattr(e, name, None) for e in own])]
     activation = resolve(getattr(bases[0], form.activation), device)
-    plan = _Plan(len(form.inputs), sources, activation, chosen_TA, chosen_TG)
+    plan = _Plan(len(form.inputs), sources, activation, chosen_TA, chosen_TG, quantized)
     return _SharedProducts.apply(x_TH.to(dtype), u_TA, v_TG, plan, *parameters)
 
 
@@ -209,7 +218,7 @@ class _Plan:
 
     `rows[a]` are the tokens of an understanding expert, None is all of them in their order. A grounding expert's token
     stands at `places[a]` among them (in rising order, None is all), with its expert one-hot in `which[a]` [m, G of a],
-    and its weight at `flat[a]` of v_TG.
+    and its weight at `flat[a]` of v_TG. `quantized[i]` is the layer whose matrix takes the place of parameter i.
     """
 
     def __init__(
@@ -219,8 +228,9 @@ class _Plan:
         activation: Activation,
         chosen_TA: Tensor | None,
         chosen_TG: Tensor,
+        quantized: dict[int, QuantizedLinear],
     ) -> None:
-        self.inputs, self.activation = inputs, activation
+        self.inputs, self.activation, self.quantized = inputs, activation, quantized
         count, num_own = chosen_TG.shape
         self.rows: list[Tensor | None] = [None] if chosen_TA is None else list(_columns(chosen_TA))
         self.places: list[Tensor | None] = []
@@ -290,7 +300,7 @@ class _SharedProducts(torch.autograd.Function):
         out_TH = torch.zeros_like(x_TH)
         saved: list[Any] = []
         with torch.autocast(x_TH.device.type, enabled=False):
-            for a, layers in enumerate(_layers(parameters, plan.inputs, x_TH.dtype)):
+            for a, layers in enumerate(_layers(parameters, plan, x_TH.dtype)):
                 *inputs, output = layers
                 rows_n, places_m, which_mG = plan.rows[a], plan.places[a], plan.which[a]
                 x_nH, u_n1 = _take(x_TH, rows_n), _take(u_TA[:, a : a + 1], rows_n).to(x_TH.dtype)
@@ -328,7 +338,7 @@ class _SharedProducts(torch.autograd.Function):
         du_TA, dv_TG, dx_TH = torch.zeros_like(u_TA), torch.zeros_like(v_TG), torch.zeros_like(x_TH)
         found: list[Tensor | None] = []
         with torch.autocast(x_TH.device.type, enabled=False):
-            for a, layers in enumerate(_layers(parameters, plan.inputs, dtype)):
+            for a, layers in enumerate(_layers(parameters, plan, dtype)):
                 *inputs, output = layers
                 pre, thin = [next(saved) for _ in inputs], [next(saved) for _ in inputs]
                 q_mR = next(saved)
@@ -393,11 +403,14 @@ class _SharedProducts(torch.autograd.Function):
         return dx_TH, du_TA, dv_TG, None, *typed
 
 
-def _layers(parameters: Sequence[Any], inputs: int, dtype: torch.dtype) -> Iterator[list[_Layer]]:
+def _layers(parameters: Sequence[Any], plan: _Plan, dtype: torch.dtype) -> Iterator[list[_Layer]]:
     """The linear layers of each understanding expert, in the dtype of the products."""
-    size = 4 * (inputs + 1)
+    size = 4 * (plan.inputs + 1)
     for start in range(0, len(parameters), size):
         cast: list[Any] = [None if t is None else t.to(dtype) for t in parameters[start : start + size]]
+        for i in range(0, size, 4):
+            if start + i in plan.quantized:
+                cast[i] = plan.quantized[start + i].dense(dtype)
         yield [_Layer(*cast[i : i + 4]) for i in range(0, size, 4)]
 
 

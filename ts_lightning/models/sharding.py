@@ -10,6 +10,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from ts_lightning.models.quantization import QuantizedLinear
+
 
 def shard(vlm: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
     """Give each rank its part of every parameter: one group for each decoder layer, one for all the rest.
@@ -20,6 +22,8 @@ def shard(vlm: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, compute
     on every weight being a part again once a forward ends, so the root group is no exception. They are gathered in the
     type `compute` (None: as they are stored); their gradients are averaged in fp32.
     """
+    if any(isinstance(module, QuantizedLinear) for module in vlm.modules()):
+        raise ValueError("quantization: seen quantised weights under FSDP2, expected DDP, one device, or null")
     kept = set(whole_parameters(vlm))
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for module in (*layers, vlm):

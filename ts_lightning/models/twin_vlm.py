@@ -53,6 +53,7 @@ class TwinExpertVLM(VLM):
         package: The skill that trains: the `task` of its records.
         packages: Folders of other packages by skill; they are installed beside it, frozen.
         activation_checkpointing: Recompute each decoder layer in backward.
+        quantization: Hold the frozen matrices of the decoder's layers in "int8" or "nf4" (with `expert_rank`).
         init_from: Checkpoint or package whose weights are loaded, and nothing else.
     """
 
@@ -75,8 +76,13 @@ class TwinExpertVLM(VLM):
         package: str = "grounding",
         packages: Mapping[str, str] | None = None,
         activation_checkpointing: bool = False,
+        quantization: str | None = None,
         init_from: str | None = None,
     ) -> None:
+        if quantization is not None and expert_rank is None:
+            raise ValueError(
+                f"quantization: seen {quantization!r} for full copies of experts, expected expert_rank too"
+            )
         options = PackageOptions(
             num_experts=num_experts,
             top_k=top_k,
@@ -92,7 +98,7 @@ class TwinExpertVLM(VLM):
             expert_rank=expert_rank,
             expert_targets=list(expert_targets),
         )
-        super().__init__(backbone, activation_checkpointing)
+        super().__init__(backbone, activation_checkpointing, quantization)
         backbone = self.backbone
         backbone.requires_grad_(False)
         self.package = package
@@ -110,7 +116,8 @@ class TwinExpertVLM(VLM):
     def from_pretrained(cls, folder: str | Path, backbone: Backbone) -> "TwinExpertVLM":
         """The vlm of a folder made by `save_pretrained`, over its base; ValueError for another base."""
         config = read_config(folder)
-        return cls(backbone, package=config["package"], **config["options"], init_from=str(folder)).eval()
+        own = {**config["options"], "quantization": config["base"].get("quantization")}
+        return cls(backbone, package=config["package"], **own, init_from=str(folder)).eval()
 
     def save_pretrained(
         self,
@@ -175,6 +182,8 @@ class TwinExpertVLM(VLM):
 
         Returns the relative error of each layer's difference by its name; full copies are exact.
         """
+        if kind := self.identity().get("quantization"):
+            raise ValueError(f"rank: seen experts over a base in {kind}, expected one that is not quantised")
         options = replace(self.options[self.package], expert_rank=rank, expert_targets=list(targets))
         errors: dict[str, float] = {}
         for index, layer in enumerate(self.backbone.layers):

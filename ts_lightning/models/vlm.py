@@ -21,6 +21,7 @@ from ts_lightning.models.generate import generate_texts
 from ts_lightning.models.moe import MoE
 from ts_lightning.models.package import load_weights
 from ts_lightning.models.packing import PAD_BRANCH, count_on, of_questions, question_places, right_padded
+from ts_lightning.models.quantization import quantize
 from ts_lightning.models.recorded import Recorded
 from ts_lightning.models.routing import Routed, Routing, keep_routing, routing
 from ts_lightning.models.task_router import TaskRouter
@@ -32,18 +33,24 @@ Result = TypeVar("Result")
 class VLM(Recorded, nn.Module):
     """A backbone, an encoder of samples for it, a forward that gives logits at loss positions, and generation.
 
-    activation_checkpointing: recompute each decoder layer in backward. init_from: checkpoint or package whose weights,
-    and nothing else, are loaded.
+    activation_checkpointing: recompute each decoder layer in backward. quantization: hold the frozen matrices of the
+    decoder's layers in "int8" or "nf4" (`models.quantization`). init_from: checkpoint or package whose weights, and
+    nothing else, are loaded.
     """
 
     encoder: Encoder
 
-    def __init__(self, backbone: Backbone | str, activation_checkpointing: bool = False) -> None:
+    def __init__(
+        self, backbone: Backbone | str, activation_checkpointing: bool = False, quantization: str | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone = as_backbone(backbone)
         self.init_args["backbone"] = backbone  # a folder's class is stored, not only its name
         self.encoder = backbone.encoder
         self.base_identity = backbone.identity()
+        if quantization is not None:
+            quantize(backbone.layers, quantization)
+            self.base_identity["quantization"] = quantization
         self.task_router: TaskRouter | None = None
         if activation_checkpointing:
             recompute(backbone.layers)
@@ -207,7 +214,7 @@ class VLM(Recorded, nn.Module):
         return function(self, *args, **kwargs)
 
     def identity(self) -> dict[str, Any]:
-        """Which base this is: class, name and sha256 of its weights before anything was added or trained."""
+        """Which base this is: class, name and sha256 of its weights before anything was added, quantised or trained."""
         return self.base_identity
 
     def log_values(self) -> dict[str, float]:
@@ -245,8 +252,11 @@ class PlainVLM(VLM):
         train: Sequence[str] = ("*",),
         activation_checkpointing: bool = False,
         init_from: str | None = None,
+        quantization: str | None = None,
     ) -> None:
-        super().__init__(backbone, activation_checkpointing)
+        if quantization is not None and train:
+            raise ValueError(f"quantization: seen {quantization!r} for a base that trains, expected null or train: []")
+        super().__init__(backbone, activation_checkpointing, quantization)
         backbone = self.backbone
         names = [name for name, _ in backbone.model.named_parameters()]
         for pattern in train:
@@ -256,7 +266,7 @@ class PlainVLM(VLM):
                 )
         for name, parameter in backbone.model.named_parameters():
             named = any(fnmatch(name, pattern) for pattern in train)
-            parameter.requires_grad_(named and not any(fnmatch(name, pattern) for pattern in backbone.unused))
+            parameter.requires_grad = named and not any(fnmatch(name, pattern) for pattern in backbone.unused)
         self.changed = {f"backbone.model.{name}" for name, p in backbone.model.named_parameters() if p.requires_grad}
         if init_from is not None:
             self.changed |= load_weights(self._parameters_by_name(), init_from, self.identity(), required=())

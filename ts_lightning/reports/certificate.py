@@ -11,7 +11,7 @@ from ts_lightning.data import Sample, index_shards
 from ts_lightning.data.collate import collate
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.models import VLM, PlainVLM
-from ts_lightning.reports.retention import certify
+from ts_lightning.reports.retention import certify, changed
 from ts_lightning.runs.load import load, run_checkpoint
 
 UNDERSTANDING = "understanding"
@@ -62,14 +62,21 @@ def certify_on(tuned: VLM, samples: Sequence[Sample], batch_size: int = 32, max_
             yield collate(rows, tuned.pad_id, "left" if for_generation else "right")
 
     result = certify(tuned, base, collated(False), collated(True), max_new_tokens)
+    if kind := base.identity().get("quantization"):
+        full = untouched(tuned, quantized=False)
+        result["quantization"] = {"kind": kind, **changed(base, full, collated(False), collated(True), max_new_tokens)}
     machine = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     return {**result, "base": base.identity(), "machine": machine}
 
 
-def untouched(tuned: VLM) -> VLM:
-    """A VLM without twin experts over a backbone that is loaded again from where the tuned one came."""
+def untouched(tuned: VLM, quantized: bool = True) -> VLM:
+    """A VLM without twin experts over a backbone that is loaded again from where the tuned one came.
+
+    `quantized`: held as the tuned one's is; otherwise as it was loaded.
+    """
     backbone = type(tuned.backbone)(**tuned.backbone.init_args)
-    return PlainVLM(backbone, train=()).eval()
+    kind = tuned.identity().get("quantization") if quantized else None
+    return PlainVLM(backbone, train=(), quantization=kind).eval()
 
 
 def understanding_samples(shards: str | Sequence[str], limit: int) -> tuple[list[Sample], str]:

@@ -27,7 +27,7 @@ from ts_lightning.models.twin_vlm import grounding_experts
 
 GiB = 2**30
 RESERVED = GiB  # of a GPU: CUDA's context, the libraries' workspaces, fragments
-QUANTISED = {"int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}  # bytes a weight: nf4 has a scale of 8 bits for 64
+QUANTISED = {"int8": 1.0, "nf4": 0.5 + 2 / 64}  # bytes a weight, nf4's with its scale; int8 has one for each output
 RANKS = (256, 128, 64, 32, 16, 8)
 
 
@@ -207,8 +207,8 @@ def activations(geometry: Geometry, form: Form, load: Load) -> float:
     layers = max(layer_bytes(geometry, form, load, i, i in twins) for i in range(min(2, len(geometry.layers))))
     vocabulary = geometry.text.vocab_size
     logits = load.micro_batch * load.answer * vocabulary * (3 * b if b == 4 else b + 3 * 4)
-    widest = max(linear.weight.numel() for linear in geometry.linears)
-    layers += widest * b if form.quantization else 0  # a matrix as it is multiplied with
+    mlp = geometry.experts(0)[0]
+    layers += sum(p.numel() for p in mlp.parameters()) * b if form.quantization else 0  # as they are multiplied with
     return inputs + 3 * n * geometry.hidden * b + max(layers, logits)
 
 

@@ -82,6 +82,21 @@ def answer_accuracy(
     return metric.compute()["accuracy"].item() if texts else None, len(texts), texts
 
 
+def changed(
+    quantized: Any, full: Any, batches: Iterable[Batch], prompts: Iterable[Batch], max_new_tokens: int = 32
+) -> dict[str, Any]:
+    """What quantisation itself changed of a base, on the batches of `certify`: logits, accuracy, answers."""
+    logits = compare_logits(lambda batch: quantized(batch)["logits"], lambda batch: full(batch)["logits"], batches)
+    prompts = list(prompts)
+    after, _, texts = answer_accuracy(lambda batch: quantized.generate(batch, max_new_tokens), prompts)
+    before, _, full_texts = answer_accuracy(lambda batch: full.generate(batch, max_new_tokens), prompts)
+    return {
+        "max_abs_diff": logits["max_abs_diff"],
+        "accuracy": {"full": before, "quantised": after},
+        "answers_changed": sum(a != b for a, b in zip(texts, full_texts, strict=True)),
+    }
+
+
 def certify(
     tuned: Any,
     untouched: Any,

@@ -50,6 +50,11 @@ OTHERS = {
         *("MultiStepLR", "OneCycleLR", "PolynomialLR", "StepLR"),
     ),
 }
+# Of libraries that may be missing: named without importing them.
+OPTIONAL = {
+    "bitsandbytes.optim": ("AdamW8bit", "PagedAdamW8bit"),
+    "bitsandbytes.optim.adamw": ("AdamW8bit", "PagedAdamW8bit"),
+}
 # Where a file may say what is sent is said here; addresses and accounts are the environment's alone.
 LISTED_ARGUMENTS = {
     "CSVLogger": {"save_dir", "name", "version", "prefix", "flush_logs_every_n_steps"},
@@ -66,7 +71,8 @@ _FACTORIES = (Optimizer, LRScheduler, ReduceLROnPlateau)
 @functools.cache
 def class_names() -> tuple[str, ...]:
     """Every listed class by the name that is written, and by that of the file which defines it."""
-    names = {f"{module}.{name}": None for module, classes in BACKBONES.items() for name in classes}
+    unseen = [*BACKBONES.items(), *OPTIONAL.items()]
+    names = {f"{module}.{name}": None for module, classes in unseen for name in classes}
     for module, classes in (OURS | OTHERS).items():
         for name in classes:
             found = getattr(import_module(module), name)

@@ -26,6 +26,8 @@ def export(module: Any, kind: str, target: Path, scores: Mapping[str, float] | N
         raise ValueError(f"export: seen {kind!r}, expected one of {', '.join(TARGETS)}")
     if kind in wanted and not isinstance(vlm, wanted[kind]):
         raise ValueError(f"export: seen a {type(vlm).__name__}, expected a {wanted[kind].__name__} for a {kind}")
+    if kind == "standalone" and (codes := vlm.identity().get("quantization")):
+        raise ValueError(f"export: seen a base in {codes} for a standalone model, expected --to package or adapter")
     if kind == "checkpoint":
         write_checkpoint(module, target)
     elif kind == "standalone":

@@ -56,6 +56,7 @@ def folder_model(folder: str | Path) -> dict[str, Any]:
     if is_package(folder):
         stored = read_config(folder)
         own = {"package": stored["package"], **stored["options"], "init_from": str(folder)}
+        own["quantization"] = stored["base"].get("quantization")
         vlm = {"class_path": "ts_lightning.models.TwinExpertVLM", "init_args": {"backbone": stored["backbone"], **own}}
         return _module("StepwiseSFT", vlm, stored["max_new_tokens"])
     if is_adapter(folder):

@@ -152,7 +152,7 @@ class BaseModule(ShardedModule):
         That holds for a backbone that was loaded in bf16 too: a step of 2e-5 is lost in a weight of 8 bits.
         """
         if str(self.trainer.precision) == "bf16-mixed":
-            for parameter in self.vlm.parameters():
+            for parameter in filter(torch.is_floating_point, self.vlm.parameters()):
                 parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch.bfloat16)
 
     def on_fit_start(self) -> None:

@@ -73,7 +73,7 @@ def test_quantised_weights_and_the_cache_by_hand(tmp_path: Path) -> None:
     plain = plan(seen, Form("twist", 4), Load())
     eight, four = (plan(seen, Form("twist", 4, kind), Load()) for kind in ("int8", "nf4"))
     assert plain.weights - eight.weights == matrices
-    assert plain.weights - four.weights == matrices * (1.5 - 1 / 64 - 4 / (64 * 256))
+    assert plain.weights - four.weights == matrices * (1.5 - 2 / 64)
     # 2 rows of 10 + 24 * 24 tokens and 5 new ones, keys and values of 4 layers in bf16
     assert plan(seen, Form("lora", 4), Load(2, text=10, answer=5)).cache == 2 * (10 + 576 + 5) * 2 * 4 * 64 * 2
 
