@@ -18,9 +18,9 @@ from pathlib import Path
 
 from tools.experiments import paper_report
 from tools.experiments.paper_rows import RESULTS, Bench, Size, by_name
-from tools.experiments.paper_tables import twist
+from tools.experiments.paper_tables import small, twist
 
-TABLES = (*twist.TABLES,)
+TABLES = (*twist.TABLES, *small.TABLES)
 DOCS = Path("docs/papers.md")
 
 

@@ -22,7 +22,13 @@ needs_library = pytest.mark.skipif(
     not find_spec("bitsandbytes"), reason="bitsandbytes, the extra quantization, missing"
 )
 KINDS = ["int8", "nf4"]
-SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_layers": 2, "vision_layers": 1, "num_heads": 2}
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_layers": 2,
+    "vision_layers": 1,
+    "num_heads": 2,
+}
 GROUNDING = list(grounding_samples("train", 3, ("localization", "rec")))
 UNDERSTANDING = list(understanding_samples("train", 3))
 
