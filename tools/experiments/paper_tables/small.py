@@ -1,4 +1,4 @@
-"""TWIST of LoRA's size beside full copies and LoRA: each form's rate by a development split, then the held-out suites."""
+"""TWIST of LoRA's size beside full copies and LoRA: rates by a development split, then the held-out suites."""
 
 from pathlib import Path
 from typing import Any
