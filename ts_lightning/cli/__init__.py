@@ -48,7 +48,7 @@ LIGHTNING = ("fit", "validate", "test", "predict")
 # The first parts of their options: a wrong one is answered before Lightning is imported, which takes seconds.
 COMMON = ("config", "help", "print_config", "seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler")
 OPTIONS = {
-    "fit": ("ckpt_path", "resume", "watchdog", "allow_classes"),
+    "fit": ("ckpt_path", "resume", "pictures", "watchdog", "allow_classes"),
     "validate": ("ckpt_path", "verbose", "task", "alpha", "watchdog", "allow_classes"),
     "test": ("ckpt_path", "verbose", "task", "alpha", "watchdog", "allow_classes"),
     "predict": ("ckpt_path", "return_predictions", "task", "alpha", "pictures", "watchdog", "allow_classes"),
@@ -151,7 +151,7 @@ def allowed_classes(words: Sequence[str]) -> Iterator[list[str]]:
 
 def user_errors() -> tuple[type[BaseException], ...]:
     """What counts as the user's error; of libraries that were never imported there is none."""
-    kinds: list[type[BaseException]] = [ValueError, OSError]
+    kinds: list[type[BaseException]] = [ValueError, OSError, ModuleNotFoundError]
     for module, name in (
         ("jsonargparse", "ArgumentError"),
         ("lightning.pytorch.utilities.exceptions", "MisconfigurationException"),

@@ -8,7 +8,7 @@ import signal
 import sys
 import warnings
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,10 @@ from ts_lightning.runs.run_lock import RunLock
 from ts_lightning.runs.signals import StopOnSignal
 from ts_lightning.runs.watchdog import Watchdog
 from ts_lightning.runs.yaml_loader import restrict_yaml
-from ts_lightning.training import BaseModule, PredictionWriter
+from ts_lightning.training import BaseModule, PredictionWriter, Progress
 
 DEBUG_VARIABLE = "TS_LIGHTNING_DEBUG"
-USER_ERRORS = (ValueError, OSError, ArgumentError, MisconfigurationException)
+USER_ERRORS = (ValueError, OSError, ArgumentError, MisconfigurationException, ModuleNotFoundError)
 
 
 class _AsWritten(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -56,6 +56,7 @@ class TSLightningCLI(LightningCLI):
     keeper: RunKeeper | None = None
     lock: RunLock | None = None
     metrics: MetricsLog | None = None
+    verbose = True
 
     def __init__(self, args: Sequence[str]) -> None:
         args = _with_run_checkpoint(list(args))
@@ -75,7 +76,11 @@ class TSLightningCLI(LightningCLI):
                 "exit_on_error": False,
                 **{name: {"exit_on_error": False} for name in self.subcommands()},
             },
-            trainer_defaults={"default_root_dir": "outputs", "use_distributed_sampler": False},
+            trainer_defaults={
+                "default_root_dir": "outputs",
+                "use_distributed_sampler": False,
+                "enable_model_summary": False,  # of a row; `Progress` says it in a line
+            },
             args=with_stored_config(args),
         )
 
@@ -100,9 +105,10 @@ class TSLightningCLI(LightningCLI):
             parser.add_argument("--alpha", type=float | None, default=None, help=text)
         text = "End all ranks after so many seconds without a step, a batch of an evaluation or a save; 0: never."
         parser.add_argument("--watchdog", type=float, default=1800.0, help=text)
-        if subcommand == "predict":
-            text = "Draw answers with their boxes into <default_root_dir>/pictures: so many of each suite, 16 if bare."
-            parser.add_argument("--pictures", nargs="?", type=int, const=16, default=0, help=text)
+        if subcommand in ("fit", "predict"):
+            when = " at every validation" if subcommand == "fit" else ""
+            text = f"Draw answers with their boxes into <default_root_dir>/pictures{when}: so many of each suite."
+            parser.add_argument("--pictures", nargs="?", type=int, const=16, default=0, help=f"{text} 16 if bare.")
         parser.usage = f"ts-lightning {subcommand} [-c NAME_OR_FILE ...] [options]"
         parser.description = verb_description(subcommand)
         self.options = [f"--{name}" for name in parser.get_defaults(skip_validation=True).keys()]  # noqa: SIM118
@@ -132,8 +138,9 @@ class TSLightningCLI(LightningCLI):
         trainer = self._given("trainer")
         root = Path(trainer["default_root_dir"])
         for logger in _as_list(trainer.get("logger")):
-            if isinstance(logger, Namespace) and str(logger.get("init_args.save_dir")) == ".":  # W&B's default
-                logger["init_args.save_dir"] = str(root)
+            place = str(logger.get("init_args.save_dir")) if isinstance(logger, Namespace) else ""
+            if place == "." or place.startswith("./"):  # W&B's default, and the overlays'
+                logger["init_args.save_dir"] = str(root / place)
         check_writers(trainer, root)
         if first_process() and not trainer.get("fast_dev_run"):
             check_folder(root)
@@ -174,19 +181,21 @@ class TSLightningCLI(LightningCLI):
         root, seconds = Path(trainer["default_root_dir"]), self._given("watchdog")
         if self.subcommand != "fit":
             root = root / str(self.subcommand)
-        watchdog = [Watchdog(root, seconds)] if seconds and not trainer.get("fast_dev_run") else []
+        common: list[L.Callback] = []
+        if seconds and not trainer.get("fast_dev_run"):
+            common.append(Watchdog(root, seconds))
+        named = [str(one.get("class_path")) for one in _as_list(trainer.get("callbacks"))]
+        if trainer.get("enable_progress_bar") is not False and not any("ProgressBar" in name for name in named):
+            common.append(Progress())
+        if self.subcommand in ("fit", "predict") and (number := self._given("pictures")):
+            from ts_lightning.reports.pictures import PredictionPictures  # Pillow's drawing, asked for by few
+
+            common.append(PredictionPictures(number))
         if self.subcommand == "fit" and not trainer.get("fast_dev_run"):
             stop, self.keeper = StopOnSignal(root / "checkpoints"), RunKeeper(self.lock or RunLock(root), self.metrics)
             stop.install()
-            return [self.keeper, stop, *watchdog]
-        if self.subcommand != "predict":
-            return [*watchdog]
-        number = self._given("pictures")
-        if not number:
-            return [PredictionWriter(), *watchdog]
-        from ts_lightning.reports.pictures import PredictionPictures  # Pillow's drawing, asked for by few
-
-        return [PredictionWriter(), PredictionPictures(number), *watchdog]
+            return [self.keeper, stop, *common]
+        return [PredictionWriter(), *common] if self.subcommand == "predict" else common
 
     def _given(self, name: str) -> Any:
         """The value of an option of the subcommand."""
@@ -202,9 +211,18 @@ class TSLightningCLI(LightningCLI):
         start = begin_run(root, self.keeper.lock, self.keeper.config, given.get("ckpt_path"), self._given("resume"))
         self.keeper.start, given["ckpt_path"] = start, start.ckpt_path
 
+    def before_validate(self) -> None:
+        """The figures are printed by `after_validate`: Lightning's table cuts their names."""
+        self.verbose = bool(self.config_init[str(self.subcommand)].get("verbose", True))
+        self.config_init[str(self.subcommand)]["verbose"] = False
+
+    before_test = before_validate
+
     def after_validate(self) -> None:
-        """State the rule behind the figures."""
+        """The figures by whole names, and the rule behind them."""
         if self.trainer.is_global_zero:
+            if self.verbose:
+                print("\n".join(figures(self.trainer.callback_metrics)))
             print("acc50: a box is right at IoU >= 0.5; a missing or unparsable one is wrong, and counts 0 in miou")
 
     after_test = after_validate
@@ -221,6 +239,16 @@ class TSLightningCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if self.subcommand != "fit":
             self.model.answer_as(self._given("task"), self._given("alpha"))
+
+
+def figures(metrics: Mapping[str, Any]) -> list[str]:
+    """A line a figure; those of a suite's only subtask are the suite's own, and left out."""
+    subtasks: dict[str, set[str]] = {}
+    for kind, suite, *rest in (name.split("/") for name in metrics):
+        subtasks.setdefault(f"{kind}/{suite}", set()).update(rest[:-1])
+    shown = [name for name in metrics if name.count("/") < 3 or len(subtasks["/".join(name.split("/")[:2])]) > 1]
+    wide = max(map(len, shown), default=0) + 2
+    return [f"{name:<{wide}}{float(metrics[name]):.4f}" for name in shown]
 
 
 class _WriteConfig(SaveConfigCallback):

@@ -18,6 +18,7 @@ from ts_lightning.metrics import target_steps
 from ts_lightning.metrics.record import Record
 from ts_lightning.reports.drawing import Picture, contact_sheet, draw_picture
 from ts_lightning.reports.sheets import Sheet
+from ts_lightning.rl.log_pictures import log_pictures
 from ts_lightning.training.callbacks import Callback
 
 
@@ -64,23 +65,45 @@ def write_sheets(records: Iterable[Record], folder: str | Path, limit: int = 12,
 
 
 class PredictionPictures(Callback):
-    """Draw the first `number` answers of each suite (of rank 0's share) into `<default_root_dir>/pictures`."""
+    """Draw the first `number` answers of each suite (of rank 0's share) into `<default_root_dir>/pictures`.
+
+    In a fit they are drawn at every validation, the same questions each time: a sheet a suite in
+    `pictures/step-000250`, which loggers that take pictures get too.
+    """
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.records: dict[str, list[Record]] = {}
 
+    def keep(self, record: Record) -> None:
+        """Keep a record of the first of its suite."""
+        group = self.records.setdefault(record.suite, [])
+        if len(group) < self.number:
+            group.append(record)
+
+    def kept(self) -> list[Record]:
+        """The records, which are forgotten."""
+        found, self.records = [record for group in self.records.values() for record in group], {}
+        return found
+
     def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
         for values in outputs if trainer.is_global_zero else ():
-            group = self.records.setdefault(values["suite"], [])
-            if len(group) < self.number:
-                group.append(Record.from_json(values))
+            self.keep(Record.from_json(values))
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
-        records = [record for group in self.records.values() for record in group]
-        if records:
+        if records := self.kept():
             write_pictures(records, Path(trainer.default_root_dir) / "pictures")
-        self.records = {}
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
+        for record in outputs["records"] if trainer.is_global_zero and not trainer.sanity_checking else ():
+            self.keep(record)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if records := self.kept():
+            step = trainer.global_step
+            folder = Path(trainer.default_root_dir) / f"pictures/step-{step:06d}"
+            for path in write_sheets(records, folder, self.number, "{suite}, step " + str(step)):
+                log_pictures(trainer.loggers, f"pictures/{path.stem}", [path], step)
 
 
 def _by_suite(records: Iterable[Record], limit: int | None) -> list[tuple[str, list[Record]]]:

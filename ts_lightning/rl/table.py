@@ -16,6 +16,7 @@ from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample
 from ts_lightning.grounding.coordinates import CoordinateSpace
 from ts_lightning.models.vlm import VLM
+from ts_lightning.rl.log_pictures import log_pictures
 
 if TYPE_CHECKING:
     from ts_lightning.rl.rollout import Rollout
@@ -27,7 +28,7 @@ TRUE = "lime"
 def write_table(
     trainer: Any, vlm: VLM, batch: Mapping[str, Any], rollout: "Rollout", step: int, prompts: int
 ) -> list[Path]:
-    """`rollouts/step-000010-0.png` and `.json` for the first prompts of a batch, and `rollouts` in wandb where it logs.
+    """`rollouts/step-000010-0.png` and `.json` for the first prompts of a batch, and in loggers that take them.
 
     A picture shows the sample's pictures side by side as the model sees them, the true box in lime, and the boxes of
     the completions in their colours, each on the picture it names.
@@ -57,7 +58,7 @@ def write_table(
         if hasattr(logger, "log_table") and rows:
             columns = ["id", "prompt", "text", "advantage", *rollout.rewards]
             logger.log_table("rollouts", columns=columns, data=rows, step=step)
-            logger.log_image("rollout_pictures", [str(path) for path in paths], step=step)
+    log_pictures(trainer.loggers, "rollout_pictures", paths, step)
     return paths
 
 

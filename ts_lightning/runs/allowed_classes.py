@@ -14,7 +14,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 OURS = {
     "ts_lightning.training": ("SFT", "StepwiseSFT", "LoRASFT", "GRPO", "WarmupCosine", "PredictionWriter"),
-    "ts_lightning.runs": ("CheckpointIO", "FSDP2Strategy", "SaveCheckpoints", "SkipNonFinite", "ZeRO2Strategy"),
+    "ts_lightning.runs": (
+        *("CheckpointIO", "FSDP2Strategy", "SaveCheckpoints", "SkipNonFinite", "TrackioLogger", "ZeRO2Strategy"),
+    ),
     "ts_lightning.rl": ("RolloutCallback", "VLLMEngine"),
     "ts_lightning.data": ("ShardDataModule", "ShardSource"),
     "ts_lightning.losses": (
@@ -38,7 +40,7 @@ OTHERS = {
         *("DeviceStatsMonitor", "EarlyStopping", "LearningRateMonitor", "ModelCheckpoint", "ModelSummary"),
         *("RichModelSummary", "RichProgressBar", "TQDMProgressBar", "Timer"),
     ),
-    "lightning.pytorch.loggers": ("CSVLogger", "TensorBoardLogger", "WandbLogger"),
+    "lightning.pytorch.loggers": ("CSVLogger", "MLFlowLogger", "TensorBoardLogger", "WandbLogger"),
     "lightning.pytorch.strategies": ("DDPStrategy", "SingleDeviceStrategy"),
     "lightning.pytorch.accelerators": ("CPUAccelerator", "CUDAAccelerator"),
     "lightning.pytorch.plugins.environments": ("LightningEnvironment", "SLURMEnvironment"),
@@ -58,7 +60,12 @@ OPTIONAL = {
 # Where a file may say what is sent is said here; addresses and accounts are the environment's alone.
 LISTED_ARGUMENTS = {
     "CSVLogger": {"save_dir", "name", "version", "prefix", "flush_logs_every_n_steps"},
-    "TensorBoardLogger": {"save_dir", "name", "version", "prefix", "default_hp_metric", "sub_dir", "log_graph"},
+    "TensorBoardLogger": {
+        *("save_dir", "name", "version", "prefix", "default_hp_metric", "sub_dir", "log_graph"),
+        *("max_queue", "flush_secs"),  # of its writer, whose defaults a parsed configuration holds
+    },
+    "MLFlowLogger": {"experiment_name", "run_name", "tags", "save_dir", "log_model", "prefix", "run_id"},
+    "TrackioLogger": {"project", "name"},
     "WandbLogger": {
         *("name", "save_dir", "version", "offline", "id", "project", "log_model", "prefix", "checkpoint_name"),
         *("group", "job_type", "tags", "notes", "add_file_policy"),
@@ -119,7 +126,7 @@ def _check_arguments(cls: type, given: dict[str, Any], where: str) -> None:
     listed = LISTED_ARGUMENTS.get(cls.__name__)
     defaults = {name: default for base in reversed(cls.__mro__) for name, default in _defaults(base)}
     for name, value in arguments.items():
-        if value is None or value is defaults.get(name):
+        if value is None or value == "" or value is defaults.get(name):
             continue
         if name in _callables(cls):
             raise ValueError(f"{where}.init_args.{name}: seen {value!r:.60}, expected none: it would be called")

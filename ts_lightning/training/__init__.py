@@ -4,8 +4,9 @@ from ts_lightning.training.base import BaseModule
 from ts_lightning.training.callbacks import PredictionWriter
 from ts_lightning.training.grpo import GRPO
 from ts_lightning.training.lora_sft import LoRASFT
+from ts_lightning.training.progress import Progress
 from ts_lightning.training.schedule import WarmupCosine
 from ts_lightning.training.sft import SFT
 from ts_lightning.training.stepwise_sft import StepwiseSFT
 
-__all__ = ["GRPO", "SFT", "BaseModule", "LoRASFT", "PredictionWriter", "StepwiseSFT", "WarmupCosine"]
+__all__ = ["GRPO", "SFT", "BaseModule", "LoRASFT", "PredictionWriter", "Progress", "StepwiseSFT", "WarmupCosine"]

@@ -117,7 +117,8 @@ class BaseModule(ShardedModule):
             self.log("train/expert_load", expert_load(routed_LE).float(), batch_size=1)
         for name, mean in zip(totals, sums / divisor, strict=True):
             self.log(f"train/{name}", mean.float(), prog_bar=name == "loss", batch_size=1)
-        self.log_dict({f"train/{k}": float(v) for k, v in self.vlm.log_values().items()}, batch_size=1)
+        for name, value in self.vlm.log_values().items():
+            self.log(f"train/{name}", float(value), prog_bar=True, batch_size=1)
         return loss
 
     def _share(self, micro: dict[str, Any], divisor: Tensor, totals: dict[str, Tensor]) -> Tensor:
@@ -175,8 +176,13 @@ class BaseModule(ShardedModule):
     def on_predict_start(self) -> None:
         self._check_rules()
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.suite_metrics.update(self._suite(dataloader_idx), self._answered(batch, dataloader_idx))
+    def validation_step(
+        self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, list[Record]]:
+        """The records of the answers, for callbacks; they are scored here."""
+        records = self._answered(batch, dataloader_idx)
+        self.suite_metrics.update(self._suite(dataloader_idx), records)
+        return {"records": records}
 
     test_step = validation_step
 

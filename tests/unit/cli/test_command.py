@@ -154,3 +154,12 @@ def test_help_and_version_import_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "  certify " in done.stdout
+
+
+def test_figures_are_printed_by_whole_names_and_once() -> None:
+    from ts_lightning.cli.lightning import figures
+
+    metrics = {"val/a/miou": 0.5, "val/a/only/miou": 0.5, "val/b/miou": 0.25, "val/b/x/miou": 1, "val/b/y/miou": 0}
+    assert figures(metrics) == [
+        "val/a/miou    0.5000", "val/b/miou    0.2500", "val/b/x/miou  1.0000", "val/b/y/miou  0.0000",
+    ]  # fmt: skip
