@@ -16,6 +16,7 @@ import lightning as L
 import yaml
 from jsonargparse import ArgumentError, DefaultHelpFormatter, Namespace
 from lightning.fabric.plugins import CheckpointIO as LightningCheckpointIO
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import Strategy
@@ -184,8 +185,8 @@ class TSLightningCLI(LightningCLI):
         common: list[L.Callback] = []
         if seconds and not trainer.get("fast_dev_run"):
             common.append(Watchdog(root, seconds))
-        named = [str(one.get("class_path")) for one in _as_list(trainer.get("callbacks"))]
-        if trainer.get("enable_progress_bar") is not False and not any("ProgressBar" in name for name in named):
+        own = any(isinstance(one, ProgressBar) for one in _as_list(trainer.get("callbacks")))
+        if trainer.get("enable_progress_bar") is not False and not own:
             common.append(Progress())
         if self.subcommand in ("fit", "predict") and (number := self._given("pictures")):
             from ts_lightning.reports.pictures import PredictionPictures  # Pillow's drawing, asked for by few
