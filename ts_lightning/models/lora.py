@@ -39,7 +39,9 @@ class LoRAVLM(VLM):
         dora: DoRA: the length of each column of B A + W is trained apart from its direction.
         train_token_rows: Tokens whose embedding and head rows train as well ("codec": those of the codec), as in
             `TwinExpertVLM`, but for every task: plain peft has no tasks.
-        activation_checkpointing: Recompute each decoder layer in backward.
+        activation_checkpointing: What is recomputed in backward: "none" (False), the "attention" of each decoder
+            layer, or the "block" (True), the layer whole.
+        attention: "auto", "sdpa", "flex" or "flash" (`models.attention`).
         quantization: Hold the frozen matrices of the decoder's layers in "int8" or "nf4".
         init_from: Checkpoint or adapter folder whose weights are loaded, and nothing else.
     """
@@ -53,11 +55,12 @@ class LoRAVLM(VLM):
         targets: Sequence[str] | str = ALL_LINEAR,
         dora: bool = False,
         train_token_rows: Sequence[str] | None = (),
-        activation_checkpointing: bool = False,
+        activation_checkpointing: bool | str = False,
+        attention: str = "auto",
         quantization: str | None = None,
         init_from: str | None = None,
     ) -> None:
-        super().__init__(backbone, activation_checkpointing, quantization)
+        super().__init__(backbone, activation_checkpointing, attention, quantization)
         backbone = self.backbone
         if rank < 1:
             raise ValueError(f"rank: seen {rank}, expected at least 1")

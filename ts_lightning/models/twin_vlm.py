@@ -52,7 +52,9 @@ class TwinExpertVLM(VLM):
         expert_targets: Names of the experts' linear layers that differ (with `expert_rank`; none: all).
         package: The skill that trains: the `task` of its records.
         packages: Folders of other packages by skill; they are installed beside it, frozen.
-        activation_checkpointing: Recompute each decoder layer in backward.
+        activation_checkpointing: What is recomputed in backward: "none" (False), the "attention" of each decoder
+            layer, or the "block" (True), the layer whole.
+        attention: "auto", "sdpa", "flex" or "flash" (`models.attention`).
         quantization: Hold the frozen matrices of the decoder's layers in "int8" or "nf4" (with `expert_rank`).
         init_from: Checkpoint or package whose weights are loaded, and nothing else.
     """
@@ -75,7 +77,8 @@ class TwinExpertVLM(VLM):
         expert_targets: Sequence[str] = (),
         package: str = "grounding",
         packages: Mapping[str, str] | None = None,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: bool | str = False,
+        attention: str = "auto",
         quantization: str | None = None,
         init_from: str | None = None,
     ) -> None:
@@ -98,7 +101,7 @@ class TwinExpertVLM(VLM):
             expert_rank=expert_rank,
             expert_targets=list(expert_targets),
         )
-        super().__init__(backbone, activation_checkpointing, quantization)
+        super().__init__(backbone, activation_checkpointing, attention, quantization)
         backbone = self.backbone
         backbone.requires_grad_(False)
         self.package = package

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ts_lightning.grounding.codecs import Codec
+from ts_lightning.models.attention import block_masks, takes_blocks, use_attention
 from ts_lightning.models.backbones.base import Backbone, number_of_pictures
 from ts_lightning.models.backbones.hf import as_backbone
 from ts_lightning.models.encode import Encoder, TaskEncoder
@@ -33,15 +34,20 @@ Result = TypeVar("Result")
 class VLM(Recorded, nn.Module):
     """A backbone, an encoder of samples for it, a forward that gives logits at loss positions, and generation.
 
-    activation_checkpointing: recompute each decoder layer in backward. quantization: hold the frozen matrices of the
-    decoder's layers in "int8" or "nf4" (`models.quantization`). init_from: checkpoint or package whose weights, and
-    nothing else, are loaded.
+    activation_checkpointing: what is recomputed in backward: "none" (False), the "attention" of each decoder layer, or
+    the "block" (True), the layer whole. attention: "auto", "sdpa", "flex" or "flash" (`models.attention`).
+    quantization: hold the frozen matrices of the decoder's layers in "int8" or "nf4" (`models.quantization`).
+    init_from: checkpoint or package whose weights, and nothing else, are loaded.
     """
 
     encoder: Encoder
 
     def __init__(
-        self, backbone: Backbone | str, activation_checkpointing: bool = False, quantization: str | None = None
+        self,
+        backbone: Backbone | str,
+        activation_checkpointing: bool | str = False,
+        attention: str = "auto",
+        quantization: str | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone = as_backbone(backbone)
@@ -52,8 +58,8 @@ class VLM(Recorded, nn.Module):
             quantize(backbone.layers, quantization)
             self.base_identity["quantization"] = quantization
         self.task_router: TaskRouter | None = None
-        if activation_checkpointing:
-            recompute(backbone.layers)
+        self.attention = use_attention(backbone.decoder, attention)
+        recompute(recomputed_parts(backbone.layers, activation_checkpointing))
 
     @property
     def tokenizer(self) -> Any:
@@ -114,7 +120,7 @@ class VLM(Recorded, nn.Module):
         with self.routing(batch, self.training, package, alpha) as context:
             hidden_BTH = self.backbone.decoder(
                 **self.decoder_inputs(batch, context),
-                attention_mask=self.backbone.mask(branch, batch=batch, plain=plain),
+                attention_mask=self.mask(branch, batch, plain),
                 position_ids=count_on(batch["position_ids"], valid_BT) if plain else batch["position_ids"],
                 use_cache=False,
             ).last_hidden_state
@@ -133,6 +139,11 @@ class VLM(Recorded, nn.Module):
             "expert_ids": [r.ids_NK for r in routed],
             "rows": [r.rows_N for r in routed],
         }
+
+    def mask(self, branch: Tensor, batch: Mapping[str, Any], plain: bool = False) -> Any:
+        """The decoder's mask for branches [B, T] or [A, B, T], in the form of its attention; `plain` as there."""
+        mask = self.backbone.mask(branch, batch=batch, plain=plain)
+        return block_masks(mask) if takes_blocks(self.attention, branch.device) else mask
 
     def routing(
         self,
@@ -250,13 +261,14 @@ class PlainVLM(VLM):
         self,
         backbone: Backbone | str,
         train: Sequence[str] = ("*",),
-        activation_checkpointing: bool = False,
+        activation_checkpointing: bool | str = False,
+        attention: str = "auto",
         init_from: str | None = None,
         quantization: str | None = None,
     ) -> None:
         if quantization is not None and train:
             raise ValueError(f"quantization: seen {quantization!r} for a base that trains, expected null or train: []")
-        super().__init__(backbone, activation_checkpointing, quantization)
+        super().__init__(backbone, activation_checkpointing, attention, quantization)
         backbone = self.backbone
         names = [name for name, _ in backbone.model.named_parameters()]
         for pattern in train:
@@ -286,7 +298,7 @@ def _always(task: str, prompt: str) -> str:
 
 
 class Recomputed(nn.Module):
-    """Goes before a decoder layer's own class: what its forward keeps for backward is its input, the rest is redone.
+    """Goes before a module's own class: what its forward keeps for backward is its input, the rest is redone.
 
     transformers' own checkpointing is off in eval mode, which is the mode of frozen layers and of GRPO.
     """
@@ -298,8 +310,21 @@ class Recomputed(nn.Module):
         return checkpoint(run, *args, use_reentrant=False, context_fn=keep_routing, **kwargs)
 
 
+def recomputed_parts(layers: Iterable[nn.Module], what: bool | str) -> list[nn.Module]:
+    """The modules of decoder layers that are recomputed; ValueError for an unknown choice."""
+    name = ("block" if what else "none") if isinstance(what, bool) else what
+    if name not in ("none", "attention", "block"):
+        raise ValueError(f"activation_checkpointing: seen {what!r}, expected none, attention or block")
+    if name != "attention":
+        return [*layers] if name == "block" else []
+    found = [[child for name, child in layer.named_children() if "attn" in name] for layer in layers]
+    if any(len(parts) != 1 for parts in found):
+        raise ValueError("activation_checkpointing: seen 'attention' for layers without one, expected none or block")
+    return [part for parts in found for part in parts]
+
+
 def recompute(layers: Iterable[nn.Module]) -> None:
-    """Make decoder layers `Recomputed`, in place: the class is wrapped, so that names of weights stay (as in FSDP2)."""
+    """Make modules `Recomputed`, in place: the class is wrapped, so that names of weights stay (as in FSDP2)."""
     for layer in layers:
         kind = type(layer)
         if not isinstance(layer, Recomputed):

@@ -50,7 +50,7 @@ def group_log_probs(
     with vlm.routing(packed, package=package) as context:
         hidden_BTH = vlm.backbone.decoder(
             **vlm.decoder_inputs(packed, context),
-            attention_mask=vlm.backbone.mask(packed["branch"], batch=packed),
+            attention_mask=vlm.mask(packed["branch"], packed),
             position_ids=packed["position_ids"],
             use_cache=False,
         ).last_hidden_state

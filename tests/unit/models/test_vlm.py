@@ -7,7 +7,7 @@ from ts_lightning.data.collate import collate
 from ts_lightning.models import PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.generate import decode, greedy, prefill
-from ts_lightning.models.vlm import VLM, predictors
+from ts_lightning.models.vlm import VLM, Recomputed, predictors
 from ts_lightning.pipelines.toy_world.shards import grounding_samples, understanding_samples
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 4, "vision_layers": 1, "num_heads": 2}
@@ -91,14 +91,24 @@ def test_every_trainable_parameter_gets_a_gradient(samples: list) -> None:
 
 def test_activation_checkpointing_gives_the_same_gradients() -> None:
     gradients = []
-    for switch in (False, True):
+    for switch in (False, "attention", "block"):
         torch.manual_seed(0)
         vlm = shaken(twin(activation_checkpointing=switch)).train()
         vlm(batch(vlm, GROUNDING))["logits"].square().mean().backward()
         gradients.append({n: p.grad for n, p in vlm.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():  # bitwise: a recomputed product is the same product
-        assert torch.equal(gradient, gradients[1][name]), name
+    for other in gradients[1:]:
+        assert gradients[0].keys() == other.keys()
+        for name, gradient in gradients[0].items():  # bitwise: a recomputed product is the same product
+            assert torch.equal(gradient, other[name]), name
+
+
+def test_what_is_recomputed() -> None:
+    for choice, names in ((True, [f"layers.{i}" for i in range(4)]), ("none", []), ("attention", None)):
+        vlm = PlainVLM(backbone(), activation_checkpointing=choice)
+        found = [name for name, module in vlm.backbone.decoder.named_modules() if isinstance(module, Recomputed)]
+        assert found == ([f"layers.{i}.self_attn" for i in range(4)] if names is None else names)
+    with pytest.raises(ValueError, match="activation_checkpointing: seen 'mlp', expected none, attention or block"):
+        PlainVLM(backbone(), activation_checkpointing="mlp")
 
 
 def test_predictors_by_hand() -> None:
