@@ -39,3 +39,24 @@ class GrowingLayer(DynamicLayer):
             end = self.get_seq_length()
             self.stores = [store.index_select(0, indices) for store in self.stores]
             self.keys, self.values = (store[:, :, :end] for store in self.stores)
+
+    def put(self, other: "GrowingLayer", rows: Tensor) -> None:
+        """Write the rows of `other`, which has no more positions, over own ones, so that both end at the same place."""
+        end, length = self.get_seq_length(), other.get_seq_length()
+        for store, new in zip(self.stores, other.stores, strict=True):
+            store[rows, :, end - length : end] = new[:, :, :length]
+
+    def move(self, rows: Tensor, first: int, other: "GrowingLayer | None" = None) -> None:
+        """Keep some rows, from position `first` on, and set those of `other` below them; both end at the same place."""
+        stop, length = self.get_seq_length(), 0 if other is None else other.get_seq_length()
+        end = max(stop - first, length)
+        for i in range(2):
+            kept = [self.stores[i][rows, :, first:stop]]
+            kept += [] if other is None else [other.stores[i][:, :, :length]]
+            store = kept[0].new_zeros(sum(map(len, kept)), kept[0].shape[1], end + ROOM, kept[0].shape[3])
+            row = 0
+            for part in kept:  # zeros before the shorter: what is masked must be a number all the same
+                store[row : row + len(part), :, end - part.shape[2] : end] = part
+                row += len(part)
+            self.stores[i] = store
+        self.keys, self.values = (store[:, :, :end] for store in self.stores)

@@ -5,7 +5,7 @@ It works on texts: the notation is taken from what the codec writes, tokens coun
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -111,7 +111,7 @@ class Notation:
 class Constraint:
     """Which tokens may follow, for every row of a batch; `sizes` are those of the rows' pictures.
 
-    A box is not begun where the tokens that are left might not be enough for it. Masks are made on the CPU, token by
+    Rows may `join` and `leave`. A box is not begun where the tokens that are left might not be enough for it. Masks are made on the CPU, token by
     token: it waits for the device.
     """
 
@@ -119,14 +119,24 @@ class Constraint:
         self, tokenizer: Any, codec: Codec, sizes: Sequence[Size], vocabulary: int, stop_ids: set[int]
     ) -> None:
         self.texts = token_texts(tokenizer, vocabulary)
-        pixels = codec.space.grid == "pixels" or codec.space.frame == "padded_square"
-        keys = [size if pixels else (1, 1) for size in sizes]
-        known = {key: Notation(codec, key) for key in set(keys)}
-        self.notations = [known[key] for key in keys]
+        self.pixels = codec.space.grid == "pixels" or codec.space.frame == "padded_square"
+        self.notation = lru_cache(KEPT)(partial(Notation, codec))
         self.stop_ids = stop_ids
-        self.open = ["" for _ in sizes]  # of every row: the begun box, or the end of the text that may begin one
-        self.begun = [False for _ in sizes]
+        self.notations: dict[int, Notation] = {}
+        self.open: dict[int, str] = {}  # of every row: the begun box, or the end of the text that may begin one
+        self.begun: dict[int, bool] = {}
         self._mask = lru_cache(KEPT)(self._made)
+        for row, size in enumerate(sizes):
+            self.join(row, size)
+
+    def join(self, row: int, size: Size) -> None:
+        """A further row, whose picture has this size."""
+        self.notations[row] = self.notation(size if self.pixels else (1, 1))
+        self.open[row], self.begun[row] = "", False
+
+    def leave(self, row: int) -> None:
+        """A row that has ended."""
+        del self.notations[row], self.open[row], self.begun[row]
 
     def allowed(self, rows: Sequence[int], tokens_left: int) -> Tensor:
         """Bool [R, V] for the next token of some rows; `tokens_left` may follow it."""
