@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ts_lightning.models import VLM, PlainVLM, TwinExpertVLM
+from ts_lightning.models import PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.pipelines.toy_world.render import render
 from ts_lightning.pipelines.toy_world.scene import sample_scene
 from ts_lightning.runs.load import load
-from ts_lightning.serve.conversation import Conversation, found_boxes
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -179,11 +178,7 @@ def test_boxes_are_drawn_in_the_colors_of_their_steps(
         pytest.skip("one model is enough")
     text = "Step 1: Find the star [[10,10,40,40]]. Step 2: It is left of the ring [[60,50,90,90]]."
 
-    def answer(vlm: VLM, conversation: Conversation, task: str, task_of: object) -> Iterator[dict]:
-        yield {"task": "grounding", "automatic": True}
-        yield {"text": text, "boxes": found_boxes(vlm, text, conversation)}
-
-    monkeypatch.setattr("ts_lightning.serve.server.answer", answer)
+    monkeypatch.setattr("ts_lightning.serve.server.said", lambda vlm, tokens: text)
     add(page, picture())
     corners = [[0.1, 0.25], [0.6, 0.7]]  # on the left edge of either box
     pixel = """([x, y]) => {
@@ -207,20 +202,11 @@ def test_steps_are_numbered_by_their_place(
 ) -> None:
     if url[0] != "twist":
         pytest.skip("one model is enough")
-    said = iter(
-        [
-            "[[10,10,40,40]]",
-            "Step 1: The star [[10,10,40,40]]. Step 1: The ring [[60,50,90,90]]. Step 1: The star [[10,10,40,40]].",
-            "Step 3: The cup [[10,10,40,40]]. Step 4: The hat [[60,50,90,90]].",
-        ]
-    )
-
-    def answer(vlm: VLM, conversation: Conversation, task: str, task_of: object) -> Iterator[dict]:
-        text = next(said)
-        yield {"task": "grounding", "automatic": True}
-        yield {"text": text, "boxes": found_boxes(vlm, text, conversation)}
-
-    monkeypatch.setattr("ts_lightning.serve.server.answer", answer)
+    texts = [
+        "[[10,10,40,40]]",
+        "Step 1: The star [[10,10,40,40]]. Step 1: The ring [[60,50,90,90]]. Step 1: The star [[10,10,40,40]].",
+        "Step 3: The cup [[10,10,40,40]]. Step 4: The hat [[60,50,90,90]].",
+    ]
     page.evaluate(
         """() => {
             window.written = [];
@@ -233,6 +219,7 @@ def test_steps_are_numbered_by_their_place(
     )
     add(page, picture())
     for turn, labels in enumerate([[], ["1, 3", "2", "1, 3"], ["1", "2"]], 1):
+        monkeypatch.setattr("ts_lightning.serve.server.said", lambda vlm, tokens, text=texts[turn - 1]: text)
         page.evaluate("window.written = []")
         ask(page, "Where is it?", turns=turn)
         written = page.evaluate("window.written")

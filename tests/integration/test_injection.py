@@ -149,17 +149,12 @@ def test_a_browser_runs_nothing_of_an_answer(
     from tests.integration.test_demo_page import serve
 
     every = "\n".join(TEXTS)
-    answers = iter((*TEXTS, every))
+    answers = [*TEXTS, every]
 
-    def answer(*_: object) -> Iterator[dict[str, Any]]:
-        text = next(answers)
-        yield {"task": "grounding", "automatic": True}
-        yield {
-            "text": text,
-            "boxes": [{"image": 0, "step": 0, "start": 0, "end": len(text), "points": [[0, 0], [1, 1]]}],
-        }
+    def boxes(vlm: object, text: str, sizes: object) -> list[dict[str, Any]]:
+        return [{"image": 0, "step": 0, "start": 0, "end": len(text), "points": [[0, 0], [1, 1]]}]
 
-    monkeypatch.setattr("ts_lightning.serve.server.answer", answer)
+    monkeypatch.setattr("ts_lightning.serve.server.found_boxes", boxes)
     address, server = serve(PlainVLM(TinyBackbone(), train=[]).eval(), title=every)
 
     def talk(page: Any) -> None:
@@ -168,7 +163,8 @@ def test_a_browser_runs_nothing_of_an_answer(
         page.wait_for_selector("#message:has-text('<img src=x')")
         page.locator("#file").set_input_files({"name": name, "mimeType": "image/jpeg", "buffer": picture()})
         page.wait_for_selector("#canvas:visible")
-        for number, text in enumerate((*TEXTS, every), 1):
+        for number, text in enumerate(answers, 1):
+            monkeypatch.setattr("ts_lightning.serve.server.said", lambda vlm, tokens, text=text: text)
             page.fill("#question", f"{text} asked"[:3_000])
             page.press("#question", "Enter")
             page.locator("#turns .badge").nth(number - 1).wait_for()

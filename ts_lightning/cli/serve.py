@@ -9,8 +9,9 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7860,
     name: list[str] = (),  # type: ignore[assignment]
+    batch: int = 16,
 ) -> None:
-    """A local page to look at a model: click, drag a box or draw a polygon, and ask.
+    """A local page to look at a model, and a server that speaks OpenAI's protocol (/v1/chat/completions).
 
         ts-lightning serve --ckpt outputs/quickstart/fit/checkpoints/last.ckpt
 
@@ -21,6 +22,7 @@ def serve(
         host: another address makes the page public
         port: of the page
         name: names by which visitors call a public page's host
+        batch: answers that are written together; 1: one question after the other
     """
     try:
         from ts_lightning.serve.guard import run
@@ -34,4 +36,4 @@ def serve(
     vlm = load(ckpt).vlm if ckpt else PlainVLM(TinyBackbone(), train=[]).eval()
     print(f"http://{host}:{port}", flush=True)
     title = str(ckpt) if ckpt else "tiny base"
-    run(make_app(vlm, title, vlm.router, [host, *name]), host, port)
+    run(make_app(vlm, title, vlm.router, [host, *name], batch), host, port)

@@ -111,8 +111,8 @@ class Notation:
 class Constraint:
     """Which tokens may follow, for every row of a batch; `sizes` are those of the rows' pictures.
 
-    Rows may `join` and `leave`. A box is not begun where the tokens that are left might not be enough for it. Masks are made on the CPU, token by
-    token: it waits for the device.
+    Rows may `join` and `leave`. A box is not begun where the tokens that are left might not be enough for it. Masks are
+    made on the CPU, token by token: it waits for the device.
     """
 
     def __init__(

@@ -1,10 +1,11 @@
 """Continuous batching: answers join a running batch between two tokens, and leave it when they end.
 
-All rows of the cache end at the same column, so that a step writes one column for all of them; a new row takes the place
-of one that has ended. Legend as in `models.generate`.
+All rows of the cache end at the same column, so that a step writes one column for all of them; a new row takes the
+place of one that has ended. Legend as in `models.generate`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,11 +54,13 @@ class Batch:
     """At most `rows` answers that are written together, on any paths: a row's task chooses its experts.
 
     Where layers keep a recurrent state (a cache not of `GrowingLayer`s) rows can't be set beside others later on: they
-    begin together, and the next ones follow when all of them have ended.
+    begin together, and the next ones follow when all of them have ended. within: the context of every forward.
     """
 
-    def __init__(self, vlm: "VLM", rows: int = ROWS) -> None:
-        self.vlm, self.rows = vlm, rows
+    def __init__(
+        self, vlm: "VLM", rows: int = ROWS, within: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        self.vlm, self.rows, self.within = vlm, rows, within
         self._rows: list[Writing | None] = []  # of the state; None: ended, its place is free
         self._lengths: list[int] = []  # positions that each row's prompt and answer take
         self._state: DecodeState | None = None
@@ -77,7 +80,8 @@ class Batch:
     def join(self, batch: Mapping[str, Any], new: Sequence[Writing]) -> None:
         """Read the prompts of a left-padded batch; `step` writes their answers."""
         assert 0 < len(new) <= self.room, (len(new), self.room)
-        state, lengths = prefill(self.vlm, batch), batch["valid"].sum(1).tolist()
+        with self.within():
+            state, lengths = prefill(self.vlm, batch), batch["valid"].sum(1).tolist()
         free = [row for row, one in enumerate(self._rows) if one is None][: len(new)]
         if self._state is None:
             self._state, self._rows, self._lengths = state, list(new), lengths
@@ -109,7 +113,8 @@ class Batch:
         if not self.active:
             self.clear()
             return told
-        state.step(torch.tensor(token_B, device=state.logits_BV.device))
+        with self.within():
+            state.step(torch.tensor(token_B, device=state.logits_BV.device))
         self._lengths = [length + 1 for length in self._lengths]
         longest = max(length for length, one in zip(self._lengths, self._rows, strict=True) if one is not None)
         few, wide = 2 * len(self.active) <= len(self._rows), state.branch_BT.shape[1] >= 2 * longest + ROOM

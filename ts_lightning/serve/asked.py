@@ -13,45 +13,55 @@ MAX_IMAGES, MAX_REGIONS, MAX_POINTS = 16, 64, 256
 
 @dataclass(frozen=True)
 class Asked:
-    """A conversation in which pictures still have the server's names."""
+    """A conversation in which pictures still have the server's names; constrain: begun boxes are always finished."""
 
     images: list[str]
     regions: list[tuple[int, Region]]
     texts: list[str]
     task: str
+    constrain: bool = False
 
 
 def read_asked(body: bytes) -> Asked:
-    """{"images": [name], "regions": [{"image", "points": [[x, y]]}], "texts": [...], "task"}.
+    """{"images": [name], "regions": [{"image", "points": [[x, y]]}], "texts": [...], "task", "constrain"}.
 
     Coordinates are in [0, 1]. ValueError in one line for anything else, and for more of anything than is allowed.
     """
+    return _checked(read_json(body))
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """The object of a request; ValueError in one line for anything else."""
     try:
-        return _checked(json.loads(body))
+        asked = json.loads(body)
     except RecursionError:
         raise ValueError("request: seen JSON that is nested too deep, expected a question") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"request: seen no JSON ({error}), expected a question") from None
-
-
-def _checked(asked: Any) -> Asked:
     if not isinstance(asked, dict):
         raise ValueError(f"request: seen {type(asked).__name__}, expected an object")
-    texts = [_text(text) for text in _list(asked, "texts", MAX_TEXTS)]
+    return asked
+
+
+def _checked(asked: dict[str, Any]) -> Asked:
+    texts = [read_text(text) for text in read_list(asked, "texts", MAX_TEXTS)]
     if len(texts) % 2 == 0 or not texts[-1].strip():
         raise ValueError("question: seen nothing, expected a question")
     if len(texts[-1]) > MAX_QUESTION:
         raise ValueError(f"question: seen {len(texts[-1])} characters, expected at most {MAX_QUESTION}")
     if (characters := sum(map(len, texts))) > MAX_TEXT:
         raise ValueError(f"conversation: seen {characters} characters, expected at most {MAX_TEXT}")
-    images = [_text(name) for name in _list(asked, "images", MAX_IMAGES)]
-    regions = [_region(number, one) for number, one in enumerate(_list(asked, "regions", MAX_REGIONS), 1)]
+    images = [read_text(name) for name in read_list(asked, "images", MAX_IMAGES)]
+    regions = [_region(number, one) for number, one in enumerate(read_list(asked, "regions", MAX_REGIONS), 1)]
     if asked.get("task") not in TASKS:
         raise ValueError(f"task: seen {str(asked.get('task'))[:40]!r}, expected one of {', '.join(TASKS)}")
-    return Asked(images, regions, texts, asked["task"])
+    if type(constrain := asked.get("constrain", False)) is not bool:
+        raise ValueError(f"constrain: seen {str(constrain)[:40]!r}, expected true or false")
+    return Asked(images, regions, texts, asked["task"], constrain)
 
 
-def _list(holder: dict[str, Any], name: str, most: int, where: str = "request") -> list[Any]:
+def read_list(holder: dict[str, Any], name: str, most: int, where: str = "request") -> list[Any]:
+    """A list of at most so many things."""
     found = holder.get(name)
     if not isinstance(found, list):
         raise ValueError(f"{where}: {name}: seen {type(found).__name__}, expected a list")
@@ -60,11 +70,12 @@ def _list(holder: dict[str, Any], name: str, most: int, where: str = "request") 
     return found
 
 
-def _text(value: Any) -> str:
+def read_text(value: Any, where: str = "request") -> str:
+    """A text that can be written."""
     if not isinstance(value, str):
-        raise ValueError(f"request: seen {type(value).__name__}, expected text")
+        raise ValueError(f"{where}: seen {type(value).__name__}, expected text")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError("request: seen half a character (a surrogate), expected text")
+        raise ValueError(f"{where}: seen half a character (a surrogate), expected text")
     return value
 
 
@@ -72,7 +83,7 @@ def _region(number: int, region: Any) -> tuple[int, Region]:
     where = f"region #{number}"
     if not isinstance(region, dict):
         raise ValueError(f"{where}: seen {type(region).__name__}, expected an object")
-    image, points = region.get("image"), _list(region, "points", MAX_POINTS, where)
+    image, points = region.get("image"), read_list(region, "points", MAX_POINTS, where)
     if type(image) is not int or not 0 <= image < MAX_IMAGES:
         raise ValueError(f"{where}: image: seen {str(image)[:40]}, expected a whole number from 0")
     for point in points:

@@ -1,21 +1,19 @@
 """A conversation about pictures with numbered regions: the engine behind the page, without any web code."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from ts_lightning.data.collate import collate
 from ts_lightning.data.sample import Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.grounding.answer import brackets, read_answer
 from ts_lightning.grounding.prompts import carries_grounding_instruction
 from ts_lightning.grounding.regions import Region
+from ts_lightning.models.continuous import Writing
 from ts_lightning.models.encode import UNDERSTANDING
-from ts_lightning.models.generate import decode, greedy, prefill
 from ts_lightning.models.pixels import image_size
 from ts_lightning.models.vlm import VLM
+from ts_lightning.serve.line import Begun
 
 GROUNDING = "grounding"
 TASKS = ("auto", UNDERSTANDING, GROUNDING)
@@ -83,21 +81,21 @@ class Conversation:
         return "".join(pieces) + _hide(text[end:])
 
 
-def answer(
+def begin(
     vlm: VLM,
     conversation: Conversation,
     task: str = "auto",
     task_of: Callable[[str], str] = task_by_instruction,
     max_new_tokens: int = 160,
-) -> Iterator[dict[str, Any]]:
-    """The answer to the last text as it is written.
+    constrain: bool = False,
+    **how: Any,
+) -> Begun:
+    """What the model gets of a conversation whose last text is to be answered; `how` are arguments of `Writing`.
 
-    Yields {"task", "automatic"} first, then {"text"} (the whole text so far) with {"boxes"} where boxes were parsed:
-    [{"image", "step", "start", "end", "points"}]. The task is decided from the last user text alone, and the whole
-    conversation is encoded again on its path: nothing is kept between turns, so no cache crosses paths.
+    The task is decided from the last user text alone, and the whole conversation is encoded again on its path: nothing
+    is kept between turns, so no cache crosses paths. constrain: a begun box is always finished; pictures are taken to
+    have the first one's size.
     """
-    if task not in TASKS:
-        raise ValueError(f"task: seen {task!r}, expected one of {', '.join(TASKS)}")
     question = conversation.texts[-1] if conversation.texts else ""
     if not question.strip():
         raise ValueError("question: seen nothing, expected a question")
@@ -106,18 +104,17 @@ def answer(
     room = vlm.encoder.max_length - len(row["input_ids"])
     if room < 1:
         raise ValueError(f"conversation: seen {len(row['input_ids'])} tokens, expected room for an answer")
-    yield {"task": chosen, "automatic": task == "auto"}
-    stop, drop, ids = {vlm.tokenizer.eos_token_id}, {vlm.tokenizer.eos_token_id, vlm.pad_id}, []
-    batch = collate([row], vlm.pad_id, "left")
-    with torch.no_grad():
-        for token_B in decode(prefill(vlm, batch), greedy, stop, min(max_new_tokens, room)):
-            ids += [token for token in token_B.tolist() if token not in drop]
-            text = vlm.tokenizer.decode(ids, skip_special_tokens=False).strip()
-            yield {"text": text, "boxes": found_boxes(vlm, text, conversation)}
+    size = (conversation.sizes or [(1, 1)])[0] if constrain else None
+    return Begun(chosen, task == "auto", row, Writing(min(max_new_tokens, room), constrain=size, **how))
 
 
-def found_boxes(vlm: VLM, text: str, conversation: Conversation) -> list[dict[str, Any]]:
-    """Every region of a text with its picture, its step and its characters."""
+def said(vlm: VLM, tokens: Sequence[int]) -> str:
+    """The text of an answer: marks of the codecs stay in it."""
+    return vlm.tokenizer.decode(list(tokens), skip_special_tokens=False).strip()
+
+
+def found_boxes(vlm: VLM, text: str, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """Every region of a text about pictures of these sizes, with its picture, its step and its characters."""
     return [
         {
             "image": thing.image or 0,
@@ -126,7 +123,7 @@ def found_boxes(vlm: VLM, text: str, conversation: Conversation) -> list[dict[st
             "end": thing.end,
             "points": [list(point) for point in thing.region.points],
         }
-        for thing in read_answer(text, vlm.codec, conversation.sizes).objects
+        for thing in read_answer(text, vlm.codec, list(sizes)).objects
     ]
 
 

@@ -13,8 +13,12 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ts_lightning.serve.openai import error_of
+
 LOCAL = ("127.0.0.1", "localhost", "::1")
-BODY_TYPES = {"/api/ask": "application/json", "/api/image": "application/octet-stream"}  # no form can send these
+PROTOCOL = "/v1/"  # OpenAI's: paths below it answer with errors in its shape
+JSON = "application/json"
+BODY_TYPES = {"/api/ask": JSON, "/api/image": "application/octet-stream", "/v1/chat/completions": JSON}  # by no form
 HEADERS_S, PAUSE_S, BODY_S = 10, 10, 60
 SAFE = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -33,8 +37,13 @@ class Refused(Exception):
         super().__init__(reason)
         self.status = status
 
-    def response(self) -> JSONResponse:
-        return JSONResponse({"error": str(self)}, self.status, {"Connection": "close"})
+    def response(self, path: str) -> JSONResponse:
+        return refusal(path, self.status, str(self), {"Connection": "close"})
+
+
+def refusal(path: str, status: int, line: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An error as the page, or a client of OpenAI's protocol, reads it."""
+    return JSONResponse(error_of(status, line) if path.startswith(PROTOCOL) else {"error": line}, status, headers)
 
 
 class Guard:
@@ -55,7 +64,7 @@ class Guard:
         try:
             self.check(Headers(scope=scope), scope["method"], scope["path"])
         except Refused as refused:
-            return await refused.response()(scope, receive, send_safe)
+            return await refused.response(scope["path"])(scope, receive, send_safe)
         return await self.app(scope, receive, send_safe)
 
     def check(self, headers: Headers, method: str, path: str) -> None:

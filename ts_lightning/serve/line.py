@@ -1,27 +1,67 @@
-"""The line of questions: bounded, in the order they came, before one worker."""
+"""The line of questions: bounded, in the order they came, before one worker that answers several at once."""
 
 import asyncio
 import logging
+import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
-Event = dict[str, Any]
+from ts_lightning.data.collate import collate
+from ts_lightning.models.continuous import Batch, Writing
+from ts_lightning.runs.ask import moved
+
 PLACES = 16
+FAULT = "the server could not answer"  # begins the errors that are not the question's
+HELD_BYTES = 64 * 2**20  # of pictures that wait with their questions
+PROMPT_TOKENS = 4096  # of the prompts, padding included, that are read at once: their answers wait for each other
 
 
 class LineFull(Exception):
     """There is no place left in the line."""
 
 
-class Question:
-    """`begin` makes the events of the answer, in the worker's thread; `events` are those not yet read, None the end."""
+@dataclass
+class Begun:
+    """A question as the model gets it: the task that answers, whether the router chose it, the row, the answer."""
 
-    def __init__(self, begin: Callable[[], Generator[Event]]) -> None:
-        self.begin = begin
-        self.events: asyncio.Queue[Event | None] = asyncio.Queue()
-        self.gone = False
+    task: str
+    automatic: bool
+    row: Mapping[str, Any]
+    writing: Writing
+
+
+class Question:
+    """`prepare` makes what the model gets, in the worker's thread; `begun` is that, with the answer, or `error` stands.
+
+    held: bytes that it keeps while it waits. times: when it came, when it had begun, when it had ended.
+    """
+
+    def __init__(self, prepare: Callable[[], Begun], held: int = 0) -> None:
+        self.prepare: Callable[[], Begun] | None = prepare
+        self.held = held
+        self.begun: Begun | None = None
+        self.error, self.ended, self.gone = "", False, False
+        self.times = [time.monotonic()]
+        self._news = asyncio.Event()
+
+    async def news(self) -> None:
+        """Wait until something is new since the last time."""
+        await self._news.wait()
+        self._news.clear()
+
+    def tell(self) -> None:
+        """There is something new."""
+        self._news.set()
+
+    def end(self, error: str = "") -> None:
+        """It is answered, or has an error."""
+        if not self.ended:
+            self.error, self.ended, self.prepare = " ".join(error.split()), True, None
+            self.times.append(time.monotonic())
+        self.tell()
 
 
 class Line:
@@ -30,15 +70,20 @@ class Line:
     One thread means one decoded picture in memory at a time, and no thread that waits for another.
     """
 
-    def __init__(self, places: int = PLACES) -> None:
+    def __init__(self, places: int = PLACES, thread: ThreadPoolExecutor | None = None) -> None:
         self.places = places
         self._waiting: deque[Question] = deque()
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, "answers")
+        self.thread = thread or ThreadPoolExecutor(1, "answers")
+
+    def __len__(self) -> int:
+        """Questions that wait."""
+        return len(self._waiting)
 
     def enter(self, question: Question) -> None:
-        """Take the last place; LineFull where there is none."""
-        if len(self._waiting) >= self.places:
+        """Take the last place; LineFull where there is none, or none for so many bytes."""
+        held = sum(one.held for one in self._waiting)
+        if len(self._waiting) >= self.places or (held and question.held and held + question.held > HELD_BYTES):
             raise LineFull
         self._waiting.append(question)
         self._arrived.set()
@@ -48,6 +93,9 @@ class Line:
         question.gone = True
         if question in self._waiting:
             self._waiting.remove(question)
+        if question.begun is not None:
+            question.begun.writing.ended = question.begun.writing.ended or "left"
+        question.end("nobody listens")
 
     async def next(self) -> Question:
         """The question that has waited longest."""
@@ -58,29 +106,83 @@ class Line:
 
     async def in_thread(self, call: Callable[..., Any], *given: Any) -> Any:
         """The result of a call in the one thread; other calls wait."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *given)
+        return await asyncio.get_running_loop().run_in_executor(self.thread, call, *given)
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self.thread.shutdown(wait=False, cancel_futures=True)
 
 
-async def answer_one_by_one(line: Line) -> None:
-    """The worker: the whole answer to one question, then the next; between two tokens other calls get their turn.
+async def answer_together(line: Line, batch: Batch, done: Callable[[Question], None] = lambda question: None) -> None:
+    """The worker: waiting questions join the running batch between two tokens; `done` is told of each that has ended.
 
-    A worker that answers several at once takes more of `line.next()` and tells each question its own events.
+    Between two tokens other calls get their turn in the thread.
     """
+    asked: dict[Writing, Question] = {}
     while True:
-        question = await line.next()
-        events = question.begin()
+        joining: list[Question] = []
+        while (not asked and not joining) or (len(line) and len(joining) < batch.room):
+            question = await line.next()
+            if await _prepared(line, question):
+                joining.append(question)
+            else:
+                done(question)
+        asked |= {begun(question).writing: question for question in joining}
         try:
-            while not question.gone and (event := await line.in_thread(next, events, None)) is not None:
-                question.events.put_nowait(event)
-            question.events.put_nowait({"done": True})
-        except ValueError as error:
-            question.events.put_nowait({"error": " ".join(str(error).split())})
-        except Exception as error:  # whatever it is, the page gets a line and the server lives on
-            logging.getLogger(__name__).exception("a question could not be answered")
-            question.events.put_nowait({"error": f"the server could not answer ({type(error).__name__})"})
-        finally:
-            await line.in_thread(events.close)
-        question.events.put_nowait(None)
+            for group in _read_at_once(joining):
+                await line.in_thread(_join, batch, [begun(question) for question in group])
+            told = await line.in_thread(batch.step)
+        except Exception as error:  # whatever it is, the clients get a line and the server lives on
+            logging.getLogger(__name__).exception("questions could not be answered")
+            batch.clear()
+            told = [*asked]
+            for writing in told:
+                writing.ended = f"{FAULT} ({type(error).__name__})"
+        for writing in told:
+            asked[writing].tell()
+            if writing.ended:
+                question = asked.pop(writing)
+                question.end("" if writing.ended in ("stop", "length", "left") else writing.ended)
+                done(question)
+
+
+def begun(question: Question) -> Begun:
+    """What the model got of a question that has begun."""
+    assert question.begun is not None
+    return question.begun
+
+
+async def _prepared(line: Line, question: Question) -> bool:
+    """Whether a question has begun; otherwise it has ended with its error."""
+    prepare, question.prepare = question.prepare, None
+    try:
+        if prepare is not None and not question.gone:
+            question.begun = await line.in_thread(prepare)
+    except ValueError as error:
+        question.end(str(error))
+    except Exception as error:  # whatever it is, the client gets a line and the server lives on
+        logging.getLogger(__name__).exception("a question could not be answered")
+        question.end(f"{FAULT} ({type(error).__name__})")
+    if question.gone:
+        question.end("nobody listens")
+    if question.ended:
+        return False
+    question.times.append(time.monotonic())
+    question.tell()
+    return True
+
+
+def _read_at_once(questions: Sequence[Question]) -> Iterator[list[Question]]:
+    """The questions in groups of at most `PROMPT_TOKENS`, like lengths together."""
+    group: list[Question] = []
+    for question in sorted(questions, key=lambda question: len(begun(question).row["input_ids"])):
+        if group and (len(group) + 1) * len(begun(question).row["input_ids"]) > PROMPT_TOKENS:
+            yield group
+            group = []
+        group.append(question)
+    if group:
+        yield group
+
+
+def _join(batch: Batch, group: Sequence[Begun]) -> None:
+    rows = collate([dict(one.row) for one in group], batch.vlm.pad_id, "left")
+    batch.join(moved(rows, batch.vlm.backbone.embedding.weight.device), [one.writing for one in group])

@@ -58,6 +58,7 @@ def test_what_is_no_question_is_one_line(body: bytes, said: str) -> None:
         ('"texts": ["%s", "b", "c"]' % ("x" * 33_000), "conversation: seen 33002 characters"),
         ('"task": "all"', "seen 'all'"),
         ('"task": ["auto"]', "task: seen"),
+        ('"constrain": 1', "constrain: seen '1', expected true or false"),
     ],
     ids=lambda value: str(value)[:40],
 )

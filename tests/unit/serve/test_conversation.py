@@ -6,15 +6,26 @@ import torch
 from ts_lightning.data.collate import collate
 from ts_lightning.data.sample import Sample, SampleImage, Turn
 from ts_lightning.grounding.regions import Region
-from ts_lightning.models import PlainVLM, TwinExpertVLM
+from ts_lightning.models import VLM, PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.models.continuous import Batch
 from ts_lightning.models.generate import prefill
 from ts_lightning.pipelines.toy_world.render import jpeg, render
 from ts_lightning.pipelines.toy_world.scene import sample_scene
-from ts_lightning.serve.conversation import Conversation, answer, found_boxes, task_by_instruction
+from ts_lightning.serve.conversation import Conversation, begin, found_boxes, said, task_by_instruction
 
 PICTURE = jpeg(render(sample_scene(11)))
 BASE = PlainVLM(TinyBackbone(), train=[]).eval()
+
+
+def answer(vlm: VLM, talk: Conversation, tokens: int = 160) -> tuple[str, str]:
+    """(the task, the answer) of a question alone."""
+    begun, batch = begin(vlm, talk, max_new_tokens=tokens), Batch(vlm)
+    batch.join(collate([dict(begun.row)], vlm.pad_id, "left"), [begun.writing])
+    while batch.active:
+        batch.step()
+    assert begun.automatic
+    return begun.task, said(vlm, begun.writing.tokens)
 
 
 def moved_twins() -> TwinExpertVLM:
@@ -29,18 +40,17 @@ def moved_twins() -> TwinExpertVLM:
 def test_an_understanding_turn_after_a_grounding_turn_is_the_base_bit_for_bit() -> None:
     twins = moved_twins()
     first = "Find the star and answer with its box."
-    events = list(answer(twins, Conversation([PICTURE], [], [first]), max_new_tokens=12))
-    assert events[0] == {"task": "grounding", "automatic": True}
-    talk = Conversation([PICTURE], [], [first, events[-1]["text"], "What color is the circle?"])
-    list(answer(twins, talk, max_new_tokens=4))
+    task, text = answer(twins, Conversation([PICTURE], [], [first]), 12)
+    assert task == "grounding"
+    talk = Conversation([PICTURE], [], [first, text, "What color is the circle?"])
+    answer(twins, talk, 4)
     batches = [collate([v.encode(talk.sample(v, "understanding"), True)], v.pad_id, "left") for v in (twins, BASE)]
     with torch.no_grad():
         ours, base = (prefill(v, batch).logits_BV for v, batch in zip((twins, BASE), batches, strict=True))
         grounding = collate([twins.encode(talk.sample(twins, "grounding"), True)], twins.pad_id, "left")
         assert not torch.equal(prefill(twins, grounding).logits_BV, base)
     assert torch.equal(ours, base)
-    texts = [list(answer(v, talk, max_new_tokens=6))[-1]["text"] for v in (twins, BASE)]
-    assert texts[0] == texts[1]
+    assert answer(twins, talk, 6) == answer(BASE, talk, 6)
 
 
 def test_every_assistant_turn_of_a_conversation_is_trained_on() -> None:
@@ -66,7 +76,7 @@ def test_regions_are_named_by_number_and_earlier_boxes_are_said_again() -> None:
     with pytest.raises(ValueError, match="seen #3, expected #1 to #2"):
         Conversation([PICTURE], regions, ["What is in #3?"]).sample(vlm, "understanding")
     with pytest.raises(ValueError, match="codec scout: seen a click"):
-        list(answer(BASE, Conversation([PICTURE], regions[:1], ["What is in #1?"])))
+        begin(BASE, Conversation([PICTURE], regions[:1], ["What is in #1?"]))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +97,7 @@ def test_the_instruction_decides_the_task(prompt: str, task: str) -> None:
 
 def test_boxes_know_their_step_and_characters() -> None:
     text = "Step 1: Find the hat [[10,20,30,40]]. Step 2: It [[50,60,70,80]] is red."
-    first, second = found_boxes(BASE, text, Conversation([PICTURE]))
+    first, second = found_boxes(BASE, text, Conversation([PICTURE]).sizes)
     assert (first["step"], second["step"]) == (0, 1)
     assert text[second["start"] : second["end"]] == "[[50,60,70,80]]"
     assert first["points"] == [[0.1, 0.2], [0.3, 0.4]]

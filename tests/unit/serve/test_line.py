@@ -1,97 +1,151 @@
-"""The line: bounded, in order, left at once, and never stuck."""
+"""The line: bounded, in order, answered together, left at once, and never stuck."""
 
 import asyncio
 import threading
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable
 
 import pytest
+import torch
 
-from ts_lightning.serve.line import Event, Line, LineFull, Question, answer_one_by_one
+from ts_lightning.models import PlainVLM
+from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.models.continuous import Batch, Writing
+from ts_lightning.runs.ask import sample_of
+from ts_lightning.serve import line as line_module
+from ts_lightning.serve.line import Begun, Line, LineFull, Question, answer_together
 
-
-def counting(threads: set[str], closed: list[int]) -> Generator[Event]:
-    try:
-        for i in range(3):
-            threads.add(threading.current_thread().name)
-            yield {"n": i}
-    finally:
-        closed.append(1)
-
-
-async def heard(question: Question) -> list[Event]:
-    found = []
-    while (event := await question.events.get()) is not None:
-        found.append(event)
-    return found
+VLM = PlainVLM(TinyBackbone(), train=[]).eval()
 
 
-def test_questions_are_answered_in_order_in_one_thread_and_beyond_the_places_refused() -> None:
-    threads: set[str] = set()
-    closed: list[int] = []
+def said(
+    token: int = 100, after: Callable[[], None] = lambda: None
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A sampler that always says one token."""
 
-    async def run() -> list[list[Event]]:
-        line = Line(places=4)
-        questions = [Question(lambda: counting(threads, closed)) for _ in range(5)]
+    def sampler(logits_BV: torch.Tensor, rows_B: torch.Tensor) -> torch.Tensor:
+        after()
+        return torch.tensor([token])
+
+    return sampler
+
+
+def begun(tokens: int = 3, **how: object) -> Begun:
+    row = VLM.encode(sample_of([], "What color?", "understanding"), True)
+    return Begun("understanding", True, row, Writing(tokens, **({"sampler": said()} | how)))
+
+
+async def ended(question: Question) -> Question:
+    while not question.ended:
+        await question.news()
+    return question
+
+
+def with_worker(
+    line: Line, run: Callable[[], Awaitable[None]], rows: int = 16, done: list[Question] | None = None
+) -> None:
+    async def whole() -> None:
+        batch = Batch(VLM, rows)
+        worker = asyncio.create_task(answer_together(line, batch, [].append if done is None else done.append))
+        await run()
+        worker.cancel()
+        assert not batch.active
+        line.close()
+
+    asyncio.run(asyncio.wait_for(whole(), 60))
+
+
+def test_questions_are_answered_in_one_thread_and_beyond_the_places_refused() -> None:
+    line, threads, done = Line(places=4), set[str](), list[Question]()
+
+    def prepare() -> Begun:
+        return begun(sampler=said(after=lambda: threads.add(threading.current_thread().name)))
+
+    async def run() -> None:
+        questions = [Question(prepare) for _ in range(5)]
         for question in questions[:4]:
             line.enter(question)
         with pytest.raises(LineFull):
             line.enter(questions[4])
         line.leave(questions[1])  # its client went: the place is free
         line.enter(questions[4])
-        worker = asyncio.create_task(answer_one_by_one(line))
-        answers = [await heard(q) for q in (questions[0], questions[2], questions[3], questions[4])]
-        assert questions[1].events.empty()
-        worker.cancel()
-        line.close()
-        return answers
+        for i in (0, 2, 3, 4):
+            question = await ended(questions[i])
+            assert question.begun is not None
+            assert (question.begun.writing.tokens, question.error) == ([100] * 3, "")
+            assert question.times == sorted(question.times)
+        assert questions[1].begun is None
 
-    assert asyncio.run(run()) == [[{"n": 0}, {"n": 1}, {"n": 2}, {"done": True}]] * 4
+    with_worker(line, run, rows=2, done=done)
     assert len(threads) == 1
-    assert len(closed) == 4
+    assert len(done) == 4
+
+
+def test_a_question_joins_those_that_are_being_answered() -> None:
+    line, seen = Line(), list[int]()
+
+    async def run() -> None:
+        long, short = Question(lambda: begun(40)), Question(lambda: begun(2))
+        line.enter(long)
+        while long.begun is None or len(long.begun.writing.tokens) < 5:
+            await long.news()
+        line.enter(short)
+        await ended(short)
+        assert not long.ended
+        seen.append(len(long.begun.writing.tokens))
+        await ended(long)
+
+    with_worker(line, run)
+    assert 5 <= seen[0] < 40
 
 
 def test_a_fault_is_a_line_and_the_next_question_is_answered() -> None:
-    def broken(error: Exception) -> Generator[Event]:
-        yield {"n": 0}
-        raise error
+    line = Line()
 
-    async def run() -> list[list[Event]]:
-        line = Line()
-        begun = [lambda: broken(ValueError("no\nbox")), lambda: broken(KeyError("x")), lambda: counting(set(), [])]
-        questions = [Question(begin) for begin in begun]
-        for question in questions:
+    def raising(error: Exception) -> Callable[[], None]:
+        def fail() -> None:
+            raise error
+
+        return fail
+
+    async def run() -> None:
+        first, second = Question(raising(ValueError("no\nbox"))), Question(raising(KeyError("x")))
+        third = Question(lambda: begun(sampler=said(after=raising(KeyError("y")))))  # in the middle of a step
+        for question in (first, second, third):
             line.enter(question)
-        worker = asyncio.create_task(answer_one_by_one(line))
-        answers = [await heard(question) for question in questions]
-        worker.cancel()
-        line.close()
-        return answers
+            await ended(question)
+        assert first.error == "no box"
+        assert second.error == "the server could not answer (KeyError)"
+        assert third.error == "the server could not answer (KeyError)"
+        last = Question(begun)
+        line.enter(last)
+        assert (await ended(last)).error == ""
 
-    first, second, third = asyncio.run(run())
-    assert first == [{"n": 0}, {"error": "no box"}]
-    assert second == [{"n": 0}, {"error": "the server could not answer (KeyError)"}]
-    assert third[-1] == {"done": True}
+    with_worker(line, run)
 
 
 def test_an_answer_ends_when_nobody_listens() -> None:
-    said: list[int] = []
-
-    def endless() -> Generator[Event]:
-        while True:
-            said.append(1)
-            yield {}
+    line, written = Line(), list[int]()
 
     async def run() -> None:
-        line = Line()
-        question, other = Question(endless), Question(lambda: counting(set(), []))
+        question, other = (
+            Question(lambda: begun(10_000, sampler=said(after=lambda: written.append(1)))),
+            Question(begun),
+        )
         line.enter(question)
         line.enter(other)
-        worker = asyncio.create_task(answer_one_by_one(line))
-        await question.events.get()
+        await question.news()
         line.leave(question)
-        assert (await heard(other))[-1] == {"done": True}
-        worker.cancel()
-        line.close()
+        await ended(other)
+        line.enter(last := Question(begun))
+        await ended(last)
 
-    asyncio.run(asyncio.wait_for(run(), 20))
-    assert said
+    with_worker(line, run, rows=1)
+    assert len(written) < 100
+
+
+def test_bytes_that_wait_are_bounded() -> None:
+    line = Line()
+    line.enter(Question(begun, held=line_module.HELD_BYTES + 1))  # one alone always may
+    with pytest.raises(LineFull):
+        line.enter(Question(begun, held=1))
+    line.enter(Question(begun))

@@ -15,7 +15,7 @@ from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.pipelines.toy_world.render import jpeg, render
 from ts_lightning.pipelines.toy_world.scene import sample_scene
 from ts_lightning.serve.line import Line, Question
-from ts_lightning.serve.server import Answer, make_app
+from ts_lightning.serve.server import Answer, make_app, page_events
 
 PICTURE = jpeg(render(sample_scene(11)))
 RAW = {"Content-Type": "application/octet-stream"}
@@ -79,17 +79,17 @@ def test_a_broken_picture_is_a_line_without_addresses(client: TestClient, data: 
     ids=str,
 )
 def test_only_the_own_page_may_use_it(client: TestClient, headers: dict[str, str], status: int) -> None:
-    for path in ("/", "/api/model"):
+    for path in ("/", "/api/model", "/v1/models", "/metrics"):
         assert client.get(path, headers=headers).status_code == status
     assert client.post("/api/image", content=PICTURE, headers=RAW | headers).status_code == status
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data", "application/x-www-form-urlencoded", ""])
 def test_bodies_that_a_form_can_send_are_refused(client: TestClient, kind: str) -> None:
-    for path in ("/api/ask", "/api/image"):
+    for path in ("/api/ask", "/api/image", "/v1/chat/completions"):
         response = client.post(path, content=b"{}", headers={"Content-Type": kind})
         assert response.status_code == 415
-        assert "Content-Type: seen" in response.json()["error"]
+        assert "Content-Type: seen" in response.text
 
 
 def test_every_answer_carries_the_policy(client: TestClient) -> None:
@@ -132,9 +132,12 @@ def test_a_client_that_goes_frees_its_place() -> None:
     async def run() -> None:
         line = Line(places=1)
         for _ in range(3):  # more than there are places
-            question = Question(lambda: (event for event in ()))
+            question = Question(lambda: (_ for _ in ()).throw(ValueError))
             line.enter(question)
-            await Answer(line, question)({"type": "http", "asgi": {"spec_version": "2.3"}}, gone, nowhere)
+            events = page_events(None, question, [])
+            await Answer(line, question, events, "text/plain")(
+                {"type": "http", "asgi": {"spec_version": "2.3"}}, gone, nowhere
+            )
             assert question.gone
 
     asyncio.run(run())

@@ -1,0 +1,211 @@
+"""OpenAI's protocol over the server: what may be asked, what is answered, and in which shape."""
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette", reason="starlette is not installed")
+from starlette.testclient import TestClient
+
+from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
+from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.pipelines.toy_world.render import jpeg, render
+from ts_lightning.pipelines.toy_world.scene import sample_scene
+from ts_lightning.runs.ask import ask
+from ts_lightning.serve.openai import UnknownModel, boxes_of, drawing, read_chat
+from ts_lightning.serve.server import make_app, served
+
+PICTURE = jpeg(render(sample_scene(11)))
+URL = "data:image/jpeg;base64," + base64.b64encode(PICTURE).decode()
+QUESTION = "What color is the star?"
+GOOD: dict[str, Any] = {"model": "base", "messages": [{"role": "user", "content": QUESTION}]}
+WITH_PICTURE = [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": URL}}]
+CHAT = "/v1/chat/completions"
+TWINS = TwinExpertVLM(TinyBackbone()).eval()
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    with TestClient(make_app(TWINS, "tiny", TWINS.router), base_url="http://127.0.0.1:7860") as opened:
+        yield opened
+
+
+def post(client: TestClient, **changes: Any) -> Any:
+    return client.post(CHAT, json=GOOD | changes)
+
+
+def test_an_answer_is_that_of_ask_on_the_path_of_the_model(client: TestClient) -> None:
+    for model, path in [("base", "understanding"), ("grounding", "grounding"), ("auto", "understanding")]:
+        reply = post(client, model=model, messages=[{"role": "user", "content": WITH_PICTURE}], max_tokens=12).json()
+        (choice,) = reply["choices"]
+        expected = ask(TWINS, PICTURE, QUESTION, path, 12)
+        assert choice["message"]["content"] == expected.text
+        assert choice["message"]["role"] == "assistant"
+        assert (reply["object"], reply["model"], reply["task"]) == ("chat.completion", model, path)
+        assert choice["finish_reason"] in ("stop", "length")
+        usage = reply["usage"]
+        assert usage["prompt_tokens"] > 36  # the picture's
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_a_stream_adds_up_to_the_answer(client: TestClient) -> None:
+    how = {"messages": [{"role": "user", "content": WITH_PICTURE}], "max_tokens": 16, "logprobs": True}
+    whole = post(client, **how).json()
+    streamed = post(client, **how, stream=True, stream_options={"include_usage": True})
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    lines = [line.removeprefix("data: ") for line in streamed.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    *chunks, last, usage = map(json.loads, lines[:-1])
+    deltas = [chunk["choices"][0]["delta"] for chunk in (*chunks, last)]
+    assert "".join(delta["content"] for delta in deltas) == whole["choices"][0]["message"]["content"]
+    assert deltas[0]["role"] == "assistant"
+    assert deltas[-1]["boxes"] == whole["choices"][0]["message"]["boxes"]
+    assert last["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+    assert (usage["choices"], usage["usage"]) == ([], whole["usage"])
+    pieces = [one for chunk in (*chunks, last) for one in chunk["choices"][0]["logprobs"]["content"]]
+    assert pieces == whole["choices"][0]["logprobs"]["content"]
+
+
+def test_log_probabilities_and_seeds(client: TestClient) -> None:
+    reply = post(client, logprobs=True, top_logprobs=3, max_tokens=4).json()
+    for token in reply["choices"][0]["logprobs"]["content"]:
+        assert len(token["top_logprobs"]) == 3
+        assert token["logprob"] == token["top_logprobs"][0]["logprob"] <= 0  # greedy
+        assert bytes(token["bytes"]).decode() == token["token"]
+    drawn = [
+        post(client, temperature=2, seed=seed, max_tokens=8).json()["choices"][0]["message"]["content"]
+        for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_nucleus_of_one_token_is_greedy() -> None:
+    import torch
+
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
+    assert drawing(1.0, 0.0, 3)(logits, torch.tensor([0])).item() == logits.argmax().item()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"messages": []}, "messages: seen 0"),
+        ({"messages": [{"role": "system", "content": "a"}]}, "messages[0].role: seen 'system', expected user"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "the user's last"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "'input_audio', expected text"),
+        ({"messages": [{"role": "user", "content": " "}]}, "question: seen nothing"),
+        ({"messages": [{"role": "user", "content": "x" * 33_000}]}, "seen 33000 characters"),
+        ({"n": 2}, "n: seen 2"),
+        ({"tools": [{}]}, "tools: seen"),
+        ({"stop": ["a"]}, "stop: seen"),
+        ({"temperature": 3}, "temperature: seen 3, expected a number from 0 to 2"),
+        ({"temperature": True}, "temperature: seen True"),
+        ({"max_tokens": 0.5}, "max_tokens: seen 0.5"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs: seen 21"),
+        ({"seed": -1}, "seed: seen -1"),
+        ({"best_of": 3}, "best_of: seen in the request"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cant_be_done_is_a_clear_400(client: TestClient, change: dict[str, Any], said: str) -> None:
+    response = post(client, **change)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert said in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://127.0.0.1:1/a.png", "nothing is fetched"),
+        ("file:///etc/passwd", "nothing is fetched"),
+        ("data:text/html;base64,AAAA", "nothing is fetched"),
+        ("data:image/png;base64,%%%", "seen no base64"),
+        ("data:image/png;base64,AAAA", "image: seen 3 bytes"),
+    ],
+)
+def test_pictures_are_data_urls_alone(client: TestClient, url: str, said: str) -> None:
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}]
+    response = post(client, messages=[{"role": "user", "content": content}])
+    assert response.status_code == 400
+    assert said in response.json()["error"]["message"]
+
+
+def test_errors_have_the_shape_whoever_finds_them(client: TestClient) -> None:
+    found = [
+        (post(client, model="gpt"), 404, "expected one of auto, base, grounding"),
+        (client.post("/v1/chat/completions", content=b"{", headers={"Content-Type": "application/json"}), 400, "JSON"),
+        (
+            client.post("/v1/chat/completions", content=b"{}", headers={"Content-Type": "text/plain"}),
+            415,
+            "Content-Type",
+        ),
+        (client.get("/v1/models", headers={"Host": "evil.example"}), 403, "Host"),
+        (client.get("/v1/none"), 404, "/v1/none"),
+        (client.get("/v1/models/gpt"), 404, "gpt"),
+    ]
+    for response, status, said in found:
+        assert response.status_code == status
+        assert said in response.json()["error"]["message"]
+        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    with pytest.raises(UnknownModel):
+        read_chat(json.dumps(GOOD | {"model": "x"}).encode(), ["base"])
+
+
+def test_models_are_the_base_and_its_packages(client: TestClient) -> None:
+    listed = client.get("/v1/models").json()
+    assert [one["id"] for one in listed["data"]] == ["auto", "base", "grounding"]
+    assert client.get("/v1/models/grounding").json() == listed["data"][2]
+    assert [*served(PlainVLM(TinyBackbone(), train=[]))] == ["base"]
+
+
+def test_an_adapter_and_its_base_are_two_models() -> None:
+    import torch
+
+    lora, base = LoRAVLM(TinyBackbone(), rank=4), PlainVLM(TinyBackbone(), train=[]).eval()
+    with torch.no_grad():
+        for parameter in lora.trainable_state_dict().values():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)), alpha=0.3)
+    lora.eval()
+    with TestClient(make_app(lora, "lora"), base_url="http://127.0.0.1:7860") as client:
+        said = {
+            name: post(client, model=name, max_tokens=8).json()["choices"][0]["message"]["content"]
+            for name in served(lora)
+        }
+    assert said == {
+        "adapter": ask(lora, [], QUESTION, max_new_tokens=8).text,
+        "base": ask(base, [], QUESTION, max_new_tokens=8).text,
+    }
+    assert len(set(said.values())) == 2
+
+
+def test_boxes_are_in_pixels_of_the_sent_picture() -> None:
+    text = "Step 1: Find the hat [[10,20,30,40]]. Step 2: It [[50,60,70,80]] is red."
+    first, second = boxes_of(TWINS, text, [(200, 100)])
+    assert first == {
+        **{"image": 0, "box": [20, 20, 60, 40], "points": [[20, 20], [60, 40]]},
+        **{"phrase": first["phrase"], "step": 0, "start": 21, "end": 36},
+    }
+    assert (second["box"], second["step"]) == ([100, 60, 140, 80], 1)
+
+
+def test_metrics_count_requests_tokens_and_questions(client: TestClient) -> None:
+    def read() -> dict[str, float]:
+        lines = [line for line in client.get("/metrics").text.splitlines() if not line.startswith("#")]
+        return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
+
+    before = read()
+    usage = post(client, max_tokens=5).json()["usage"]
+    post(client, n=2)
+    after = {name: value - before.get(name, 0) for name, value in read().items()}
+    path = 'ts_lightning_requests_total{path="/v1/chat/completions",status='
+    assert (after[path + '"200"}'], after[path + '"400"}']) == (1, 1)
+    assert after["ts_lightning_questions_total"] == 1
+    assert after["ts_lightning_prompt_tokens_total"] == usage["prompt_tokens"]
+    assert 0 < after["ts_lightning_generation_tokens_total"] <= usage["completion_tokens"]
+    assert after["ts_lightning_question_answer_seconds_total"] > 0
+    assert read()["ts_lightning_questions_running"] == 0
