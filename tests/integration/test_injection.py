@@ -15,7 +15,7 @@ from tests.unit.hostile_texts import TEXTS, markdown_structure, structure
 from ts_lightning.data.sample import Turn
 from ts_lightning.metrics.record import Record, Truth
 from ts_lightning.metrics.submission import write_submission
-from ts_lightning.models import PlainVLM, lora, package
+from ts_lightning.models import VLM, PlainVLM, lora, package
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.pipelines import generate, quality
 from ts_lightning.reports.suite_report import write_suite_report
@@ -147,6 +147,8 @@ def test_a_browser_runs_nothing_of_an_answer(
     opened: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from tests.integration.test_demo_page import serve
+    from ts_lightning.serve.conversation import Conversation, begin
+    from ts_lightning.serve.line import Begun
 
     every = "\n".join(TEXTS)
     answers = [*TEXTS, every]
@@ -154,7 +156,11 @@ def test_a_browser_runs_nothing_of_an_answer(
     def boxes(vlm: object, text: str, sizes: object) -> list[dict[str, Any]]:
         return [{"image": 0, "step": 0, "start": 0, "end": len(text), "points": [[0, 0], [1, 1]]}]
 
+    def begun(vlm: VLM, talk: Conversation, *_: object, **__: object) -> Begun:
+        return begin(vlm, Conversation(talk.images, [], ["What color?"]), max_new_tokens=1)
+
     monkeypatch.setattr("ts_lightning.serve.server.found_boxes", boxes)
+    monkeypatch.setattr("ts_lightning.serve.server.begin", begun)
     address, server = serve(PlainVLM(TinyBackbone(), train=[]).eval(), title=every)
 
     def talk(page: Any) -> None:
@@ -168,6 +174,7 @@ def test_a_browser_runs_nothing_of_an_answer(
             page.fill("#question", f"{text} asked"[:3_000])
             page.press("#question", "Enter")
             page.locator("#turns .badge").nth(number - 1).wait_for()
+            page.wait_for_selector("#send:not([disabled])")
         assert page.locator("#turns mark").last.inner_text().startswith("<script>")
 
     try:

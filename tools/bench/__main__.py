@@ -1,6 +1,6 @@
 """Benchmarks beside their peers, in one process. The last line of standard output is one JSON object.
 
-    python -m tools.bench [--threads 2] [--rounds 5] twin|sft|packing|grpo|loader|score|memory|full_size|grpo_full_size
+    python -m tools.bench [--threads 2] [--rounds 5] twin|sft|packing|grpo|loader|score|serve|memory|full_size|grpo_full_size
 
 A failed correctness check, which runs before any timing, exits with status 1.
 """
@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from tools.bench import full_size, grpo, grpo_full_size, loader, memory, packing, score, sft, twin
+from tools.bench import full_size, grpo, grpo_full_size, loader, memory, packing, score, serve, sft, twin
 from tools.bench.geometry import MODELS
 
 
@@ -36,6 +36,7 @@ def main() -> int:
     case.add_argument("--models", nargs="+", choices=tuple(memory.CONFIGS))
     case.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     case.set_defaults(run=memory.main)
+    cases.add_parser("serve", help="answers written together against one by one").set_defaults(run=serve.main)
     on_cuda = {
         "full_size": (full_size.main, "a paper's model at full size on a CUDA device: memory and speed"),
         "grpo_full_size": (grpo_full_size.main, "a GRPO step at full size on a CUDA device, against its floors"),
