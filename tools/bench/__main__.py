@@ -1,6 +1,8 @@
 """Benchmarks beside their peers, in one process. The last line of standard output is one JSON object.
 
-    python -m tools.bench [--threads 2] [--rounds 5] twin|sft|packing|grpo|loader|score|serve|memory|full_size|grpo_full_size
+    python -m tools.bench [--threads 2] [--rounds 5] CASE
+
+CASE: twin, sft, packing, grpo, loader, score, serve, memory, full_size, grpo_full_size.
 
 A failed correctness check, which runs before any timing, exits with status 1.
 """
