@@ -327,8 +327,8 @@ def _tar_json(path: Path, rng: random.Random) -> None:
         spot: Any = record
         while True:
             key = rng.choice(list(spot) if isinstance(spot, dict) else list(range(len(spot))))
-            if not (isinstance(spot[key], dict | list) and spot[key] and rng.random() < 0.8):
-                break
+            if not (isinstance(spot[key], dict | list) and 0 < len(spot[key]) < 1000 and rng.random() < 0.8):
+                break  # a large value in each part of a large one would fill the maker's memory, not the reader's
             spot = spot[key]
         spot[key] = _hostile(rng)
     text = json.dumps(record)
