@@ -21,6 +21,7 @@ from ts_lightning.data.write import write_shards
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.pipelines.toy_world.multi_image import multi_image_samples
+from ts_lightning.pipelines.toy_world.shards import grounding_samples
 from ts_lightning.rl import RolloutCallback
 from ts_lightning.runs import CheckpointIO, FSDP2Strategy, SaveCheckpoints
 from ts_lightning.runs.metrics_log import MetricsLog
@@ -50,20 +51,23 @@ def fit(
     module: BaseModule,
     patch: Callable[[int], None] = lambda rank: None,
     callbacks: Sequence[L.Callback] = (),
+    per_row: int = 1,
     **trainer: Any,
 ) -> None:
-    """`module` on two ranks, without the command line's parsing; `patch` gets the rank first."""
+    """`module` on two ranks, without the command line's parsing; `patch` gets the rank first.
+
+    Packed rows of FSDP2 exchange gradients once a step.
+    """
 
     def run(rank: int) -> None:
         patch(rank)
         L.seed_everything(0)
-        data = ShardDataModule(
-            train=ShardSource(shards), val={"toy": ShardSource(shards)}, global_batch_size=8, micro_batch_size=2
-        )
+        source, rows = ShardSource(shards), {"global_batch_size": 8, "micro_batch_size": 2}
+        data = ShardDataModule(train=source, val={"toy": source}, questions_per_row=per_row, **rows)
         made = L.Trainer(
             accelerator="cpu",
             devices=2,
-            strategy=FSDP2Strategy() if strategy == "fsdp" else DDPStrategy(),
+            strategy=FSDP2Strategy(exchange_once=per_row > 1) if strategy == "fsdp" else DDPStrategy(),
             logger=MetricsLog(root),
             callbacks=[SaveCheckpoints(), *callbacks],
             plugins=[CheckpointIO()],
@@ -146,6 +150,7 @@ def text_on_rank_one(rank: int) -> None:
 def main(folder: Path) -> None:
     shards = tiny.write(folder, tiny.MIXED * 2)
     write_shards(multi_image_samples("rl", 12), folder, "rl")
+    write_shards(grounding_samples("train", 40, per_scene=4), folder, "scenes")
     for name in ("ddp", "fsdp"):
         command(folder / name, shards, name)
     middle = {name: ["--ckpt_path", str(folder / name / "checkpoints/step=2.ckpt")] for name in ("ddp", "fsdp")}
@@ -168,7 +173,7 @@ def main(folder: Path) -> None:
     for strategy in ("ddp", "fsdp"):
         fit(folder / f"lora_{strategy}", shards, strategy, lora)
         fit(folder / f"plain_{strategy}", shards, strategy, plain, text_on_rank_one)
-        fit(folder / f"rank_{strategy}", shards, strategy, rank)
+        fit(folder / f"rank_{strategy}", str(folder / "scenes-*.tar"), strategy, rank, per_row=4)
         for kind, vlm in policies.items():
             rollout = RolloutCallback(num_generations=3, max_new_tokens=6, rewards=REWARDS)
             root = folder / f"grpo_{kind}_{strategy}"

@@ -125,7 +125,10 @@ def test_ranks_stop_generating_together(runs: Path) -> None:
 
 @pytest.mark.parametrize("name", ["lora", "plain", "rank", "grpo_twin", "grpo_plain"])
 def test_other_vlms_equal_ddps(name: str, runs: Path) -> None:
-    """LoRA; all weights, recomputed in backward, with no picture on rank 1; low rank; GRPO with both references."""
+    """LoRA; all weights, recomputed in backward, with no picture on rank 1; GRPO with both references.
+
+    "rank": low rank on packed rows, gradients exchanged once a step.
+    """
     ddp, fsdp2 = (checkpoint(runs / f"{name}_{strategy}", 2) for strategy in ("ddp", "fsdp"))
     assert_close(ddp, fsdp2)
     if name == "grpo_twin":

@@ -23,13 +23,16 @@ class FSDP2Strategy(ModelParallelStrategy):
     Lightning's own takes one data-parallel group for each node, gathers the frozen base for every checkpoint and loads
     with its own format past the CheckpointIO. Here all ranks are one group, `BaseModule.configure_model` shards, and
     a checkpoint is one file of whole tensors, from rank 0: it loads under any strategy and number of ranks.
+
+    exchange_once: of several micro-batches in a step the last one's backward alone exchanges gradients. Until then
+    every rank holds those of all that trains whole, in fp32.
     """
 
     lightning_restore_optimizer = True  # type: ignore[assignment]  # by load_optimizer_state_dict
 
-    def __init__(self) -> None:
+    def __init__(self, exchange_once: bool = False) -> None:
         super().__init__(save_distributed_checkpoint=False)
-        self.exchanges = True
+        self.exchange_once, self.exchanges = exchange_once, True
         self.mesh: DeviceMesh | None = None
 
     def setup_environment(self) -> None:
@@ -45,12 +48,17 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
-        """Sharded gradients are exchanged in every backward: keeping them whole would cost what sharding saves."""
+        """With `exchange_once` nothing is exchanged; else sharded gradients are: kept whole they take much memory."""
+        vlm: Any = getattr(self.lightning_module, "vlm", None)
         self.exchanges = False
+        if self.exchange_once:
+            vlm.set_requires_gradient_sync(False)
         try:
             yield
         finally:
             self.exchanges = True
+            if self.exchange_once:
+                vlm.set_requires_gradient_sync(True)
 
     def post_backward(self, closure_loss: Tensor) -> None:
         """Average the gradients that FSDP2 does not know of."""
