@@ -66,7 +66,9 @@ def fitted(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("fitted")
     config = tiny.config(shards, root)
     saver = {"every_n_train_steps": 3, "save_top_k": -1, "filename": "{step}"}
-    config["trainer"]["callbacks"] = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver}]
+    speed = {"class_path": "ts_lightning.training.Throughput", "init_args": {"peak_tflops": 0.5}}
+    checkpoints = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver}
+    config["trainer"]["callbacks"] = [checkpoints, speed]
     config["trainer"]["max_steps"] = 6
     run("fit", config, root)
     return root
@@ -77,9 +79,8 @@ def test_fit_writes_config_metrics_and_checkpoints(fitted: Path) -> None:
     train = [row for row in rows(fitted / "metrics.csv") if row["train/loss"]]
     assert len(train) == 6
     assert {"train/steps", "train/balance", "train/alpha", "train/samples_per_second"} <= train[0].keys()
-    assert {"train/expert_load", "train/pad_share", "train/tokens_per_second", "train/peak_memory_gib"} <= train[
-        0
-    ].keys()
+    assert {"train/expert_load", "train/pad_share", "train/tokens_per_second", "train/peak_memory_gib"} <= set(train[0])
+    assert float(train[-1]["train/mfu"]) == pytest.approx(float(train[-1]["train/tflops_per_second"]) / 0.5) != 0
     assert float(train[-1]["train/loss"]) < float(train[0]["train/loss"])
     assert float(train[0]["train/alpha"]) == 0.5
     names = sorted(path.name for path in (fitted / "checkpoints").iterdir())

@@ -98,7 +98,7 @@ def config(shards: str, root: Path, vlm: dict[str, Any] = TWIN, **model: Any) ->
 
 def steady(name: str) -> bool:
     """Whether a logged figure is the same in every run of the same steps: it is not about speed or memory."""
-    return not any(part in name for part in ("per_second", "pad_share", "peak_memory"))
+    return not any(part in name for part in ("per_second", "pad_share", "peak_memory", "mfu"))
 
 
 def save(config: dict[str, Any], path: Path) -> str:

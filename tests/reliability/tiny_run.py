@@ -105,7 +105,7 @@ def state(root: Path, steps: int) -> dict[str, Any]:
 
 def metrics(root: Path) -> list[dict[str, str]]:
     """The rows of metrics.csv without the speed."""
-    speed = ("per_second", "pad_share", "peak_memory")
+    speed = ("per_second", "pad_share", "peak_memory", "mfu")
     with (root / "metrics.csv").open() as file:
         found = list(csv.DictReader(file))
     return [{k: v for k, v in row.items() if not any(part in k for part in speed)} for row in found]

@@ -88,6 +88,19 @@ def samples_of(row: dict[str, Any]) -> list[Any]:
     return row["sample"] if isinstance(row["sample"], list) else [row["sample"]]
 
 
+def seen_pairs(row: dict[str, Any]) -> int:
+    """Pairs of a token and one that it sees, itself included: causal, a branch behind its prefix."""
+
+    def causal(length: int) -> int:
+        return length * (length + 1) // 2
+
+    if "columns" not in row:
+        return causal(len(row["input_ids"]))
+    prefix = int((row["branch"] == 0).sum())
+    own = [len(columns) - prefix for columns in row["columns"]]
+    return causal(prefix) + sum(causal(length) + length * prefix for length in own)
+
+
 def _pictures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     if "pictures" in rows[0]:
         counts = torch.tensor([len(samples_of(row)[0].images) for row in rows])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ts_lightning.data.collate import collate, deal, samples_of
+from ts_lightning.data.collate import collate, deal, samples_of, seen_pairs
 from ts_lightning.data.order import EvalBatches, Shares
 from ts_lightning.data.reader import ShardDataset
 
@@ -71,6 +71,8 @@ def _collate_share(draws: list[list[dict[str, Any]]], pad_id: int, per_batch: in
         "num_questions": sum(len(micro["samples"]) for micro in micro_batches),
         "num_tokens": sum(int(micro["valid"].sum()) for micro in micro_batches),
         "num_positions": sum(micro["valid"].numel() for micro in micro_batches),
+        "num_pairs": sum(map(seen_pairs, rows)),
+        "num_answers": sum(int((micro["step_ids"] >= 0).sum()) for micro in micro_batches),
     }
 
 
@@ -114,7 +116,8 @@ class TrainLoader(_Loader):
     """This rank's share of every global batch: {"micro_batches": [batch, ...], "ids": [...], "num_questions": int}.
 
     Its rows are dealt to the micro-batches by length (`collate.deal`). `ids` are those of the valid questions in the
-    stream's order, `num_questions` counts all, `num_tokens` of `num_positions` are no padding. Iteration starts at the
+    stream's order, `num_questions` counts all, `num_tokens` of `num_positions` are no padding, `num_pairs` are seen
+    (`collate.seen_pairs`), `num_answers` tokens have a loss. Iteration starts at the
     stream's state; `len` is the number of optimizer steps of a whole epoch.
     """
 

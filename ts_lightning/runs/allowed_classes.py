@@ -13,7 +13,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 OURS = {
-    "ts_lightning.training": ("SFT", "StepwiseSFT", "LoRASFT", "GRPO", "WarmupCosine", "PredictionWriter"),
+    "ts_lightning.training": (
+        *("SFT", "StepwiseSFT", "LoRASFT", "GRPO", "WarmupCosine", "PredictionWriter", "Throughput"),
+    ),
     "ts_lightning.runs": (
         *("CheckpointIO", "FSDP2Strategy", "SaveCheckpoints", "SkipNonFinite", "TrackioLogger", "ZeRO2Strategy"),
     ),

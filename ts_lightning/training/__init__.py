@@ -1,7 +1,7 @@
 """LightningModules, optimizer and schedule, callbacks."""
 
 from ts_lightning.training.base import BaseModule
-from ts_lightning.training.callbacks import PredictionWriter
+from ts_lightning.training.callbacks import PredictionWriter, Throughput
 from ts_lightning.training.grpo import GRPO
 from ts_lightning.training.lora_sft import LoRASFT
 from ts_lightning.training.progress import Progress
@@ -9,4 +9,14 @@ from ts_lightning.training.schedule import WarmupCosine
 from ts_lightning.training.sft import SFT
 from ts_lightning.training.stepwise_sft import StepwiseSFT
 
-__all__ = ["GRPO", "SFT", "BaseModule", "LoRASFT", "PredictionWriter", "Progress", "StepwiseSFT", "WarmupCosine"]
+__all__ = [
+    "GRPO",
+    "SFT",
+    "BaseModule",
+    "LoRASFT",
+    "PredictionWriter",
+    "Progress",
+    "StepwiseSFT",
+    "Throughput",
+    "WarmupCosine",
+]

@@ -144,8 +144,9 @@ class BaseModule(ShardedModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
-        given = any(isinstance(callback, SkipNonFinite) for callback in getattr(self.trainer, "callbacks"))  # noqa: B009
-        return [DataPosition(), Throughput(), StopWithoutGradient(), *([] if given else [SkipNonFinite()])]
+        given = {type(callback) for callback in getattr(self.trainer, "callbacks")}  # noqa: B009
+        own = [DataPosition(), Throughput(), StopWithoutGradient(), SkipNonFinite()]
+        return [callback for callback in own if type(callback) not in given]
 
     def setup(self, stage: str) -> None:
         """With bf16-mixed, frozen weights are held in bf16; what trains, and AdamW's states, are fp32.

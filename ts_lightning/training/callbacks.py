@@ -11,6 +11,10 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from ts_lightning.models.flops import step_flops
+
+COUNTED = ("questions", "tokens", "positions", "pairs", "answers")  # of this rank's share of a batch
+
 
 class DataPosition(Callback):
     """Tell the datamodule that a global batch has been trained, before any checkpoint of this step is written."""
@@ -29,10 +33,18 @@ class Throughput(Callback):
     `train/samples_per_second` over all ranks; `train/tokens_per_second` (real tokens, those of the answers and
     pictures included) as if every rank had this one's; `train/pad_share`, the share of this rank's positions that is
     padding; `train/peak_memory_gib` of this rank so far: of its device, or of its process on a CPU.
+    `train/tflops_per_second` of this rank: what the model needs (`models.flops`), not where it trains on prompts. With
+    the device's peak in TFLOP/s, `peak_tflops`, also the share of it, `train/mfu`.
     """
 
-    def __init__(self, window: int = 50) -> None:
-        self.marks: deque[tuple[float, int, int, int]] = deque(maxlen=window + 1)
+    def __init__(self, window: int = 50, peak_tflops: float | None = None) -> None:
+        if peak_tflops is not None and peak_tflops <= 0:
+            raise ValueError(f"peak_tflops: seen {peak_tflops}, expected more than 0")
+        self.marks: deque[tuple[float, ...]] = deque(maxlen=window + 1)
+        self.peak_tflops = peak_tflops
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.flops = None if getattr(pl_module, "trains_on_prompts", False) else step_flops(pl_module.vlm)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.marks.clear()
@@ -42,17 +54,24 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.marks.append((time.perf_counter(), batch["num_questions"], batch["num_tokens"], batch["num_positions"]))
+        self.marks.append((time.perf_counter(), *(batch[f"num_{name}"] for name in COUNTED)))
         if len(self.marks) < 2:
             return
-        rows, tokens, positions = (sum(counts) for counts in list(zip(*list(self.marks)[1:], strict=True))[1:])
-        ranks_a_second = trainer.world_size / (self.marks[-1][0] - self.marks[0][0])
+        rows, tokens, positions, pairs, answers = (
+            int(sum(counts)) for counts in list(zip(*list(self.marks)[1:], strict=True))[1:]
+        )
+        seconds = self.marks[-1][0] - self.marks[0][0]
+        ranks_a_second = trainer.world_size / seconds
         figures = {
             "samples_per_second": rows * ranks_a_second,
             "tokens_per_second": tokens * ranks_a_second,
             "pad_share": 1 - tokens / positions,
             "peak_memory_gib": peak_memory(pl_module.device) / 2**30,
         }
+        if self.flops is not None:
+            figures["tflops_per_second"] = self.flops.of_step(tokens, pairs, answers) / seconds / 1e12
+            if self.peak_tflops is not None:
+                figures["mfu"] = figures["tflops_per_second"] / self.peak_tflops
         pl_module.log_dict({f"train/{name}": value for name, value in figures.items()}, batch_size=1)
 
 

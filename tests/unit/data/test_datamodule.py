@@ -61,6 +61,8 @@ def test_a_batch_is_this_ranks_micro_batches(tars):
     lengths = [micro["valid"].sum(1).tolist() for micro in batch["micro_batches"]]
     assert min(lengths[0]) >= max(lengths[1])  # dealt by length
     assert batch["num_tokens"] == sum(map(sum, lengths))
+    assert batch["num_pairs"] == sum(n * (n + 1) // 2 for part in lengths for n in part)
+    assert batch["num_answers"] == sum(int((micro["step_ids"] >= 0).sum()) for micro in batch["micro_batches"])
     assert batch["num_positions"] == sum(3 * max(part) for part in lengths)
     micro = batch["micro_batches"][0]
     first = int(micro["samples"][0].id.split("/")[1])

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.unit.data_samples import picture
 from tests.unit.models.hf_families import make_folder
 from tests.unit.models.test_backbones import MAKERS
-from ts_lightning.data.collate import collate
+from ts_lightning.data.collate import collate, seen_pairs
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.losses import RowLoss, Stepwise, TokenMean
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
@@ -129,6 +129,14 @@ def test_a_folder_of_any_family(family: str, tmp_path: Path) -> None:
     vlm = TwinExpertVLM(HFBackbone(str(make_folder(family, tmp_path))), every=1, num_experts=2).train()
     for loss in ("step_mean", "isolated"):
         check(vlm, LOSSES[loss], [questions(2, 3), questions(1, 2, seed=5)], floor=0.2)
+
+
+def test_pairs_that_see_each_other_are_counted() -> None:
+    vlm = PlainVLM(BACKBONES["tiny"]())
+    rows = [vlm.encode(sample) for sample in questions(1, 3)]
+    (packed,) = pack_questions(rows, image_id(vlm))
+    assert seen_pairs(packed) == int(branch_mask(packed["branch"][None]).sum())
+    assert seen_pairs(rows[0]) == int(branch_mask(torch.zeros(1, len(rows[0]["input_ids"]))).sum())
 
 
 def test_a_model_whose_pictures_see_the_question_does_not_pack(tmp_path: Path) -> None:
