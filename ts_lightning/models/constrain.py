@@ -4,7 +4,7 @@ It works on texts: the notation is taken from what the codec writes, tokens coun
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from ts_lightning.grounding.codecs import Codec
 from ts_lightning.grounding.coordinates import Size
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_DIGITS = re.compile(r"[0-9.]*")
 _BYTE = re.compile(r"<0x([0-7][0-9A-F])>")
 _BASE = (0.1, 0.2, 0.6, 0.7)
 KEPT = 4096  # masks that are kept for states that come again
@@ -63,7 +64,7 @@ class Notation:
             coordinate = self.order[k]
             axis = coordinate % 2
             other = known.get((coordinate + 2) % 4)
-            match = re.compile(r"[0-9.]*").match(text, at)
+            match = _DIGITS.match(text, at)
             number = match[0] if match else ""
             # a literal may begin with a character of numbers: take what is a number of the grid
             while number and number not in self.prefixes[axis]:
@@ -122,6 +123,10 @@ class Constraint:
         self.pixels = codec.space.grid == "pixels" or codec.space.frame == "padded_square"
         self.notation = lru_cache(KEPT)(partial(Notation, codec))
         self.stop_ids = stop_ids
+        self.by_first = dict[str, list[tuple[int, str]]]()  # tokens by the first letter of their texts
+        for token, text in enumerate(self.texts):
+            if text:
+                self.by_first.setdefault(text[0], []).append((token, text))
         self.notations: dict[int, Notation] = {}
         self.open: dict[int, str] = {}  # of every row: the begun box, or the end of the text that may begin one
         self.begun: dict[int, bool] = {}
@@ -158,17 +163,24 @@ class Constraint:
 
     def _made(self, notation: Notation, before: str, begun: bool, may_begin: bool) -> Tensor:
         mask = torch.full((len(self.texts),), not begun)
-        for token, text in enumerate(self.texts):
-            if begun and not (text and text[0] in notation.letters and token not in self.stop_ids):
-                continue
+        for token, text in self._candidates(notation, before, begun):
             if begun or notation.opening in before + text:
                 state = notation.state(before + text)
                 same = begun and state is not None and (before + text).startswith(state)
                 mask[token] = state == "" or same or (state is not None and may_begin)
+        mask[list(self.stop_ids)] &= not begun
         if not mask.any():
             expected = "expected a tokenizer with a token for each digit"
             raise ValueError(f"constrain: seen no token that goes on after {before[-60:]!r}, {expected}")
         return mask
+
+    def _candidates(self, notation: Notation, before: str, begun: bool) -> Iterator[tuple[int, str]]:
+        """Tokens that have to be looked at: those that may go on with a begun box, or end an opening."""
+        for first, words in self.by_first.items():
+            if not begun:
+                yield from (word for word in words if notation.opening[-1] in word[1])
+            elif first in notation.letters and notation.state(before + first) is not None:
+                yield from words
 
 
 def token_texts(tokenizer: Any, vocabulary: int) -> list[str]:

@@ -2,34 +2,50 @@
 
     python -m tests.unit.models.test_constrain 10000
 
-takes so many answers for each codec.
+takes so many answers for each codec and each tokenizer.
 """
 
 import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from tests.unit.models.test_public_folders import byte_level
 from tests.unit.models.test_shared_prefix import tiny
 from ts_lightning.grounding.codecs import CODECS, get_codec
 from ts_lightning.models.constrain import Constraint, Notation
 
-TOKENIZER = tiny().encoder.tokenizer
-SIZE, VOCABULARY, LENGTH = (97, 64), len(TOKENIZER), 60
+SIZE, LENGTH = (97, 64), 60
 BOXES = sorted(name for name, codec in CODECS.items() if "box" in codec.kinds)
+MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+         "<|box_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]  # fmt: skip
 
 
-def answers(name: str, count: int, seed: int = 0) -> tuple[int, list[str]]:
+@cache
+def tokenizer_of(kind: str) -> Any:
+    """The tiny base's, or a byte-level one with Qwen's marks."""
+    if kind == "tiny":
+        return tiny().encoder.tokenizer
+    with tempfile.TemporaryDirectory() as folder:
+        return byte_level(Path(folder), MARKS, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+def answers(name: str, count: int, kind: str = "tiny", seed: int = 0) -> tuple[int, list[str]]:
     """Random answers with many openings: how many boxes were begun, and the texts that hold one not read strictly."""
-    codec = get_codec(name)
+    tokenizer, codec = tokenizer_of(kind), get_codec(name)
+    vocabulary, eos = len(tokenizer), tokenizer.eos_token_id
     notation = Notation(codec, SIZE)
-    constraint = Constraint(TOKENIZER, codec, [SIZE] * count, VOCABULARY, {TOKENIZER.eos_token_id})
+    constraint = Constraint(tokenizer, codec, [SIZE] * count, vocabulary, {eos})
     generator = torch.Generator().manual_seed(seed)
-    opening = TOKENIZER(notation.opening, add_special_tokens=False)["input_ids"]
+    opening = tokenizer(notation.opening, add_special_tokens=False)["input_ids"]
     rows, ids = list(range(count)), [[] for _ in range(count)]
     for step in range(LENGTH):
-        logits = torch.randn(count, VOCABULARY, generator=generator)
-        logits[:, TOKENIZER.eos_token_id] = -torch.inf  # an answer of full length, cut off by the limit
+        logits = torch.randn(count, vocabulary, generator=generator)
+        logits[:, eos] = -torch.inf  # an answer of full length, cut off by the limit
         for row in rows:  # what would begin one is likely
             place = step % (len(opening) + 9)
             if place < len(opening):
@@ -41,7 +57,7 @@ def answers(name: str, count: int, seed: int = 0) -> tuple[int, list[str]]:
             ids[row].append(token)
     begun, wrong = 0, []
     for row in rows:
-        text = TOKENIZER.decode(ids[row], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = tokenizer.decode(ids[row], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         at = text.find(notation.opening)
         while at >= 0:
             begun += 1
@@ -54,10 +70,11 @@ def answers(name: str, count: int, seed: int = 0) -> tuple[int, list[str]]:
     return begun, wrong
 
 
+@pytest.mark.parametrize("kind", ["tiny", "qwen"])
 @pytest.mark.parametrize("name", BOXES)
-def test_every_begun_box_reads_strictly(name: str) -> None:
-    begun, wrong = answers(name, 40)
-    assert begun >= 40
+def test_every_begun_box_reads_strictly(name: str, kind: str) -> None:
+    begun, wrong = answers(name, 20, kind)
+    assert begun >= 20
     assert wrong == []
 
 
@@ -78,8 +95,9 @@ def test_the_notation_of_a_codec_by_hand() -> None:
 
 
 def test_no_box_is_begun_without_room_and_a_codec_of_points_is_refused() -> None:
-    constraint = Constraint(TOKENIZER, get_codec("shikra"), [SIZE], VOCABULARY, {TOKENIZER.eos_token_id})
-    (opening,) = TOKENIZER("[", add_special_tokens=False)["input_ids"][-1:]
+    tokenizer = tokenizer_of("tiny")
+    constraint = Constraint(tokenizer, get_codec("shikra"), [SIZE], len(tokenizer), {tokenizer.eos_token_id})
+    (opening,) = tokenizer("[", add_special_tokens=False)["input_ids"][-1:]
     assert constraint.allowed([0], 100)[0, opening]
     assert not constraint.allowed([0], 5)[0, opening]
     with pytest.raises(ValueError, match="constrain: seen codec molmo, which writes no boxes"):
@@ -88,8 +106,11 @@ def test_no_box_is_begun_without_room_and_a_codec_of_points_is_refused() -> None
 
 if __name__ == "__main__":
     for codec_name in BOXES:
-        total, failures = 0, 0
-        for part in range(0, int(sys.argv[1]), 100):
-            begun_now, wrong_now = answers(codec_name, 100, part)
-            total, failures = total + begun_now, failures + len(wrong_now)
-        print(f"{codec_name}: {total} boxes begun in {sys.argv[1]} answers, {failures} answers with one not strict")
+        for tokenizer_kind in ("tiny", "qwen"):
+            total, failures = 0, 0
+            for part in range(0, int(sys.argv[1]), 1000):
+                count = min(1000, int(sys.argv[1]) - part)
+                begun_now, wrong_now = answers(codec_name, count, tokenizer_kind, part)
+                total, failures = total + begun_now, failures + len(wrong_now)
+            counts = f"{total} boxes begun in {sys.argv[1]} answers, {failures} answers with one not strict"
+            print(f"{codec_name}, {tokenizer_kind} tokenizer: {counts}", flush=True)
