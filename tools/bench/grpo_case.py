@@ -3,7 +3,7 @@
 Legend: N completions, S steps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +17,7 @@ from ts_lightning.rl.log_probs import group_log_probs, tempered
 from ts_lightning.rl.sampling import Sampled, sample_groups
 
 
-def prompt_batch(input_ids_T: Tensor, pixel_values: Tensor) -> dict[str, Any]:
+def prompt_batch(input_ids_T: Tensor, pixel_values: Tensor, name: str = "0") -> dict[str, Any]:
     """A batch of one prompt on the device of its tokens."""
     ids_1T = input_ids_T[None]
     return {
@@ -28,7 +28,7 @@ def prompt_batch(input_ids_T: Tensor, pixel_values: Tensor) -> dict[str, Any]:
         "pixel_values": pixel_values,
         "task": ids_1T.new_ones(1),
         "row_valid": torch.ones_like(ids_1T[:, 0], dtype=torch.bool),
-        "samples": [SimpleNamespace(id="0", where="bench:0")],
+        "samples": [SimpleNamespace(id=name, where=f"bench:{name}")],
     }
 
 
@@ -69,17 +69,17 @@ class Case:
         batch, group = (self.batch, self.group) if shared else (self.repeated, 1)
         return sample_groups(self.vlm, batch, group, steps, stop_after=None)
 
-    def score(self, shared: bool, tokens_NS: Tensor, vlm: VLM | None = None) -> Tensor:
+    def score(self, shared: bool, tokens: Sequence[Sequence[int]], vlm: VLM | None = None) -> Tensor:
         """[N, S] log-probabilities of completions under the policy, or under another vlm."""
         vlm = vlm or self.vlm
         if shared:
-            return group_log_probs(vlm, self.batch, [tokens_NS.tolist()]).logp_NT
-        return repeated_log_probs(vlm, self.batch, tokens_NS)
+            return group_log_probs(vlm, self.batch, [tokens], entropy=torch.is_grad_enabled()).logp_NT
+        return repeated_log_probs(vlm, self.batch, torch.tensor(tokens, device=self.tokens_NS.device))
 
     def update(self, shared: bool) -> Tensor:
         """Forward and backward of the policy on given completions; their log-probabilities [N, S]."""
         self.vlm.zero_grad()
-        logp_NS = self.score(shared, self.tokens_NS)
+        logp_NS = self.score(shared, self.tokens_NS.tolist())
         weights_N1 = torch.linspace(-1, 1, self.group, device=logp_NS.device)[:, None]
         (logp_NS * weights_N1).mean().backward()
         return logp_NS.detach()

@@ -12,8 +12,12 @@ from torch import Tensor
 Step = Callable[[], Any]
 
 
-def interleave(variants: Mapping[str, Step], rounds: int = 5) -> dict[str, list[float]]:
+def interleave(
+    variants: Mapping[str, Step], rounds: int = 5, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each variant per round, after a round of warm-up; every second round runs in reverse order.
+
+    `time.process_time` as the clock counts this process's own work on a machine that others use too.
 
     Who runs after whom matters: a step inherits the caches and the heap that the one before it left.
     """
@@ -22,17 +26,23 @@ def interleave(variants: Mapping[str, Step], rounds: int = 5) -> dict[str, list[
         order = list(variants.items())
         for name, step in order if number % 2 else order[::-1]:
             _synchronise()
-            start = time.perf_counter()
+            start = clock()
             step()
             _synchronise()
             if number:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 
 def ratio(seconds: Mapping[str, list[float]], ours: str, peer: str) -> float:
     """Median over the rounds of ours / peer; both sides of one quotient ran next to each other."""
     return round(statistics.median(a / b for a, b in zip(seconds[ours], seconds[peer], strict=True)), 3)
+
+
+def spread(seconds: Mapping[str, list[float]], ours: str, peer: str) -> list[float]:
+    """The smallest and the largest of the quotients whose median `ratio` gives."""
+    quotients = [a / b for a, b in zip(seconds[ours], seconds[peer], strict=True)]
+    return [round(min(quotients), 3), round(max(quotients), 3)]
 
 
 def relative_error(seen: Tensor, expected: Tensor) -> float:

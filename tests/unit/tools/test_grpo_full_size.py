@@ -56,7 +56,9 @@ def test_full_size_path(name: str, dtype: str, tiny: pytest.MonkeyPatch, capsys:
 def test_full_size_times_nothing_that_is_wrong(tiny: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     tiny.setattr(grpo_full_size, "backbone", lambda model: MAKERS["qwen2_vl"]())
     forward = grpo_case.group_log_probs
-    tiny.setattr(grpo_case, "group_log_probs", lambda vlm, batch, tokens: forward(vlm, batch, [tokens[0][::-1]]))
+    tiny.setattr(
+        grpo_case, "group_log_probs", lambda vlm, batch, tokens, **options: forward(vlm, batch, [tokens[0][::-1]])
+    )
     assert grpo_full_size.main(1, "qwen2_vl", device="cpu") == 1
     assert last_line(capsys)["ratios"] == {}
 
