@@ -2,7 +2,7 @@
 
     python -m tools.bench [--threads 2] [--rounds 5] CASE
 
-CASE: twin, sft, packing, grpo, loader, score, serve, memory, full_size, grpo_full_size.
+CASE: twin, sft, packing, grpo, loader, convert, score, serve, memory, full_size, grpo_full_size.
 
 A failed correctness check, which runs before any timing, exits with status 1.
 """
@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-from tools.bench import full_size, grpo, grpo_full_size, loader, memory, packing, score, serve, sft, twin
+from tools.bench import convert, full_size, grpo, grpo_full_size, loader, memory, packing, score, serve, sft, twin
 from tools.bench.geometry import MODELS
 
 
@@ -35,6 +35,9 @@ def main() -> int:
     case.add_argument("--parts", nargs="+", default=list(grpo.PARTS), choices=tuple(grpo.PARTS))
     case.set_defaults(run=grpo.main)
     cases.add_parser("loader", help="pictures to pixels").set_defaults(run=loader.main)
+    case = cases.add_parser("convert", help="a data set's files to shards")
+    case.add_argument("--records", type=int, default=10_000)
+    case.set_defaults(run=convert.main)
     cases.add_parser("score", help="scoring, and COCO AP against pycocotools").set_defaults(run=score.main)
     case = cases.add_parser("memory", help="what `ts-lightning plan` counts, against measured peaks")
     case.add_argument("--models", nargs="+", choices=tuple(memory.CONFIGS))

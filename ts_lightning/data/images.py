@@ -23,7 +23,7 @@ def inspect_image(data: bytes) -> tuple[str, int, int]:
             if image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):  # these turn the picture by a quarter
                 width, height = height, width
             extension = _FORMATS[str(image.format)]
-            image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
+            image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))  # all bytes are read all the same
             image.load()
     except Exception as error:  # decoders raise a dozen types on bad bytes; all mean the same to the caller
         raise ValueError(

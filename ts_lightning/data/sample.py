@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from reprlib import Repr
 from typing import Any, NoReturn
@@ -138,8 +138,8 @@ class Sample:
 
     def to_json(self) -> bytes:
         """The record's JSON, one line, keys in a fixed order."""
-        record = asdict(self.without_bytes())
-        return json.dumps({name: record[name] for name in _names(Sample)}, ensure_ascii=False).encode()
+        record = {name: self.__dict__[name] for name in _names(Sample)}
+        return json.dumps(record, ensure_ascii=False, default=vars).encode()  # asdict would copy all
 
     @classmethod
     def from_json(

@@ -11,6 +11,7 @@ from typing import Any
 
 from ts_lightning.data.sample import IMAGE_MARK, REGION_MARK, Sample
 from ts_lightning.pipelines.claims import Findings, findings
+from ts_lightning.pipelines.scene_grammar import plural
 from ts_lightning.pipelines.scenes import Scene, stem
 
 _WORD = re.compile(r"[a-z]+")
@@ -44,6 +45,8 @@ def report(
     Grows with the pictures and the distinct words only.
     """
     words: Counter[str] = Counter()
+    forms: set[str] = set()
+    names = {tuple(_stems(name)) for scene in scenes.values() for thing in scene.things for name in _both(thing.name)}
     images: dict[str, list[int]] = {}
     turns, reasons, subtasks = Counter[int](), Counter[str](), Counter[str]()
     total, verdicts = 0, Counter[str]()
@@ -54,6 +57,7 @@ def report(
         turns[len(sample.turns) // 2] += 1
         text = " ".join(REGION_MARK.sub(" ", turn.text.replace(IMAGE_MARK, "")) for turn in sample.turns)
         words.update(_WORD.findall(text.lower()))
+        forms.add(form(sample.turns[0].text.replace(IMAGE_MARK, ""), names))
         counts = images.setdefault(sample.images[0].name, [0, 0])
         counts[0] += sum(len(region.boxes or [region.box]) for region in sample.regions)
         counts[1] += len(sample.turns) // 2
@@ -78,6 +82,7 @@ def report(
         },
         "paper": PAPER,
         "samples": total,
+        "question_forms": len(forms),
         "subtasks": dict(subtasks),
         "negative_share": round(negatives / total, 4) if total else 0.0,
         "accepted": {
@@ -93,6 +98,24 @@ def report(
         "most_frequent_words": dict(words.most_common(30)),
     }
     return figures, kept
+
+
+def form(question: str, names: set[tuple[str, ...]]) -> str:
+    """A question without the things that it names, up to its question mark: `where is the _`."""
+    words, out, at = _stems(question.split("?")[0]), [], 0
+    while at < len(words):
+        length = next((n for n in (3, 2, 1) if tuple(words[at : at + n]) in names), 0)
+        out.append("_" if length else words[at])
+        at += max(1, length)
+    return re.sub(r"\b(leftmost|rightmost|largest) _", "_", " ".join(out)).replace(" an _", " a _")
+
+
+def _both(name: str) -> tuple[str, str]:
+    return name, plural(name)
+
+
+def _stems(text: str) -> list[str]:
+    return [stem(word) for word in _WORD.findall(text.lower())]
 
 
 def _histogram(values: Iterable[int]) -> dict[str, int]:
@@ -135,6 +158,7 @@ def page(figures: dict[str, Any], shown: list[tuple[Sample, list[str]]], draw: C
         cards="".join(_card(sample, wrong, draw) for sample, wrong in shown),
         accepted=said,
         negatives=f"{100 * figures['negative_share']:.1f}%",
+        forms=figures["question_forms"],
         hand=f"{hand['right']} of {hand['marked']} right" if hand else "no marks yet",
     )
 
@@ -164,10 +188,11 @@ def to_json(figures: dict[str, Any]) -> str:
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>Quality of generated data</title><style>
 body{{font:15px system-ui;margin:24px;max-width:1500px}}table{{border-collapse:collapse}}td,th{{border:1px solid #ccc;
-padding:2px 8px;text-align:left}}figure{{display:inline-block;margin:6px;vertical-align:top;width:360px}}
-img{{width:360px}}
+padding:2px 8px;text-align:left}}figure{{display:inline-block;margin:6px;vertical-align:top;width:480px}}
+img{{width:480px}}
 </style><h1>Quality of generated data</h1><p>Held against the annotations (names, boxes, relations): <b>{accepted}</b>.
-Negatives: {negatives}. By hand: <b id="marks">{hand}</b> <button onclick="save()">save marks.json</button></p>
+Negatives: {negatives}. Forms of question: {forms}.
+By hand: <b id="marks">{hand}</b> <button onclick="save()">save marks.json</button></p>
 {table}{lists}<h2>Random samples</h2>{cards}<script>
 const marks={{}};document.addEventListener('change',e=>{{marks[e.target.name]=e.target.value==='1';
 const n=Object.values(marks);const r=n.filter(x=>x).length;

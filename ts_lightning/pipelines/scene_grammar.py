@@ -1,5 +1,6 @@
 """Questions with stepwise answers that follow from annotated boxes alone."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations, permutations
@@ -30,6 +31,7 @@ PLURAL = {
 ODD_PLURALS = {
     **{"person": "people", "man": "men", "woman": "women", "child": "children", "knife": "knives", "mouse": "mice"},
     **{"sheep": "sheep", "broccoli": "broccoli", "leaf": "leaves", "shelf": "shelves", "foot": "feet", "fish": "fish"},
+    "tv": "televisions",
 }
 ON = {"on", "in", "behind", "near", "under", "above", "next to", "in front of", "on top of", "beside", "inside"}
 KINDS_OF = {
@@ -53,8 +55,14 @@ THEMES = [  # things that go together: a refusal about one of them is plausible
 ]
 PEOPLE = {"person", "man", "woman", "boy", "girl", "child", "people", "player", "lady", "guy"}
 ANIMATE = PEOPLE | KINDS_OF["animal"]
-LEAST_SIDE = 0.02  # objects thinner than this part of the picture are not asked about
+FOOD = {"banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake"}
+# What an audience sits on, wears and holds: annotators mark a few of them, so that none is the only or leftmost one.
+AUDIENCE = {"person", "chair", "bench", "tie", "handbag", "backpack", "umbrella", "cell phone", "cup", "bottle", "book"}
+CROWDED = 8  # people from which a picture has an audience
+LEAST_SIDE, LEAST_AREA = 0.04, 0.02  # of the picture: smaller things are not asked about, their names are less sure
 LARGER = 1.5
+NEAR = 0.25  # of the picture between neighbours
+MOST_COUNTED = 6
 SIDES = {"to the left of": "left", "to the right of": "right", "above": "above", "below": "below"}
 
 
@@ -86,14 +94,14 @@ def related(a: Thing, how: str, b: Thing) -> bool:
 
 def references(scene: Scene) -> list[Ref]:
     """The category where it occurs once; else the outermost and the largest of a category, where that is clear."""
-    crowds = {thing.name for thing in scene.things if thing.crowd}
+    unsure = _unsure(scene)
     groups: dict[str, list[int]] = {}
     for i, thing in enumerate(scene.things):
         if not thing.crowd:
             groups.setdefault(thing.name, []).append(i)
     out = []
     for name, which in groups.items():
-        if name in crowds:
+        if name in unsure:
             continue
         if len(which) == 1:
             out += [Ref(name, which[0])]
@@ -110,6 +118,19 @@ def references(scene: Scene) -> list[Ref]:
     return [ref for ref in out if _visible(scene.things[ref.thing])]
 
 
+def _unsure(scene: Scene) -> set[str]:
+    """Names that the annotations alone don't settle: crowds, with many people what goes with them, and food.
+
+    A picture may hold more of the first two than is annotated. Food is often called after what it resembles, so that
+    one of the captions, where there are some, has to name it too.
+    """
+    crowds = {thing.name for thing in scene.things if thing.crowd}
+    people = sum(thing.name in PEOPLE for thing in scene.things)
+    told = {stem(word) for caption in scene.captions for word in re.findall(r"[a-z]+", caption.lower())}
+    food = {name for name in FOOD if told and not told & {stem(word) for word in name.split()}}
+    return crowds | food | (AUDIENCE if people >= CROWDED or crowds & PEOPLE else set())
+
+
 def facts(scene: Scene, random: Random, most: int) -> list[Fact]:
     """At most `most` different questions of a scene, mixed over the kinds, in an order that `random` draws.
 
@@ -124,7 +145,7 @@ def facts(scene: Scene, random: Random, most: int) -> list[Fact]:
             _neighbours(scene, refs, random),
             _sizes(scene, refs, random),
             _counts(scene, random),
-            _outermost(scene, random),
+            _outermost(scene, refs, random),
             _attributes(scene, refs, random),
             _links(scene, refs),
             _wider(scene, random),
@@ -163,7 +184,8 @@ def negatives(scene: Scene, vocabulary: list[str], random: Random, most: int) ->
         forms += [f"Which side of the picture {be(name)} the {name} on?", f"What is in front of the {name}?"]
         if name in ANIMATE:
             forms = [f"What is the {name} near the {ref.phrase} doing?", f"Who is beside the {name}?", forms[0]]
-        here = f"There {be(ref.phrase)} {article(ref.phrase)} {{{ref.thing}}} in the image, not {article(name)}."
+        shown_name = scene.things[ref.thing].name
+        here = f"There {be(shown_name)} {article(shown_name)} {{{ref.thing}}} in the image, not {article(name)}."
         out.append(Fact(random.choice(forms), "", f"Step 1: Find the {name}. Step 2: {here} This question is invalid."))
     return out
 
@@ -246,13 +268,14 @@ def _sides(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
 def _neighbours(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
     if any(thing.crowd for thing in scene.things):
         return
+    unsure = _unsure(scene)
     for name, j in refs:
         for how in SIDES:
             found = [i for i, t in enumerate(scene.things) if i != j and related(t, how, scene.things[j])]
             if len(found) != 1 or not _visible(scene.things[found[0]]):
                 continue
             i, answer = found[0], scene.things[found[0]].name
-            if len(answer.split()) > 3 or (how in ("above", "below") and _overlap(scene, i, j) <= 0):
+            if len(answer.split()) > 3 or answer in unsure or not _beside(scene.things[i], scene.things[j], how):
                 continue
             forms = [
                 f"What is {how} the {name}?",
@@ -268,9 +291,12 @@ def _neighbours(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]
             yield Fact(random.choice(forms), answer, _steps(f"Find the {name} {{{j}}}.", checked, said, last))
 
 
-def _overlap(scene: Scene, i: int, j: int) -> float:
-    a, b = scene.things[i].box, scene.things[j].box
-    return min(a[2], b[2]) - max(a[0], b[0])
+def _beside(one: Thing, other: Thing, how: str) -> bool:
+    """Whether two things face each other and lie close together: what stands far off is nobody's neighbour."""
+    along, across = (0, 1) if how in ("to the left of", "to the right of") else (1, 0)
+    a, b = one.box, other.box
+    facing = min(a[across + 2], b[across + 2]) > max(a[across], b[across])
+    return facing and max(a[along], b[along]) - min(a[along + 2], b[along + 2]) <= NEAR
 
 
 def _sizes(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
@@ -308,10 +334,10 @@ def _sizes(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
 
 
 def _counts(scene: Scene, random: Random) -> Iterator[Fact]:
-    unsure = {thing.name for thing in scene.things if thing.crowd} | set(scene.meta.get("not_exhaustive") or ())
+    unsure = _unsure(scene) | set(scene.meta.get("not_exhaustive") or ())
     for name, number in Counter(thing.name for thing in scene.things).items():
-        if 2 <= number < len(NUMBERS) and name not in unsure:
-            which = [i for i, thing in enumerate(scene.things) if thing.name == name]
+        which = [i for i, thing in enumerate(scene.things) if thing.name == name]
+        if 2 <= number <= MOST_COUNTED and name not in unsure and all(_visible(scene.things[i]) for i in which):
             boxes, word, many = ", ".join(f"{{{i}}}" for i in which), NUMBERS[number], plural(name)
             forms = [
                 f"How many {many} are there in the picture?",
@@ -325,24 +351,24 @@ def _counts(scene: Scene, random: Random) -> Iterator[Fact]:
             yield Fact(random.choice(forms), word, steps)
 
 
-def _outermost(scene: Scene, random: Random) -> Iterator[Fact]:
-    if any(thing.crowd for thing in scene.things) or len(scene.things) < 2 or "not_exhaustive" in scene.meta:
-        return
-    ways = {"furthest to the left": 0, "nearest to the top": 1, "furthest to the right": 2, "nearest to the bottom": 3}
-    for how, edge in ways.items():
-        sign = -1 if edge >= 2 else 1
-        (first, i), (second, _), *_ = sorted((sign * thing.box[edge], i) for i, thing in enumerate(scene.things))
-        thing = scene.things[i]
-        if second - first > 0.05 and _visible(thing) and len(thing.name.split()) <= 3:
-            forms = [f"What is {how} in the image?", f"Which of the objects is {how} in the picture?"]
-            if thing.name in PEOPLE:
-                forms = [f"Who is {how} in the image?", forms[1]]
-            steps = _steps(
-                f"Find the object {how}, got the {thing.name} {{{i}}}.",
-                f"The {thing.name} {{{i}}} {be(thing.name)} {how}.",
-                f"So the answer is {thing.name} {{{i}}}.",
-            )
-            yield Fact(random.choice(forms), thing.name, steps)
+def _outermost(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
+    """Which of three named things is outermost: of all that a picture shows, the annotations know too little."""
+    single = [ref for ref in refs if ref.phrase == scene.things[ref.thing].name and len(ref.phrase.split()) <= 3]
+    ends = ("furthest to the left", "furthest to the right", "nearest to the top", "nearest to the bottom")
+    for how, end in zip(SIDES, ends, strict=True):
+        for first in single:
+            clear = [two for two in single if related(scene.things[first.thing], how, scene.things[two.thing])]
+            if len(clear) < 2:
+                continue
+            rest = random.sample(clear, 2)
+            shuffled = random.sample([first, *rest], 3)
+            a, b, c = (f"the {ref.phrase}" for ref in shuffled)
+            forms = [f"Which is {end} in the picture: {a}, {b} or {c}?", f"Of {a}, {b} and {c}, which is {end}?"]
+            marked = [f"the {ref.phrase} {{{ref.thing}}}" for ref in shuffled]
+            found = f"Find {marked[0]}, {marked[1]} and {marked[2]}."
+            name, i = first
+            said = [f"The {name} {{{i}}} {be(name)} {how} the {ref.phrase} {{{ref.thing}}}." for ref in rest]
+            yield Fact(random.choice(forms), name, _steps(found, *said, f"So the answer is {name} {{{i}}}."))
 
 
 def _attributes(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
@@ -404,4 +430,5 @@ def _area(thing: Thing) -> float:
 
 
 def _visible(thing: Thing) -> bool:
-    return min(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1]) >= LEAST_SIDE
+    thin = min(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1]) < LEAST_SIDE
+    return not thin and _area(thing) >= LEAST_AREA

@@ -1,7 +1,9 @@
 """Pictures of answers: predicted boxes in one colour a step, the true box in green, question and answer below."""
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,6 +47,55 @@ def draw_picture(picture: Picture, width: int = 360) -> Image.Image:
         draw.text((PAD, y), text, fill=color, font=_font(bold))
         y += step
     return page
+
+
+def draw_numbered(
+    image: Image.Image, question: str, lines: Sequence[str], boxes: Sequence[Box], width: int = 480
+) -> Image.Image:
+    """The image with every box in a colour of its own and marked 1, 2, ..., and all of the text below it.
+
+    `[2]` in a line is the number of box 2, in its colour.
+    """
+    size = (width, max(1, round(image.height * width / image.width)))
+    rows = [*_wrapped(question, TEXT_COLOR, True, width - 2 * PAD, whole=True)]
+    rows += [row for line in lines for row in _wrapped(line, TEXT_COLOR, False, width - 2 * PAD, whole=True)]
+    page = Image.new("RGB", (width, size[1] + 2 * PAD + sum(step for *_, step in rows)), PAPER)
+    page.paste(image.convert("RGB").resize(size, Image.Resampling.LANCZOS), (0, 0))
+    draw = ImageDraw.Draw(page)
+    for number, box in enumerate(boxes, 1):
+        _outline(draw, box, size, _hue(number), line=3, halo=1)
+    taken: list[tuple[float, float]] = []
+    for number, box in enumerate(boxes, 1):
+        _number(draw, number, box, size, taken)
+    y = size[1] + PAD
+    for text, color, bold, step in rows:
+        x = float(PAD)
+        for part in re.split(r"(\[\d+\])", text):
+            marked = re.fullmatch(r"\[(\d+)\]", part)
+            draw.text((x, y), part, fill=_hue(int(marked[1])) if marked else color, font=_font(bold or bool(marked)))
+            x += _font(bold or bool(marked)).getlength(part)
+        y += step
+    return page
+
+
+def _hue(number: int) -> str:
+    """A colour of its own for each number: hues that the golden ratio spreads, dark enough for white letters."""
+    red, green, blue = hsv_to_rgb((0.618034 * number) % 1, 0.95, 0.78)
+    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+
+
+def _number(
+    draw: ImageDraw.ImageDraw, number: int, box: Box, size: tuple[int, int], taken: list[tuple[float, float]]
+) -> None:
+    """The number on its colour, at the box's upper left corner or, where another one is, to the right of that."""
+    width, height = round(_font(True).getlength(str(number))) + 6, 18
+    x = min(box[0] * size[0], size[0] - width)
+    y = min(box[1] * size[1], size[1] - height)
+    while any(abs(x - other) < width + 2 and abs(y - above) < height for other, above in taken):
+        x, y = (x + width + 2, y) if x + 2 * width + 2 < size[0] else (0.0, y + height)
+    taken.append((x, y))
+    draw.rectangle((x, y, x + width, y + height), fill=_hue(number), outline="white")
+    draw.text((x + 3, y), str(number), fill="white", font=_font(True))
 
 
 def draw_boxes(
@@ -107,10 +158,12 @@ def _panel(picture: Picture, width: int) -> Iterator[tuple[str, str, bool, int]]
         yield from _wrapped(picture.note, FAINT_COLOR, False, width)
 
 
-def _wrapped(text: str, color: str, bold: bool, width: int) -> Iterator[tuple[str, str, bool, int]]:
-    """Greedy line breaks at spaces; a word that is too long alone is cut. At most 8 lines."""
+def _wrapped(
+    text: str, color: str, bold: bool, width: int, whole: bool = False
+) -> Iterator[tuple[str, str, bool, int]]:
+    """Greedy line breaks at spaces; a word that is too long alone is cut. At most 8 lines, or the `whole` text."""
     font, words, lines = _font(bold), list[str](), [""]
-    for word in text[:1000].split():
+    for word in (text if whole else text[:1000]).split():
         while font.getlength(word) > width:
             cut = max(1, bisect_right(range(len(word)), width, key=lambda n: int(font.getlength(word[:n]))) - 1)
             words, word = [*words, word[:cut]], word[cut:]
@@ -121,7 +174,7 @@ def _wrapped(text: str, color: str, bold: bool, width: int) -> Iterator[tuple[st
             lines.append(word)
         else:
             lines[-1] = joined
-    if len(lines) > 8:
+    if len(lines) > 8 and not whole:
         lines = [*lines[:7], lines[7][:-1] + "..."]
     for i, line in enumerate(lines):
         yield line, color, bold, 18 if i + 1 < len(lines) else 23

@@ -2,17 +2,19 @@
 
 import io
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from ts_lightning.data.sample import REGION_MARK, Sample
+from ts_lightning.grounding.boxes import Box
 from ts_lightning.grounding.steps import step_spans
 from ts_lightning.pipelines.generate import annotated, notes, records
 from ts_lightning.pipelines.quality import marked, page, to_json
 from ts_lightning.pipelines.quality import report as figures_of
-from ts_lightning.reports.drawing import Picture, draw_picture
+from ts_lightning.reports.drawing import draw_numbered
 
 
 def report(
@@ -44,22 +46,27 @@ def report(
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.html").write_text(page(figures, chosen, draw), encoding="utf-8")
     (out / "report.json").write_text(to_json(figures), encoding="utf-8")
-    told = ("table_a1", "samples", "negative_share", "accepted", "problems")
+    told = ("table_a1", "samples", "question_forms", "negative_share", "accepted", "problems")
     print(json.dumps({name: figures[name] for name in told}, indent=1))
     print(out / "report.html")
 
 
 def draw(sample: Sample) -> bytes:
-    """The picture with its boxes in one colour a step, question and answer below, as JPEG."""
+    """The picture with every box in its own colour and number, question and whole answer below, as JPEG.
+
+    A box that several steps name has one number; of a region of several boxes each has its own.
+    """
     text = sample.turns[-1].text
-    steps = [
-        [box for i in map(int, REGION_MARK.findall(text[a:b])) if (box := sample.regions[i].box)]
-        for a, b in step_spans(text)
-    ]
+    numbers: dict[Box, int] = {}
+
+    def marks(match: re.Match[str]) -> str:
+        boxes = sample.regions[int(match[1])].all_boxes
+        return "".join(f"[{numbers.setdefault(box, len(numbers) + 1)}]" for box in boxes)
+
+    lines = [" ".join(REGION_MARK.sub(marks, text[a:b]).split()) for a, b in step_spans(text)]
     question = sample.turns[0].text.replace("<image>\n", "")
     with Image.open(io.BytesIO(sample.image_bytes[0])) as image:
         picture = ImageOps.exif_transpose(image).convert("RGB")
-    words = " ".join(REGION_MARK.sub("", text).split())
     stream = io.BytesIO()
-    draw_picture(Picture(picture, question, words, predicted=steps)).save(stream, "JPEG", quality=80)
+    draw_numbered(picture, question, lines, list(numbers)).save(stream, "JPEG", quality=80)
     return stream.getvalue()
