@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -179,3 +180,28 @@ def asked(body: dict[str, Any]) -> str:
             content = content[-1]["text"]
         messages.append({"role": message["role"], "content": content})
     return request_hash("", messages, images, None, 0)
+
+
+def invented(text: str) -> str:
+    return re.sub(rf"\b({'|'.join(KINDS)})\b(?= \[\[)", "unicorn", text)
+
+
+def whole(text: str) -> str:
+    return re.sub(r"\[\[[\d,]+\]\]", "[[000,000,999,999]]", text)
+
+
+def swapped(text: str) -> str:
+    boxes = list(dict.fromkeys(re.findall(r"\[\[[\d,]+\]\]", text)))
+    if len(boxes) < 2:
+        return text
+    return text.replace(boxes[0], "#").replace(boxes[1], boxes[0]).replace("#", boxes[1])
+
+
+def turned(text: str) -> str:
+    pairs = [("to the left of", "to the right of"), ("above", "below"), ("more of", "less of"), ("larger", "smaller")]
+    for one, two in pairs:
+        text = re.sub(f"{one}|{two}", lambda m, one=one, two=two: two if m[0] == one else one, text)
+    return text
+
+
+LIES = (invented, whole, swapped, turned)

@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.unit.generation_samples import KINDS, Recorder, Server, input_shard, read
+from tests.unit.generation_samples import KINDS, LIES, Recorder, Server, input_shard, read
 from ts_lightning.cli import main
 from ts_lightning.data import index_shards
 from ts_lightning.data.reader import ShardReader
+from ts_lightning.pipelines.generate import annotated
 from ts_lightning.pipelines.llm_client import OpenAIChat, Pace, RequestFailed, Usage
+from ts_lightning.pipelines.quality import verdict
 from ts_lightning.pipelines.response_cache import CachedChat, request_hash
 from ts_lightning.pipelines.scenes import scenes
 from ts_lightning.pipelines.scout import SCHEMA, Scout
@@ -199,3 +202,28 @@ def test_errors_that_no_retry_helps_and_pace(tmp_path) -> None:
     with pytest.raises(RequestFailed):
         cached.chat([{"role": "user", "content": "hello"}])
     assert (tmp_path / "c.jsonl").read_bytes() == b""
+
+
+def test_a_lying_server_has_no_lie_counted_right_and_an_honest_one_is_kept(tmp_path: Path) -> None:
+    path = input_shard(tmp_path / "in", 30)
+    backend = Recorder(codec="cogvlm", most=16, vocabulary=KINDS)
+    maker = Scout(backend, backend, most=16, negatives=0.0)
+    for scene in scenes(shard_samples(path)):
+        list(maker(scene))
+    steps = {request: text for request, text in backend.heard.items() if text.startswith("Step 1")}
+    lied: dict[str, str] = {}
+    for number, (request, text) in enumerate(steps.items()):  # each kind of lie in turn, or the next one that fits
+        told = (lie(text) for lie in (*LIES[number % 4 :], *LIES[: number % 4]))
+        lied[request] = next(one for one in told if one != text)
+    known = annotated([str(path)])
+    counts = {}
+    for name, heard in {"honest": backend.heard, "lying": backend.heard | lied}.items():
+        server = Server(heard)
+        assert run(arguments(path, tmp_path / name, server.url, most=16, negatives=0.0)) == 0
+        server.stop()
+        made = read(f"{tmp_path}/{name}/*.tar")
+        counts[name] = Counter(verdict(one, known[one.images[0].name]).verdict for one in made)
+    assert len(lied) == len(steps) >= 200
+    assert set(counts["lying"]) == {"unchecked"}  # and tagged so; the other lies are left out
+    assert counts["honest"] == {"right": counts["honest"]["right"]}
+    assert counts["honest"]["right"] >= 0.95 * len(steps)
