@@ -121,9 +121,9 @@ def test_coco_comes_back_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_unknown_dataset_and_missing_path_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
-    assert run("convert", "nothing") == 2
+    assert run("convert", "qqqq") == 2
     assert capsys.readouterr().err.startswith(
-        "ts-lightning: error: data convert: seen the data set 'nothing', expected one of art, "
+        "ts-lightning: error: data convert: seen the data set 'qqqq', expected one of art, "
     )
     assert run("convert", "gqa", tmp_path, "--out", tmp_path / "o") == 2
     message = capsys.readouterr().err
