@@ -18,6 +18,7 @@ class Finding:
     """What a paper says of two of its rows, and the suite whose questions decide it here.
 
     more: the row that is said to be better, less: the other. same: both are said to answer the same questions rightly.
+    less_suite: where the other row is asked the same questions in another suite.
     """
 
     claim: str
@@ -25,6 +26,7 @@ class Finding:
     more: str
     suite: str
     same: bool = False
+    less_suite: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def verdict(table: Table, finding: Finding, bench: Bench, seeds: Sequence[int]) 
     seen = [seed for seed in seeds if seed in less and seed in more]
     if not seen:
         return OPEN
-    a, b = ([one[seed]["right"][finding.suite] for seed in seen] for one in (less, more))
+    asked = (less, finding.less_suite or finding.suite), (more, finding.suite)
+    a, b = ([one[seed]["right"][suite] for seed in seen] for one, suite in asked)
     found = paired(_shares(a), _shares(b))
     figures = f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f}; {len(a[0])} questions, seeds {seen})"
     if finding.same:

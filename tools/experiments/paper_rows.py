@@ -25,6 +25,7 @@ from ts_lightning.runs.run import quiet_trainer
 from ts_lightning.training import SFT, BaseModule
 
 SHARDS = "data_shards/toy_world"  # as the shipped configurations and the rows name it
+CHECKPOINT_EVERY = 25  # steps
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -32,17 +33,16 @@ RESULTS = Path(__file__).parent / "results"
 class World:
     """What a table's rows learn from and are asked: `render(folder, size)`, and the held-out suites.
 
-    suites: name -> (shards in SHARDS, protocol). figures: of each protocol, those that are kept.
+    suites: name -> (shards in the folder, protocol), and by how much the boxes of the questions are off.
     """
 
     render: Callable[[Path, float], None]
-    suites: Mapping[str, tuple[str, str]]
+    suites: Mapping[str, tuple[str, str] | tuple[str, str, float]]
 
 
-KEPT = {
+KEPT = {  # the figures of a protocol that are kept
     "rec": ("acc50", "miou", "unparsed"),
     "answers": ("accuracy",),
-    "contains": ("accuracy",),
     "steps": ("right", "answer_acc", "step_recall", "rejection_rate", "false_rejection_rate"),
 }
 
@@ -125,7 +125,7 @@ class Bench:
 
     def name(self, world: World, row: Row) -> str:
         """The first twelve digits of the sha256 of all that a row's figures depend on."""
-        whole = {**row.settings, "suites": dict(world.suites), "share": self.size.share, "steps": self.size.steps}
+        whole = {**row.settings, "suites": world.suites, "share": self.size.share, "steps": self.size.steps}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:12]
 
     def fit(self, row: Row, seed: int) -> dict[str, Any]:
@@ -135,8 +135,12 @@ class Bench:
         root = self.out / f"{digest}-seed{seed}"
         root.mkdir(parents=True, exist_ok=True)
         changes = json.loads(json.dumps(row.changes).replace('"{seed}"', str(seed)))
-        made = yaml.safe_dump({"over": row.config, "seed_everything": seed, **changes}, sort_keys=False)
-        (root / "row.yaml").write_text(made)
+        often = over(read_configuration(row.config or ""), changes)["trainer"]["callbacks"]
+        for callback in often:
+            if callback["class_path"].endswith("ModelCheckpoint"):  # a run that is stopped goes on from there
+                callback["init_args"]["every_n_train_steps"] = CHECKPOINT_EVERY
+        made = over({"over": row.config, "seed_everything": seed, **changes}, {"trainer": {"callbacks": often}})
+        (root / "row.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
         quiet = {"enable_progress_bar": "false", "limit_val_batches": 0, "num_sanity_val_steps": 0}
         options = [f"--trainer.{name}={value}" for name, value in quiet.items()] + [f"--data.init_args.seed={seed}"]
         if row.after:
@@ -151,9 +155,7 @@ class Bench:
 
 def scores(module: BaseModule, world: World, shards: Path, ask: Mapping[str, Any] = {}) -> dict[str, Any]:
     """`figures` ("known/acc50": 0.9) and `right` (a digit a question, 1 where it is answered rightly) of all suites."""
-    suites = {
-        name: ShardSource(f"{shards}/{files}", protocol=protocol) for name, (files, protocol) in world.suites.items()
-    }
+    suites = {name: ShardSource(**{**one, "shards": f"{shards}/{one['shards']}"}) for name, one in world.suites.items()}
     module.answer_as(**ask)
     loaders = quiet_trainer().predict(module, ShardDataModule(val=suites, eval_batch_size=100)) or []
     if loaders and isinstance(loaders[0][0], dict):
@@ -174,8 +176,8 @@ def scores(module: BaseModule, world: World, shards: Path, ask: Mapping[str, Any
 def in_words(world: World, shards: Path) -> dict[str, Any]:
     """What the untouched base says of the boxes of the suites of one box, asked for ranges in words."""
     base = PlainVLM(TinyBackbone(), train=["*"])
-    boxes = [name for name, (_, protocol) in world.suites.items() if protocol == "rec"]
-    found = {name: score_in_words(base, f"{shards}/{world.suites[name][0]}") for name in boxes}
+    boxes = {name: one[0] for name, one in world.suites.items() if one[1] == "rec"}
+    found = {name: score_in_words(base, f"{shards}/{files}") for name, files in boxes.items()}
     return {"figures": {f"{name}/{key}": round(value, 4) for name, one in found.items() for key, value in one.items()}}
 
 

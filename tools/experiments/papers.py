@@ -16,12 +16,12 @@ import time
 import warnings
 from pathlib import Path
 
-from tools.experiments import paper_report
+from tools.experiments import paper_picture, paper_report
 from tools.experiments.paper_rows import RESULTS, Bench, Size, by_name
-from tools.experiments.paper_tables import small, twist
+from tools.experiments.paper_tables import chatspot, mirg, small, twist
 
-TABLES = (*twist.TABLES, *small.TABLES)
-DOCS = Path("docs/papers.md")
+TABLES = (*twist.TABLES, *small.TABLES, *chatspot.TABLES, *mirg.TABLES)
+DOCS, PICTURE = Path("docs/papers.md"), Path("docs/images/skill_retention.png")
 
 
 def main() -> int:
@@ -58,6 +58,9 @@ def main() -> int:
             print(f"\n{text}")
             if not args.quick:
                 paper_report.write_docs(DOCS, table, text)
+        if not args.quick:
+            drawn = [table for table in TABLES if table.name in ("1", "3")]
+            print(f"{PICTURE}: {paper_picture.draw(drawn, bench, args.seeds, PICTURE)} rows")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -43,11 +43,13 @@ class Stepwise(RowLoss):
 
     step_loss: "sum" or "step_mean" (`stepwise_loss`). isolated: a step is conditioned on image and question only, as
     the equation is printed. R(g) is added up over the MoE layers with trainable routers; None leaves it out.
+    first_choice: R(g) counts each token's first expert alone, as DeepSpeed's does.
     """
 
     step_loss: str = "step_mean"
     balance_coeff: float | None = None
     isolated: bool = False
+    first_choice: bool = False
 
     def __post_init__(self) -> None:
         if self.step_loss not in STEP_LOSS_MODES:
@@ -60,6 +62,7 @@ class Stepwise(RowLoss):
             return {"loss": steps_B}
         balance_B = torch.zeros_like(steps_B)
         for probs_TE, ids_TK, row_T in zip(output["router_probs"], output["expert_ids"], output["rows"], strict=True):
-            balance_B = balance_B + load_balance_loss(probs_TE, ids_TK, row_T, len(steps_B))
+            counted = ids_TK[:, :1] if self.first_choice else ids_TK
+            balance_B = balance_B + load_balance_loss(probs_TE, counted, row_T, len(steps_B))
         balance_B = balance_B * (step_ids_BT >= 0).any(dim=1)  # of rows that count
         return {"loss": steps_B + self.balance_coeff * balance_B, "steps": steps_B, "balance": balance_B}

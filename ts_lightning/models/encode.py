@@ -235,6 +235,12 @@ class Encoder:
         tokenizer.add_tokens([AddedToken(text, normalized=False, special=True) for text in texts])
         return replace(self, tokenizer=tokenizer, base_tokenizer=base), pieces
 
+    def no_tokens_yet(self, texts: Sequence[str]) -> list[str]:
+        """Those of the texts that this tokenizer does not have as a token; "codec" stands for the codec's marks."""
+        named = [t for text in texts for t in (self.codec.special_tokens if text == "codec" else [text])]
+        known = self.tokenizer.get_vocab()
+        return [text for text in dict.fromkeys(named) if text not in known]
+
     def row_tokens(self, names: Sequence[str] | None) -> list[str]:
         """The texts that `train_token_rows` names; "codec" is what the codec writes coordinates with.
 

@@ -236,9 +236,7 @@ class TwinExpertVLM(VLM):
         self.encoder = replace(self.encoder, skills=(*self.encoder.skills, name))
 
     def _make_token_rows(self, existing: Sequence[str], new: Sequence[str]) -> TokenRows | None:
-        weight, known = self.backbone.embedding.weight, self.tokenizer.get_vocab()
-        new = [t for text in new for t in (self.codec.special_tokens if text == "codec" else [text])]
-        new = [text for text in dict.fromkeys(new) if text not in known]
+        weight, new = self.backbone.embedding.weight, self.encoder.no_tokens_yet(new)
         self.encoder, pieces = self.encoder.with_tokens(new) if new else (self.encoder, [])
         named = self.encoder.row_tokens(existing)
         encoder = self.encoder

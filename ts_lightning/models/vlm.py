@@ -5,6 +5,7 @@ Legend: B rows, T positions, N loss positions, H hidden size, V vocabulary.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any, TypeVar
@@ -253,8 +254,9 @@ class VLM(Recorded, nn.Module):
 class PlainVLM(VLM):
     """The backbone itself; `train` lists glob patterns of the backbone's parameters that train ("*" is all of them).
 
-    `init_from` may be a checkpoint of an earlier stage in which other parameters trained: what differs from the base
-    stays part of the trained state, so that the checkpoints of this stage hold both.
+    `new_tokens` become one token each (["codec"]: the codec's marks that the tokenizer lacks), in matrices that grow by
+    their rows. `init_from` may be a checkpoint of an earlier stage in which other parameters trained: what differs from
+    the base stays part of the trained state, so that the checkpoints of this stage hold both.
     """
 
     def __init__(
@@ -265,11 +267,14 @@ class PlainVLM(VLM):
         attention: str = "auto",
         init_from: str | None = None,
         quantization: str | None = None,
+        new_tokens: Sequence[str] = (),
     ) -> None:
         if quantization is not None and train:
             raise ValueError(f"quantization: seen {quantization!r} for a base that trains, expected null or train: []")
         super().__init__(backbone, activation_checkpointing, attention, quantization)
         backbone = self.backbone
+        if texts := self.encoder.no_tokens_yet(new_tokens):
+            self._add_tokens(texts)
         names = [name for name, _ in backbone.model.named_parameters()]
         for pattern in train:
             if not any(fnmatch(name, pattern) for name in names):
@@ -282,6 +287,20 @@ class PlainVLM(VLM):
         self.changed = {f"backbone.model.{name}" for name, p in backbone.model.named_parameters() if p.requires_grad}
         if init_from is not None:
             self.changed |= load_weights(self._parameters_by_name(), init_from, self.identity(), required=())
+
+    @torch.no_grad()
+    def _add_tokens(self, texts: list[str]) -> None:
+        """A row for each text, which starts at the mean of the rows of the pieces that spelled it."""
+        encoder, pieces = self.encoder.with_tokens(texts)
+        self.encoder = replace(encoder, base_tokenizer=None)  # every task says them
+        ids = self.encoder.token_ids(texts)
+        if max(ids) >= len(self.backbone.embedding.weight):
+            self.backbone.model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
+        head = self.backbone.head
+        rows = [self.backbone.embedding.weight, head.weight, *([] if head.bias is None else [head.bias])]
+        for matrix in rows:  # where head and embedding are tied, one of them twice
+            for token, spelled in zip(ids, pieces, strict=True):
+                matrix[token] = matrix[spelled].float().mean(0)
 
     def _parameters_by_name(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.named_parameters()}

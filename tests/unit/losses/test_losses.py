@@ -91,6 +91,18 @@ def test_load_balance_by_hand() -> None:
     torch.testing.assert_close(loss, torch.tensor([1.4, 1.0, 0.0]))
 
 
+def test_first_choice_counts_one_expert_a_token() -> None:
+    """Two tokens whose first expert is 0: f = (1, 0), p = (0.7, 0.3), R = 1.4; over both choices f = p, R = 1."""
+    probs = torch.tensor([[0.8, 0.2], [0.6, 0.4]])
+    output = {"logits": torch.zeros(1, 2), "targets": torch.tensor([0]), "positions": (torch.tensor([0]),) * 2}
+    output |= {"router_probs": [probs], "expert_ids": [torch.tensor([[0, 1], [0, 1]])], "rows": [torch.tensor([0, 0])]}
+    batch = {"step_ids": torch.tensor([[0]])}
+    found = [
+        Stepwise(balance_coeff=1.0, first_choice=first)(output, batch)["balance"].item() for first in (True, False)
+    ]
+    assert found == pytest.approx([1.4, 1.0])
+
+
 def load_balance_loop(probs: torch.Tensor, choices: torch.Tensor, rows: torch.Tensor, num_rows: int) -> torch.Tensor:
     out = []
     for row in range(num_rows):

@@ -305,3 +305,9 @@ def test_recomputed_activations_give_the_same_gradients(make: Any) -> None:
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():  # bitwise: a recomputed product is the same product
         assert torch.equal(gradient, gradients[1][name]), name
+
+
+def test_dropout_of_the_public_file_is_for_tuning_of_the_whole_model() -> None:
+    public = moe_public() | {"resid_pdrop": 0.1}
+    rates = [MoELlavaBackbone(config=public, dropout=on).model.config.text_config.resid_pdrop for on in (False, True)]
+    assert rates == [0.0, 0.1]

@@ -181,3 +181,27 @@ def test_weights_round_trip_and_refusals() -> None:
         twin(num_experts=2, every=2).load_trainable_state_dict(
             {n: v[:1] if v.ndim else v for n, v in one.trainable_state_dict().items()}
         )
+
+
+def test_new_tokens_of_a_plain_vlm_are_rows_of_its_matrices() -> None:
+    base, new = PlainVLM(backbone()).eval(), ["<point>", "</point>"]
+    vlm = PlainVLM(backbone(), new_tokens=[*new, "<box>"]).eval()  # the last one is a token already
+    size, ids = len(base.backbone.embedding.weight), vlm.encoder.token_ids(new)
+    assert ids == [size, size + 1]
+    pieces = [base.tokenizer(text, add_special_tokens=False)["input_ids"] for text in new]
+    assert min(map(len, pieces)) > 1
+    for matrix, old in zip(
+        (vlm.backbone.embedding.weight, vlm.backbone.head.weight),
+        (base.backbone.embedding.weight, base.backbone.head.weight),
+        strict=True,
+    ):
+        expected = torch.stack([old[ids].mean(0) for ids in pieces])
+        torch.testing.assert_close(matrix[size:], expected)
+        assert torch.equal(matrix[:size], old)
+    said = [sample for sample in UNDERSTANDING]
+    with torch.no_grad():
+        torch.testing.assert_close(vlm(batch(vlm, said))["logits"][:, :size], base(batch(base, said))["logits"])
+    again = PlainVLM(backbone(), new_tokens=new)
+    vlm.backbone.embedding.weight.data += 1.0
+    again.load_trainable_state_dict(vlm.trainable_state_dict())
+    assert torch.equal(again.backbone.embedding.weight, vlm.backbone.embedding.weight)

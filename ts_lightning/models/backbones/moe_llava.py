@@ -61,6 +61,7 @@ class MoELlavaBackbone(LlavaBackbone):
         dtype: Of the weights.
         codec: Notation of regions.
         codec_grid: Another grid than the notation's own.
+        dropout: The rates of the public file (resid_pdrop ...), for tuning of the whole model; else none.
     """
 
     model_types = ("moe_llava_phi", "llava_phi")
@@ -77,6 +78,7 @@ class MoELlavaBackbone(LlavaBackbone):
         dtype: str = "float32",
         codec: str = "scout",
         codec_grid: str | None = None,
+        dropout: bool = False,
     ) -> None:
         super(LlavaBackbone, self).__init__()
         if (pretrained is None) == (config is None):
@@ -92,7 +94,7 @@ class MoELlavaBackbone(LlavaBackbone):
             # the original splices features at id -200 and pads with its end mark; ours are tokens of their own
             tokenizer = load_tokenizer(folder, "<image>", PHI.end)
         check_public(self.public, pretrained or "config")
-        settings = llava_config(self.public, _tower_config(self.public, image_tower), tokenizer)
+        settings = llava_config(self.public, _tower_config(self.public, image_tower), tokenizer, dropout)
         with with_seed(seed):
             self.model = random_model(settings, dtype)
             moe = self.public.get("moe")
@@ -199,10 +201,17 @@ def check_public(public: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where}: {name}: seen {seen[name]!r}, expected {' or '.join(map(repr, values))}")
 
 
-def llava_config(public: Mapping[str, Any], vision: Any, tokenizer: Any) -> Any:
-    """The transformers config of a public MoE-LLaVA config; the vocabulary has room for tokens that were added."""
+DROPOUT = ("resid_pdrop", "embd_pdrop", "attention_dropout")
+
+
+def llava_config(public: Mapping[str, Any], vision: Any, tokenizer: Any, dropout: bool = False) -> Any:
+    """The transformers config of a public MoE-LLaVA config; the vocabulary has room for tokens that were added.
+
+    dropout: with the file's own rates, for tuning of the whole model; a frozen base has none.
+    """
     image_id = tokenizer.convert_tokens_to_ids("<image>")
     added = max(tokenizer.get_added_vocab().values())
+    rates: dict[str, Any] = {name: public.get(name, 0.0) if dropout else 0.0 for name in DROPOUT}
     text = PhiConfig(
         vocab_size=max(public["vocab_size"], added + 1),
         **{name: public[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")},
@@ -217,6 +226,7 @@ def llava_config(public: Mapping[str, Any], vision: Any, tokenizer: Any) -> Any:
             "partial_rotary_factor": public.get("partial_rotary_factor", 0.5),
         },
         tie_word_embeddings=public.get("tie_word_embeddings", False),
+        **rates,
     )
     return LlavaConfig(
         vision_config=vision,
