@@ -155,7 +155,10 @@ class Bench:
 
 def scores(module: BaseModule, world: World, shards: Path, ask: Mapping[str, Any] = {}) -> dict[str, Any]:
     """`figures` ("known/acc50": 0.9) and `right` (a digit a question, 1 where it is answered rightly) of all suites."""
-    suites = {name: ShardSource(**{**one, "shards": f"{shards}/{one['shards']}"}) for name, one in world.suites.items()}
+    suites = {
+        name: ShardSource(f"{shards}/{files}", protocol=protocol, box_noise=sum(noise))
+        for name, (files, protocol, *noise) in world.suites.items()
+    }
     module.answer_as(**ask)
     loaders = quiet_trainer().predict(module, ShardDataModule(val=suites, eval_batch_size=100)) or []
     if loaders and isinstance(loaders[0][0], dict):
