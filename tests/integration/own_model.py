@@ -1,6 +1,6 @@
 """Your VLM, your data: init, fit, evaluate, ask and export by real commands, families x layouts of real photographs.
 
-    python -m tests.integration.own_model --out outputs/own_model [--seconds 600]
+    python -m tests.integration.own_model --out outputs/own_model [--seconds 600] [--fork]
 
 makes small random models in their public folder layouts, and data sets in theirs out of ../shared/real/coco_mini, and
 runs the five commands on each pair; no file is edited in between. A line a case goes to OUT/results.jsonl as it ends;
@@ -9,16 +9,19 @@ cases that are there already are not run again. It prints the table, and exits w
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
 from tests.unit.models.hf_families import make_folder
+from ts_lightning.cli import main as main_command
 
 ROOT = Path(__file__).parents[2]
 COCO = ROOT.parent / "shared/real/coco_mini"
@@ -150,6 +153,21 @@ def command(words: list[str]) -> int:
     return said.returncode
 
 
+def forked(words: list[str]) -> int:
+    """The command in a process that is forked from this one: what takes seconds to import has been imported."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        try:
+            status = main_command(words)
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        os._exit(int(status))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def case(
     family: str, layout: str, folder: Path, steps: int = 20, call: Callable[[list[str]], int] = command
 ) -> dict[str, Any]:
@@ -190,6 +208,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after so many")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--fork", action="store_true", help="fork the processes of the commands: no imports in each")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     log, began = args.out / "results.jsonl", time.monotonic()
@@ -200,7 +219,7 @@ def main() -> int:
             continue
         folder = args.out / f"{family}-{layout}"
         shutil.rmtree(folder, ignore_errors=True)
-        results.append(case(family, layout, folder, args.steps))
+        results.append(case(family, layout, folder, args.steps, forked if args.fork else command))
         print(json.dumps(results[-1]), flush=True)
         with log.open("a") as file:
             file.write(json.dumps(results[-1]) + "\n")
