@@ -20,6 +20,7 @@ def init(
     method: Literal["twist", "lora", "full", "grpo"] = "twist",
     images: Path | None = None,
     codec: str | None = None,
+    frame: Literal["original", "padded_square"] | None = None,
 ) -> None:
     """Write a run: shards of your data, and a configuration that trains your model on them, a reason beside each value.
 
@@ -34,6 +35,7 @@ def init(
         method: twist (understanding stays bit by bit), lora, full, or grpo (the reward is the IoU)
         images: folder of the pictures, where they are not beside the data
         codec: notation of the boxes in the texts of a LLaVA JSON (docs/coordinates.md); words when missing
+        frame: of these boxes, where it is not the notation's own: original (of the picture) or padded_square
     """
     if (out / "fit.yaml").exists():
         raise ValueError(f"out: seen {out / 'fit.yaml'}, expected a new folder")
@@ -44,7 +46,7 @@ def init(
     if codec is not None:
         if kind.converter != "llava":
             raise ValueError(f"codec: seen {codec!r} for {kind.reason}, expected it for a LLaVA JSON only")
-        kind = replace(kind, options={"codec": codec})
+        kind = replace(kind, options={"codec": codec, "frame": frame})
     print(f"data: {kind.path}: {kind.reason}")
     start = started(vlm, method)
     found = shards(kind, out, images)

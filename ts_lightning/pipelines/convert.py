@@ -127,7 +127,7 @@ def _samples(
 ) -> Iterator[Sample]:
     read = reader(name)
     if name != "coco-regions":
-        if told.path is None and options.get("annotations") is None:
+        if told.path is None and options.get("annotations") is None and options.get("captions") is None:
             raise ValueError(f"{name}: seen no PATH, expected the data set's folder or file")
         return read(told.path, pictures, **options)
     ids = import_module(read.__module__).subset(options["annotations"], told.subset, options["seed"])

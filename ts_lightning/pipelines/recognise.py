@@ -113,6 +113,14 @@ def _coco(data: Path, content: dict[str, Any]) -> Kind:
     """COCO's layout under any name; MDETR's RefCOCO files have its keys too, and a caption in each image."""
     images = content["images"] if isinstance(content["images"], list) else []
     first = images[0] if images and isinstance(images[0], dict) else {}
+    notes = content["annotations"]
+    if (
+        isinstance(notes, list)
+        and notes
+        and isinstance(notes[0], dict)
+        and not {"bbox", "segmentation"} & notes[0].keys()
+    ):
+        raise ValueError(f"data: seen annotations of {sorted(notes[0])[:5]} in {data}, expected some with bbox")
     beside = _beside(data, str(first.get("file_name", "")))
     if "caption" in first:
         return Kind("refcoco", data, "MDETR's RefCOCO file", images=beside)

@@ -512,6 +512,35 @@ def test_yolo_folders(tmp_path: Path, names: str, layout: tuple[str, str]) -> No
     }
 
 
+def test_boxes_of_a_conversation_are_scored_in_the_frame_that_is_named(tmp_path: Path) -> None:
+    said = [{"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": "[0.100,0.200,0.500,0.600]"}]
+    put(tmp_path / "a.json", [{"image": "a.jpg", "conversations": said}])
+    photo(tmp_path / "images/a.jpg", (100, 50))
+    (padded,) = llava.read(tmp_path / "a.json", codec="shikra")
+    (plain,) = llava.read(tmp_path / "a.json", codec="shikra", frame="original")
+    assert plain.regions[0].box == pytest.approx((0.1, 0.2, 0.5, 0.6))
+    assert padded.regions[0].box == pytest.approx((0.1, 0.0, 0.5, 0.7))  # the square has 25 rows above the picture
+    assert plain.answer is not None
+    assert plain.answer.regions == [0]
+    row = {"messages": [{"role": "user", "content": "<image>Where?"}, {"role": "assistant", "content": "<bbox>"}]}
+    put(tmp_path / "b.json", [row | {"images": ["images/a.jpg"], "objects": {"bbox": [[10, 10, 50, 30]]}}])
+    (swift,) = ms_swift.read(tmp_path / "b.json")
+    assert swift.answer is not None
+    assert swift.answer.regions == [0]
+
+
+def test_captions_alone(tmp_path: Path) -> None:
+    photo(tmp_path / "a.jpg", (100, 50))
+    captions = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "annotations": [{"id": 1, "image_id": 1, "caption": "Hi."}],
+    }
+    file = put(tmp_path / "c.json", captions)
+    out = ["--images", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(["data", "convert", "coco", "--captions", str(file), *out]) == 0
+    assert main(["data", "convert", "coco", "--captions", str(file), *out, "--tasks", "localization,caption"]) == 0
+
+
 def test_all_of_a_name_and_labels_beside_the_pictures(tmp_path: Path) -> None:
     put(tmp_path / "classes.txt", "cat\nhot dog\n")
     put(tmp_path / "a.txt", "0 0.5 0.5 0.2 0.4\n0 0.1 0.1 0.2 0.2\n1 0.5 0.5 0.2 0.2\n")

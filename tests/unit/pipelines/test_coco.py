@@ -182,7 +182,7 @@ def test_displayed_sizes_and_formats():
 def test_real_photos(tmp_path, capsys):
     notes = REAL / "annotations"
     arguments = ["--images", REAL / "train2017", "--annotations", notes / "instances_train2017.json", "--out", tmp_path]
-    arguments += ["--tasks", '["localization"]']
+    arguments += ["--tasks", "localization"]
     assert main(["data", "convert", "coco", *map(str, arguments)]) == 0
     assert "171 records: 171 localization" in capsys.readouterr().out
     manifest = index_shards(f"{tmp_path}/*.tar")

@@ -62,6 +62,11 @@ def test_shards_and_pictures_of_a_file(tmp_path: Path) -> None:
         ("a.json", "{", "expected a folder, a JSON or JSON lines"),
         ("a.txt", "", "expected images, conversations or messages"),
         ("b/c.txt", "", "seen c.txt in .*, expected a folder of COCO"),
+        (
+            "a.json",
+            json.dumps(COCO | {"annotations": [{"caption": "a dog"}]}),
+            "seen annotations of .*caption.*, expected some with bbox",
+        ),
         ("no.json", None, "seen no such file, expected a folder, a JSON or JSON lines"),
     ],
 )

@@ -1,10 +1,11 @@
 """`ts-lightning data convert NAME`: a converter is found by its name, and its `read` says what else it takes."""
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from inspect import getdoc
-from typing import Any
+from typing import Any, get_type_hints
 
 from ts_lightning.cli.nearest import nearest
 from ts_lightning.cli.parsing import add_fields, new_parser, parse
@@ -50,6 +51,13 @@ def convert(words: Sequence[str]) -> int:
     return 0
 
 
+def listed(words: Sequence[str], read: Callable[..., Any]) -> list[str]:
+    """The words with `--tasks localization,all` as the list that an option of several values takes."""
+    several = {f"--{option}" for option, hint in get_type_hints(read).items() if "tuple" in str(hint)}
+    pairs = zip(words, ["", *words], strict=False)
+    return [json.dumps(word.split(",")) if before in several and word[:1] != "[" else word for word, before in pairs]
+
+
 def arguments(name: str, words: Sequence[str]) -> tuple[Conversion, dict[str, Any]]:
     """What the words after a data set's name tell every converter, and its own options; ValueError for wrong ones."""
     if name not in converters.NAMES:
@@ -61,6 +69,6 @@ def arguments(name: str, words: Sequence[str]) -> tuple[Conversion, dict[str, An
     known = add_fields(parser, Conversion, skip={"path", *([] if name == "coco-regions" else ["subset"])})
     skip: set[str | int] = {"path", "pictures", "images", "dropped", "image_ids"}
     known += [f"--{option}" for option in parser.add_function_arguments(read, skip=skip, sub_configs=False)]
-    values = vars(parse(parser, words, f"{PROG} {name}", known))
+    values = vars(parse(parser, listed(words, read), f"{PROG} {name}", known))
     told = {field.name: values.pop(field.name) for field in fields(Conversion) if field.name in values}
     return Conversion(**told), values

@@ -81,6 +81,8 @@ def read(
     wanted = tasks or (most if subset is None else TASKS[:1])
     if unknown := set(wanted) - {*TASKS, *MORE}:
         raise ValueError(f"tasks: seen {sorted(unknown)[0]!r}, expected {', '.join((*TASKS, *MORE))}")
+    if annotations is None and path is None and captions is not None:
+        annotations, captions = captions, None
     if annotations is not None:
         yield from photos(pictures, Path(annotations), captions, wanted, subset, "coco")
         return

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from ts_lightning.data.sample import IMAGE_MARK, SampleRegion
+from ts_lightning.data.sample import IMAGE_MARK, REGION_MARK, SampleRegion
 from ts_lightning.grounding.codecs import Codec
 from ts_lightning.grounding.codecs.base import Mention
 from ts_lightning.pipelines.converters.mig_bench import image_index
@@ -91,6 +91,12 @@ def with_boxes(texts: Sequence[str], pictures: Sequence[Picture], codec: Codec) 
     if left := next((match for text in out if (match := _BOX_LIKE.search(text))), None):
         raise LeftOut(UNREAD, left[0])
     return out, regions
+
+
+def answered(texts: Sequence[str]) -> list[int] | None:
+    """The regions that the last answer names, which is what is scored; None for an answer in words."""
+    named = [int(index) for index in REGION_MARK.findall(texts[-1])] if texts else []
+    return list(dict.fromkeys(named)) or None
 
 
 def count_unread(texts: Sequence[str], where: str, dropped: Dropped) -> None:

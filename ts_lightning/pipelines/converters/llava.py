@@ -9,7 +9,7 @@ from typing import Any
 from ts_lightning.data.sample import IMAGE_MARK, Sample, SampleRegion
 from ts_lightning.grounding.codecs import Codec, get_codec
 from ts_lightning.grounding.resizing import resize_rule
-from ts_lightning.pipelines.converters.conversation import count_unread, paired, with_boxes, with_marks
+from ts_lightning.pipelines.converters.conversation import answered, count_unread, paired, with_boxes, with_marks
 from ts_lightning.pipelines.converters.files import rows
 from ts_lightning.pipelines.converters.mig_bench import all_pictures
 from ts_lightning.pipelines.converters.source import LeftOut, Pictures, clean, make, pick, stems
@@ -21,25 +21,28 @@ def read(
     codec: str | None = None,
     task: str | None = None,
     template: str | None = None,
+    grid: str | None = None,
+    frame: str | None = None,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
 ) -> Iterator[Sample]:
     """One sample a row of a JSON list or JSON lines (`image` or `images`); rows without a picture are text only.
 
     With `codec` boxes of the texts in that notation become regions (of the picture that the notation or the text
-    names), and a conversation whose answers have boxes is of task grounding; one without any box in its answers keeps
-    its text and is counted. A row is left out where a box can't be read or picture marks don't fit the pictures. `task`
-    sets the task of all rows. `template` names a file of prompts that wrap the questions ({question}) or stand in their
-    place. `min_pixels` and `max_pixels` bound the area of the resized picture that boxes of qwen2_5_vl are pixels of;
-    without them they are pixels of the picture as it is. Rows that `ts-lightning data export` wrote come back as they
-    were.
+    names), and a conversation whose answers have boxes is of task grounding, scored by those of the last one; one
+    without any box in its answers keeps its text and is counted. `grid` (100, 1000, decimals:3, pixels) and `frame`
+    (original, padded_square) take the place of the notation's own. A row is left out where a box can't be read or
+    picture marks don't fit the pictures. `task` sets the task of all rows. `template` names a file of prompts that wrap
+    the questions ({question}) or stand in their place. `min_pixels` and `max_pixels` bound the area of the resized
+    picture that boxes of qwen2_5_vl are pixels of; without them they are pixels of the picture as it is. Rows that
+    `ts-lightning data export` wrote come back as they were.
     """
     path, pictures = Path(path), pictures or Pictures()
     files = sorted([*path.glob("*.json"), *path.glob("*.jsonl")]) if path.is_dir() else [path]
     files = [file for file in files if file.name != "dataset_info.json" or file == path]
     if not files:
         raise ValueError(f"{path}: seen no *.json or *.jsonl, expected conversations in it")
-    notation = _notation(codec, min_pixels, max_pixels) if codec else None
+    notation = _notation(codec, grid, frame, min_pixels, max_pixels) if codec else None
     named = stems(files)
     what = "LLaVA's conversations"
     for file in files:
@@ -67,10 +70,11 @@ def safe_names(row: dict[str, Any]) -> list[str]:
         return []  # said where the row is made
 
 
-def _notation(name: str, min_pixels: int | None, max_pixels: int | None) -> Codec:
+def _notation(name: str, grid: str | None, frame: str | None, min_pixels: int | None, max_pixels: int | None) -> Codec:
     space = get_codec(name).space
+    space = replace(space, grid=grid or space.grid, frame=frame or space.frame)
     if min_pixels is None and max_pixels is None:
-        return get_codec(name)
+        return get_codec(name, space)
     if space.frame != "resized":
         raise ValueError(f"--min_pixels, --max_pixels: seen with codec {name}, expected qwen2_5_vl")
     return get_codec(name, replace(space, resized=resize_rule(min_pixels, max_pixels)))
@@ -104,7 +108,7 @@ def _row(
     else:
         count_unread(texts, where, pictures.dropped)
     kind = task or ("grounding" if any("{region:" in text for text in texts[1::2]) else "understanding")
-    fields: dict[str, Any] = {"task": kind, "subtask": "conversation", "regions": regions}
+    fields: dict[str, Any] = {"task": kind, "subtask": "conversation", "regions": regions, "answer": answered(texts)}
     if "accu_reward_method" in row:
         fields["meta"] = {"accu_reward_method": row["accu_reward_method"]}
     key = f"{stem}-{number:07d}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_lightning.data.sample import IMAGE_MARK, Sample, SampleRegion
-from ts_lightning.pipelines.converters.conversation import count_unread, paired, with_marks
+from ts_lightning.pipelines.converters.conversation import answered, count_unread, paired, with_marks
 from ts_lightning.pipelines.converters.files import rows
 from ts_lightning.pipelines.converters.llava import picture_names, restore, safe_names
 from ts_lightning.pipelines.converters.mig_bench import all_pictures
@@ -55,7 +55,7 @@ def _row(where: str, stem: str, number: int, row: dict[str, Any], pictures: Pict
         count_unread(marked, where, pictures.dropped)
     pairs = list(zip(marked[::2], marked[1::2], strict=True))
     fields: dict[str, Any] = {"task": task if regions else "understanding", "subtask": "conversation"}
-    return make(stem, f"{stem}-{number:07d}", known, pairs, regions=regions, **fields)
+    return make(stem, f"{stem}-{number:07d}", known, pairs, regions=regions, answer=answered(marked), **fields)
 
 
 def _text(content: Any) -> Any:
