@@ -3,13 +3,17 @@
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["ask", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`ts_lightning.load(path)`: torch and Lightning are imported when it is asked for, not before."""
+    """`load(path)` and `ask(vlm, images, question)`: torch and Lightning are imported with them, not before."""
     if name == "load":
         from ts_lightning.runs.load import load
 
         return load
+    if name == "ask":
+        from ts_lightning.runs.ask import ask
+
+        return ask
     raise AttributeError(f"module 'ts_lightning' has no attribute {name!r}")

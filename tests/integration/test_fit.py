@@ -15,6 +15,7 @@ from ts_lightning.cli import main
 from ts_lightning.data import ShardDataModule, ShardSource
 from ts_lightning.models import TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.runs.export import write_checkpoint
 from ts_lightning.runs.load import load
 from ts_lightning.training import SFT, StepwiseSFT
 
@@ -256,9 +257,33 @@ def test_module_built_in_python_saves_and_loads(shards: str, tmp_path: Path) -> 
     assert not {"hyper_parameters", "class_path", "data_config"} & stored.keys()
 
 
-def test_what_is_not_plain_is_refused() -> None:
+def test_a_function_trains_and_is_refused_where_it_would_be_saved(shards: str, tmp_path: Path) -> None:
+    module = StepwiseSFT(tiny_vlm(), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    plainly = ShardDataModule(train=shards, val={"toy": {"shards": shards}}, global_batch_size=4, micro_batch_size=2)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=1, limit_val_batches=1, enable_checkpointing=False, default_root_dir=tmp_path,
+        use_distributed_sampler=False, **quiet,
+    )  # fmt: skip
+    trainer.fit(module, plainly)
     with pytest.raises(ValueError, match=r"optimizer: seen function .*expected a plain value"):
-        StepwiseSFT(tiny_vlm(), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+        trainer.save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"max_new_tokens: seen set"):
+        StepwiseSFT(tiny_vlm(), max_new_tokens={1})
+
+
+def test_a_checkpoint_from_python_validates_by_the_command(
+    shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = StepwiseSFT(tiny_vlm(), max_new_tokens=4)
+    write_checkpoint(module, tmp_path / "x.ckpt")
+    suites = ["--data.init_args.val", json.dumps({"toy": {"shards": shards, "max_samples": 2}})]
+    root = ["--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.enable_progress_bar", "false"]
+    assert main(["validate", "--ckpt_path", str(tmp_path / "x.ckpt"), *suites, *root]) == 0
+    assert "val/toy/" in capsys.readouterr().out
+    (tmp_path / "over.yaml").write_text("model: {init_args: {max_new_tokens: 8}}")
+    assert main(["fit", "-c", str(tmp_path / "over.yaml")]) == 2
+    assert "model: seen no class_path, expected a whole configuration: -c fit/NAME.yaml" in capsys.readouterr().err
 
 
 def test_full_fine_tuning_trains_everything(shards: str, tmp_path: Path) -> None:

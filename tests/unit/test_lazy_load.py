@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import ts_lightning
+from ts_lightning.runs.ask import ask
 from ts_lightning.runs.load import load
 
 
@@ -13,5 +14,6 @@ def test_load_is_offered_at_the_top_and_nothing_heavy_is_imported() -> None:
     code = "import sys, ts_lightning; assert not {'torch', 'lightning', 'numpy', 'transformers'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert ts_lightning.load is load
+    assert ts_lightning.ask is ask
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ts_lightning.nothing

@@ -40,6 +40,7 @@ from ts_lightning.runs.yaml_loader import restrict_yaml
 from ts_lightning.training import BaseModule, PredictionWriter, Progress
 
 DEBUG_VARIABLE = "TS_LIGHTNING_DEBUG"
+DATA = {"class_path": "ts_lightning.data.ShardDataModule"}  # where nothing names another: --data.init_args.val alone
 USER_ERRORS = (ValueError, OSError, ArgumentError, MisconfigurationException, ModuleNotFoundError)
 
 
@@ -120,6 +121,11 @@ class TSLightningCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
+            if base := re.match(
+                r"[^']*'?(model|data)'?.*(BaseModule|LightningDataModule)' is not allowed", str(error), re.S
+            ):
+                expected = "a whole configuration: -c fit/NAME.yaml before yours, or `over: fit/NAME.yaml` in it"
+                raise ValueError(f"{base[1]}: seen no class_path, expected {expected}") from None
             if (unknown := re.search(r"unrecognized arguments: (--[^\s=]+)", str(error))) is None:
                 raise
             raise ValueError(
@@ -281,7 +287,7 @@ def with_stored_config(args: Sequence[str]) -> list[str]:
         return _with_folder(args, path)
     checkpoint = CheckpointIO().load_checkpoint(path)
     model = stored_model(checkpoint, path)
-    stored = {"model": model if args[0] == "fit" else answering(model)}
+    stored = {"model": model if args[0] == "fit" else answering(model), "data": DATA}
     if data := stored_data(checkpoint, path):
         stored["data"] = data
     return [args[0], "--config", json.dumps(stored), *args[1:]]
@@ -300,7 +306,7 @@ def _with_folder(args: list[str], folder: str) -> list[str]:
         expected = "expected a checkpoint (the vlm's init_from starts from a folder)"
         raise ValueError(f"--ckpt_path: seen the folder {folder}, {expected}")
     rest = _without(args, "--ckpt_path")[1:]
-    return [args[0], "--config", json.dumps({"model": folder_model(folder)}), *rest]
+    return [args[0], "--config", json.dumps({"model": folder_model(folder), "data": DATA}), *rest]
 
 
 def _with_our_io(plugins: list[Any]) -> list[Any]:
@@ -390,6 +396,7 @@ def _quiet() -> None:
         ".*Experiment logs directory .* exists and is not empty.*",
         ".*recommended to use .self.log.*sync_dist=True.*",  # our metrics are reduced already
         ".*`srun` command is available.*",
+        ".*is smaller than the logging interval.*",  # an epoch's batches: steps are counted over epochs
     )
     for text in advice:
         warnings.filterwarnings("ignore", message=text)

@@ -15,7 +15,7 @@ from ts_lightning.data.order import STATE_VERSION, EvalBatches, Shares, StreamSt
 from ts_lightning.data.reader import Draws, ShardDataset, ShardReader
 from ts_lightning.data.remote import Ahead, is_remote
 from ts_lightning.data.sample import Sample
-from ts_lightning.data.source import TRAIN_SHARDS, ShardSource, mixture_sha256
+from ts_lightning.data.source import TRAIN_SHARDS, ShardSource, mixture_sha256, source_of
 
 
 class ShardDataModule(L.LightningDataModule):
@@ -76,16 +76,18 @@ class ShardDataModule(L.LightningDataModule):
         for name, size in {**sizes, "eval_batch_size": eval_batch_size, "shuffle_window": shuffle_window}.items():
             if size < 1:
                 raise ValueError(f"data.{name}: seen {size}, expected at least 1")
-        known = list((val or {}) | (test or {}))
+        train, predict = (source_of(one) if one is not None else None for one in (train, predict))
+        mix, val, test = ({k: source_of(one) for k, one in (named or {}).items()} for named in (mix, val, test))
+        known = list(val | test)
         if unknown := [name for name in suites or [] if name not in known]:
             raise ValueError(f"data.suites: seen {unknown[0]!r}, expected some of {known}")
         chosen = known if suites is None else suites
         if train is not None and mix:
             raise ValueError("data.mix: seen it beside data.train, expected one of them")
         self._train = train
-        self._training = {"train": train} if train is not None else {f"train.{k}": v for k, v in (mix or {}).items()}
-        self._val = {name: self._named(source) for name, source in (val or {}).items() if name in chosen}
-        self._test = {name: self._named(source) for name, source in (test or val or {}).items() if name in chosen}
+        self._training = {"train": train} if train is not None else {f"train.{k}": v for k, v in mix.items()}
+        self._val = {name: self._named(source) for name, source in val.items() if name in chosen}
+        self._test = {name: self._named(source) for name, source in (test or val).items() if name in chosen}
         self._predict = self._val if predict is None else {"predict": predict}
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size

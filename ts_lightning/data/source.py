@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ts_lightning.data.manifest import Manifest, check_manifest, index_shards
 
@@ -42,6 +43,15 @@ class ShardSource:
         if self.manifest is not None:
             check_manifest(whole, Path(self.manifest))
         return whole.with_tags(self.include_tags, self.exclude_tags).head(self.max_samples)
+
+
+def source_of(value: Any) -> ShardSource:
+    """A source, or its shards alone (a path or several), or its fields by name."""
+    if isinstance(value, ShardSource):
+        return value
+    if isinstance(value, dict):
+        return ShardSource(**value)
+    return ShardSource([str(one) for one in value] if isinstance(value, list | tuple) else str(value))
 
 
 def mixture_sha256(parts: list[tuple[str, float, str]]) -> str:

@@ -116,7 +116,9 @@ def load_weights(
     needed = set(own if required is None else required)
     if different := sorted((needed - source.keys()) | (source.keys() - own.keys())):
         which = "no" if different[0] in own else "an unknown"
-        raise ValueError(f"checkpoint: seen {which} weight {different[0]}, expected the {len(needed)} trained weights")
+        options = "the options that it was trained with: every, num_experts, rank, targets"
+        expected = f"expected the {len(needed)} trained weights ({options})"
+        raise ValueError(f"checkpoint: seen {which} weight {different[0]}, {expected}")
     for name, value in source.items():
         if value.shape != own[name].shape:
             shapes = f"seen shape {list(value.shape)}, expected {list(own[name].shape)}"

@@ -1,5 +1,6 @@
 """What a checkpoint of ours holds: the trained weights, one configuration, the base and the versions beneath."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -21,9 +22,26 @@ class TrainedModule(Protocol):
     def hparams(self) -> Any: ...
 
 
+class NotStored(str):
+    """Why an argument of a module can't be stored: a function, with which a module trains where nothing is saved."""
+
+
 def stored_hparams(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments as plain values; ValueError names the one that can't be stored."""
-    return {key: plain(value, key) for key, value in given.items() if not key.startswith("_")}
+    """Constructor arguments as plain values; ValueError names the one that can't be stored.
+
+    A function in place of an optimizer or a schedule is `NotStored`: the first save says so.
+    """
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        if key.startswith("_"):
+            continue
+        try:
+            found[key] = plain(value, key)
+        except ValueError as error:
+            if not inspect.isroutine(value):
+                raise
+            found[key] = NotStored(error)
+    return found
 
 
 def pack(module: "TrainedModule", checkpoint: dict[str, Any]) -> None:
@@ -32,6 +50,8 @@ def pack(module: "TrainedModule", checkpoint: dict[str, Any]) -> None:
     `config` is the command line's resolved configuration where there is one (`RunKeeper`), else the module's alone.
     Sharded weights are gathered: every rank has to call it.
     """
+    if refused := [value for value in module.hparams.values() if isinstance(value, NotStored)]:
+        raise ValueError(refused[0])
     checkpoint["state_dict"] = {PREFIX + k: gathered(v) for k, v in module.vlm.trainable_state_dict().items()}
     for name in _LIGHTNINGS:
         checkpoint.pop(name, None)
