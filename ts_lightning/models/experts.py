@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 Activation = Callable[[Tensor], Tensor]
 CACHED_ELEMENTS = 2**18  # of one tensor, on a CPU; a GPU takes all rows at once
+INNER_ELEMENTS = 2**15  # of one of the six that an activation's derivative works on: they fit a core's own cache
 _LINEAR = 2 * math.sqrt(2 / math.pi)
 _CUBIC = _LINEAR * 0.044715
 _TANH_GELU_NAMES = ("NewGELUActivation", "GELUTanh", "PytorchGELUTanh")  # one formula, three spellings
@@ -178,36 +179,40 @@ def tanh_gelu(z: Tensor) -> Tensor:
     return _gate(exact).mul_(exact).to(z.dtype)
 
 
-def _tanh_gelu_vjp(z: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Return y = z s and gradient * y'; y' = s + y (1 - s) (a + 3 c z^2), with s = sigmoid(z (a + c z^2))."""
+def _tanh_gelu_vjp(z: Tensor, gradient: Tensor, scratch: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return y = z s and gradient * y'; y' = s + y (1 - s) (a + 3 c z^2), with s = sigmoid(z (a + c z^2)).
+
+    In buffers: a new tensor for each product costs more than the product. They are used again by the next call.
+    """
     exact = _exact(z)
-    s = _gate(exact)
-    y = s * exact
-    steep = torch.addcmul(exact.new_tensor(_LINEAR), exact, exact, value=3 * _CUBIC)
-    slope = s.addcmul_(torch.addcmul(y, y, s, value=-1), steep)
-    return y.to(z.dtype), slope.mul_(gradient).to(z.dtype)
+    y, s, steep, rest = (buffer[: len(z)] for buffer in scratch)
+    torch.mul(_gate(exact, s), exact, out=y)
+    torch.addcmul(exact.new_tensor(_LINEAR), exact, exact, value=3 * _CUBIC, out=steep)
+    torch.addcmul(y, y, s, value=-1, out=rest)
+    return y.to(z.dtype), s.addcmul_(rest, steep).mul_(gradient).to(z.dtype)
 
 
-def _vjp(activation: Activation, z: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+def _vjp(activation: Activation, z: Tensor, gradient: Tensor, scratch: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Return act(z) and gradient * act'(z)."""
     if activation is tanh_gelu:
-        return _tanh_gelu_vjp(z, gradient)
+        return _tanh_gelu_vjp(z, gradient, scratch)
     with torch.enable_grad():
         leaf = z.detach().requires_grad_()
         y = activation(leaf)
     return y.detach(), torch.autograd.grad(y, leaf, gradient)[0]
 
 
-def pieces(z_nF: Tensor) -> Iterator[slice]:
+def pieces(z_nF: Tensor, elements: int | None = None) -> Iterator[slice]:
     """Rows that stay in the cache together; on a GPU all of them."""
-    rows = max(1, CACHED_ELEMENTS // z_nF.shape[1]) if z_nF.device.type == "cpu" else max(1, z_nF.shape[0])
+    elements = elements or CACHED_ELEMENTS
+    rows = max(1, elements // z_nF.shape[1]) if z_nF.device.type == "cpu" else max(1, z_nF.shape[0])
     return (slice(start, start + rows) for start in range(0, z_nF.shape[0], rows))
 
 
-def hidden(activation: Activation, pre: list[Tensor]) -> Tensor:
-    """Return hidden_nF = act(z) or act(gate) * up."""
-    hidden_nF = torch.empty_like(pre[0])
-    for rows in pieces(hidden_nF):
+def hidden(activation: Activation, pre: list[Tensor], into_nF: Tensor | None = None) -> Tensor:
+    """Return hidden_nF = act(z) or act(gate) * up, in `into_nF` where it is given."""
+    hidden_nF = torch.empty_like(pre[0]) if into_nF is None else into_nF
+    for rows in pieces(hidden_nF, INNER_ELEMENTS):
         (z, *up), out = (z_nF[rows] for z_nF in pre), hidden_nF[rows]
         if up:
             torch.mul(activation(z), up[0], out=out)
@@ -219,17 +224,29 @@ def hidden(activation: Activation, pre: list[Tensor]) -> Tensor:
 
 
 def piece_backward(
-    activation: Activation, pre: list[Tensor], d_nF: Tensor, weight_n1: Tensor, out: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return hidden_nF and <d, hidden> per token, and write weight * d/dpre to `out`, whose first may be `d_nF`."""
-    z, *up = pre
-    y, dz = _vjp(activation, z, d_nF * up[0] if up else d_nF)
-    product = y * up[0] if up else y
-    dot_n = (product * d_nF).sum(-1)
-    if up:
-        torch.mul(d_nF, y, out=out[1]).mul_(weight_n1)
-    torch.mul(dz, weight_n1, out=out[0])
-    return product, dot_n
+    activation: Activation,
+    pre: list[Tensor],
+    d_nF: Tensor,
+    weight_n1: Tensor,
+    out: list[Tensor],
+    hidden_nF: Tensor | None = None,
+) -> Tensor:
+    """Return <d, hidden> per token; write weight * d/dpre to `out` (its first may be `d_nF`) and hidden where wanted."""
+    dot_n, parts = d_nF.new_empty(len(d_nF)), list(pieces(d_nF, INNER_ELEMENTS))
+    product_nF = torch.empty_like(d_nF[parts[0]]) if parts else d_nF
+    exact = torch.promote_types(d_nF.dtype, torch.float32)
+    scratch = [torch.empty_like(product_nF, dtype=exact) for _ in range(4 if activation is tanh_gelu else 0)]
+    for rows in parts:
+        (z, *up), d, weight = (z_nF[rows] for z_nF in pre), d_nF[rows], weight_n1[rows]
+        y, dz = _vjp(activation, z, d * up[0] if up else d, scratch)
+        if up:
+            torch.mul(d, y, out=out[1][rows]).mul_(weight)
+            y = y.mul_(up[0])
+        if hidden_nF is not None:
+            hidden_nF[rows] = y
+        dot_n[rows] = torch.mul(y, d, out=product_nF[: len(d)]).sum(-1)
+        torch.mul(dz, weight, out=out[0][rows])
+    return dot_n
 
 
 def hidden_backward(
@@ -237,11 +254,6 @@ def hidden_backward(
 ) -> tuple[Tensor | None, Tensor, list[Tensor]]:
     """Return hidden_nF if wanted, <dhidden, hidden> per token, and weight * d/dpre; overwrites `dhidden_nF`."""
     hidden_nF = torch.empty_like(dhidden_nF) if keep_hidden else None
-    dot_n = dhidden_nF.new_empty(len(dhidden_nF))
     dpre = [dhidden_nF, *map(torch.empty_like, pre[1:])]
-    for rows in pieces(dhidden_nF):
-        z, d, out = [z_nF[rows] for z_nF in pre], dhidden_nF[rows], [d_nF[rows] for d_nF in dpre]
-        product, dot_n[rows] = piece_backward(activation, z, d, weight_n1[rows], out)
-        if hidden_nF is not None:
-            hidden_nF[rows] = product
+    dot_n = piece_backward(activation, pre, dhidden_nF, weight_n1, dpre, hidden_nF)
     return hidden_nF, dot_n, dpre

@@ -308,15 +308,20 @@ class _SharedProducts(torch.autograd.Function):
                 pre = [F.linear(x_nH, layer.weight, layer.bias) for layer in inputs]
                 thin = [layer.thin(x_mH, which_mG) for layer in inputs]
                 q_mR = None if output.a is None else x_TH.new_empty(len(x_mH), len(output.a))
-                hidden_nF = torch.empty_like(pre[0])
-                for rows, mine, places in plan.pieces(a, hidden_nF):
-                    z = [z_nF[rows] for z_nF in pre]
-                    torch.mul(hidden(plan.activation, z), u_n1[rows], out=hidden_nF[rows])
+                hidden_nF, parts = torch.empty_like(pre[0]), list(plan.pieces(a, pre[0]))
+                own_mF, *changed = _buffers(parts, pre[0], 1 + len(inputs))
+                for rows, mine, places in parts:
+                    z, out_nF = [z_nF[rows] for z_nF in pre], hidden_nF[rows]
+                    hidden(plan.activation, z, out_nF).mul_(u_n1[rows])
                     if mine.stop > mine.start:
-                        hidden_mF = hidden(plan.activation, _changed(z, places, thin, mine, inputs))
+                        z_m = _changed(z, places, thin, mine, inputs, changed)
+                        hidden_mF = hidden(plan.activation, z_m, own_mF[: len(z_m[0])])
                         if q_mR is not None:
                             torch.mm(hidden_mF, output.a.T, out=q_mR[mine])
-                        _add(hidden_nF[rows], places, hidden_mF.mul_(v_m1[mine]))
+                        if places is None:
+                            out_nF.addcmul_(hidden_mF, v_m1[mine])
+                        else:
+                            out_nF.index_add_(0, places, hidden_mF.mul_(v_m1[mine]))
                 y_nH = F.linear(hidden_nF, output.weight)
                 if output.bias is not None:
                     y_nH.addcmul_(_add(u_n1.clone(), places_m, v_m1), output.bias)
@@ -355,23 +360,25 @@ class _SharedProducts(torch.autograd.Function):
                 if q_mR is not None:
                     back_mR = output.own(grad_mH @ output.b[:, : len(output.a)], which_mG)
                     weighted_mR, da2 = back_mR * v_m1, torch.zeros_like(output.a)
-                for rows, mine, places in plan.pieces(a, dhidden_nF):
+                parts, n_inputs = list(plan.pieces(a, dhidden_nF)), len(inputs)
+                own_mF, *buffers = _buffers(parts, dhidden_nF, 1 + 2 * n_inputs)
+                for rows, mine, places in parts:
                     z, d_nF, out = [z_nF[rows] for z_nF in pre], dhidden_nF[rows], [d[rows] for d in dpre]
                     dz: list[Tensor] = []
                     if mine.stop > mine.start:
-                        d_mF = d_nF.clone() if places is None else d_nF.index_select(0, places)
+                        hidden_mF, *dz = (x_mF[: mine.stop - mine.start] for x_mF in (own_mF, *buffers[:n_inputs]))
+                        d_mF = dz[0].copy_(d_nF) if places is None else torch.index_select(d_nF, 0, places, out=dz[0])
                         if q_mR is not None:
                             d_mF.addmm_(back_mR[mine], output.a)
-                        dz = [d_mF, *(torch.empty_like(d_mF) for _ in inputs[1:])]
-                        changed = _changed(z, places, thin, mine, inputs)
-                        hidden_mF, dv_m[mine] = piece_backward(plan.activation, changed, d_mF, v_m1[mine], dz)
+                        changed = _changed(z, places, thin, mine, inputs, buffers[n_inputs:])
+                        dv_m[mine] = piece_backward(plan.activation, changed, d_mF, v_m1[mine], dz, hidden_mF)
                         if q_mR is not None:
                             da2.addmm_(weighted_mR[mine].T, hidden_mF)
                         for i, layer in enumerate(inputs):
                             if thin[i] is not None:
                                 torch.mm(dz[i], layer.b, out=dthin[i][mine])  # type: ignore[index]
                                 db1[i].addmm_(dz[i].T, thin[i][mine])  # type: ignore[union-attr]
-                    _, du_n[rows] = piece_backward(plan.activation, z, d_nF, u_n1[rows], out)
+                    du_n[rows] = piece_backward(plan.activation, z, d_nF, u_n1[rows], out)
                     for z_nF, dz_mF in zip(out, dz, strict=False):
                         _add(z_nF, places, dz_mF)
                 if output.bias is not None:
@@ -418,12 +425,25 @@ def _of(v_TG: Tensor, flat_m: Tensor) -> Tensor:
     return v_TG.flatten().index_select(0, flat_m)[:, None]
 
 
+def _buffers(parts: Sequence[tuple[slice, slice, Any]], like_nF: Tensor, count: int) -> list[Tensor]:
+    """Room for the rows of the largest piece: a new tensor for each piece costs more than its maths."""
+    most = max((mine.stop - mine.start for _, mine, _ in parts), default=0)
+    return [like_nF.new_empty(most, like_nF.shape[1]) for _ in range(count)]
+
+
 def _changed(
-    z: Sequence[Tensor], places: Tensor | None, thin: Sequence[Any], mine: slice, inputs: Sequence[_Layer]
+    z: Sequence[Tensor],
+    places: Tensor | None,
+    thin: Sequence[Any],
+    mine: slice,
+    inputs: Sequence[_Layer],
+    buffers: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Pre-activations of the grounding experts at their tokens: z + B A x + c."""
-    taken = [_take(z_nF, places) for z_nF in z]
-    return [
-        z_mF if p is None else torch.addmm(z_mF, p[mine], layer.b.T)
-        for z_mF, p, layer in zip(taken, thin, inputs, strict=True)
-    ]
+    """Pre-activations of the grounding experts at their tokens: z + B A x + c, in `buffers` where it is not z."""
+    found = []
+    for z_nF, p, layer, buffer in zip(z, thin, inputs, buffers, strict=True):
+        out_mF = buffer[: mine.stop - mine.start]
+        if places is not None:
+            z_nF = torch.index_select(z_nF, 0, places, out=out_mF)
+        found.append(z_nF if p is None else torch.addmm(z_nF, p[mine], layer.b.T, out=out_mF))
+    return found
