@@ -1,10 +1,16 @@
 """A row of the papers' tables: it is trained and asked once, its figures and the right answers are kept."""
 
 import json
+import re
+import shlex
 from pathlib import Path
+
+import pytest
 
 from tools.experiments.paper_rows import Bench, Row, Size, over
 from tools.experiments.paper_tables.twist import TWIST, WORLD, asked
+from tools.experiments.papers import DOCS
+from ts_lightning.cli import main
 
 
 def test_row(tmp_path: Path) -> None:
@@ -25,3 +31,13 @@ def test_row(tmp_path: Path) -> None:
     assert len(checkpoints) == 1
     lines = [json.loads(line) for path in (tmp_path / "results").glob("*.jsonl") for line in path.open()]
     assert [line["row"] for line in lines] == ["TWIST", "the router's"]
+
+
+def test_commands_of_the_page_at_full_size_are_parsed(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = re.findall(r"`ts-lightning (fit [^`]* --[^`]*)`", DOCS.read_text())
+    assert len(commands) > 5
+    for command in commands:
+        with pytest.raises(SystemExit) as end:
+            main([*shlex.split(command), "--print_config"])
+        assert end.value.code == 0, command
+    assert "step_loss: sum" in capsys.readouterr().out

@@ -23,6 +23,8 @@ def draw(tables: Sequence[Table], bench: Bench, seeds: Sequence[int], out: Path)
         for world, row in rows.values()
     }
     runs = {name: lines for name, lines in runs.items() if lines}
+    if not runs:
+        return 0
     words = next((r for t in tables for r in t.rows if r.ask.get("words")), None)
     figure, axis = plt.subplots(figsize=(7.5, 4.2), constrained_layout=True)
     for number, (name, lines) in enumerate(runs.items()):

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from tools.experiments import paper_picture, paper_report
 from tools.experiments.paper_rows import RESULTS, Bench, Size, by_name
-from tools.experiments.paper_tables import chatspot, mirg, small, twist
+from tools.experiments.paper_tables import chatspot, mirg, second_skill, small, twist
 
-TABLES = (*twist.TABLES, *small.TABLES, *chatspot.TABLES, *mirg.TABLES)
+TABLES = (*twist.TABLES, *second_skill.TABLES, *small.TABLES, *chatspot.TABLES, *mirg.TABLES)
 DOCS, PICTURE = Path("docs/papers.md"), Path("docs/images/skill_retention.png")
 
 
@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--row", help="this row alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so long")
-    parser.add_argument("--quick", action="store_true", help="20 steps, a twentieth of the questions, kept apart")
+    parser.add_argument("--quick", action="store_true", help="4 steps, a fiftieth of the questions, kept apart")
     parser.add_argument("--show", action="store_true", help="run nothing")
     parser.add_argument("--shards", type=Path, default=Path("data_shards/toy_world"))
     parser.add_argument("--out", type=Path, default=Path("outputs/papers"))
@@ -41,7 +41,7 @@ def main() -> int:
     bench = Bench(args.shards, args.out, RESULTS)
     if args.quick:
         args.seeds = args.seeds[:1]
-        bench = Bench(args.out / "quick_shards", args.out / "quick", args.out / "quick" / "results", Size(0.05, 20))
+        bench = Bench(args.out / "quick_shards", args.out / "quick", args.out / "quick" / "results", Size(0.02, 4))
     chosen = [table for table in TABLES if args.table in ("all", table.name)]
     try:
         for seed in args.seeds:
