@@ -245,6 +245,18 @@ def test_the_badge_names_the_path(page: "playwright.Page", url: tuple[str, str])
     shoot(page, "steps")
 
 
+def test_a_box_is_asked_for_and_finished(page: "playwright.Page", url: tuple[str, str]) -> None:
+    add(page, picture())
+    page.check("#constrain")
+    page.fill("#question", "Where is the star?")
+    with page.expect_request("**/api/ask") as sent:
+        page.click("#box")
+    asked = sent.value.post_data_json
+    assert (asked["texts"], asked["constrain"]) == (["Where is the star? Answer with a box."], True)
+    page.wait_for_selector("#send:not([disabled])")
+    assert "(automatic)" in page.locator("#turns .badge").inner_text()
+
+
 def test_bad_files_and_empty_questions_get_a_message(page: "playwright.Page", url: tuple[str, str]) -> None:
     page.press("#question", "Enter")
     assert "Write a question first" in page.locator("#message").inner_text()

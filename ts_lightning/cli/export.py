@@ -12,11 +12,15 @@ def export(
     scores: Path | None = None,
     router: Path | None = None,
     rank: int | None = None,
+    push: str | None = None,
+    certificate: Path | None = None,
 ) -> None:
     """Write what was trained in another shape: from a checkpoint or a folder of this package to any of the others.
 
         ts-lightning export --ckpt FILE_OR_FOLDER --to package --out outputs/grounding_package
         ts-lightning export --ckpt FOLDER --to checkpoint --out outputs/again.ckpt
+
+        ts-lightning export --ckpt FOLDER --to package --out FOLDER --push me/mugs --certificate certificate.json
 
     package: the experts, routers, alpha and token rows of TWIST. adapter: LoRA in peft's layout. checkpoint: for
     --ckpt_path and init_from. standalone: the base as well (LoRA merged into it), in the layout of its own family.
@@ -27,9 +31,13 @@ def export(
         out: file or folder to write
         scores: JSON of figures for the card, flat or nested as report.json; the run's last validation when missing
         router: folder of `python -m tools.experiments.train_task_router`, stored in the package
+        push: OWNER/NAME on the hub ($HF_ENDPOINT) to write the folder to; `hub:OWNER/NAME` opens it everywhere
+        certificate: what `certify` wrote, for the card
         rank: the package's experts as their nearest differences of this rank (prints what is lost); 0: as full copies
     """
+    from ts_lightning.models.hub import push as send
     from ts_lightning.reports.card_scores import read_scores, run_scores
+    from ts_lightning.reports.model_card import complete_card
     from ts_lightning.runs.export import change_rank, give_router
     from ts_lightning.runs.export import export as write
     from ts_lightning.runs.load import load, run_checkpoint
@@ -43,5 +51,11 @@ def export(
         worst = max(errors, key=lambda name: errors[name])
         mean = sum(errors.values()) / len(errors)
         print(f"rank {rank}: relative error of the differences {mean:.4f}, at most {errors[worst]:.4f} ({worst})")
+    if push and to == "checkpoint":
+        raise ValueError(f"--push {push}: seen --to checkpoint, expected package, adapter or standalone")
     write(module, to, out, figures)
+    if push or certificate:
+        complete_card(out, to, certificate)
     print(f"{to}: {out}")
+    if push:
+        print(f"pushed: {send(out, push)}")

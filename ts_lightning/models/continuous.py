@@ -141,7 +141,7 @@ class Batch:
         if one.constrain is not None and self._constraint is not None:
             self._constraint.read([token], [id(one)])
         if token == self.vlm.tokenizer.eos_token_id:
-            one.ended = "stop"
+            one.ended = one.ended or "stop"  # "left" may have come from another thread
             return token
         if one.top is not None:
             logp_V = F.log_softmax(logits_V.float(), -1)
@@ -149,7 +149,8 @@ class Batch:
             top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
             one.likely.append(Likely(float(logp_V[token]), top))
         one.tokens.append(token)
-        one.ended = "" if left > 0 else "length"
+        if left <= 0:
+            one.ended = one.ended or "length"
         return token
 
     def _allowed(self, one: Writing, size: Size, left: int, logits_V: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ts_lightning.grounding.foreign_text import markdown_code, markdown_text
 from ts_lightning.models.backbones.base import Backbone
+from ts_lightning.models.hub import on_disk
 from ts_lightning.models.package import check_base, load_weights, readable
 from ts_lightning.models.vlm import VLM
 
@@ -85,6 +86,7 @@ class LoRAVLM(VLM):
             trainable_token_indices=rows,
         )
         self.__dict__["adapter"] = get_peft_model(backbone.model, config)  # not a child: it holds backbone.model
+        init_from = None if init_from is None else str(on_disk(init_from))
         if init_from is not None and (Path(init_from) / CONFIG).is_file():
             self._load(init_from)
         elif init_from is not None:

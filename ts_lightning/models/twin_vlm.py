@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ts_lightning.models.backbones.base import Backbone
+from ts_lightning.models.hub import on_disk
 from ts_lightning.models.low_rank import LowRankExpert, LowRankMoE, experts_of, nearest, written_out
 from ts_lightning.models.moe import MoE
 from ts_lightning.models.package import (
@@ -108,6 +109,7 @@ class TwinExpertVLM(VLM):
         self.options: dict[str, PackageOptions] = {}
         self.token_rows = nn.ModuleDict()
         self._add(package, options)
+        init_from = None if init_from is None else str(on_disk(init_from))
         if init_from is not None and is_package(init_from):
             self._read(init_from, package)
         elif init_from is not None:

@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
 
 from ts_lightning.data.remote import is_url
+from ts_lightning.models.hub import on_disk
 from ts_lightning.models.lora import is_adapter, read_adapter
 from ts_lightning.models.package import is_package, read_config
 from ts_lightning.runs.checkpoint_io import CheckpointIO
@@ -26,8 +27,8 @@ PLAIN_TOKENS = 256  # of an answer by a model that says nothing of it
 def load(path: str | Path) -> Any:
     """The LightningModule of the class, with the vlm and the weights, that a checkpoint or a folder stores; in eval.
 
-    A folder is a package, an adapter, a standalone model, a run's (its last checkpoint) or a plain model's (the base
-    itself). FileNotFoundError or ValueError (one line) for a missing,
+    `hub:NAME` is a folder on a hub. A folder is a package, an adapter, a standalone model, a run's (its last
+    checkpoint) or a plain model's (the base itself). FileNotFoundError or ValueError (one line) for a missing,
     truncated or foreign file, and for another base.
     """
     path = run_checkpoint(path)
@@ -40,7 +41,8 @@ def load(path: str | Path) -> Any:
 
 
 def run_checkpoint(path: str | Path) -> str | Path:
-    """The last checkpoint of a run's folder; `path` itself for anything else."""
+    """The last checkpoint of a run's folder; the fetched folder of a `hub:NAME`; `path` itself for anything else."""
+    path = on_disk(path)
     last = Path(path) / RUN_LAST
     return last if last.is_file() else path
 

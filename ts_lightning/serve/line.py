@@ -155,20 +155,17 @@ async def _prepared(line: Line, question: Question) -> bool:
     """Whether a question has begun; otherwise it has ended with its error."""
     prepare, question.prepare = question.prepare, None
     try:
-        if prepare is not None and not question.gone:
-            question.begun = await line.in_thread(prepare)
+        made = await line.in_thread(prepare) if prepare is not None else None
+        if made is not None and not question.ended:  # its client may have gone meanwhile
+            question.begun = made
+            question.times.append(time.monotonic())
     except ValueError as error:
         question.end(str(error))
     except Exception as error:  # whatever it is, the client gets a line and the server lives on
         logging.getLogger(__name__).exception("a question could not be answered")
         question.end(f"{FAULT} ({type(error).__name__})")
-    if question.gone:
-        question.end("nobody listens")
-    if question.ended:
-        return False
-    question.times.append(time.monotonic())
     question.tell()
-    return True
+    return not question.ended
 
 
 def _read_at_once(questions: Sequence[Question]) -> Iterator[list[Question]]:

@@ -13,6 +13,7 @@ from ts_lightning.models.continuous import Batch, Writing
 from ts_lightning.runs.ask import sample_of
 from ts_lightning.serve import line as line_module
 from ts_lightning.serve.line import Begun, Line, LineFull, Question, answer_together
+from ts_lightning.serve.metrics import Metrics
 
 VLM = PlainVLM(TinyBackbone(), train=[]).eval()
 
@@ -41,11 +42,14 @@ async def ended(question: Question) -> Question:
 
 
 def with_worker(
-    line: Line, run: Callable[[], Awaitable[None]], rows: int = 16, done: list[Question] | None = None
+    line: Line,
+    run: Callable[[], Awaitable[None]],
+    rows: int = 16,
+    done: Callable[[Question], None] = lambda question: None,
 ) -> None:
     async def whole() -> None:
         batch = Batch(VLM, rows)
-        worker = asyncio.create_task(answer_together(line, batch, [].append if done is None else done.append))
+        worker = asyncio.create_task(answer_together(line, batch, done))
         await run()
         worker.cancel()
         assert not batch.active
@@ -75,7 +79,7 @@ def test_questions_are_answered_in_one_thread_and_beyond_the_places_refused() ->
             assert question.times == sorted(question.times)
         assert questions[1].begun is None
 
-    with_worker(line, run, rows=2, done=done)
+    with_worker(line, run, rows=2, done=done.append)
     assert len(threads) == 1
     assert len(done) == 4
 
@@ -141,6 +145,30 @@ def test_an_answer_ends_when_nobody_listens() -> None:
 
     with_worker(line, run, rows=1)
     assert len(written) < 100
+
+
+def test_who_goes_while_the_question_is_read_stops_nobody() -> None:
+    line, metrics = Line(), Metrics()
+    reading, gone = threading.Event(), threading.Event()
+
+    def prepare() -> Begun:
+        reading.set()
+        assert gone.wait(20)
+        return begun()
+
+    async def run() -> None:
+        question, other = Question(prepare), Question(begun)
+        line.enter(question)
+        line.enter(other)
+        await asyncio.to_thread(reading.wait, 20)
+        line.leave(question)
+        gone.set()
+        await ended(other)
+        assert question.begun is None
+
+    with_worker(line, run, done=metrics.done)
+    assert metrics.sums["questions"] == 2
+    assert metrics.sums["generation_tokens"] == 3
 
 
 def test_bytes_that_wait_are_bounded() -> None:

@@ -89,6 +89,7 @@ async function ask() {
         regions: state.regions,
         texts: state.turns.slice(0, -1).map((turn) => turn.text),
         task: $("task").value,
+        constrain: $("constrain").checked,
       }),
     });
     if (!response.ok) throw new Error((await response.json()).error);
@@ -128,7 +129,7 @@ function render() {
   const numbered = state.regions.map((region, i) => ({ ...region, number: i + 1 }));
   canvas.show(picture, numbered.filter(here), last && last.boxes ? labelled(last.boxes).filter(here) : []);
   $("drop").hidden = Boolean(picture);
-  $("send").disabled = state.busy;
+  $("send").disabled = $("box").disabled = state.busy;
   $("thumbs").replaceChildren(...(state.pictures.length > 1 ? state.pictures.map(thumb) : []));
   $("regions").replaceChildren(...numbered.map(chip));
   const empty = element("li", "empty", "Add a picture, point at things, and ask. Region numbers such as #1 can stand in the question.");
@@ -210,6 +211,11 @@ function bubble(turn) {
 
 $("ask").onsubmit = (event) => {
   event.preventDefault();
+  ask();
+};
+$("box").onclick = () => {
+  const question = $("question").value.trim();
+  if (question && !/\bbox(es)?\b/i.test(question)) $("question").value = `${question} Answer with a box.`;
   ask();
 };
 $("file").onchange = () => {

@@ -1,0 +1,142 @@
+"""Folders by way of a hub: a local server that speaks its routes, huggingface_hub as the client."""
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import huggingface_hub
+import pytest
+import torch
+
+from ts_lightning.cli.export import export
+from ts_lightning.models import TwinExpertVLM
+from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.models.hub import on_disk
+from ts_lightning.runs.load import load
+
+NAME, SHA = "me/mugs", "0" * 39 + "1"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The routes of a hub that uploading a folder and fetching a snapshot take; files stay in `files`."""
+
+    files: dict[str, bytes]
+
+    def answer(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        body = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.send_response(status)
+        for name, text in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, text)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path == "/api/repos/create":
+            self.answer({"url": f"http://{self.headers['Host']}/{NAME}", "name": NAME, "id": NAME})
+        elif self.path == "/api/validate-yaml":
+            self.answer({"errors": [], "warnings": []})
+        elif self.path == f"/api/models/{NAME}/preupload/main":
+            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            self.answer({"files": files})
+        elif self.path == f"/api/models/{NAME}/commit/main":
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            address = f"http://{self.headers['Host']}/{NAME}/commit/{SHA}"
+            self.answer({"commitUrl": address, "commitOid": SHA, "success": True})
+        else:
+            self.answer({"error": "no such route"}, 404)
+
+    def do_GET(self) -> None:
+        path = unquote(self.path.partition("?")[0])
+        listed = [{"rfilename": name} for name in sorted(self.files)]
+        if path.startswith(f"/api/models/{NAME}/revision/") or path == f"/api/models/{NAME}":
+            self.answer({"id": NAME, "modelId": NAME, "sha": SHA, "siblings": listed, "private": False})
+        elif path.startswith(f"/api/models/{NAME}/tree/"):
+            about = [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in self.files.items()
+            ]
+            self.answer(about)
+        elif path.startswith(f"/{NAME}/resolve/") and (name := path.split("/", 5)[5]) in self.files:
+            data = self.files[name]
+            self.answer(data, 200, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": SHA})
+        else:
+            self.answer({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        """Tests stay quiet."""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, bytes]]:
+    handler = type("Own", (Hub,), {"files": {}})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    yield handler.files  # type: ignore[attr-defined]
+    server.shutdown()
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    vlm = TwinExpertVLM(TinyBackbone(), expert_rank=1, every=4)
+    with torch.no_grad():
+        for parameter in vlm.trainable_state_dict().values():
+            parameter.add_(0.01)
+    vlm.save_pretrained(tmp_path / "package", {"val/toy/miou": 0.5})
+    return tmp_path / "package"
+
+
+def test_an_exported_package_is_pushed_and_opened_by_its_name(
+    hub: dict[str, bytes], package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificate = {
+        "passed": True, "logits": {"bitwise_equal": True, "positions": 7}, "tensors_compared": 3, "differing": [],
+        "checkpoint": {"sha256": "ab" * 32},
+    }  # fmt: skip
+    (tmp_path / "certificate.json").write_text(json.dumps(certificate))
+    (tmp_path / "scores.json").write_text('{"miou": 0.25}')
+    export(
+        ckpt=package, to="package", out=tmp_path / "out", scores=tmp_path / "scores.json", push=NAME,
+        certificate=tmp_path / "certificate.json",
+    )  # fmt: skip
+    assert "pushed: " in capsys.readouterr().out
+    card = hub["README.md"].decode()
+    assert card.startswith("---\nlibrary_name: ts-lightning\n")
+    assert "miou: 0.2500" in card
+    assert "Passed: understanding logits bitwise equal to the base's at 7 positions" in card
+    opened = load(f"hub:{NAME}").vlm
+    expected = load(package).vlm.trainable_state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in opened.trainable_state_dict().items())
+    init = TwinExpertVLM(TinyBackbone(), expert_rank=1, every=4, init_from=f"hub:{NAME}")
+    assert all(torch.equal(value, expected[name]) for name, value in init.trainable_state_dict().items())
+
+
+def test_what_cant_be_had_is_one_line(hub: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"hub:you/none: can't be had .*expected a network, OWNER/NAME") as caught:
+        on_disk("hub:you/none")
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="hub:me/mugs: can't be had") as caught:
+        on_disk("hub:me/mugs")
+    assert "\n" not in str(caught.value)
+    assert on_disk(tmp_path) == tmp_path
+    with pytest.raises(ValueError, match="seen --to checkpoint, expected package"):
+        export(ckpt=tmp_path, to="checkpoint", out=tmp_path / "x", push=NAME)
