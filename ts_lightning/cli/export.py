@@ -42,6 +42,8 @@ def export(
     from ts_lightning.runs.export import export as write
     from ts_lightning.runs.load import load, run_checkpoint
 
+    if push and to == "checkpoint":
+        raise ValueError(f"--push {push}: seen --to checkpoint, expected package, adapter or standalone")
     ckpt = Path(run_checkpoint(ckpt))
     figures = read_scores(scores) if scores else run_scores(ckpt)
     module = load(ckpt)
@@ -51,8 +53,6 @@ def export(
         worst = max(errors, key=lambda name: errors[name])
         mean = sum(errors.values()) / len(errors)
         print(f"rank {rank}: relative error of the differences {mean:.4f}, at most {errors[worst]:.4f} ({worst})")
-    if push and to == "checkpoint":
-        raise ValueError(f"--push {push}: seen --to checkpoint, expected package, adapter or standalone")
     write(module, to, out, figures)
     if push or certificate:
         complete_card(out, to, certificate)

@@ -44,7 +44,8 @@ class Hub(BaseHTTPRequestHandler):
         elif self.path == "/api/validate-yaml":
             self.answer({"errors": [], "warnings": []})
         elif self.path == f"/api/models/{NAME}/preupload/main":
-            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            how = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
+            files = [{"path": file["path"], **how} for file in json.loads(body)["files"]]
             self.answer({"files": files})
         elif self.path == f"/api/models/{NAME}/commit/main":
             for line in map(json.loads, body.splitlines()):
