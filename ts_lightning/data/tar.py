@@ -17,6 +17,7 @@ from ts_lightning.data.images import EXTENSIONS
 from ts_lightning.data.quick import quick_look
 from ts_lightning.data.record import Questions, question_key
 from ts_lightning.data.sample import MAX_JSON
+from ts_lightning.grounding.still_pictures import header_fault
 
 MAX_MEMBER, MAX_META, MAX_TAIL = 256 << 20, 64 << 10, 1 << 20  # bytes: a picture, a long name, zeros behind the end
 _MAX_CHAIN = 4  # headers that may say more about one member
@@ -97,10 +98,14 @@ def scan_tar(path: str) -> Scan:
     return Scan(records, info.st_size, info.st_mtime_ns, forward.sha256.hexdigest())
 
 
-def _records(path: str, members: Iterable[tuple[Member, int, bytes | None]]) -> list[Record]:
-    """Neighbours with one key make a record, as in webdataset; a key that returns is an error here."""
+def _records(path: str, members: Iterable[tuple[Member, int, bytes]]) -> list[Record]:
+    """Neighbours with one key make a record, as in webdataset; a key that returns is an error here.
+
+    Every question about a picture beyond the limits is a bad one.
+    """
     found: dict[str, dict[str, tuple[int, int, int]]] = {}
     parsed: dict[str, tuple[int | None, list[tuple[str, str | None]]]] = {}  # pictures that its JSON names, questions
+    faults: dict[str, str] = {}
     last = None
     for member, crc, data in members:
         key, extension = split_name(member.name)
@@ -116,8 +121,10 @@ def _records(path: str, members: Iterable[tuple[Member, int, bytes | None]]) -> 
                 f"{path}:{key}: seen {member.name!r} away from its record, expected its members side by side"
             )
         parts[extension], last = (member.offset, member.size, crc), key
-        if data is not None:
+        if extension == "json":
             parsed[key] = _questions(data, key)
+        elif (why := header_fault(data)) is not None:
+            faults.setdefault(key, f"image: seen {why}")
     if not found:
         raise ValueError(f"{path}: seen an empty tar (no members), expected at least one record")
     records = []
@@ -131,6 +138,8 @@ def _records(path: str, members: Iterable[tuple[Member, int, bytes | None]]) -> 
             raise ValueError(f"{path}:{key}: seen a record without image, expected {expected} (as its JSON says)")
         if numbers != list(range(expected)):
             raise ValueError(f"{path}:{key}: seen images numbered {numbers[:20]}, expected {expected} counted from 0")
+        if key in faults:
+            questions = [(tags, why or faults[key]) for tags, why in questions]
         records.append(Record(key, parts, questions))
     return records
 
@@ -187,8 +196,8 @@ class _Forward:
         return more
 
 
-def _members(path: str, forward: _Forward, size: int) -> Iterator[tuple[Member, int, bytes | None]]:
-    """(member, crc32, its bytes where it is JSON) of every file in the tar."""
+def _members(path: str, forward: _Forward, size: int) -> Iterator[tuple[Member, int, bytes]]:
+    """(member, crc32, its bytes, of a picture at most the first megabyte) of every file in the tar."""
     position, last = 0, ""
     while True:
         try:
@@ -207,14 +216,11 @@ def _members(path: str, forward: _Forward, size: int) -> Iterator[tuple[Member, 
             is_json = member.name[-5:].lower() == ".json"
             if member.size > (limit := MAX_JSON if is_json else MAX_MEMBER):
                 raise ValueError(f"{path}: member {member.name!r}: seen {member.size} bytes, expected at most {limit}")
-            if member.size <= _CHUNK or is_json:
-                data = forward.read_at(member.offset, member.size)
-                yield member, crc32(data), data if is_json else None
-            else:
-                crc = 0
-                for start in range(0, member.size, _CHUNK):
-                    crc = crc32(forward.read_at(member.offset + start, min(_CHUNK, member.size - start)), crc)
-                yield member, crc, None
+            data = forward.read_at(member.offset, member.size if is_json else min(member.size, _CHUNK))
+            crc = crc32(data)
+            for start in range(len(data), member.size, _CHUNK):
+                crc = crc32(forward.read_at(member.offset + start, min(_CHUNK, member.size - start)), crc)
+            yield member, crc, data
         position, last = member.end, f"member {member.name}"
 
 

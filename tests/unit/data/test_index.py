@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.unit.data_samples import picture, sample, shards
 from ts_lightning.cli import main
@@ -287,3 +288,14 @@ def test_the_command_reports_and_exits(tmp_path, capsys):
     path.write_bytes(b"")
     assert main(["data", "index", str(path)]) == 2
     assert capsys.readouterr().err.startswith(f"ts-lightning: error: {path}: seen an empty file")
+
+
+def test_a_picture_beyond_the_limits_is_a_bad_record_before_training(tmp_path: Path) -> None:
+    """A picture that moves is found in its first bytes, and only its own questions are bad."""
+    frames = [Image.new("RGB", (8, 6), (shade, 0, 0)) for shade in (0, 200)]
+    stream = io.BytesIO()
+    frames[0].save(stream, "WEBP", save_all=True, append_images=frames[1:])
+    samples = [sample(i, kind="WEBP") for i in range(3)]
+    samples[1].image_bytes = [stream.getvalue()]
+    (path,) = write_shards(samples, tmp_path, "x")
+    assert index.index_shard(str(path)).bad == {1: "image: seen 2 frames; only still pictures"}

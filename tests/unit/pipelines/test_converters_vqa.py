@@ -75,7 +75,13 @@ def test_textvqa_st_vqa_docvqa_ocr_vqa(tmp_path: Path) -> None:
     (one,) = textvqa.read(tmp_path / "t", template="mgvlid/text_vqa")
     assert (one.answer.text, one.answers) == ("nokia", ["nokia", "nokia", "a"])
     assert "what brand?" in asked(one)
-    assert asked(one).endswith("In short.")
+    assert asked(one).lower().rstrip(".").endswith("in short")
+    put(
+        tmp_path / "t/TextVQA_Rosetta_OCR_v0.2_val.json", {"data": [{"image_id": "0054", "ocr_tokens": ["NOKIA", "8"]}]}
+    )
+    (one,) = textvqa.read(tmp_path / "t", template="single_word", ocr=True)
+    lines = ["what brand?", "Reference OCR token: NOKIA, 8", "Answer the question using a single word or phrase."]
+    assert asked(one) == "\n".join(lines)
     row = {
         "question_id": 3,
         "question": "Where?",

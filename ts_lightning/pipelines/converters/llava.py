@@ -120,8 +120,10 @@ def _row(
 
 
 def _asked(template: str, key: str, text: str) -> str:
-    """The question in a template's words; its picture marks stay before it."""
-    return f"{IMAGE_MARK}\n" * text.count(IMAGE_MARK) + pick(template, key, question=clean(text).strip("\n"))
+    """The question in a template's words; its picture marks stay before it, or where the words have them."""
+    pictures = text.count(IMAGE_MARK)
+    asked = pick(template, key, pictures, question=clean(text).strip("\n"))
+    return asked if IMAGE_MARK in asked else f"{IMAGE_MARK}\n" * pictures + asked
 
 
 def restore(kept: str | dict[str, Any], texts: list[str], pictures: list[Any]) -> Sample:

@@ -365,9 +365,12 @@ def clean(text: object) -> str:
     return REGION_MARK.sub("", str(text).replace(IMAGE_MARK, "").replace("\r\n", "\n").removeprefix("\ufeff"))
 
 
-def pick(template: str, key: str, **values: str) -> str:
-    """One line of a template file, chosen by the key, with its slots filled; backslash n in it breaks the line."""
-    lines = templates(template)
+def pick(template: str, key: str, pictures: int = 1, **values: str) -> str:
+    """One line of a template file, chosen by the key, with its slots filled; backslash n in it breaks the line.
+
+    A line that says where its picture stands is for one picture.
+    """
+    lines = [line for line in templates(template) if pictures == 1 or IMAGE_MARK not in line]
     line = lines[crc32(key.encode()) % len(lines)].replace("\\n", "\n")
     for name, value in values.items():
         line = line.replace(f"{{{name}}}", value)
