@@ -36,7 +36,7 @@ def config(shards: str, root: Path, packed: bool, **trainer: Any) -> dict[str, A
     """Two steps, each over all questions."""
     made = tiny.config(shards, root, balance_coeff=0.1)
     made["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}
-    rows = {"global_batch_size": 8, "micro_batch_size": 2, "questions_per_row": 8} if packed else {}
+    rows = {"global_batch_size": 8, "micro_batch_size": 2, "questions_per_row": 8, "join_rows": True} if packed else {}
     made["data"]["init_args"] |= {"global_batch_size": 32, "micro_batch_size": 8, **rows}
     made["trainer"] |= {"max_steps": 2, **trainer}
     return made

@@ -1,6 +1,6 @@
 """Rows to a padded batch.  B rows, T tokens, N pictures, S picture side."""
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ def collate(rows: list[dict[str, Any]], pad_id: int, side: str = "right") -> dic
 
     Rows of several questions (`models.packing.pack_questions`) have `branch` [B, T] beside that, and a line for each of
     all Q questions: `step_ids` [Q, L] as in a row of its own, `question_valid` bool [Q, L], `question_rows` [Q],
-    `columns` [Q, L] (where in its row each token stands, 0 at pads), `row_valid` [Q] and `samples`.
+    `columns` [Q, L] (where in its row each token stands, 0 at pads), `row_valid` [Q] and `samples`. Where rows were
+    joined (`join`), `record` [B, T] numbers what sees itself alone, from 1 on, -1 at pads.
     """
     if side not in ("right", "left"):
         raise ValueError(f"side: seen {side!r}, expected 'right' or 'left'")
@@ -53,13 +54,16 @@ def _packed(rows: list[dict[str, Any]], pad_id: int, side: str) -> dict[str, Any
     batch = collate(
         [{k: v for k, v in row.items() if k != "columns"} | {"step_ids": row["branch"]} for row in rows], pad_id
     )
+    if "record" in rows[0]:
+        length = batch["input_ids"].shape[1]
+        batch["record"] = torch.stack([_pad(row["record"], length, -1, side) for row in rows])
     return batch | {
         "branch": batch["step_ids"],
         "step_ids": torch.stack([_pad(one, longest, -1, side) for row in rows for one in row["step_ids"]]),
         "columns": torch.stack([_pad(one, longest, 0, side) for one in columns]),
         "question_valid": torch.stack([_pad(torch.ones_like(one) > 0, longest, 0, side) for one in columns]),
         "question_rows": torch.arange(len(rows)).repeat_interleave(torch.tensor(questions)),
-        "row_valid": torch.tensor([row.get("row_valid", True) for row in rows for _ in row["columns"]]),
+        "row_valid": torch.tensor([row.get("row_valid", True) for row in _apart(rows) for _ in row["columns"]]),
         "samples": [one for row in rows for one in row["sample"]],
     }
 
@@ -69,6 +73,43 @@ def _alone(row: dict[str, Any]) -> dict[str, Any]:
     columns = torch.arange(len(row["input_ids"]))
     more = {"branch": torch.zeros_like(columns), "step_ids": [row["step_ids"]], "columns": [columns]}
     return {"position_ids": columns, **row, **more, "sample": [row["sample"]]}
+
+
+def join(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one task one behind the other, as one row without padding in which each of them sees itself alone."""
+    by_task: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_task.setdefault(row["task"], []).append(row if "columns" in row else _alone(row))
+    return [_joined(group) for group in by_task.values()]
+
+
+def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    starts = accumulate((len(row["input_ids"]) for row in rows), initial=0)
+    return {
+        "task": rows[0]["task"],
+        "parts": rows,  # for their pictures
+        **{name: torch.cat([row[name] for row in rows], -1) for name in ("input_ids", "position_ids", "branch")},
+        "record": torch.cat([torch.full_like(row["branch"], n) for n, row in enumerate(rows, start=1)]),
+        "step_ids": [one for row in rows for one in row["step_ids"]],
+        "columns": [one + start for row, start in zip(rows, starts, strict=False) for one in row["columns"]],
+        "sample": [one for row in rows for one in row["sample"]],
+    }
+
+
+def _apart(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows as they were before they were joined."""
+    return [part for row in rows for part in row.get("parts", [row])]
+
+
+def spread(rows: list[dict[str, Any]], count: int) -> list[list[dict[str, Any]]]:
+    """Rows in `count` groups of about as many tokens: the longest first, each into the group that has the fewest."""
+    groups: list[list[dict[str, Any]]] = [[] for _ in range(count)]
+    tokens = [0] * count
+    for row in sorted(rows, key=lambda row: -len(row["input_ids"])):
+        place = tokens.index(min(tokens))
+        groups[place].append(row)
+        tokens[place] += len(row["input_ids"])
+    return groups
 
 
 def deal(rows: list[dict[str, Any]], count: int, by_length: bool = True) -> list[list[dict[str, Any]]]:
@@ -102,6 +143,7 @@ def seen_pairs(row: dict[str, Any]) -> int:
 
 
 def _pictures(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = _apart(rows)
     if "pictures" in rows[0]:
         counts = torch.tensor([len(samples_of(row)[0].images) for row in rows])
         return {"pictures": [row["pictures"] for row in rows if row["pictures"]], "images_per_row": counts}

@@ -39,6 +39,8 @@ class ShardDataModule(L.LightningDataModule):
         micro_batch_size: Rows of one forward pass on one device in training.
         questions_per_row: Most questions of one record that are read at once in training: those of one task share a row
             and their pictures, with the loss and gradients of rows of their own. 1: every question has a row.
+        join_rows: The rows of a micro-batch and one task are one row without padding, in which each sees itself alone;
+            loss and gradients stay. Micro-batches get about as many tokens each.
         eval_batch_size: Questions of one forward pass in evaluation.
         num_workers: Loader processes of each rank.
         seed: Names the order of the training records.
@@ -62,6 +64,7 @@ class ShardDataModule(L.LightningDataModule):
         global_batch_size: int = 64,
         micro_batch_size: int = 8,
         questions_per_row: int = 1,
+        join_rows: bool = False,
         eval_batch_size: int = 16,
         num_workers: int = 0,
         seed: int = 0,
@@ -92,6 +95,7 @@ class ShardDataModule(L.LightningDataModule):
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self.questions_per_row = questions_per_row
+        self.join_rows = join_rows
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
@@ -237,7 +241,15 @@ class ShardDataModule(L.LightningDataModule):
         if any(is_remote(shard.path) for source in sources for shard in source.reader.manifest.shards):
             self._ahead = Ahead()
             batches.announce = lambda rows, ahead=self._ahead: ahead.want(draws.shards(rows))
-        loader = TrainLoader(draws, batches, self.num_workers, pad_id, bad_records, by_length=not prompts)
+        if self.join_rows and (prompts or not getattr(encode, "joins", False)):
+            why = (
+                "training on prompts"
+                if prompts
+                else "a model with windows, pictures seen both ways or recurrent layers"
+            )
+            raise ValueError(f"data.join_rows: seen true for {why}, expected false")
+        dealing = {"by_length": not prompts, "joined": self.join_rows}
+        loader = TrainLoader(draws, batches, self.num_workers, pad_id, bad_records, **dealing)
         self._loaders.append(loader)
         return loader
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ts_lightning.data.collate import collate, deal, samples_of, seen_pairs
+from ts_lightning.data.collate import collate, deal, join, samples_of, seen_pairs, spread
 from ts_lightning.data.order import EvalBatches, Shares
 from ts_lightning.data.reader import ShardDataset
 
@@ -58,13 +58,16 @@ def _collate(rows: list[dict[str, Any]], pad_id: int, side: str) -> dict[str, An
     return (collate(rows, pad_id, side) if whole else {}) | {"bad": [row["bad"] for row in rows if row["bad"]]}
 
 
-def _collate_share(draws: list[list[dict[str, Any]]], pad_id: int, per_batch: int, by_length: bool) -> dict[str, Any]:
-    """A rank's rows of one global batch as micro-batches (`deal`); `bad` as in `_collate`."""
+def _collate_share(
+    draws: list[list[dict[str, Any]]], pad_id: int, per_batch: int, by_length: bool, joined: bool
+) -> dict[str, Any]:
+    """A rank's rows of one global batch as micro-batches (`deal`; `spread` and `join`); `bad` as in `_collate`."""
     rows = [row for draw in draws for row in draw]
     batch: dict[str, Any] = {"bad": [row["bad"] for row in rows if row["bad"]]}
     if not all("input_ids" in row for row in rows):
         return batch
-    micro_batches = [collate(part, pad_id) for part in deal(rows, per_batch, by_length)]
+    parts = map(join, spread(rows, per_batch)) if joined else deal(rows, per_batch, by_length)
+    micro_batches = [collate(part, pad_id) for part in parts]
     return batch | {
         "micro_batches": micro_batches,
         "ids": [sample.id for row in rows if row["row_valid"] for sample in samples_of(row)],
@@ -115,9 +118,9 @@ class _Loader:
 class TrainLoader(_Loader):
     """This rank's share of every global batch: {"micro_batches": [batch, ...], "ids": [...], "num_questions": int}.
 
-    Its rows are dealt to the micro-batches by length (`collate.deal`). `ids` are those of the valid questions in the
-    stream's order, `num_questions` counts all, `num_tokens` of `num_positions` are no padding, `num_pairs` are seen
-    (`collate.seen_pairs`), `num_answers` tokens have a loss. Iteration starts at the
+    Its rows are dealt to the micro-batches by length (`collate.deal`), or joined there (`collate.join`). `ids` are
+    those of the valid questions in the stream's order, `num_questions` counts all, `num_tokens` of `num_positions` are
+    no padding, `num_pairs` are seen (`collate.seen_pairs`), `num_answers` tokens have a loss. Iteration starts at the
     stream's state; `len` is the number of optimizer steps of a whole epoch.
     """
 
@@ -129,8 +132,15 @@ class TrainLoader(_Loader):
         pad_id: int,
         bad_records: BadRecords,
         by_length: bool = True,
+        joined: bool = False,
     ) -> None:
-        share = partial(_collate_share, pad_id=pad_id, per_batch=batches.per_batch, by_length=by_length)
+        given: dict[str, Any] = {
+            "pad_id": pad_id,
+            "per_batch": batches.per_batch,
+            "by_length": by_length,
+            "joined": joined,
+        }
+        share = partial(_collate_share, **given)
         super().__init__(dataset, batches, workers, 1, share, bad_records)
 
     def __len__(self) -> int:

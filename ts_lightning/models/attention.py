@@ -16,7 +16,10 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ts_lightning.models.packing import branch_mask
+
 CHOICES = ("auto", "sdpa", "flex", "flash")
+Sections = list[list[Tensor]]
 
 
 def attend(
@@ -31,8 +34,10 @@ def attend(
     """Attention as transformers calls it: [B, N, Q, D] and its keys and values to [B, Q, N, D].
 
     A `BlockMask` runs FlexAttention, compiled on a GPU and plain on a CPU; any other mask, or none, SDPA. With `flash`
-    what has no mask runs SDPA's flash kernel or nothing.
+    what has no mask runs SDPA's flash kernel or nothing. With `sections` (of that function) each runs on its own.
     """
+    if (parts := kwargs.pop("sections", None)) is not None:
+        return _by_section(module, query, key, value, parts, **kwargs), None
     if isinstance(attention_mask, BlockMask):
         if query.is_cuda:
             return flex_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -48,6 +53,21 @@ def attend(
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return sdpa_attention_forward(module, query, key, value, None, **kwargs)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+def _by_section(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, parts: "Sections", **kwargs: Any
+) -> Tensor:
+    rows = []
+    for b, row in enumerate(parts):
+        done, start = [], 0
+        for mask_11TT in row:
+            own = slice(start, start := start + mask_11TT.shape[-1])
+            q, k, v = (x[b : b + 1, :, own] for x in (query, key, value))
+            done.append(sdpa_attention_forward(module, q, k, v, mask_11TT, **kwargs)[0])
+        done.append(query.new_zeros(1, query.shape[2] - start, query.shape[1], value.shape[-1]))
+        rows.append(torch.cat(done, 1))
+    return torch.cat(rows)
 
 
 _NAMES = {choice: "ts_sdpa_strict" if choice == "flash" else "ts_sdpa" for choice in CHOICES}  # "sdpa": it is checked
@@ -92,3 +112,13 @@ def block_masks(mask: Any) -> Any:
 
     batch, _, queries, keys = mask.shape
     return create_block_mask(seen, batch, None, queries, keys, device=mask.device)
+
+
+def sections(branch_ABT: Tensor, record_BT: Tensor) -> Sections:
+    """For each row the dense masks [1, 1, T, T] of its records, one behind the other; what is left is padding."""
+    found: Sections = []
+    for b, record_T in enumerate(record_BT):
+        lengths = torch.bincount(record_T.clamp(min=0))[1:].tolist()
+        parts = branch_ABT[:, b : b + 1].split([*lengths, len(record_T) - sum(lengths)], -1)[:-1]
+        found.append([branch_mask(part) for part in parts])
+    return found

@@ -56,8 +56,8 @@ class Encoder:
     `image_tokens` is the number of placeholder tokens of one picture, `image_size` its side in pixels,
     `pixel_mode` is "stretch" or "pad". `max_length` bounds a row; a longer one is a ValueError. `skills` names tasks 1,
     2, ... (none: any skill is task 1). Where tokens were added, `base_tokenizer` is the one without them, for
-    understanding rows. `packs`: questions may share a row. Small to pickle: workers of a loader that are not forked get
-    a copy.
+    understanding rows. `packs`: questions may share a row; `joins`: so may rows of different records. Small to pickle:
+    workers of a loader that are not forked get a copy.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -71,6 +71,7 @@ class Encoder:
     skills: tuple[str, ...] = ()
     base_tokenizer: PreTrainedTokenizerFast | None = None
     packs: bool = True
+    joins: bool = True
 
     def __call__(self, sample: Any, for_generation: bool = False, task: str | None = None) -> dict[str, Any]:
         """The row of one sample: `input_ids` [T], `step_ids` [T] (-1 = no loss), `pixel_values` uint8 [N, 3, S, S].
@@ -295,3 +296,8 @@ class TaskEncoder:
     def packs(self) -> bool:
         """As of `encoder`."""
         return self.encoder.packs
+
+    @property
+    def joins(self) -> bool:
+        """As of `encoder`."""
+        return self.encoder.joins

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ts_lightning.grounding.codecs import Codec
-from ts_lightning.models.attention import block_masks, takes_blocks, use_attention
+from ts_lightning.models.attention import block_masks, sections, takes_blocks, use_attention
 from ts_lightning.models.backbones.base import Backbone, number_of_pictures
 from ts_lightning.models.backbones.hf import as_backbone
 from ts_lightning.models.encode import Encoder, TaskEncoder
@@ -121,7 +121,7 @@ class VLM(Recorded, nn.Module):
         with self.routing(batch, self.training, package, alpha) as context:
             hidden_BTH = self.backbone.decoder(
                 **self.decoder_inputs(batch, context),
-                attention_mask=self.mask(branch, batch, plain),
+                **self.masks(branch, batch, plain),
                 position_ids=count_on(batch["position_ids"], valid_BT) if plain else batch["position_ids"],
                 use_cache=False,
             ).last_hidden_state
@@ -140,6 +140,12 @@ class VLM(Recorded, nn.Module):
             "expert_ids": [r.ids_NK for r in routed],
             "rows": [r.rows_N for r in routed],
         }
+
+    def masks(self, branch: Tensor, batch: Mapping[str, Any], plain: bool = False) -> dict[str, Any]:
+        """What the decoder takes of masks: that of `mask`, or, of joined rows on a CPU, one for each record."""
+        if "record" not in batch or self.attention != "auto" or takes_blocks(self.attention, branch.device):
+            return {"attention_mask": self.mask(branch, batch, plain)}
+        return {"attention_mask": branch.new_ones(1, 1, 1, 1), "sections": sections(branch, batch["record"])}
 
     def mask(self, branch: Tensor, batch: Mapping[str, Any], plain: bool = False) -> Any:
         """The decoder's mask for branches [B, T] or [A, B, T], in the form of its attention; `plain` as there."""
@@ -351,10 +357,12 @@ def recompute(layers: Iterable[nn.Module]) -> None:
 
 
 def branches(batch: Mapping[str, Any], isolated: bool) -> Tensor:
-    """[B, T] the branch of every token, or [2, B, T]: that of its question, and in it that of its step."""
+    """[B, T] the branch of every token; [A, B, T] with its record in joined rows, and its step where `isolated`."""
     valid_BT = batch["valid"]
     question_BT = batch.get("branch", torch.zeros_like(batch["input_ids"]))
     levels = [torch.where(valid_BT, question_BT, PAD_BRANCH)]
+    if "record" in batch:
+        levels.append(batch["record"])
     if isolated:
         step_QL = batch["step_ids"] + 1
         rows_Q, columns_QL = question_places(batch)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ts_lightning.data.collate import collate, deal
+from ts_lightning.data.collate import collate, deal, join, spread
 
 
 def row(ids: list[int], steps: list[int], images: int, task: int, **more: object) -> dict:
@@ -49,3 +49,27 @@ def test_rows_are_dealt_by_length_longest_first():
     assert deal(rows, 1)[0][0] is rows[3]
     assert [one for part in deal(rows, 3, by_length=False) for one in part] == rows
     assert [len(part) for part in deal(rows, 7)] == [1] * 7
+
+
+def test_rows_are_joined_behind_each_other() -> None:
+    def row(first: int, length: int, task: int) -> dict:
+        ids = torch.arange(first, first + length)
+        pixels = torch.full((1, 3, 2, 2), first, dtype=torch.uint8)
+        steps = torch.where(torch.arange(length) < 1, -1, 0)
+        return {"input_ids": ids, "step_ids": steps, "pixel_values": pixels, "task": task, "sample": first}
+
+    batch = collate(join([row(10, 3, 1), row(20, 2, 0), row(30, 2, 1)]), pad_id=0)
+    assert batch["input_ids"].tolist() == [[10, 11, 12, 30, 31], [20, 21, 0, 0, 0]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 0, 0]]
+    assert batch["record"].tolist() == [[1, 1, 1, 2, 2], [1, 1, -1, -1, -1]]
+    assert batch["question_rows"].tolist() == [0, 0, 1]
+    assert batch["columns"].tolist() == [[0, 1, 2], [3, 4, 0], [0, 1, 0]]
+    assert batch["step_ids"].tolist() == [[-1, 0, 0], [-1, 0, -1], [-1, 0, -1]]
+    assert batch["pixel_values"][:, 0, 0, 0].tolist() == [10, 30, 20]  # in the order of their rows
+    assert (batch["task"].tolist(), batch["samples"]) == ([1, 0], [10, 30, 20])
+
+
+def test_rows_are_spread_by_their_tokens() -> None:
+    rows = [{"input_ids": torch.zeros(n)} for n in (3, 9, 4, 5, 1)]
+    lengths = [[len(row["input_ids"]) for row in group] for group in spread(rows, 2)]
+    assert lengths == [[9, 3], [5, 4, 1]]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.unit.models.hf_families import make_folder
 from tests.unit.models.test_packed_questions import BACKBONES, LOSSES, image_id, questions, results
-from ts_lightning.data.collate import collate
+from ts_lightning.data.collate import collate, join
 from ts_lightning.models import PlainVLM, TwinExpertVLM
 from ts_lightning.models.attention import attend, block_masks, use_attention
 from ts_lightning.models.backbones.hf import HFBackbone
@@ -49,8 +49,10 @@ def test_the_kernel_equals_sdpa_over_grouped_heads(plain_flex: None) -> None:
 def packed_results(vlm: Any, loss: str, choice: str) -> Any:
     vlm.attention = use_attention(vlm.backbone.decoder, choice)
     rows = pack_questions([vlm.encode(sample) for sample in questions(1, 4)], image_id(vlm))
-    rows += [vlm.encode(sample) for sample in questions(1, 1, "understanding", 9)]
-    return results(vlm, LOSSES[loss], collate(rows, vlm.pad_id))
+    rows += [vlm.encode(sample) for sample in [*questions(1, 1, seed=4), *questions(1, 1, "understanding", 9)]]
+    return results(
+        vlm, LOSSES[loss], collate(join(rows), vlm.pad_id) if vlm.encoder.joins else collate(rows, vlm.pad_id)
+    )
 
 
 def check_equal(vlm: Any, loss: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.unit.data_samples import picture
 from tests.unit.models.hf_families import make_folder
 from tests.unit.models.test_backbones import MAKERS
-from ts_lightning.data.collate import collate, seen_pairs
+from ts_lightning.data.collate import collate, join, seen_pairs
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.losses import RowLoss, Stepwise, TokenMean
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
@@ -76,12 +76,13 @@ def results(vlm: Any, loss: RowLoss, batch: dict[str, Any]) -> tuple[dict[str, d
     return parts, {name: p.grad.clone() for name, p in vlm.named_parameters() if p.grad is not None}
 
 
-def check(vlm: Any, loss: RowLoss, groups: list[list[Sample]], floor: float = 0.01) -> None:
+def check(vlm: Any, loss: RowLoss, groups: list[list[Sample]], floor: float = 0.01, joined: bool = False) -> None:
     """Equal to 1e-6; gradients below `floor` of the largest tensor's are held against that: sums that cancel round."""
     tolerance = 1e-6
     rows = [[vlm.encode(sample) for sample in group] for group in groups]
     packed = [one for group in rows for one in pack_questions(group, image_id(vlm))]
     assert len(packed) < sum(map(len, rows))
+    packed = join(packed) if joined else packed
     ours, grads = results(vlm, loss, collate(packed, vlm.pad_id))
     theirs, expected = results(vlm, loss, collate([row for group in rows for row in group], vlm.pad_id))
     for name, values in theirs.items():
@@ -131,6 +132,24 @@ def test_a_folder_of_any_family(family: str, tmp_path: Path) -> None:
         check(vlm, LOSSES[loss], [questions(2, 3), questions(1, 2, seed=5)], floor=0.2)
 
 
+@pytest.mark.parametrize(("backbone", "loss"), [("tiny", "isolated"), ("qwen2_vl", "step_mean"), ("moe_llava", "sum")])
+def test_records_in_one_row(backbone: str, loss: str) -> None:
+    """Rows of both tasks and of one question: a row without padding of each task."""
+    vlm = TwinExpertVLM(BACKBONES[backbone](), every=1, num_experts=2).train()
+    groups = [questions(2, 3), questions(1, 1, seed=7), questions(1, 2, "understanding", 9), questions(1, 4, seed=5)]
+    check(vlm, LOSSES[loss], groups, joined=True)
+
+
+def test_low_rank_experts_on_packed_rows() -> None:
+    vlm = TwinExpertVLM(BACKBONES["tiny"](), every=1, num_experts=2, expert_rank=4).train()
+    with torch.no_grad():
+        for parameter in vlm.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    for joined in (False, True):
+        check(vlm, LOSSES["step_mean"], [questions(1, 5), questions(1, 2, seed=3)], joined=joined)
+
+
 def test_pairs_that_see_each_other_are_counted() -> None:
     vlm = PlainVLM(BACKBONES["tiny"]())
     rows = [vlm.encode(sample) for sample in questions(1, 3)]
@@ -142,6 +161,7 @@ def test_pairs_that_see_each_other_are_counted() -> None:
 def test_a_model_whose_pictures_see_the_question_does_not_pack(tmp_path: Path) -> None:
     encoder = HFBackbone(str(make_folder("paligemma", tmp_path))).encoder
     assert not encoder.packs
+    assert not encoder.joins
     with pytest.raises(ValueError, match="questions_per_row: seen several for a model whose pictures see the question"):
         encoder.pack([])
 

@@ -108,6 +108,7 @@ class HFBackbone(Backbone):
             nested=self.family not in FLAT,
             resized_size=resized,
             packs=self.family != "paligemma" and not self.recurrent,
+            joins=self.layer_types == {"full_attention"} and self.blocks_of_pictures is None,
         )
         self.encoder.of_pictures([Image.new("RGB", (64, 64))], f"pretrained: {folder}")  # it can, or says why not
         self.more_for_text = bool(self._more_for_text())
