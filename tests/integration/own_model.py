@@ -26,7 +26,7 @@ from ts_lightning.cli import main as main_command
 ROOT = Path(__file__).parents[2]
 COCO = ROOT.parent / "shared/real/coco_mini"
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "gemma3", "internvl", "llava", "smolvlm")
-PHOTOS = 24
+PHOTOS = 12
 VERBS = ("init", "fit", "evaluate", "ask", "export")
 Objects = list[tuple[str, list[float]]]
 
@@ -136,9 +136,11 @@ LAYOUTS: dict[str, Callable[[Path], list[str]]] = {
 def commands(vlm: Path, data: Path, options: Sequence[str], run: Path, steps: int) -> list[list[str]]:
     """The five commands of a case."""
     picture = str(photos()[0][0])
+    few = ["--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps)]
+    few += ["--data.init_args.global_batch_size", "4", "--data.init_args.micro_batch_size", "4"]
     return [
         ["init", "--vlm", str(vlm), "--data", str(data), "--out", str(run), *options],
-        ["fit", "-c", f"{run}/fit.yaml", "--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps)],
+        ["fit", "-c", f"{run}/fit.yaml", *few],
         ["evaluate", "--ckpt", str(run), "--suites", f"{run}/fit.yaml", "--out", f"{run}/report"],
         ["ask", "--ckpt", str(run), "--image", picture, "Where is the chair?", "--max_new_tokens", "16"],
         ["export", "--ckpt", str(run), "--to", "package", "--out", f"{run}/package"],

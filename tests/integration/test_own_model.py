@@ -9,8 +9,7 @@ from ts_lightning.cli import main
 
 
 @pytest.mark.skipif(not own_model.COCO.is_dir(), reason="needs the photographs of ../shared/real")
-def test_init_fit_evaluate_ask_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_model, "PHOTOS", 12)
+def test_init_fit_evaluate_ask_export(tmp_path: Path) -> None:
     result = own_model.case("internvl", "yolo", tmp_path, 2, main)
     assert result["ok"], result
     assert "| `internvl` | - | - | - | yes | - |" in own_model.table([result])
