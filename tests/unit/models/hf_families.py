@@ -340,6 +340,20 @@ FAMILIES |= {
         ids={"image_token_id": "<|media_pad|>", "video_token_id": "<|kimi_k25_video_placeholder|>",
              "vision_start_token_id": "<|media_begin|>", "vision_end_token_id": "<|media_end|>"},
     ),
+    "molmo2": Family(
+        {"text_config": {**{k: v for k, v in TEXT.items() if not k.endswith("_id")}, "vocab_size": WORDS - 128,
+                         "additional_vocab_size": 128},
+         "vision_config": {**VISION, "num_key_value_heads": 2, "head_dim": 16, "image_size": [56, 56], "patch_size": 14},
+         "adapter_config": {"vision_feature_layer": [-1, -2], "hidden_size": 32, "num_attention_heads": 2,
+                            "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 48, "text_hidden_size": 32}},
+        QWEN3.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image|>"),
+        (*CHATML_MARKS, "<|image|>", "<|video|>", "<im_patch>", "<im_col>", "<im_start>", "<low_res_im_start>",
+         "<frame_start>", "<im_end>", "<frame_end>", "<im_low>"),
+        pixels={"size": {"height": 56, "width": 56}, "max_crops": 2, "overlap_margins": [1, 1]}, end="<|im_end|>",
+        ids={"image_patch_id": "<im_patch>", "image_start_token_id": "<im_start>", "image_end_token_id": "<im_end>",
+             "low_res_image_start_token_id": "<low_res_im_start>", "frame_start_token_id": "<frame_start>",
+             "frame_end_token_id": "<frame_end>"}, pixels_of="",
+    ),
     "exaone4_5": Family(
         {"text_config": {"model_type": "exaone4", **TEXT, "sliding_window": 12,
                          "layer_types": ["sliding_attention", "full_attention"]},
@@ -400,7 +414,6 @@ REFUSED: dict[str, Family] = {
 }  # fmt: skip
 FAILING = {
     "idefics2": "the processor of the model does not say what stands for a picture",
-    "molmo2": "its processor needs torchvision",
     "cohere2_vision": "its processor needs torchvision",
     "lfm2_vl": "its processor needs torchvision",
     "llama4": "its processor needs torchvision",

@@ -22,7 +22,16 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from ts_lightning.grounding.codecs import backbone_codec
 from ts_lightning.models.backbones.base import Backbone, number_of_pictures
-from ts_lightning.models.backbones.hf_families import BLOCKS, CODECS, COUNTED, FLAT, SIDES, image_token_of, template_of
+from ts_lightning.models.backbones.hf_families import (
+    BEGUN,
+    BLOCKS,
+    CODECS,
+    COUNTED,
+    FLAT,
+    SIDES,
+    image_token_of,
+    template_of,
+)
 from ts_lightning.models.backbones.hf_processor import (
     HFEncoder,
     RopePositions,
@@ -320,8 +329,9 @@ def chat_by(folder: Path, family: str, processor: Any, tokenizer: Any, generatio
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"pretrained: {folder}: chat template: can't be rendered: {reason}") from None
     first = tokenizer("a")["input_ids"][:1]
-    bos = tokenizer.bos_token
-    if bos is not None and first == [tokenizer.bos_token_id] and not chat.template.system.startswith(bos):
+    bos = tokenizer.bos_token if family not in BEGUN else tokenizer.bos_token or tokenizer.eos_token
+    begun = family in BEGUN or first == [tokenizer.bos_token_id]
+    if bos is not None and begun and not chat.template.system.startswith(bos):
         chat.template.system = bos + chat.template.system
     return chat
 

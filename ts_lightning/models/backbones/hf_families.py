@@ -17,6 +17,7 @@ CODECS = {
 }
 
 BLOCKS = {"gemma3": "runs", "molmo2": "all", "paligemma": "prefix"}  # what the decoder sees both ways
+BEGUN = {"molmo2"}  # families whose processor puts the first token before every prompt
 COUNTED = {"molmo2"}  # families that count the marks between a picture's tokens as the picture's
 SIDES = {"minicpmv4_6": {"pixel_values": -1}}  # the side along which pictures stand one behind the other
 FLAT = {"got_ocr2"}  # several pictures of one conversation in a plain list

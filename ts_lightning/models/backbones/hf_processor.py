@@ -18,13 +18,13 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from ts_lightning.grounding.coordinates import Size
 from ts_lightning.grounding.resizing import smart_size
-from ts_lightning.models.backbones.hf_substitutes import KimiPixels, PixtralText
+from ts_lightning.models.backbones.hf_substitutes import KimiPixels, PixtralText, molmo2_pixels
 from ts_lightning.models.encode import Encoder
 from ts_lightning.models.pixels import open_picture
 
 # Families whose own needs torchvision.
 PROCESSORS: dict[str, Any] = {"mistral3": PixtralText}
-PIXELS: dict[str, Any] = {"kimi_k25": KimiPixels}
+PIXELS: dict[str, Any] = {"kimi_k25": KimiPixels, "molmo2": molmo2_pixels}
 
 
 def load_processor(folder: Path, config: Any, tokenizer: Any) -> Any:

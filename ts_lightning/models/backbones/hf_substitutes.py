@@ -49,6 +49,29 @@ class PixtralText(ProcessorMixin):
         return self.image_break_token.join([line] * height) + self.image_end_token
 
 
+class OnTorch:
+    """Mixin before an image processor of transformers that resizes and normalizes by torchvision: by torch alone.
+
+    For bilinear resizing to given sides torchvision's functions are these.
+    """
+
+    def resize(self, image: Tensor, size: Any, resample: Any = None, antialias: bool = True, **kwargs: Any) -> Tensor:
+        sides = (size.height, size.width)
+        return torch.nn.functional.interpolate(image, sides, mode="bilinear", align_corners=False, antialias=antialias)
+
+    def normalize(self, image: Tensor, mean: Any, std: Any, inplace: bool = False, **kwargs: Any) -> Tensor:
+        mean, std = (torch.as_tensor(value, dtype=image.dtype).view(-1, 1, 1) for value in (mean, std))
+        return (image - mean) / std
+
+
+def molmo2_pixels(values: dict[str, Any]) -> Any:
+    """Molmo 2's image processor, without torchvision."""
+    from transformers.models.molmo2.image_processing_molmo2 import Molmo2ImageProcessor
+
+    kept = {name: value for name, value in values.items() if not name.endswith("_type")}
+    return type("Molmo2ImageProcessor", (OnTorch, Molmo2ImageProcessor), {})(**kept)
+
+
 class KimiPixels:
     """Kimi-VL's rule: never enlarged, at most `max_patches` patches and `size` patches a side, padded on the right."""
 
