@@ -231,7 +231,7 @@ def piece_backward(
     out: list[Tensor],
     hidden_nF: Tensor | None = None,
 ) -> Tensor:
-    """Return <d, hidden> per token; write weight * d/dpre to `out` (its first may be `d_nF`) and hidden where wanted."""
+    """Return <d, hidden> per token; write weight * d/dpre to `out` (its first may be `d_nF`), hidden where wanted."""
     dot_n, parts = d_nF.new_empty(len(d_nF)), list(pieces(d_nF, INNER_ELEMENTS))
     product_nF = torch.empty_like(d_nF[parts[0]]) if parts else d_nF
     exact = torch.promote_types(d_nF.dtype, torch.float32)
