@@ -23,13 +23,14 @@ def fit_once(
     checkpoint, stamp = root / "checkpoints" / "last.ckpt", root / "run.json"
     run = json.loads(stamp.read_text()) if stamp.is_file() else {"seconds": 0.0, "steps": 0}
     if run["steps"] < (steps or 1):
-        resumed = checkpoint.is_file() and not anew
-        if resumed and "began" in run:  # stopped in the middle: what its last checkpoint holds was paid for
-            run["seconds"] += max(0.0, checkpoint.stat().st_mtime - run["began"])
+        newest = max((path.stat().st_mtime for path in checkpoint.parent.glob("*.ckpt")), default=None)
+        resumed = newest is not None and not anew
+        if newest is not None and resumed and "began" in run:  # stopped in the middle: what it has saved was paid for
+            run["seconds"] += max(0.0, newest - run["began"])
         root.mkdir(parents=True, exist_ok=True)
         began = time.time()
         stamp.write_text(json.dumps({**run, "began": began}) + "\n")
-        where = [f"--ckpt_path={checkpoint}"] if resumed else ["--resume=false"]
+        where = [] if resumed else ["--resume=false"]
         limits = [] if steps is None else [f"--trainer.max_steps={steps}"]
         root_option = f"--trainer.default_root_dir={root}"
         if command(["fit", *where, "-c", str(config), *limits, root_option, *options]) != 0:

@@ -15,13 +15,16 @@ from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.backbones.hf import HFBackbone, config_of
 from ts_lightning.models.backbones.hf_families import CODECS
+from ts_lightning.reports.memory_plan import Form, Geometry, Load, largest_twist, plan, room_of
 from ts_lightning.runs.class_paths import instantiate
 
 # Rates by method: of a small model (below 100 M parameters), and of a large one. GRPO takes a tenth of SFT's.
 RATES = {"twist": (2e-3, 2e-5), "lora": (1e-3, 1e-4), "full": (1e-3, 1e-5)}
+LOW_RANK_RATE = 5  # experts of low rank want several times the rate of full copies
 SMALL = 100_000_000
 STEPS, BATCH = 1000, 16
 BYTES_TRAINED = 16  # a weight, its gradient and AdamW's two states, in fp32
+LOW_RANKS = (64, 32, 16, 8)  # of experts, tried one after the other where full copies do not fit
 LOOKED_AT = 500  # questions, for the longest answer and the kinds of regions
 
 
@@ -54,10 +57,10 @@ class Machine:
     gpu: bool
 
 
-def fit_yaml(start: Start, method: str, data: Data, out: Path) -> tuple[str, Backbone]:
-    """The text of fit.yaml, and the backbone that it was written for."""
+def fit_yaml(start: Start, method: str, data: Data, out: Path, gpu: float | None = None) -> tuple[str, Backbone]:
+    """The text of fit.yaml for a card of `gpu` GiB (None: this machine), and the backbone that it was written for."""
     looked_at = samples(data.train)
-    backbone, machine, vlm = prepared(start, method, looked_at)
+    backbone, machine, vlm = prepared(start, method, looked_at, gpu)
     if method == "grpo" and getattr(backbone, "recurrent", False):
         raise ValueError("method: seen grpo for a model with recurrent layers, expected twist, lora or full")
     longest = max(int((backbone.encoder(sample)["step_ids"] >= 0).sum()) for sample in looked_at)
@@ -66,7 +69,7 @@ def fit_yaml(start: Start, method: str, data: Data, out: Path) -> tuple[str, Bac
     size = "a small" if parameters < SMALL else "a large"
     grpo = method == "grpo"
     sft = method if not grpo else "lora" if start.spec is None else sft_of(start)
-    rate = RATES[sft][parameters >= SMALL] / (10 if grpo else 1)
+    rate = RATES[sft][parameters >= SMALL] / (10 if grpo else 1) * (LOW_RANK_RATE if "expert_rank: " in vlm else 1)
     bf16 = machine.dtype == "bfloat16"
     precision = ("bf16-mixed", "what trains is fp32") if bf16 else ("32-true", "no GPU, or a small model")
     logged = ("1", "a step is dear") if grpo else ("10", "a curve of 100 points")
@@ -126,16 +129,16 @@ def samples(pattern: str) -> list[Any]:
     return [reader.read(i) for i in range(0, manifest.num_rows, max(1, manifest.num_rows // LOOKED_AT))]
 
 
-def prepared(start: Start, method: str, looked_at: list[Any]) -> tuple[Backbone, Machine, str]:
+def prepared(start: Start, method: str, looked_at: list[Any], gpu: float | None) -> tuple[Backbone, Machine, str]:
     """The backbone, the machine that it runs on, and the vlm's part of the configuration."""
     if start.spec is not None:
         backbone = instantiate(Backbone, **start.spec["init_args"]["backbone"])
         dtype = "bfloat16" if backbone.embedding.weight.dtype == torch.bfloat16 else "float32"
         text = yaml.safe_dump(start.spec, sort_keys=False, default_flow_style=False)
-        return backbone, machine_for(dtype), f"# as {start.name} was trained\n{text}"
+        return backbone, machine_for(dtype, gpu), f"# as {start.name} was trained\n{text}"
     folder = Path(str(start.folder))
     large = sum(path.stat().st_size for path in folder.glob("*.safetensors")) > 2 * SMALL
-    machine = machine_for("bfloat16" if large and torch.cuda.is_available() else "float32")
+    machine = machine_for("bfloat16" if large and (gpu or torch.cuda.is_available()) else "float32", gpu)
     codec, why = notation(config_of(folder).model_type, looked_at)
     backbone = HFBackbone(str(folder), dtype=machine.dtype, codec=codec)
     lines, kind = options(backbone, method, machine)
@@ -152,8 +155,10 @@ init_args:
     return backbone, machine, text + indented("\n".join(lines), 2)
 
 
-def machine_for(dtype: str) -> Machine:
-    """The GPU's memory, or the machine's."""
+def machine_for(dtype: str, gpu: float | None = None) -> Machine:
+    """The memory of a card of `gpu` GiB, or of the GPU that is here, or the machine's."""
+    if gpu is not None:
+        return Machine(int(gpu * 2**30), dtype, True)
     if torch.cuda.is_available():
         return Machine(torch.cuda.get_device_properties(0).total_memory, dtype, True)
     return Machine(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), dtype, False)
@@ -172,7 +177,6 @@ def notation(family: str, looked_at: list[Any]) -> tuple[str, str]:
 def options(backbone: Backbone, method: str, machine: Machine) -> tuple[list[str], str]:
     """The lines of a fresh vlm's options, and its class."""
     parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
-    weights = parameters * (2 if machine.dtype == "bfloat16" else 4)
     saving = ["activation_checkpointing: true   # layers are computed again in backward: memory for time"]
     saving = saving if parameters >= SMALL else []
     if method in ("lora", "grpo"):
@@ -192,15 +196,19 @@ def options(backbone: Backbone, method: str, machine: Machine) -> tuple[list[str
         ], "PlainVLM"
     layers = len(backbone.layers)
     every = 2 if layers >= 16 else 1
-    expert = backbone.expert_seeds(getattr(backbone.layers[-1], backbone.mlp_name))[0]
-    full = 2 * sum(parameter.numel() for parameter in expert.parameters()) * (layers // every)
-    low = weights + BYTES_TRAINED * full > 0.8 * machine.memory
-    needs = f"full copies would need {BYTES_TRAINED * full / 2**30:.0f} GiB beside the base"
+    geometry = Geometry.of(backbone.init_args["pretrained"])
+    itemsize = 2 if machine.dtype == "bfloat16" else 4
+    load = Load(picture_tokens=geometry.picture_tokens(), every=every, itemsize=itemsize)
+    found = largest_twist(geometry, load, room_of(machine.memory / 2**30), LOW_RANKS)
+    form = found.form if found else Form("twist", LOW_RANKS[-1], "nf4")
+    needs = f"full copies would need {plan(geometry, Form('twist'), load).peak / 2**30:.0f} GiB: ts-lightning plan"
+    codes = "more than the base in bf16 leaves room for" if found else "not even so does it fit, says ts-lightning plan"
     return [
         "num_experts: 2           # the paper's grounding experts",
         "top_k: 1                 # one of them a token, as the paper's counts suggest",
         f"every: {every}                 # of {layers} decoder layers: 2 from 16 on, as in the paper",
-        *([f"expert_rank: 64          # {needs}"] if low else []),
+        *([f"expert_rank: {form.rank:<11}# {needs}"] if form.rank else []),
+        *([f"quantization: {form.quantization:<10}# {codes}"] if form.rank and form.quantization else []),
         *saving,
     ], "TwinExpertVLM"
 

@@ -21,6 +21,7 @@ def init(
     images: Path | None = None,
     codec: str | None = None,
     frame: Literal["original", "padded_square"] | None = None,
+    gpu: float | None = None,
 ) -> None:
     """Write a run: shards of your data, and a configuration that trains your model on them, a reason beside each value.
 
@@ -36,6 +37,7 @@ def init(
         images: folder of the pictures, where they are not beside the data
         codec: notation of the boxes in the texts of a LLaVA JSON (docs/coordinates.md); words when missing
         frame: of these boxes, where it is not the notation's own: original (of the picture) or padded_square
+        gpu: GiB of the card that it will run on; this machine's when missing
     """
     if (out / "fit.yaml").exists():
         raise ValueError(f"out: seen {out / 'fit.yaml'}, expected a new folder")
@@ -51,7 +53,7 @@ def init(
     start = started(vlm, method)
     found = shards(kind, out, images)
     print(f"questions: {found.counts['train']} of {found.train} train, {found.counts['val']} of {found.val} validate")
-    text, backbone = fit_yaml(start, method, found, out)
+    text, backbone = fit_yaml(start, method, found, out, gpu)
     out.mkdir(parents=True, exist_ok=True)
     (out / "fit.yaml").write_text(text)
     print(f"model: {start.name}, {len(backbone.layers)} decoder layers, boxes as {backbone.encoder.codec.name}")

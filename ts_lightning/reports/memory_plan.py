@@ -7,7 +7,7 @@ more. `python -m tools.bench memory` holds the sum against measured peaks.
 Legend: N tokens of a micro-batch, H hidden size, F expert size, V vocabulary, A tokens of answers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -239,8 +239,8 @@ def layer_bytes(geometry: Geometry, form: Form, load: Load, layer: int, twin: bo
 def forms(geometry: Geometry, rank: int, lora_rank: int) -> Iterator[Form]:
     """The rows of a plan: every method, over the base as it is and quantised."""
     low = expert_form(geometry.experts(0)[0], plain=False) is not None
+    yield Form("twist")
     for quantization in (None, *QUANTISED):
-        yield Form("twist", None, quantization)
         if low:
             yield Form("twist", rank, quantization)
         yield Form("lora", lora_rank, quantization)
@@ -257,14 +257,12 @@ def largest_micro_batch(geometry: Geometry, form: Form, load: Load, room: float)
     return fitting
 
 
-def largest_twist(geometry: Geometry, load: Load, room: float) -> Plan | None:
-    """The first that fits: full copies, then falling ranks; each over the base as it is, then int8, then nf4."""
-    ranks: tuple[int | None, ...] = (None, *RANKS)
+def largest_twist(geometry: Geometry, load: Load, room: float, ranks: Sequence[int] = RANKS) -> Plan | None:
+    """The first that fits: full copies, then falling ranks, over the base as it is; these ranks over int8, then nf4."""
     smallest = min(geometry.hidden, geometry.inner(0)[0])
+    possible = [rank for rank in ranks if rank <= smallest and expert_form(geometry.experts(0)[0], plain=False)]
     for quantization in (None, *QUANTISED):
-        for rank in ranks:
-            if rank is not None and rank > smallest:
-                continue
+        for rank in possible if quantization else (None, *possible):
             made = plan(geometry, Form("twist", rank, quantization), load)
             if made.peak <= room:
                 return made

@@ -60,6 +60,12 @@ def test_it_writes_a_run_that_trains_and_is_asked(
         assert vlm_args["targets"] == "all-linear"
     if method != "twist":
         return
+    assert "expert_rank" not in vlm_args  # of so small a model there is room for full copies
+    small_card = ["--gpu", str(1 + 7.5 / 1024), "--out", "small"]  # one GiB is left to CUDA
+    assert cli.main([*words[:5], *small_card, "--method", method]) == 0
+    small = yaml.safe_load(Path("small/fit.yaml").read_text())["model"]["init_args"]
+    assert small["vlm"]["init_args"]["expert_rank"] == 32
+    assert small["optimizer"]["init_args"]["lr"] == 5 * written["model"]["init_args"]["optimizer"]["init_args"]["lr"]
     short = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--trainer.num_sanity_val_steps", "0"]
     assert cli.main(["fit", "-c", "run/fit.yaml", *short, "--trainer.limit_val_batches", "1"]) == 0
     assert (

@@ -108,7 +108,7 @@ def test_the_verb_prints_every_form_and_says_what_fits(tmp_path: Path, capsys: p
     assert main(["plan", "--vlm", str(tmp_path), "--gpu", "16", "--rank", "32"]) == 0
     said = capsys.readouterr().out
     assert "5.61 B parameters, 32 decoder layers; 1 x 1088 tokens" in said
-    assert sum(line.startswith(("TWIST", "LoRA", "full")) for line in said.splitlines()) == 10
+    assert sum(line.startswith(("TWIST", "LoRA", "full")) for line in said.splitlines()) == 8
     assert said.splitlines()[-1].startswith("largest TWIST that fits: expert_rank: 256, quantization: null (")
     assert main(["plan", "--vlm", str(tmp_path), "--gpu", "2"]) == 1
     assert main(["plan", "--vlm", str(tmp_path / "no")]) == 2
