@@ -267,7 +267,9 @@ def _tar_chain(path: Path, rng: random.Random) -> None:
         [len(body), len(body), len(body) + 512, 1 << 20, 3 << 30, b"\x80" + b"\xff" * 11, b"-1".ljust(12)]
     )
     meta = _header(b"././@LongLink", size, kind) + body + bytes(-len(body) % 512)
-    path.write_bytes(meta * count + _shard())
+    with path.open("wb") as file:  # piece by piece: the peak is to be the reader's
+        file.writelines([meta] * count)
+        file.write(_shard())
 
 
 def _tar_pax(path: Path, rng: random.Random) -> None:

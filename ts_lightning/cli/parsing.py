@@ -145,7 +145,7 @@ def metavar(hint: Any) -> str | None:
 
 
 def documented(function: Any) -> tuple[str, dict[str, str]]:
-    """The text of a docstring before `Args:`, and the sentence of each argument."""
+    """The text of a docstring before `Args:`, its last section, and the sentence of each argument."""
     text = inspect.getdoc(function) or ""
     about, _, rest = text.partition("\nArgs:\n")
     found: dict[str, str] = {}
@@ -154,6 +154,10 @@ def documented(function: Any) -> tuple[str, dict[str, str]]:
             found[match[1]] = match[2]
         elif found and line.strip():
             found[[*found][-1]] += " " + line.strip()
+    named = set(inspect.signature(function).parameters) - {OVERRIDES, REST}
+    assert named <= set(found), (
+        f"{function.__name__}: no sentence of {named - set(found)} below `Args:`, the last section"
+    )
     return about.strip(), {name: sentence.replace("%", "%%") for name, sentence in found.items()}
 
 
