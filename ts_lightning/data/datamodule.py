@@ -224,7 +224,8 @@ class ShardDataModule(L.LightningDataModule):
             raise ValueError("data.train: seen nothing to train on, expected train.shards (and setup('fit') called)")
         rank, world_size = self._rank()
         batches = Shares(self._stream, self.micro_batch_size, rank, world_size, endless=self.trainer is not None)
-        prompts = bool(getattr(getattr(self.trainer, "lightning_module", None), "trains_on_prompts", False))
+        module = getattr(self.trainer, "lightning_module", None)
+        prompts, ahead = (bool(getattr(module, name, False)) for name in ("trains_on_prompts", "draws_ahead"))
         accounts = [self._loaded[name][1] for name in self._training]
         bad_records = accounts[0]
         if len(accounts) > 1:
@@ -248,7 +249,7 @@ class ShardDataModule(L.LightningDataModule):
                 else "a model with windows, pictures seen both ways or recurrent layers"
             )
             raise ValueError(f"data.join_rows: seen true for {why}, expected false")
-        dealing = {"by_length": not prompts, "joined": self.join_rows}
+        dealing = {"by_length": not prompts, "joined": self.join_rows, "look_ahead": ahead}
         loader = TrainLoader(draws, batches, self.num_workers, pad_id, bad_records, **dealing)
         self._loaders.append(loader)
         return loader

@@ -5,6 +5,7 @@ They are no DataLoaders themselves, so Lightning leaves their order alone, and t
 
 import logging
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -121,7 +122,8 @@ class TrainLoader(_Loader):
     Its rows are dealt to the micro-batches by length (`collate.deal`), or joined there (`collate.join`). `ids` are
     those of the valid questions in the stream's order, `num_questions` counts all, `num_tokens` of `num_positions` are
     no padding, `num_pairs` are seen (`collate.seen_pairs`), `num_answers` tokens have a loss. Iteration starts at the
-    stream's state; `len` is the number of optimizer steps of a whole epoch.
+    stream's state; `len` is the number of optimizer steps of a whole epoch. look_ahead: batches have the micro-batches
+    of the next global batch under `ahead`, where there is one.
     """
 
     def __init__(
@@ -133,7 +135,9 @@ class TrainLoader(_Loader):
         bad_records: BadRecords,
         by_length: bool = True,
         joined: bool = False,
+        look_ahead: bool = False,
     ) -> None:
+        self.look_ahead = look_ahead
         given: dict[str, Any] = {
             "pad_id": pad_id,
             "per_batch": batches.per_batch,
@@ -147,7 +151,16 @@ class TrainLoader(_Loader):
         return len(self.batches)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return map(self.bad_records.checked, self._loader)
+        batches = map(self.bad_records.checked, self._loader)
+        return self._with_next(batches) if self.look_ahead else batches
+
+    def _with_next(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        repeats, waiting = self.batches.stream.repeats, deque[dict[str, Any]]()
+        for batch in batches:
+            waiting.append(batch)
+            if len(waiting) > repeats:
+                yield waiting.popleft() | {"ahead": batch["micro_batches"]}
+        yield from waiting
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: Lightning warns about loaders without it, but the position is the datamodule's to keep."""

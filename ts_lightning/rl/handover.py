@@ -1,6 +1,8 @@
 """The policy's weights for another engine: written as files that it reads, after every optimizer step."""
 
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,21 @@ def model_of(vlm: VLM, task: int) -> str:
     if not parts or (isinstance(vlm, TwinExpertVLM) and not task):
         return BASE
     return parts[task - 1] if isinstance(vlm, TwinExpertVLM) else parts[0]
+
+
+def served(vlm: VLM, folders: Mapping[str, Path]) -> list[str]:
+    """The arguments of a vLLM server of the policy: its base, adapters or packages by the names of their folders."""
+    dtype = str(vlm.backbone.embedding.weight.dtype).removeprefix("torch.")
+    arguments = ["--dtype", dtype, "--max-model-len", str(vlm.encoder.max_length)]
+    if not folders:
+        return arguments
+    if isinstance(vlm, LoRAVLM):
+        arguments += ["--max-lora-rank", str(max(8, 2 ** (int(vlm.init_args["rank"]) - 1).bit_length()))]
+    else:
+        packages = {"ts_lightning_packages": [str(folder) for folder in folders.values()]}
+        arguments += ["--enforce-eager", "--additional-config", json.dumps(packages)]
+    named = [f"{name}={folder}" for name, folder in folders.items()]
+    return [*arguments, "--enable-lora", "--max-loras", str(len(folders)), "--lora-modules", *named]
 
 
 def base_folder(vlm: VLM) -> Path:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -158,28 +158,41 @@ class RolloutCallback(Callback):
     ) -> list[dict[str, Any]]:
         """Completions of all prompts, so many prompts decoded together; weights are gathered once."""
         prompts: list[dict[str, Any]] = []
-        together = max(1, (self.rollout_batch_size or 10**9) // len(micro_batches[0]["samples"]))  # micro-batches
         draw = sample_groups if self.engine is None else self.engine.sample_groups
         with kept_whole(vlm):
-            for start in range(0, len(micro_batches), together):
-                batch = joined(micro_batches[start : start + together], vlm.pad_id)
-                mine = slice(len(prompts), len(prompts) + len(batch["samples"]))
-                sampled = draw(
-                    vlm,
-                    batch,
-                    self.num_generations,
-                    self.max_new_tokens,
-                    self.temperature,
-                    self.top_p,
-                    self.stop_after,
-                    self.seed,
-                    step,
-                    all_ranks_done,
-                    names[mine],
-                    None if wanted is None else wanted[mine],
-                )
-                prompts += sampled.prompts()
+            for batch, mine in self._together(vlm, micro_batches):
+                own = None if wanted is None else wanted[mine]
+                prompts += draw(vlm, batch, names=names[mine], wanted=own, **self._arguments(step)).prompts()
         return prompts
+
+    def draw_ahead(self, vlm: VLM, micro_batches: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Let the engine answer the next batch's prompts while this one is trained on; every rank has to call it."""
+        names = global_names([sample.id for micro in micro_batches for sample in micro["samples"]])
+        for batch, mine in self._together(vlm, micro_batches):
+            if self.engine is not None:
+                self.engine.begin(vlm, batch, names=names[mine], **self._arguments(step))
+
+    def _arguments(self, step: int) -> dict[str, Any]:
+        """What every draw of a step has in common."""
+        return {
+            "group": self.num_generations,
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "stop_after": self.stop_after,
+            "seed": self.seed,
+            "step": step,
+            "all_done": all_ranks_done,
+        }
+
+    def _together(self, vlm: VLM, micro_batches: Sequence[Mapping[str, Any]]) -> Iterator[tuple[dict[str, Any], slice]]:
+        """Micro-batches whose prompts are decoded together, as one, and which of the prompts they are."""
+        together = max(1, (self.rollout_batch_size or 10**9) // len(micro_batches[0]["samples"]))  # micro-batches
+        first = 0
+        for start in range(0, len(micro_batches), together):
+            batch = joined(micro_batches[start : start + together], vlm.pad_id)
+            yield batch, slice(first, first + len(batch["samples"]))
+            first += len(batch["samples"])
 
     def _weighted(
         self, vlm: VLM, micro_batches: Sequence[Mapping[str, Any]], prompts: list[dict[str, Any]], step: int
@@ -188,7 +201,8 @@ class RolloutCallback(Callback):
         if self.engine is None:
             return prompts
         sums = weighted(vlm, micro_batches, prompts, self.temperature, self.engine.tis_cap)
-        self.figures |= (figures := sum_over_ranks({"mismatch_kl": sums}))
+        stale = {"staleness": (float(sum(self.engine.staleness)), float(len(self.engine.staleness)))}
+        self.figures |= (figures := sum_over_ranks({"mismatch_kl": sums, **stale}))
         if (seen := figures["mismatch_kl"]) > (limit := self.engine.max_mismatch_kl):
             why = "do engine and trainer see the same pictures, weights and dtype? `certify --against` tells"
             raise ValueError(f"step {step}: mismatch_kl: seen {seen:.4g}, expected at most {limit} ({why})")

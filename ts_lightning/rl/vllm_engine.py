@@ -1,16 +1,16 @@
 """Rollouts by vLLM: the policy's weights go there after every optimizer step, its completions come back."""
 
 import atexit
-import hashlib
 import io
 import logging
 import os
-import shlex
 import shutil
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from torch import Tensor, distributed
 
 from ts_lightning.models.generate import banned_tokens
 from ts_lightning.models.vlm import VLM
-from ts_lightning.rl.handover import adapters, base_folder, model_of, write_adapter, write_weights
+from ts_lightning.rl.handover import adapters, base_folder, model_of, served, write_adapter, write_weights
 from ts_lightning.rl.sampling import Sampled, check_room
 from ts_lightning.rl.vllm_server import OwnServer, Prompt, Refused, Said, ServerError, VLLMServer
 
 log = logging.getLogger("ts_lightning.rl")
-URL, MORE, FOLDER = (f"TS_LIGHTNING_VLLM_{name}" for name in ("URL", "ARGUMENTS", "FOLDER"))
+URL, FOLDER = "TS_LIGHTNING_VLLM_URL", "TS_LIGHTNING_VLLM_FOLDER"
 UNLIKELY = -100.0  # added to the logits of banned tokens: the least that vLLM takes
 
 
@@ -39,13 +39,15 @@ class VLLMEngine:
     Args:
         tis_cap: The largest weight of a token.
         max_mismatch_kl: A larger KL(sampler || policy) stops the run.
+        ahead: 1: the next batch's prompts are answered while this one is trained on, by weights that are one step old
+            (`train/staleness`).
         retries: How often a step's prompts are asked for again.
         patience: Seconds that a request, or a start, may take.
         url: Address of a server that runs (with `vllm_server.ARGUMENTS` and `vllm_server.ENVIRONMENT`); None: that of
             TS_LIGHTNING_VLLM_URL, and without that variable one is started beside the run, on its machine. A YAML names
             neither this nor what follows: programs and addresses are the environment's.
         python: Interpreter that has vLLM, for a server that is started here (None: TS_LIGHTNING_VLLM_PYTHON).
-        arguments: More of vLLM's own arguments for it (None: TS_LIGHTNING_VLLM_ARGUMENTS).
+        arguments: More of vLLM's own arguments for it, beside those of TS_LIGHTNING_VLLM_ARGUMENTS.
         folder: Where weights are handed over: one that the server sees, too (None: TS_LIGHTNING_VLLM_FOLDER, else this
             machine's shared memory).
     """
@@ -54,6 +56,7 @@ class VLLMEngine:
         self,
         tis_cap: float = 2.0,
         max_mismatch_kl: float = 0.1,
+        ahead: int = 0,
         retries: int = 3,
         patience: float = 900.0,
         url: str | None = None,
@@ -64,14 +67,19 @@ class VLLMEngine:
         for name, value in (("tis_cap", tis_cap), ("max_mismatch_kl", max_mismatch_kl), ("patience", patience)):
             if value <= 0:
                 raise ValueError(f"{name}: seen {value}, expected above 0")
+        if ahead not in (0, 1):
+            raise ValueError(f"ahead: seen {ahead}, expected 0 or 1")
         self.url, self.folder = url or os.environ.get(URL), folder or os.environ.get(FOLDER)
-        self.python, self.arguments = python, shlex.split(os.environ.get(MORE, "")) if arguments is None else arguments
+        self.python, self.arguments = python, arguments or []
         self.tis_cap, self.max_mismatch_kl = tis_cap, max_mismatch_kl
-        self.retries, self.patience = retries, patience
+        self.retries, self.patience, self.ahead = retries, patience, ahead
         self.run = uuid.uuid4().hex[:8]  # other runs' weights have other versions
         self.server: VLLMServer | None = None
         self.place: Path | None = None
         self.handed = 0
+        self.pool: ThreadPoolExecutor | None = None
+        self.begun: dict[tuple[str, ...], tuple[int, Future[dict[int, list[Said]]]]] = {}
+        self.staleness: list[int] = []  # optimizer steps between the draw and its use, of the last draw's prompts
 
     def sample_groups(
         self,
@@ -89,26 +97,21 @@ class VLLMEngine:
         wanted: Sequence[bool] | None = None,
     ) -> Sampled:
         """As `rl.sampling.sample_groups`; every rank has to call it. ServerError in one line where no answer comes."""
-        if top_p < 1:
-            raise ValueError(f"top_p: seen {top_p} with VLLMEngine, expected 1: its log-probabilities are cut off, too")
-        check_room(vlm, batch, max_new_tokens)
-        prompts = prompts_of(vlm, batch)
-        models = [model_of(vlm, task) for task in batch["task"].tolist()]
-        sampling = {
-            "n": group,
-            "temperature": temperature,
-            "max_tokens": max_new_tokens,
-            "ignore_eos": True,
-            "stop_token_ids": [int(vlm.tokenizer.eos_token_id)],
-            "logit_bias": {str(token): UNLIKELY for token in banned_tokens(vlm)},
-            "skip_special_tokens": False,
-            **({"stop": [stop_after], "include_stop_str_in_output": True} if stop_after else {}),
-        }
-        seeds = [_seed(seed, step, name) for name in names]
-        asked = [b for b in range(len(prompts)) if wanted is None or wanted[b]]
-        found = self._answers(vlm, prompts, sampling, seeds, models, asked, step)
+        request = request_of(vlm, batch, group, max_new_tokens, temperature, top_p, stop_after)
+        asked = [b for b in range(len(names)) if wanted is None or wanted[b]]
+        begun, future = self.begun.pop(tuple(names), (step, None)) if wanted is None else (step, None)
+        found: dict[int, list[Said]] = {}
+        if future is not None:
+            try:
+                found = future.result()
+            except ServerError as down:
+                log.warning(f"{down}; asking again")
+        if any(_of_all_ranks(len(found) < len(asked))):
+            begun = step
+            self._answer(vlm, request, asked, found, step)
+        self.staleness = [step - begun] * len(asked)
         blank = [Said([vlm.pad_id], [0.0], True)] * group
-        said = [found.get(b, blank) for b in range(len(prompts))]
+        said = [found.get(b, blank) for b in range(len(names))]
         flat = [one for answers in said for one in answers]
         logp_NS = torch.zeros(len(flat), max(len(one.token_ids) for one in flat))
         for row, one in enumerate(flat):
@@ -119,28 +122,44 @@ class VLLMEngine:
             [[one.stopped for one in answers] for answers in said],
         )
 
-    def _answers(
+    def begin(
         self,
         vlm: VLM,
-        prompts: Sequence[Prompt],
-        sampling: Mapping[str, Any],
-        seeds: Sequence[int],
-        models: Sequence[str],
-        asked: Sequence[int],
+        batch: Mapping[str, Any],
+        group: int,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        stop_after: str | None,
+        seed: int,
         step: int,
-    ) -> dict[int, list[Said]]:
-        """The answers to this rank's prompts, by their numbers; ranks try again together."""
-        found: dict[int, list[Said]] = {}
+        all_done: Callable[[Tensor], bool],
+        names: Sequence[str],
+    ) -> None:
+        """Ask for what the next `sample_groups` of these names will want, with the weights of now, and go on."""
+        request = request_of(vlm, batch, group, max_new_tokens, temperature, top_p, stop_after)
+        self.hand_over(vlm, step)
+        self.pool = self.pool or ThreadPoolExecutor(1, thread_name_prefix="vllm")
+        asked = list(range(len(names)))
+        self.begun[tuple(names)] = step, self.pool.submit(self._ask, request, asked, {})
+
+    def _ask(self, request: "Request", asked: Sequence[int], found: dict[int, list[Said]]) -> dict[int, list[Said]]:
+        """Fill in the answers to the prompts `asked`, by their numbers, but for those that are there."""
+        for model in dict.fromkeys(request.models):
+            left = [b for b in asked if request.models[b] == model and b not in found]
+            answers = self._server.generate([request.prompts[b] for b in left], request.sampling, model)
+            found |= dict(zip(left, answers, strict=True))
+        return found
+
+    def _answer(
+        self, vlm: VLM, request: "Request", asked: Sequence[int], found: dict[int, list[Said]], step: int
+    ) -> None:
+        """`_ask` with the weights of now; ranks try again together."""
         for attempt in range(self.retries + 1):
             error: ServerError | None = None
             try:
                 self.hand_over(vlm, step)
-                for model in dict.fromkeys(models):
-                    left = [b for b in asked if models[b] == model and b not in found]
-                    answers = self._server.generate(
-                        [prompts[b] for b in left], sampling, [seeds[b] for b in left], model
-                    )
-                    found |= dict(zip(left, answers, strict=True))
+                self._ask(request, asked, found)
             except Refused as refused:
                 if refused.status == 400:
                     raise
@@ -148,13 +167,12 @@ class VLLMEngine:
             except ServerError as down:
                 error = down
             if not any(_of_all_ranks(error is not None)):
-                return found
+                return
             if attempt == self.retries:
                 raise error or ServerError("vLLM: another rank got no answer")
             if error is not None:
                 log.warning(f"{error}; asking again ({attempt + 1} of {self.retries})")
             time.sleep(1)
-        raise AssertionError
 
     @property
     def _server(self) -> VLLMServer:
@@ -202,8 +220,10 @@ class VLLMEngine:
         """A server that answers: the one of `url`, waited for, or one of our own, started again where it has ended."""
         if self.url is None:
             if self.server is None:
-                arguments = [*self._own_arguments(vlm), *self.arguments]
-                file = self._place() / "vllm.log"
+                folders = {name: self._place() / "start" / name for name in adapters(vlm)}
+                for name, folder in folders.items():
+                    write_adapter(vlm, name, folder)
+                arguments, file = [*served(vlm, folders), *self.arguments], self._place() / "vllm.log"
                 self.server = OwnServer(base_folder(vlm), self.python, arguments, file, self.patience)
                 atexit.register(self.server.close)
             self.server.start()  # type: ignore[attr-defined]
@@ -215,17 +235,51 @@ class VLLMEngine:
                 raise ServerError(f"vLLM at {self.url}: no answer for {self.patience:.0f} s")
             time.sleep(1)
 
-    def _own_arguments(self, vlm: VLM) -> list[str]:
-        weight = vlm.backbone.embedding.weight
-        made = ["--dtype", str(weight.dtype).removeprefix("torch."), "--max-model-len", str(vlm.encoder.max_length)]
-        return [*made, *(["--enable-lora"] if adapters(vlm) else [])]
-
     def _place(self) -> Path:
         if self.place is None:
             memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
             self.place = Path(tempfile.mkdtemp(prefix="ts_lightning_", dir=self.folder or memory))
             atexit.register(shutil.rmtree, self.place, ignore_errors=True)
         return self.place
+
+
+@dataclass(frozen=True)
+class Request:
+    """The prompts of a batch, who answers each, and how all are sampled.
+
+    No seeds: vLLM 0.32 ends on a CPU where a prompt of one is read in parts.
+    """
+
+    prompts: list[Prompt]
+    models: list[str]
+    sampling: dict[str, Any]
+
+
+def request_of(
+    vlm: VLM,
+    batch: Mapping[str, Any],
+    group: int,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    stop_after: str | None,
+) -> Request:
+    """A draw as vLLM is asked for it; ValueError for what it can't draw."""
+    if top_p < 1:
+        raise ValueError(f"top_p: seen {top_p} with VLLMEngine, expected 1: its log-probabilities are cut off, too")
+    check_room(vlm, batch, max_new_tokens)
+    sampling = {
+        "n": group,
+        "temperature": temperature,
+        "max_tokens": max_new_tokens,
+        "ignore_eos": True,
+        "stop_token_ids": [int(vlm.tokenizer.eos_token_id)],
+        "logit_bias": {str(token): UNLIKELY for token in banned_tokens(vlm)},
+        "skip_special_tokens": False,
+        **({"stop": [stop_after], "include_stop_str_in_output": True} if stop_after else {}),
+    }
+    models = [model_of(vlm, task) for task in batch["task"].tolist()]
+    return Request(prompts_of(vlm, batch), models, sampling)
 
 
 def prompts_of(vlm: VLM, batch: Mapping[str, Any]) -> list[Prompt]:
@@ -256,10 +310,6 @@ def _png(picture: Any) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, "PNG", compress_level=1)
     return stream.getvalue()
-
-
-def _seed(seed: int, step: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {step} {name}".encode()).digest()[:4], "big") >> 1
 
 
 def _of_all_ranks(flag: bool) -> list[bool]:

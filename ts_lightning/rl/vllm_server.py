@@ -4,6 +4,7 @@ import base64
 import http.client
 import json
 import os
+import shlex
 import socket
 import subprocess
 import time
@@ -15,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 PYTHON = "TS_LIGHTNING_VLLM_PYTHON"  # the interpreter of the environment that has vLLM
+MORE = "TS_LIGHTNING_VLLM_ARGUMENTS"  # vLLM's arguments for servers that are started here
 BASE = "base"  # the name under which the server has its own weights
 # Routes that take weights are vLLM's development ones: a server of ours listens on this machine only.
 ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_NO_USAGE_STATS": "1"}
@@ -120,7 +122,6 @@ class VLLMServer:
         self,
         prompts: Sequence[Prompt],
         sampling: Mapping[str, Any],
-        seeds: Sequence[int] | None = None,
         model: str = BASE,
         width: int = 64,
     ) -> list[list[Said]]:
@@ -128,13 +129,8 @@ class VLLMServer:
 
         sampling: what vLLM's SamplingParams take. `Refused` where the server reads another prompt than `expanded`.
         """
-        own = [{}] * len(prompts) if seeds is None else [{"seed": seed} for seed in seeds]
         with ThreadPoolExecutor(max(1, min(width, len(prompts)))) as pool:
-            asked = [
-                pool.submit(self._generate, prompt, {**sampling, **more}, model)
-                for prompt, more in zip(prompts, own, strict=True)
-            ]
-            return [future.result() for future in asked]
+            return list(pool.map(lambda prompt: self._generate(prompt, sampling, model), prompts))
 
     def _generate(self, prompt: Prompt, sampling: Mapping[str, Any], model: str) -> list[Said]:
         body: dict[str, Any] = {"model": model, "token_ids": prompt.token_ids, "return_token_ids": True}
@@ -190,6 +186,7 @@ class OwnServer(VLLMServer):
         super().__init__(f"http://127.0.0.1:{port}", patience)
         self.command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
         self.command += ["--host", "127.0.0.1", "--port", str(port), *ARGUMENTS, *arguments]
+        self.command += shlex.split(os.environ.get(MORE, ""))
         self.environment, self.log = {**os.environ, **ENVIRONMENT}, log
         self.process: subprocess.Popen[bytes] | None = None
 

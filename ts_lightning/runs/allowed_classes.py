@@ -72,7 +72,7 @@ LISTED_ARGUMENTS = {
         *("name", "save_dir", "version", "offline", "id", "project", "log_model", "prefix", "checkpoint_name"),
         *("group", "job_type", "tags", "notes", "add_file_policy"),
     },
-    "VLLMEngine": {"tis_cap", "max_mismatch_kl", "retries", "patience"},
+    "VLLMEngine": {"tis_cap", "max_mismatch_kl", "ahead", "retries", "patience"},
 }
 _FACTORIES = (Optimizer, LRScheduler, ReduceLROnPlateau)
 

@@ -110,6 +110,8 @@ class GRPO(BaseModule):
             for rollout in self.rollouts:
                 rewards_BG = rollout.total.view(len(rollout.completions), -1)
                 rollout.advantages = self.algorithm.advantages(rewards_BG).flatten() * rollout.emphasis
+            if "ahead" in batch:
+                callback.draw_ahead(self.vlm, batch["ahead"], self.trainer.global_step)
             if not self.updates:
                 callback.report(self.trainer, self, micro_batches, self.rollouts)
         for name, value in callback.figures.items():
@@ -121,6 +123,12 @@ class GRPO(BaseModule):
         if not self.updates:
             self.rollouts = []
         return loss
+
+    @property
+    def draws_ahead(self) -> bool:
+        """Whether the next batch's prompts are answered while this one is trained on; the datamodule asks."""
+        engine = self._rollout_callback().engine
+        return engine is not None and bool(engine.ahead)
 
     def _rollout_callback(self) -> RolloutCallback:
         for callback in getattr(self.trainer, "callbacks"):  # noqa: B009
