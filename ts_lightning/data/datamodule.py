@@ -9,7 +9,7 @@ import torch
 
 from ts_lightning.data.loader import BadRecords, EvalLoader, TrainLoader, log
 from ts_lightning.data.manifest import Manifest
-from ts_lightning.data.mixture import MixedStream
+from ts_lightning.data.mixture import MixedStream, of_rows
 from ts_lightning.data.noise import NoisyBoxes
 from ts_lightning.data.order import STATE_VERSION, EvalBatches, Shares, StreamState, TrainStream
 from ts_lightning.data.reader import Draws, ShardDataset, ShardReader
@@ -29,7 +29,7 @@ class ShardDataModule(L.LightningDataModule):
 
     Args:
         train: Training records.
-        mix: Several training sources by name in place of `train`, drawn in the shares of their `weight`.
+        mix: Several training sources by name in place of `train`; questions come in the shares of their `weight`.
         val: Validation suites by name.
         test: Test suites by name; `val` when None.
         predict: Records to answer; the validation suites when None.
@@ -182,7 +182,8 @@ class ShardDataModule(L.LightningDataModule):
         weights = [source.weight for source in self._training.values()]
         parts = list(zip(self._training, weights, [manifest.sha256 for manifest in manifests], strict=True))
         fresh = StreamState(mixture_sha256(parts), self.seed, shuffle_window=window)
-        return MixedStream([manifest.shard_sizes for manifest in manifests], weights, size, fresh, window)
+        drawn = of_rows(weights, *zip(*((m.num_samples, m.num_rows) for m in manifests), strict=True))
+        return MixedStream([manifest.shard_sizes for manifest in manifests], drawn, size, fresh, window)
 
     def advance(self) -> None:
         """Count one optimizer step as done: the state moves on by one global batch, the same on all ranks.

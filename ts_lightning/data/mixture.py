@@ -23,6 +23,11 @@ def quotas(weights: Sequence[float]) -> list[int]:
     return counts
 
 
+def of_rows(weights: Sequence[float], questions: Sequence[int], rows: Sequence[int]) -> list[float]:
+    """Weights by which rows are drawn so that questions come in the shares of `weights`, whatever a row holds."""
+    return [weight * r / q for weight, q, r in zip(weights, questions, rows, strict=True)]
+
+
 class MixedStream(TrainStream):
     """Global batches of a mixture. The k-th record drawn from a source is record k of its own endless order.
 

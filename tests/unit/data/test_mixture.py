@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tests.unit.data_samples import encode, sample, shards
 from ts_lightning.cli import main
 from ts_lightning.data import ShardDataModule, ShardSource, index_shards
-from ts_lightning.data.mixture import MixedStream, quotas
+from ts_lightning.data.mixture import MixedStream, of_rows, quotas
 from ts_lightning.data.order import StreamState
 from ts_lightning.data.write import write_shards
 
@@ -37,6 +37,12 @@ def stream(batch: int = 7, consumed: int = 0, window: int = 4) -> MixedStream:
 
 def take(source: MixedStream, count: int) -> list[int]:
     return [row for _, batch in zip(range(count), source.batches(endless=True), strict=False) for row in batch.tolist()]
+
+
+def test_rows_of_many_questions_are_drawn_less_often() -> None:
+    drawn = of_rows([1, 1, 2], questions=[32, 8, 6], rows=[8, 8, 6])
+    assert drawn == [0.25, 1, 2]
+    assert quotas(drawn) == [77, 308, 615]  # 77 * 4, 308 and 615 questions
 
 
 def test_shares_and_passes() -> None:
