@@ -28,6 +28,7 @@ VERBS = {
     "evaluate": "answer and score suites, or score stored answers: one report",
     "compare": "two runs with a paired test, or many in a table",
     "certify": "prove that understanding is untouched, bit by bit",
+    "conflicts": "what several packages on one base weigh, and whether one changes another's answers",
     "export": "a checkpoint as a package, an adapter, a standalone model, and back",
     "assemble": "a LLaVA out of a language model and a vision tower",
     "ask": "one question about a picture: the answer, its boxes, a drawing",
