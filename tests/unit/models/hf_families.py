@@ -343,7 +343,8 @@ FAMILIES |= {
     "molmo2": Family(
         {"text_config": {**{k: v for k, v in TEXT.items() if not k.endswith("_id")}, "vocab_size": WORDS - 128,
                          "additional_vocab_size": 128},
-         "vision_config": {**VISION, "num_key_value_heads": 2, "head_dim": 16, "image_size": [56, 56], "patch_size": 14},
+         "vision_config": {**VISION, "num_key_value_heads": 2, "head_dim": 16, "image_size": [56, 56],
+                           "patch_size": 14},
          "adapter_config": {"vision_feature_layer": [-1, -2], "hidden_size": 32, "num_attention_heads": 2,
                             "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 48, "text_hidden_size": 32}},
         QWEN3.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image|>"),
