@@ -61,8 +61,6 @@ def fit_yaml(start: Start, method: str, data: Data, out: Path, gpu: float | None
     """The text of fit.yaml for a card of `gpu` GiB (None: this machine), and the backbone that it was written for."""
     looked_at = samples(data.train)
     backbone, machine, vlm = prepared(start, method, looked_at, gpu)
-    if method == "grpo" and getattr(backbone, "recurrent", False):
-        raise ValueError("method: seen grpo for a model with recurrent layers, expected twist, lora or full")
     longest = max(int((backbone.encoder(sample)["step_ids"] >= 0).sum()) for sample in looked_at)
     room = math.ceil(1.25 * longest / 8) * 8
     parameters = sum(parameter.numel() for parameter in backbone.model.parameters())

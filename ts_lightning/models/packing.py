@@ -207,6 +207,18 @@ def joined(batches: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Any]:
     return {name: join(name) for name in batches[0]} if len(batches) > 1 else dict(batches[0])
 
 
+def repeated(batch: Mapping[str, Any], group: int) -> dict[str, Any]:
+    """A batch of prompts with every row `group` times, for a model whose layers can't branch behind a prompt."""
+    rows: dict[str, Any] = {
+        name: value.repeat_interleave(group, -2 if name == "position_ids" else 0)
+        for name, value in batch.items()
+        if torch.is_tensor(value) and value.ndim and (name == "position_ids" or len(value) == len(batch["input_ids"]))
+    }
+    if "pictures" in batch:  # of each row that has some
+        rows["pictures"] = [one for one in batch["pictures"] for _ in range(group)]
+    return rows
+
+
 def pack_groups(
     batch: Mapping[str, Any], completions: Sequence[Sequence[Sequence[int]]], pad_id: int
 ) -> dict[str, Any]:

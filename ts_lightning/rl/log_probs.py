@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ts_lightning.models.generate import banned_tokens
-from ts_lightning.models.packing import pack_groups
+from ts_lightning.models.packing import pack_groups, repeated
 from ts_lightning.models.routing import Routing
 from ts_lightning.models.vlm import VLM
 
@@ -43,9 +43,13 @@ def group_log_probs(
 ) -> TokenScores:
     """Score the completions of each prompt of `batch` (any padding side) in one forward; `package` as in `VLM.routing`.
 
-    The prompt and its pictures are computed once a group; gradients flow through them. Equal to a forward over the
-    prompt repeated for each completion. The completions of prompt b are rows b * G, b * G + 1 ... of the result.
+    The prompt and its pictures are computed once a group, where the model's layers can branch; gradients flow through
+    them. Equal to a forward over the prompt repeated for each completion. The completions of prompt b are rows b * G,
+    b * G + 1 ... of the result.
     """
+    if not vlm.backbone.branches:
+        batch = repeated(batch, len(completions[0]))
+        completions = [[completion] for group in completions for completion in group]
     packed = pack_groups(batch, completions, vlm.pad_id)
     with vlm.routing(packed, package=package) as context:
         hidden_BTH = vlm.backbone.decoder(

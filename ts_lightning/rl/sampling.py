@@ -4,6 +4,7 @@ Shapes: N completions (G of each prompt, one after the other), S steps, V vocabu
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ts_lightning.models.generate import decode, look_every, prefill
-from ts_lightning.models.packing import pad_left
+from ts_lightning.models.generate import DecodeState, decode, look_every, prefill
+from ts_lightning.models.packing import pad_left, repeated
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.log_probs import tempered
 
@@ -95,7 +96,7 @@ def sample_groups(
         return token_R
 
     with torch.no_grad():
-        state = prefill(vlm, pad_left(batch)).expand(group)
+        state = prompts_read(vlm, pad_left(batch), group)
         device = state.logits_BV.device
         done_N = None if wanted is None else ~torch.tensor(wanted, device=device).repeat_interleave(group)
         steps = decode(state, draw, eos, max_new_tokens, ends, all_done, look_every(device), done_N)
@@ -109,6 +110,17 @@ def sample_groups(
         torch.where(mask_NS.to(token_NS.device), torch.stack(logps, 1), 0.0)[:, :longest],
         [[stopped for _, stopped in lengths[i : i + group]] for i in range(0, len(kept), group)],
     )
+
+
+def prompts_read(vlm: VLM, batch: Mapping[str, Any], group: int) -> DecodeState:
+    """State behind the prompts of a left-padded batch, for `group` answers of each; it warns where that is slow."""
+    if vlm.backbone.branches or group == 1:
+        return prefill(vlm, batch).expand(group)
+    warnings.warn(
+        f"{vlm.backbone.name}: recurrent layers have one past: a prompt is read again for each of its {group} answers",
+        stacklevel=2,
+    )
+    return prefill(vlm, repeated(batch, group))
 
 
 def pick(logp_NV: Tensor, noise_N: Tensor, top_p: float = 1.0) -> Tensor:

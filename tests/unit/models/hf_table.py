@@ -22,7 +22,7 @@ def row(name: str, case: Case) -> str:
     backbone = case.twin.backbone
     kinds = []
     if backbone.recurrent:
-        kinds.append("recurrent layers: one answer a prompt")
+        kinds.append("recurrent layers: the prompt again for each answer")
     if "sliding_attention" in backbone.layer_types:
         kinds.append("windows")
     if backbone.blocks_of_pictures:

@@ -1,11 +1,16 @@
 """Sampling: the noise of a completion, nucleus, stops, and what can never be said."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from tests.unit.models.hf_checks import sample
+from tests.unit.models.hf_families import make_folder
 from tests.unit.models.test_shared_prefix import prompt, twin
 from ts_lightning.data.collate import collate
-from ts_lightning.models import generate
+from ts_lightning.models import PlainVLM, generate
+from ts_lightning.models.backbones.hf import HFBackbone
 from ts_lightning.models.generate import DecodeState, banned_tokens
 from ts_lightning.rl.log_probs import group_log_probs
 from ts_lightning.rl.sampling import pick, sample_groups
@@ -154,3 +159,15 @@ def test_a_prompt_without_room_is_named() -> None:
         ValueError, match=r"p0: seen a prompt of \d+ tokens and max_new_tokens 2040, expected at most 2048"
     ):
         sample_groups(vlm, batch, 2, 2040)
+
+
+def test_a_recurrent_model_reads_the_prompt_again_for_each_answer(tmp_path: Path) -> None:
+    vlm = PlainVLM(HFBackbone(str(make_folder("qwen3_5", tmp_path)))).eval()
+    batch = collate([vlm.encode(sample("grounding", seed=i, pictures=1 + i), True) for i in range(2)], vlm.pad_id)
+    with pytest.warns(UserWarning, match="a prompt is read again for each of its 3 answers"):
+        drawn = sample_groups(vlm, batch, 3, 5)
+    with torch.no_grad():
+        logp = group_log_probs(vlm, batch, drawn.tokens).logp_NT
+    torch.testing.assert_close(logp[:, : drawn.logp_NS.shape[1]], drawn.logp_NS, atol=1e-4, rtol=1e-4)
+    alone = sample_groups(vlm, collate([vlm.encode(sample("grounding", seed=1, pictures=2), True)], vlm.pad_id), 1, 5)
+    assert alone.tokens[0][0] == drawn.tokens[1][0]

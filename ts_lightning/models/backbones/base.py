@@ -27,6 +27,7 @@ class Backbone(Recorded, nn.Module):
     name: str
     mlp_name = "mlp"
     made_by: tuple[str, ...] = ("config", "seed")  # arguments that a saved folder makes needless
+    branches = True  # several answers may stand behind one prompt (`models.packing`)
     unused: tuple[str, ...] = ()  # patterns of parameters that no gradient reaches; they never train
     pixel_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     pixel_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)

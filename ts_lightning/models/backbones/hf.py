@@ -214,7 +214,7 @@ class HFBackbone(Backbone):
         if int(query_BQ.max()) > 1:
             raise ValueError(
                 f"{self.family}: seen several answers or steps behind one prompt, expected one: "
-                "its recurrent layers have no branches (num_generations, isolated steps)"
+                "its recurrent layers have no branches (isolated steps)"
             )
         real_BQ = query_BQ != PAD_BRANCH
         return {
@@ -234,6 +234,10 @@ class HFBackbone(Backbone):
     def recurrent(self) -> bool:
         """Whether layers keep a state in place of keys and values."""
         return bool(self.layer_types - {"full_attention", "sliding_attention"})
+
+    @property
+    def branches(self) -> bool:  # type: ignore[override]
+        return not self.recurrent
 
     def expert_seeds(self, slot: nn.Module) -> list[nn.Module]:
         return dense_experts(slot) or super().expert_seeds(slot)
