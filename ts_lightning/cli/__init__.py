@@ -32,7 +32,7 @@ VERBS = {
     "export": "a checkpoint as a package, an adapter, a standalone model, and back",
     "assemble": "a LLaVA out of a language model and a vision tower",
     "ask": "one question about a picture: the answer, its boxes, a drawing",
-    "serve": "a local page: click, drag a box or draw a polygon, and ask",
+    "serve": "a local page, and a server for the clients of OpenAI's protocol",
     "submit": "a job for SLURM",
     "data convert": "a data set's own files into shards",
     "data generate scout": "questions with stepwise grounded answers from annotated pictures",
@@ -42,6 +42,7 @@ VERBS = {
     "data index": "index shards and check every record",
     "data check": "in which frame the boxes of shards were labelled",
     "data export": "shards into the files of other tools",
+    "data lmms-eval": "a task folder of lmms-eval, scored by our protocols",
     "data report": "the quality of generated shards, with samples to mark by hand",
     "data toy": "render the toy world",
 }
