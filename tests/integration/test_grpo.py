@@ -82,6 +82,15 @@ def run(given: dict[str, Any], root: Path, *args: str) -> int:
     return main(["fit", "-c", tiny.save(given, root / "given.yaml"), *args])
 
 
+def run_on_two_ranks(given: dict[str, Any], root: Path, *args: str) -> None:
+    root.mkdir()
+    line = [sys.executable, "-m", "ts_lightning", "fit", "-c", tiny.save(given, root / "given.yaml")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    more = ["-c", str(DDP), "--trainer.accelerator", "cpu", *args]
+    done = subprocess.run([*line, *more], env=env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def rows(root: Path) -> list[dict[str, str]]:
     with (root / "metrics.csv").open() as file:
         found = [row for row in csv.DictReader(file) if row.get("train/loss")]
@@ -176,7 +185,7 @@ def test_a_killed_run_goes_on_with_the_same_command(
     """SIGKILL at call 40 of the reward: in step 4, twelve completions a step, with a checkpoint after step 2."""
     given = config(shards, tmp_path, reward="deadly")
     line = [sys.executable, "-m", "ts_lightning", "fit", "-c", tiny.save(given, tmp_path / "given.yaml")]
-    died = subprocess.run(line, env={**os.environ, "DIE_AT_CALL": "40"}, capture_output=True, text=True, timeout=240)
+    died = subprocess.run(line, env={**os.environ, "DIE_AT_CALL": "40"}, capture_output=True, text=True, timeout=900)
     assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
     assert [path.name for path in (tmp_path / "checkpoints").glob("*.ckpt")] == ["step=2.ckpt"]
     assert run(given, tmp_path) == 0
@@ -213,12 +222,7 @@ def test_two_processes_give_what_one_gives(updates: int, shards: str, tmp_path: 
         if name == "one":
             assert run(given, root) == 0
         else:
-            root.mkdir()
-            line = [sys.executable, "-m", "ts_lightning", "fit", "-c", tiny.save(given, root / "given.yaml")]
-            env = {**os.environ, "OMP_NUM_THREADS": "1"}
-            more = ["-c", str(DDP), "--trainer.accelerator", "cpu"]
-            done = subprocess.run([*line, *more], env=env, capture_output=True, text=True, timeout=240)
-            assert done.returncode == 0, done.stderr[-2000:]
+            run_on_two_ranks(given, root)
         made.append(root)
     one, two = (rows(root) for root in made)
     names = [name for name in one[0] if name.startswith("train/")]
@@ -264,10 +268,18 @@ def several_updates(shards: str, root: Path, **model: Any) -> dict[str, Any]:
     return given
 
 
-def test_several_updates_of_a_rollout_and_resume_in_their_middle(shards: str, tmp_path: Path) -> None:
-    """Checkpoints after steps 2 (of four updates) and 4 (a rollout is over); bounds act when the policy has moved."""
-    whole, rest = tmp_path / "whole", tmp_path / "rest"
+@pytest.fixture(scope="module")
+def several(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints after steps 2 (of four updates of a rollout) and 4 (the rollout is over)."""
+    whole = tmp_path_factory.mktemp("several") / "whole"
+    os.environ["TS_LIGHTNING_CLASS_PREFIXES"] = "tests.integration.test_grpo"
     assert run(several_updates(shards, whole), whole) == 0
+    return whole
+
+
+def test_several_updates_of_a_rollout_and_resume_in_their_middle(shards: str, several: Path, tmp_path: Path) -> None:
+    """Bounds act when the policy has moved."""
+    whole, rest = several, tmp_path / "rest"
     steps = rows(whole)
     assert float(steps[0]["train/clipped"]) == 0
     assert all(float(row["train/clipped"]) > 0 for row in steps[2:4])
@@ -280,6 +292,17 @@ def test_several_updates_of_a_rollout_and_resume_in_their_middle(shards: str, tm
     assert rows(rest) == steps[2:]
     ends = [load(folder / "checkpoints/step=6.ckpt").vlm.trainable_state_dict() for folder in (whole, rest)]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_a_rollout_goes_on_on_another_number_of_ranks(shards: str, several: Path, tmp_path: Path) -> None:
+    """The same completions, rewards and micro-batches; sums over ranks round differently."""
+    given = several_updates(shards, tmp_path / "two")
+    given["trainer"]["max_steps"] = 4
+    run_on_two_ranks(given, tmp_path / "two", "--ckpt_path", str(several / "checkpoints/step=2.ckpt"))
+    for seen, expected in zip(rows(tmp_path / "two"), rows(several)[2:4], strict=True):
+        assert seen["train/reward/own"] == expected["train/reward/own"]
+        names = [name for name in expected if name.startswith("train/") and expected[name]]
+        assert [float(seen[n]) for n in names] == pytest.approx([float(expected[n]) for n in names], abs=1e-5)
 
 
 def test_fewer_updates_than_are_done_are_refused(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,7 +1,8 @@
 """A GRPO step of the papers' models at full geometry with random weights in bf16 on a CUDA device.
 
-The prompt read once a group against repeated prompts, and both parts against floors that the same run measures. Says
-so and stops where there is no CUDA device. Legend: N completions, S steps, T prompt positions.
+The prompt read once a group against repeated prompts, and both parts against floors that the same run measures. Where
+there is no CUDA device it says so, and gives the floors by arithmetic.
+Legend: N completions, S steps, T prompt positions.
 """
 
 from functools import partial
@@ -21,6 +22,7 @@ TOLERANCE = {  # 32 layers, H = 64, bf16 have 0.011 and 0.051, and 0.063 and 0.1
     torch.float32: {"log_probs": 1e-4, "gradients": 1e-4},
     torch.bfloat16: {"log_probs": 0.05, "gradients": 0.2},
 }
+ASSUMED_FLOPS, ASSUMED_BANDWIDTH = 790e12, 4.3e12  # an H200's products in bf16, and bytes a second
 PROBES: dict[str, Any] = {}  # sizes of the floors' probes other than their defaults
 
 
@@ -45,11 +47,21 @@ def peak_gib(case: Case, shared: bool, device: str) -> float | None:
     return round(torch.cuda.max_memory_allocated() / 2**30, 1)
 
 
+def floors(model: str, flops: float = ASSUMED_FLOPS, bandwidth: float = ASSUMED_BANDWIDTH) -> dict[str, float]:
+    """By arithmetic alone, without weights: an update's products and a token's bytes, and the milliseconds of each."""
+    with torch.device("meta"):
+        vlm = TwinExpertVLM(backbone(model))
+    update, token = update_flops(vlm, PROMPT, GROUP, COMPLETION), decode_bytes(vlm)
+    milliseconds = {"update_ms": 1e3 * update / flops, "token_ms": 1e3 * token / bandwidth}
+    figures = {"update_tflop": update / 1e12, "decode_gb": token / 1e9, **milliseconds}
+    return {name: round(value, 2) for name, value in figures.items()}
+
+
 def main(rounds: int, model: str = MODELS[0], device: str = "cuda") -> int:
     """Compare both forms, then time update, rollout and the floors' probes; the ratios are ours / the other."""
     if device == "cuda" and not torch.cuda.is_available():
         skipped = "seen no CUDA device, expected one: nothing was run"
-        return report("grpo_full_size", True, model=model, skipped=skipped)
+        return report("grpo_full_size", True, model=model, skipped=skipped, floors=floors(model))
     case = make_case(model, device)
     dtype = case.vlm.backbone.embedding.weight.dtype
     errors = case.errors()

@@ -11,6 +11,7 @@ from tools.bench.grpo_case import Case, prompt_batch
 from ts_lightning.models import PlainVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.moe import MoE
+from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.reference import ReferencePolicy
 from ts_lightning.rl.rollout import Rollout
 from ts_lightning.training import GRPO
@@ -55,7 +56,7 @@ def make_vlm(mean_length: int | None = None) -> EndingVLM:
     return vlm
 
 
-def make_batch(vlm: PlainVLM, prompt: int = PROMPT, pictures: int = 0, name: str = "0") -> dict[str, Any]:
+def make_batch(vlm: VLM, prompt: int = PROMPT, pictures: int = 0, name: str = "0") -> dict[str, Any]:
     """One prompt of so many tokens, pictures included."""
     encoder = vlm.backbone.encoder
     ids = [vlm.backbone.image_token_id] * (encoder.image_tokens * pictures)

@@ -73,7 +73,9 @@ def trl_steps(
     vlm = make_vlm(mean_length)
     seconds: dict[str, list[float]] = {name: [] for name in ("trl", *ours)}
     tokens: list[float] = []
-    ends = {"sequence_bias": {(vlm.tokenizer.eos_token_id,): end_bias(vlm, mean_length)}} if mean_length else {}
+    ends: dict[str, Any] = (
+        {"sequence_bias": {(vlm.tokenizer.eos_token_id,): end_bias(vlm, mean_length)}} if mean_length else {}
+    )
     with tempfile.TemporaryDirectory() as folder:
         processing = (_picture_model if pictures else _text_model)(vlm, folder)
         given = GRPOConfig(

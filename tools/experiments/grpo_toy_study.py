@@ -122,12 +122,12 @@ def settings(config: Path, shards: Path, root: Path, seed: int, given: Mapping[s
     return made
 
 
-def answers(checkpoint: str, shards: Path, root: Path, questions: int) -> list[float]:
+def answers(checkpoint: str, shards: Path, root: Path, questions: int, suite: str = "val_mirg") -> list[float]:
     """1 for each held-out question whose box has an IoU of at least 0.5 with the truth, else 0; kept in a file."""
-    path = root / f"right-{questions}.json"
+    path = root / f"right-{suite}-{questions}.json"
     if path.is_file():
         return json.loads(path.read_text())
-    source = ShardSource(f"{shards}/val_mirg-*.tar", max_samples=questions)
+    source = ShardSource(f"{shards}/{suite}*.tar", max_samples=questions)
     records = quiet_trainer().predict(load(checkpoint), ShardDataModule(predict=source, eval_batch_size=64))
     found = [r for part in records or [] for r in part]  # type: ignore[union-attr]
     if len(found) < questions:

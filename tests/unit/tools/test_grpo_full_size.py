@@ -37,7 +37,10 @@ def last_line(capsys: pytest.CaptureFixture) -> dict:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would run at full size")
 def test_without_cuda_it_says_so(capsys: pytest.CaptureFixture) -> None:
     assert grpo_full_size.main(1, "Qwen2-VL-7B") == 0
-    assert "seen no CUDA device" in last_line(capsys)["skipped"]
+    said = last_line(capsys)
+    assert "seen no CUDA device" in said["skipped"]
+    assert said["floors"]["token_ms"] == pytest.approx(1000 * said["floors"]["decode_gb"] / 4300, abs=0.01)
+    assert 25 < said["floors"]["decode_gb"] < 26  # 28 layers in bf16, 14 of them with two more experts, and the head
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tools.experiments import grpo_settings
 from tools.experiments import grpo_toy_study as grpo_toy
 
 CONFIGS = Path(__file__).parents[3] / "configs/fit"
@@ -70,3 +71,34 @@ def test_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_start_outside_of_the_range_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"seed 0: seen SFT's Acc@0.5 0.100, expected 0.2 to 0.7"):
         table(tmp_path, monkeypatch, {"sft": 0.1})
+
+
+def test_settings_go_on_where_the_last_call_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call without time left adds no row; a later one has one for each run, and repeats none."""
+    given: list[dict[str, Any]] = []
+
+    def fit(config: Path, root: Path, options: list[str], steps: int) -> dict[str, Any]:
+        made = json.loads(config.read_text())
+        given.append(made)
+        return {"steps": min(steps, 400 * sum(m["trainer"]["default_root_dir"] == str(root) for m in given))}
+
+    monkeypatch.setattr(grpo_settings, "fit_once", fit)
+    monkeypatch.setattr(grpo_settings, "answers", lambda *args: [1.0, 0.0, 0.0, 0.0])
+    runs, rows = list(grpo_settings.wanted(["DAPO"], [3])), tmp_path / "rows.jsonl"
+    assert len(runs) == 5
+    places = (Path("s"), tmp_path / "out", runs)
+    later = grpo_settings.time.monotonic() + 1000
+    assert not grpo_settings.go_on(*places, later, rows)  # 400 of the base's 800 steps
+    assert not grpo_settings.go_on(*places, 0.0, rows)  # all of them, and the time is over
+    assert not rows.exists()
+    assert grpo_settings.go_on(*places, later, rows)
+    assert grpo_settings.go_on(*places, later, rows)
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [row["acc50"] for row in found] == [0.25] * 5
+    assert {(row.get("thought"), row.get("iterations")) for row in found[1:]} == {
+        (False, 1), (False, 2), (True, 1), (True, 2)
+    }  # fmt: skip
+    assert len(given) == 2 + 5
+    assert given[2]["model"]["init_args"]["vlm"]["init_args"]["init_from"].endswith("base/checkpoints/last.ckpt")
+    assert given[3]["model"]["init_args"]["vlm"]["init_args"]["init_from"].endswith("run=sft/checkpoints/last.ckpt")
+    assert given[3]["model"]["init_args"]["algorithm"]["class_path"] == "ts_lightning.losses.DAPO"
