@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from tools.bench.harness import interleave, ratio, report
+from tools.bench.harness import interleave, ratio, report, spread
 from ts_lightning.models.pixels import load_pixels
 
 SIZE, COUNT, BATCH = 336, 192, 16
@@ -113,6 +113,10 @@ def main(rounds: int = 5) -> int:
         ratios={
             "pil_bicubic_normalise": ratio(seconds, "ours", "pil_bicubic_normalise"),
             "pil_in_one_worker": ratio(worker, "ours", "peer"),
+        },
+        spread={
+            "pil_bicubic_normalise": spread(seconds, "ours", "pil_bicubic_normalise"),
+            "pil_in_one_worker": spread(worker, "ours", "peer"),
         },
         floor_ratio=ratio(seconds, "ours", "decode_only"),
         times_faster=ratio(seconds, "pil_bicubic_normalise", "ours"),

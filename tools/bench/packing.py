@@ -1,4 +1,4 @@
-"""A training step on eight questions about each of some pictures: behind their picture, or in a row each.
+"""A training step on eight questions about each of some pictures: in a row each, behind their picture, or joined too.
 
 LLaVA's picture of 576 tokens and about 100 tokens of text a question, at a hidden size that a CPU can take. Legend:
 T tokens of a row.
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tools.bench.harness import Step, interleave, ratio, relative_error, report
-from ts_lightning.data.collate import collate, deal
+from tools.bench.harness import Step, interleave, ratio, relative_error, report, spread
+from ts_lightning.data.collate import collate, deal, join
 from ts_lightning.losses import Stepwise
 from ts_lightning.models import TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
@@ -99,26 +99,31 @@ def main(rounds: int = 5, pictures: int = 4) -> int:
     packed_rows = [row for record in records for row in pack_questions(record, image_id)]
     separate = [collate(part, vlm.pad_id) for part in deal(rows, len(rows) // MICRO_BATCH)]
     packed = [collate(part, vlm.pad_id) for part in deal(packed_rows, len(packed_rows) // 2)]
+    joined = [collate(join(part), vlm.pad_id) for part in deal(packed_rows, len(packed_rows) // 2)]
     one = [collate(records[0], vlm.pad_id)], [collate(pack_questions(records[0], image_id), vlm.pad_id)]
-    (expected_loss, expected), (loss, found) = (gradients(vlm, batches) for batches in one)
-    error = max(relative_error(loss, expected_loss), *(relative_error(found[n], g) for n, g in expected.items()))
-    batches = {"packed": packed, "separate": separate}
+    errors = []
+    for theirs, ours in (one, (packed[:1], joined[:1])):
+        (expected_loss, expected), (loss, found) = gradients(vlm, theirs), gradients(vlm, ours)
+        errors += [relative_error(loss, expected_loss), *(relative_error(found[n], g) for n, g in expected.items())]
+    error = max(errors)
+    batches = {"packed": packed, "separate": separate, "joined": joined}
     figures = {
         "pad_share": {name: pad_share(each) for name, each in batches.items()},
         "positions": {name: sum(b["valid"].numel() for b in each) for name, each in batches.items()},
     }
     if error > 1e-5:
         return report("packing", False, ratios={}, floor_ratio=None, max_relative_error=error, **figures)
-    steps = {"packed": training_step(vlm, packed), "separate": training_step(vlm, separate)}
-    seconds = interleave(steps, rounds)
-    each = sorted(a / b for a, b in zip(seconds["packed"], seconds["separate"], strict=True))
+    seconds = interleave({name: training_step(vlm, each) for name, each in batches.items()}, rounds)
     return report(
         "packing",
         True,
-        ratios={"separate_rows": ratio(seconds, "packed", "separate")},
+        ratios={
+            "separate_rows": ratio(seconds, "packed", "separate"),
+            "joined/separate_rows": ratio(seconds, "joined", "separate"),
+        },
         floor_ratio=None,
         questions=len(rows),
-        spread=[round(each[0], 3), round(each[-1], 3)],
+        spread={name: spread(seconds, name, "separate") for name in ("packed", "joined")},
         questions_per_second={name: round(len(rows) / statistics.median(s), 2) for name, s in seconds.items()},
         max_relative_error=error,
         **figures,

@@ -1,21 +1,25 @@
-"""One training step of the frozen twin with answer-only logits, against training every parameter with full logits.
+"""One training step of the frozen twin, against plain autograd over the same trainable set and against training all.
 
-Both are the same `TwinExpertVLM` with the same weights and rows; losses and the experts' gradients are compared first.
+All are the same `TwinExpertVLM` with the same weights and rows, pictures and padding included; losses and the experts'
+gradients are compared first.
 """
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tools.bench.harness import Step, interleave, ratio, relative_error, report, saved_bytes
+from tools.bench.harness import Step, interleave, ratio, relative_error, report, saved_bytes, spread
+from ts_lightning.data.collate import collate
 from ts_lightning.losses import answer_nll, stepwise_loss
 from ts_lightning.models import TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.models.moe import MoE, moe_loop
 
-ROWS, LENGTH, ANSWER = 1, 700, 60
+LENGTHS, PICTURE, ANSWER = (420, 320), 36, 60  # tokens of each row, of them its picture's, and its answer's
 HIDDEN, LAYERS, HEADS = 768, 4, 12
 VOCABULARY = 4096  # the tiny tokenizer is smaller; a head of a real model weighs more
 
@@ -35,36 +39,44 @@ def make_vlm(train_all: bool) -> TwinExpertVLM:
     return vlm
 
 
-def make_batch() -> dict[str, Any]:
-    """Text rows of the skill, the loss on the last `ANSWER` tokens."""
+def make_batch(vlm: TwinExpertVLM) -> dict[str, Any]:
+    """Rows of the skill about a picture each, the loss on the last `ANSWER` tokens."""
     generator = torch.Generator().manual_seed(0)
-    step_ids_BT = torch.full((ROWS, LENGTH), -1)
-    step_ids_BT[:, LENGTH - ANSWER :] = 0
-    return {
-        "input_ids": torch.randint(100, 200, (ROWS, LENGTH), generator=generator),
-        "valid": torch.ones(ROWS, LENGTH, dtype=torch.bool),
-        "position_ids": torch.arange(LENGTH).expand(ROWS, LENGTH),
-        "step_ids": step_ids_BT,
-        "pixel_values": torch.zeros(0, 3, 96, 96, dtype=torch.uint8),
-        "task": torch.ones(ROWS, dtype=torch.long),
-    }
+    rows = []
+    for length in LENGTHS:
+        ids_T = torch.randint(100, 200, (length,), generator=generator)
+        ids_T[:PICTURE] = vlm.backbone.image_token_id
+        pixels = torch.randint(0, 256, (1, 3, 96, 96), generator=generator, dtype=torch.uint8)
+        step_ids_T = torch.where(torch.arange(length) < length - ANSWER, -1, 0)
+        rows.append({"input_ids": ids_T, "step_ids": step_ids_T, "pixel_values": pixels, "task": 1, "sample": length})
+    return collate(rows, vlm.pad_id)
 
 
 def answer_loss(vlm: TwinExpertVLM, batch: dict[str, Any]) -> Tensor:
     """Return the stepwise loss (`sum`) over logits at the answer's positions only."""
     nll_BT = answer_nll(vlm(batch), batch["step_ids"])
-    return stepwise_loss(nll_BT, batch["step_ids"], "sum").sum() / ROWS
+    return stepwise_loss(nll_BT, batch["step_ids"], "sum").sum() / len(LENGTHS)
 
 
 def full_loss(vlm: TwinExpertVLM, batch: dict[str, Any]) -> Tensor:
-    """Return the same loss as most trainers compute it: logits everywhere, labels of -100 off the answer."""
+    """Return the same loss as most trainers compute it: a mask for pads, logits everywhere, labels of -100."""
     with vlm.routing(batch) as context:
         hidden_BTH = vlm.backbone.decoder(
-            **vlm.decoder_inputs(batch, context), position_ids=batch["position_ids"], use_cache=False
+            **vlm.decoder_inputs(batch, context),
+            attention_mask=batch["valid"].long(),
+            position_ids=batch["position_ids"],
+            use_cache=False,
         ).last_hidden_state
     logits_BTV = vlm.backbone.head(hidden_BTH).float()
     labels_BT = batch["input_ids"].masked_fill(batch["step_ids"] < 0, -100)
-    return F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(), reduction="sum") / ROWS
+    nll = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(), reduction="sum")
+    return nll / len(LENGTHS)
+
+
+def plain_loss(vlm: TwinExpertVLM, batch: dict[str, Any]) -> Tensor:
+    """Return `full_loss` by experts in a plain loop, each of autograd's own."""
+    with patch.object(MoE, "_path", lambda moe, x_TH: moe_loop):
+        return full_loss(vlm, batch)
 
 
 def training_step(vlm: TwinExpertVLM, loss: Callable[..., Tensor], batch: dict[str, Any]) -> Step:
@@ -79,26 +91,36 @@ def training_step(vlm: TwinExpertVLM, loss: Callable[..., Tensor], batch: dict[s
     return step
 
 
+def gradients(vlm: TwinExpertVLM, loss: Callable[..., Tensor], batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """Return the loss, and the gradients of what trains in it."""
+    vlm.zero_grad()
+    value = loss(vlm, batch)
+    value.backward()
+    return value.detach(), {name: p.grad.clone() for name, p in vlm.named_parameters() if p.grad is not None}
+
+
 def main(rounds: int = 5) -> int:
-    """Compare loss and gradients of both, then time them; the ratio is ours / all trainable."""
-    batch = make_batch()
+    """Compare loss and gradients of all, then time them; each ratio is ours / the peer."""
     frozen, trainable = make_vlm(train_all=False), make_vlm(train_all=True)
-    losses = [answer_loss(frozen, batch), full_loss(trainable, batch)]
-    for loss in losses:
-        loss.backward()
-    reached = {name: p.grad for name, p in trainable.named_parameters() if p.grad is not None}
-    errors = [relative_error(p.grad, reached[n]) for n, p in frozen.named_parameters() if p.grad is not None]
-    error = max(relative_error(*losses), *errors)
+    batch = make_batch(frozen)
+    expected_loss, expected = gradients(frozen, answer_loss, batch)
+    errors = []
+    for vlm, loss in ((trainable, full_loss), (frozen, plain_loss)):
+        seen, found = gradients(vlm, loss, batch)
+        errors += [relative_error(seen, expected_loss), *(relative_error(found[n], g) for n, g in expected.items())]
+    error = max(errors)
     if error > 1e-4:
         return report("sft", False, ratios={}, floor_ratio=None, max_relative_error=error)
     weights = {name: list(vlm.parameters()) for name, vlm in (("ours", frozen), ("all", trainable))}
     kept = {
         "ours": saved_bytes(lambda: answer_loss(frozen, batch), weights["ours"]),
+        "plain_twin": saved_bytes(lambda: plain_loss(frozen, batch), weights["ours"]),
         "all": saved_bytes(lambda: full_loss(trainable, batch), weights["all"]),
     }
     seconds = interleave(
         {
             "ours": training_step(frozen, answer_loss, batch),
+            "plain_twin": training_step(frozen, plain_loss, batch),
             "all_trainable": training_step(trainable, full_loss, batch),
             "all_trainable_answer_logits": training_step(trainable, answer_loss, batch),
         },
@@ -109,8 +131,9 @@ def main(rounds: int = 5) -> int:
         "sft",
         True,
         ratios={peer: ratio(seconds, "ours", peer) for peer in seconds if peer != "ours"},
+        spread={peer: spread(seconds, "ours", peer) for peer in seconds if peer != "ours"},
         floor_ratio=None,
-        saved_bytes_ratio=round(kept["ours"] / kept["all"], 3),
+        saved_bytes_ratio={peer: round(kept["ours"] / kept[peer], 3) for peer in ("plain_twin", "all")},
         max_relative_error=error,
         trainable_parameters=counts,
         threads=torch.get_num_threads(),
