@@ -149,9 +149,16 @@ class TwinExpertVLM(VLM):
             "options": self.options[name].plain(),
             "max_new_tokens": max_new_tokens,
         }
-        write_package(folder, self.package_tensors(name), config, scores or {})
+        write_package(folder, self._as_computed(self.package_tensors(name)), config, scores or {})
         if self.task_router is not None and name in self.task_router.tasks:
             self.task_router.save(Path(folder) / ROUTER)
+
+    def _as_computed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Over a base in 16 bits, what is multiplied in 16 bits: half the size, the same answers to the last bit."""
+        dtype = self.backbone.embedding.weight.dtype
+        exact = dtype not in (torch.bfloat16, torch.float16)
+        whole = {name for name, tensor in tensors.items() if exact or not tensor.ndim or name.endswith("router.weight")}
+        return {name: tensor if name in whole else tensor.to(dtype) for name, tensor in tensors.items()}
 
     def install(self, folder: str | Path, name: str | None = None) -> None:
         """Add a saved package, frozen, as the skill `name` (None: its own name)."""

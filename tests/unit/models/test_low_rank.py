@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, PhiConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
@@ -13,6 +14,7 @@ from transformers.models.phi.modeling_phi import PhiMLP
 
 from ts_lightning.data.collate import collate
 from ts_lightning.models import PlainVLM, TwinExpertVLM
+from ts_lightning.models.backbones.llava import LlavaBackbone
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.low_rank import LowRankExpert, LowRankMoE, experts_of, nearest, written_out
 from ts_lightning.models.moe import MoE
@@ -230,6 +232,28 @@ def test_a_package_changes_its_form(options: dict[str, Any]) -> None:
     assert vlm.options["grounding"].expert_rank == 32
     assert vlm.to_rank(None) == {}
     torch.testing.assert_close(vlm(rows)["logits"], expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rank", [4, None])
+def test_a_package_over_a_base_in_bf16_is_saved_as_it_is_computed(rank: int | None, tmp_path: Path) -> None:
+    """Half the bytes and the same bits; routers and alpha, which are computed in fp32, stay so."""
+    tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower |= {"image_size": 28, "patch_size": 14, "projection_dim": 32}
+    text = {"vocab_size": 1500, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = {"model_type": "llava", "vision_config": tower | {"model_type": "clip_vision_model"},
+              "text_config": text | {"model_type": "llama", "num_attention_heads": 2}}  # fmt: skip
+    vlm = TwinExpertVLM(LlavaBackbone(config=config, dtype="bfloat16"), expert_rank=rank)
+    for parameter in vlm.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # as it trains
+    shaken(vlm).eval().save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "package.safetensors")
+    kept = {name for name, tensor in saved.items() if tensor.dtype == torch.float32}
+    assert kept == {"alpha", "layers.0.experts.router.weight"}
+    again = TwinExpertVLM.from_pretrained(tmp_path, LlavaBackbone(config=config, dtype="bfloat16"))
+    rows = batch(vlm, GROUNDING)
+    assert torch.equal(again(rows)["logits"], vlm(rows)["logits"])
 
 
 def test_refusals_name_what_is_wrong() -> None:
