@@ -22,7 +22,7 @@ def plan(
         ts-lightning plan --vlm checkpoints/Qwen2.5-VL-7B-Instruct --gpu 24
 
     In GiB, for bf16 with layers recomputed in backward; trained weights and AdamW's states are fp32. Cache: keys and
-    values of an evaluation. Package: what is saved, in bf16. Exit status 1: nothing of TWIST fits.
+    values of an evaluation. Package: what is saved, adapters in fp32. Exit status 1: nothing of TWIST fits.
 
     Args:
         vlm: folder with the config.json of any vlm of docs/backbones.md

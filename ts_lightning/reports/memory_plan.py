@@ -75,7 +75,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes of one form. `cache`: keys and values of an evaluation; `package`: what is saved, matrices as computed."""
+    """Bytes of one form. `cache`: keys and values of an evaluation; `package`: what is saved, of LoRA in fp32."""
 
     form: Form
     weights: float
@@ -181,7 +181,7 @@ def plan(geometry: Geometry, form: Form, load: Load) -> Plan:
         optimizer=float(load.optimizer_bytes * trained),
         activations=max(activations(geometry, form, load), copies),
         cache=2.0 * rows * len(geometry.layers) * geometry.keys * load.itemsize,
-        package=float(load.itemsize * trained),
+        package=float((4 if form.method == "lora" else load.itemsize) * trained),
         trained=trained,
     )
 
