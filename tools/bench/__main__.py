@@ -27,6 +27,7 @@ from tools.bench import (
     twin,
 )
 from tools.bench.geometry import MODELS
+from ts_lightning.models.quantization import KINDS
 
 
 def main() -> int:
@@ -65,6 +66,9 @@ def main() -> int:
     for name, (run, text) in on_cuda.items():
         case = cases.add_parser(name, help=text)
         case.add_argument("--model", default=MODELS[0], choices=MODELS)
+        if name == "full_size":
+            case.add_argument("--rank", type=int, help="experts of low rank")
+            case.add_argument("--quantization", choices=KINDS, help="of the frozen part")
         case.set_defaults(run=run)
     arguments = vars(parser.parse_args())
     torch.set_num_threads(arguments.pop("threads"))

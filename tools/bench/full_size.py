@@ -21,17 +21,28 @@ from ts_lightning.models.generate import decode, greedy, prefill
 STEPS, NEW_TOKENS, ROWS = 20, 256, 4
 
 
-def main(rounds: int, model: str = MODELS[0], device: str = "cuda") -> int:
-    """Print seconds a step, tokens a second, peak memory as one JSON line; `rounds` is not used."""
+def main(
+    rounds: int,
+    model: str = MODELS[0],
+    device: str = "cuda",
+    rank: int | None = None,
+    quantization: str | None = None,
+) -> int:
+    """Print seconds a step, tokens a second, peak memory as one JSON line; `rounds` is not used.
+
+    With `rank` and `quantization` the experts are of low rank and the base is quantised.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         return report("full_size", True, model=model, skipped="seen no CUDA device, expected one: nothing was run")
     with torch.device(device):
-        vlm = TwinExpertVLM(backbone(model), activation_checkpointing=True)
+        vlm = TwinExpertVLM(backbone(model), expert_rank=rank, quantization=quantization, activation_checkpointing=True)
     for parameter in vlm.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # what trains and AdamW's states are fp32
     optimizer = torch.optim.AdamW([p for p in vlm.parameters() if p.requires_grad], lr=2e-5)
     vlm.train()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # what the making of the model took is not the step's
     seconds = [train_step(vlm, optimizer, device) for _ in range(STEPS)]
     trained = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     optimizer.zero_grad(set_to_none=True)
@@ -40,6 +51,8 @@ def main(rounds: int, model: str = MODELS[0], device: str = "cuda") -> int:
     figures: dict[str, Any] = {
         "model": model,
         "rows": ROWS,
+        "rank": rank,
+        "quantization": quantization,
         "step_s": round(sorted(seconds[3:])[len(seconds[3:]) // 2], 3),
         "peak_gib": round(trained / 2**30, 1),
         "new_tokens_per_s": round(rate, 1),
