@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -157,6 +158,8 @@ def command(words: list[str]) -> int:
 
 def forked(words: list[str]) -> int:
     """The command in a process that is forked from this one: what takes seconds to import has been imported."""
+    for name in ("cli.lightning", "cli.evaluate", "models.backbones.hf", "reports.suite_report", "pipelines.convert"):
+        import_module(f"ts_lightning.{name}")
     sys.stdout.flush()
     child = os.fork()
     if child == 0:

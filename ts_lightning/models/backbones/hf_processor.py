@@ -4,6 +4,7 @@ Legend: T tokens, A axes of positions.
 """
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,7 @@ def load_processor(folder: Path, config: Any, tokenizer: Any) -> Any:
     ValueError in one line for a family that has none, or none that runs without torchvision.
     """
     kind = config.model_type
+    logging.getLogger("transformers.utils.import_utils").addFilter(_tells)
     try:
         if type(config) not in PROCESSOR_MAPPING and config.model_type not in PROCESSORS:
             raise ValueError("no processor of its own")
@@ -63,6 +65,11 @@ def stored_template(folder: Path) -> Any:
     return _read_json(folder / "chat_template.json").get("chat_template") or _read_json(
         folder / "processor_config.json"
     ).get("chat_template")
+
+
+def _tells(record: logging.LogRecord) -> bool:
+    """Nobody need hear that the PIL form is taken: it is the one that is meant."""
+    return "falling back to" not in record.getMessage() or "Pil" not in record.getMessage()
 
 
 class Absent:
