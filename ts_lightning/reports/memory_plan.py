@@ -157,9 +157,12 @@ class Geometry:
     def picture_tokens(self, side: int = 1024) -> int:
         """Tokens of a picture: the tower's own number, or, where it takes any size, those of a square of `side`."""
         vision: Any = getattr(self.model.config, "vision_config", None)
-        patch = getattr(vision, "patch_size", 14)
-        merge = getattr(vision, "spatial_merge_size", 1)
-        fixed = getattr(vision, "image_size", None) if merge == 1 else None
+        patch, merge, fixed = (
+            value[0] if isinstance(value, list | tuple) else value  # InternVL says both sides
+            for value in (getattr(vision, name, None) for name in ("patch_size", "spatial_merge_size", "image_size"))
+        )
+        patch, merge = patch or 14, merge or 1
+        fixed = fixed if merge == 1 else None
         return ((fixed or side) // (patch * merge)) ** 2
 
 
