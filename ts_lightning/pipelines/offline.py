@@ -7,8 +7,9 @@ from typing import Any
 from zlib import crc32
 
 from ts_lightning.grounding.codecs import get_codec
+from ts_lightning.pipelines.english import NUMBERS, article, be, plural
 from ts_lightning.pipelines.llm_client import Messages
-from ts_lightning.pipelines.scene_grammar import NUMBERS, Fact, article, be, facts, negatives, plural
+from ts_lightning.pipelines.scene_grammar import Fact, facts, negatives
 from ts_lightning.pipelines.scenes import Scene, pixels
 
 _SLOT = re.compile(r"\{(\d+)\}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from ts_lightning.data.sample import IMAGE_MARK, REGION_MARK, Sample
 from ts_lightning.pipelines.claims import Findings, findings
-from ts_lightning.pipelines.scene_grammar import plural
+from ts_lightning.pipelines.english import plural
 from ts_lightning.pipelines.scenes import Scene, stem
 
 _WORD = re.compile(r"[a-z]+")

@@ -10,8 +10,9 @@ from zlib import crc32
 from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.grounding.prompts import templates
 from ts_lightning.pipelines.converters.source import Dropped, clean, make, safe_key
+from ts_lightning.pipelines.english import article
 from ts_lightning.pipelines.llm_client import Chat, Messages
-from ts_lightning.pipelines.scene_grammar import SIDES, article, place, references, related
+from ts_lightning.pipelines.scene_grammar import SIDES, place, references, related
 from ts_lightning.pipelines.scenes import Scene, describe, template
 from ts_lightning.pipelines.scout_checks import Rejected
 

@@ -7,6 +7,7 @@ from itertools import combinations, permutations
 from random import Random
 from typing import NamedTuple
 
+from ts_lightning.pipelines.english import NUMBERS, article, be, plural
 from ts_lightning.pipelines.scenes import Scene, Thing, stem
 
 COLORS = {
@@ -14,25 +15,6 @@ COLORS = {
     *("brown", "pink", "purple", "silver", "gold", "tan", "beige"),
 }
 CELLS = [["top left", "top", "top right"], ["left", "center", "right"], ["bottom left", "bottom", "bottom right"]]
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-PLURAL = {
-    "skis",
-    "scissors",
-    "jeans",
-    "glasses",
-    "sunglasses",
-    "pants",
-    "shorts",
-    "trousers",
-    "people",
-    "shoes",
-    "clothes",
-}
-ODD_PLURALS = {
-    **{"person": "people", "man": "men", "woman": "women", "child": "children", "knife": "knives", "mouse": "mice"},
-    **{"sheep": "sheep", "broccoli": "broccoli", "leaf": "leaves", "shelf": "shelves", "foot": "feet", "fish": "fish"},
-    "tv": "televisions",
-}
 ON = {"on", "in", "behind", "near", "under", "above", "next to", "in front of", "on top of", "beside", "inside"}
 KINDS_OF = {
     "animal": {"cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "bird"},
@@ -188,34 +170,6 @@ def negatives(scene: Scene, vocabulary: list[str], random: Random, most: int) ->
         here = f"There {be(shown_name)} {article(shown_name)} {{{ref.thing}}} in the image, not {article(name)}."
         out.append(Fact(random.choice(forms), "", f"Step 1: Find the {name}. Step 2: {here} This question is invalid."))
     return out
-
-
-def be(name: str) -> str:
-    """Are the skis, is the dog."""
-    return "are" if name.split()[-1] in PLURAL else "is"
-
-
-def plural(name: str) -> str:
-    """Two dogs, two people, two wine glasses."""
-    head, last = name.rsplit(" ", 1) if " " in name else ("", name)
-    if last in ODD_PLURALS or last in PLURAL:
-        made = ODD_PLURALS.get(last, last)
-    elif last.endswith(("s", "x", "ch", "sh")):
-        made = f"{last}es"
-    elif last.endswith("y") and last[-2:-1] not in "aeiou":
-        made = f"{last[:-1]}ies"
-    else:
-        made = f"{last}s"
-    return f"{head} {made}".strip()
-
-
-def article(name: str) -> str:
-    """A dog, an apple, the leftmost dog, skis."""
-    if name.split()[0] in ("leftmost", "rightmost", "largest"):
-        return f"the {name}"
-    if name.split()[-1] in PLURAL:
-        return name
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def place(thing: Thing) -> str | None:

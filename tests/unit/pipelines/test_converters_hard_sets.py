@@ -1,15 +1,20 @@
 """Ref-L4, HumanRef, GroundingME, MC-Bench, ODinW-13 and V*Bench in their public layouts, made small."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.unit.data_samples import photo, picture, put
+from ts_lightning.data.sample import REGION_MARK
+from ts_lightning.grounding import get_codec
+from ts_lightning.metrics.protocols import make_protocol
 from ts_lightning.pipelines.convert import reader
 from ts_lightning.pipelines.converters import odinw
 from ts_lightning.pipelines.converters.source import Dropped, Excluded, Pictures
+from ts_lightning.training.records import record_of
 
 pa = pytest.importorskip("pyarrow", reason="Parquet layouts need pyarrow")
 from pyarrow import parquet  # noqa: E402
@@ -26,6 +31,23 @@ def read(name: str, path: Path, **options: Any) -> tuple[list[Any], Dropped]:
     return list(reader(name)(path, Pictures(dropped=dropped), **options)), dropped
 
 
+def truth_scores(samples: list[Any], protocol: str, codec: str = "qwen3_vl") -> float:
+    """The main figure of the true answers themselves, in a notation of 0-1000."""
+    notation = get_codec(codec)
+    records = []
+    for one in samples:
+
+        def written(match: re.Match[str], one: Any = one) -> str:
+            region = one.regions[int(match[1])]
+            return notation.format([region.box], one.sizes[region.image])
+
+        text = REGION_MARK.sub(written, one.turns[-1].text)
+        records.append(record_of(one, text, notation, "s"))
+    scored = make_protocol(protocol)
+    scored.update(records)
+    return scored.compute()[scored.main]
+
+
 def test_ref_l4(tmp_path: Path) -> None:
     row = {"caption": "The cat on the left", "bbox": [10.0, 5.0, 40.0, 20.0], "bbox_area": 800.0, "width": 100}
     row |= {"height": 50, "file_name": "a.jpg", "is_rewrite": False}
@@ -37,6 +59,7 @@ def test_ref_l4(tmp_path: Path) -> None:
     assert made[0].true_box == (0.1, 0.1, 0.5, 0.5)
     assert made[0].answer_regions[0].area_px == 800
     assert sum(dropped.values()) == 1
+    assert truth_scores(made, "ref_l4") == 1
     with pytest.raises(ValueError, match=r"no ref-l4-test\.parquet"):
         read("ref-l4", tmp_path)
 
@@ -61,6 +84,7 @@ def test_humanref(tmp_path: Path) -> None:
     assert made[1].tags == ["negative"]
     assert made[1].turns[-1].text == "This question is invalid."
     assert not dropped
+    assert truth_scores(made, "humanref") == 1
 
 
 def test_groundingme_and_its_rejections(tmp_path: Path) -> None:
@@ -75,6 +99,7 @@ def test_groundingme_and_its_rejections(tmp_path: Path) -> None:
     assert [one.subtask for one in made] == ["Spatial", "Rejection"]
     assert made[0].image_bytes == [image["bytes"]]
     assert dict(dropped) == {"pictures that can't be decoded": 1}
+    assert truth_scores(made, "groundingme") == 1
 
 
 def test_mc_bench(tmp_path: Path) -> None:
@@ -93,6 +118,10 @@ def test_mc_bench(tmp_path: Path) -> None:
     assert made[1].tags == ["negative"]
     assert made[1].meta["objects"] == []
     assert not dropped
+    pytest.importorskip("faster_coco_eval", reason="COCO AP needs faster-coco-eval")
+    assert truth_scores(made[1:], "mc_bench") != truth_scores(made[1:], "mc_bench")  # NaN: no box is asked for
+    made[0].meta["objects"][1][1] = 1  # one group: an answer in words can say no more
+    assert truth_scores(made, "mc_bench", "qwen2_vl") == 1
 
 
 def test_odinw_asks_for_all_classes_of_a_set(tmp_path: Path) -> None:
@@ -112,6 +141,8 @@ def test_odinw_asks_for_all_classes_of_a_set(tmp_path: Path) -> None:
     assert made.turns[-1].text == "dog {region:0}, person {region:1}."
     assert made.meta["objects"] == [[1, 10, 5, 40, 20, 700, 0], [0, 0, 0, 10, 10, 100, 0]]
     assert dict(dropped) == {odinw.MISSING: 12}
+    pytest.importorskip("faster_coco_eval", reason="COCO AP needs faster-coco-eval")
+    assert truth_scores([made], "detection", "qwen2_vl") == 1
     with pytest.raises(ValueError, match="none of the sets"):
         read("odinw", tmp_path / "elsewhere")
 
