@@ -82,7 +82,7 @@ trainer:
   accelerator: auto               # a GPU where there is one
   devices: 1                      # more of them: -c trainer/ddp.yaml
   precision: {because(*precision)}
-  max_steps: {because(f"{STEPS}", passes(data))}
+  max_steps: {because(f"{STEPS}", passes(data, 2 if grpo else 1))}
   gradient_clip_val: 1.0          # early steps of fresh weights are large
   log_every_n_steps: {because(*logged)}
   check_val_every_n_epoch: null   # steps count, not passes
@@ -220,9 +220,9 @@ def batches(backbone: Backbone, machine: Machine) -> str:
     return f"micro_batch_size: {micro}           # {why}\neval_batch_size: {micro}            # as above\n"
 
 
-def passes(data: Data) -> str:
-    """How often `STEPS` steps see the data."""
-    return f"{STEPS * BATCH / data.counts['train']:.1f} passes over {data.counts['train']} questions"
+def passes(data: Data, updates: int) -> str:
+    """How often `STEPS` steps see the data, with so many of them on a batch."""
+    return f"{STEPS * BATCH / updates / data.counts['train']:.1f} passes over {data.counts['train']} questions"
 
 
 def sft_of(start: Start) -> str:
