@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-SMALL = '--enforce-eager --max-num-seqs 32 --limit-mm-per-prompt {"image":2,"video":0}'
+SMALL = '--enforce-eager --max-num-seqs 32 --limit-mm-per-prompt \'{"image":2,"video":0}\''
 QUESTIONS = 12
 
 

@@ -95,8 +95,10 @@ def server_asker(server: VLLMServer, vlm: VLM, max_new_tokens: int) -> Asker:
         answer = server.call("/v1/chat/completions", body)
         choice = answer["choices"][0]
         listed = ((choice.get("logprobs") or {}).get("content")) or []
-        text = (choice["message"]["content"] or "").removesuffix(end)
-        return Told(text.strip(), [token["logprob"] for token in listed], answer.get("prompt_token_ids"))
+        text = choice["message"]["content"] or ""
+        if ids := choice.get("token_ids"):  # the same tokens are the same text, whoever puts them together
+            text = vlm.tokenizer.decode(ids, skip_special_tokens=False)
+        return Told(text.removesuffix(end).strip(), [token["logprob"] for token in listed], answer.get("prompt_token_ids"))
 
     return ask
 
