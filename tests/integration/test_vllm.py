@@ -121,8 +121,10 @@ def test_a_policy_that_trains_and_a_server_that_is_killed(
     server: OwnServer, parts: dict[str, VLM], folder: Path
 ) -> None:
     vlm = parts["boxes"]
-    batch = collate([vlm.encode(one, True) for one in questions("grounding")[:3]], vlm.pad_id)
-    batch["task"][:] = 1
+    samples = questions("grounding")[:3]
+    for one in samples:
+        one.task = "boxes"
+    batch = collate([vlm.encode(one, True) for one in samples], vlm.pad_id)
     callback = RolloutCallback(num_generations=3, max_new_tokens=6, engine=VLLMEngine(url=server.url))
     for step in range(3):
         if step == 2:

@@ -98,7 +98,9 @@ def server_asker(server: VLLMServer, vlm: VLM, max_new_tokens: int) -> Asker:
         text = choice["message"]["content"] or ""
         if ids := choice.get("token_ids"):  # the same tokens are the same text, whoever puts them together
             text = vlm.tokenizer.decode(ids, skip_special_tokens=False)
-        return Told(text.removesuffix(end).strip(), [token["logprob"] for token in listed], answer.get("prompt_token_ids"))
+        return Told(
+            text.removesuffix(end).strip(), [token["logprob"] for token in listed], answer.get("prompt_token_ids")
+        )
 
     return ask
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import distributed
 
 from ts_lightning.models.lora import LoRAVLM
@@ -76,6 +78,21 @@ def write_weights(vlm: VLM, folder: Path) -> None:
         if file.is_file() and not file.name.endswith(WEIGHTS):
             shutil.copyfile(file, folder / file.name)
     model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
+    _name_as(base_folder(vlm), folder)
+
+
+def _name_as(base: Path, folder: Path) -> None:
+    """Give the weights of `folder` the names in the base's files: transformers 5 writes a CLIP tower's shorter."""
+    known: set[str] = set()
+    for file in base.glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            known.update(weights.keys())
+    for file in folder.glob("*.safetensors"):
+        state = load_file(file)
+        longer = {name: name.replace("vision_tower.", "vision_tower.vision_model.") for name in state}
+        renamed = {name: longer[name] for name in state if name not in known and longer[name] in known}
+        if renamed:
+            save_file({renamed.get(name, name): value for name, value in state.items()}, file, {"format": "pt"})
 
 
 def write_adapter(vlm: VLM, name: str, folder: Path) -> None:

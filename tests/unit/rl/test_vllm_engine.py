@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.unit.data_samples import picture
 from tests.unit.models.test_backbones import MAKERS, qwen_config, sample
 from ts_lightning.data.collate import collate
 from ts_lightning.data.sample import SampleImage
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
+from ts_lightning.models.backbones.llava import LlavaBackbone
 from ts_lightning.models.backbones.qwen_vl import QwenVLBackbone
 from ts_lightning.rl import RolloutCallback, VLLMEngine
 from ts_lightning.rl.handover import adapters, base_folder, model_of, write_weights
@@ -54,6 +55,16 @@ def test_a_whole_model_is_written_as_its_folder_was(tmp_path: Path) -> None:
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["lm_head.weight"]
     with pytest.raises(ValueError, match="backbone: seen pretrained None beside vLLM"):
         base_folder(PlainVLM(QwenVLBackbone(config=qwen_config())))
+
+
+def test_weights_have_the_names_of_the_published_folder(tmp_path: Path) -> None:
+    MAKERS["llava"]().save(tmp_path / "base")
+    file = tmp_path / "base/model.safetensors"
+    published = {name.replace("vision_tower.", "vision_tower.vision_model."): v for name, v in load_file(file).items()}
+    save_file(published, file, {"format": "pt"})
+    vlm = PlainVLM(LlavaBackbone(pretrained=str(tmp_path / "base")))
+    write_weights(vlm, tmp_path / "new")
+    assert load_file(tmp_path / "new/model.safetensors").keys() == published.keys()
 
 
 def test_rows_are_answered_under_the_name_of_their_part() -> None:
