@@ -1,6 +1,9 @@
 """`ts-lightning serve`."""
 
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
 
 def serve(
@@ -10,6 +13,7 @@ def serve(
     port: int = 7860,
     name: list[str] = (),  # type: ignore[assignment]
     batch: int = 16,
+    engine: Literal["own", "vllm"] = "own",
 ) -> None:
     """A local page to look at a model, and a server that speaks OpenAI's protocol (/v1/chat/completions).
 
@@ -22,6 +26,7 @@ def serve(
         host: another address makes the page public
         port: of the page
         name: names by which visitors call a public page's host
+        engine: vllm: a vLLM server beside this one writes the answers (TS_LIGHTNING_VLLM_PYTHON, docs/vllm.md)
         batch: answers that are written together; 1: one question after the other
     """
     try:
@@ -31,9 +36,15 @@ def serve(
         raise ValueError(f"{error}; expected the extra: pip install 'ts-lightning[demo]'") from None
     from ts_lightning.models import PlainVLM
     from ts_lightning.models.backbones.tiny import TinyBackbone
+    from ts_lightning.reports.parity import started_vllm
     from ts_lightning.runs.load import load
 
     vlm = load(ckpt).vlm if ckpt else PlainVLM(TinyBackbone(), train=[]).eval()
-    print(f"http://{host}:{port}", flush=True)
     title = str(ckpt) if ckpt else "tiny base"
-    run(make_app(vlm, title, vlm.router, [host, *name], batch), host, port)
+    with ExitStack() as stack:
+        server = None
+        if engine == "vllm":
+            server = started_vllm(vlm, Path(stack.enter_context(TemporaryDirectory())))
+            stack.callback(server.close)
+        print(f"http://{host}:{port}", flush=True)
+        run(make_app(vlm, title, vlm.router, [host, *name], batch, server), host, port)

@@ -245,7 +245,7 @@ def certify_against(
     server: VLLMServer | None = None
     try:
         if against == "vllm":
-            server = _started(vlm, work)
+            server = started_vllm(vlm, work)
         elif "://" in against:
             server = VLLMServer(against)
         if server is not None:
@@ -271,7 +271,7 @@ def certify_against(
     return {"against": against, **result, "bounds": bounds, "passed": passed}
 
 
-def _started(vlm: VLM, work: Path) -> OwnServer:
+def started_vllm(vlm: VLM, work: Path) -> OwnServer:
     """A server of the vlm's weights: its base with packages or adapter, or all of it."""
     parts, folder = adapters(vlm), base_folder(vlm)
     for name in parts:

@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ts_lightning.data.collate import collate
-from ts_lightning.models.continuous import Batch, Writing
+from ts_lightning.models.continuous import Writing
+from ts_lightning.models.vlm import VLM
 from ts_lightning.runs.ask import moved
 
 PLACES = 16
@@ -112,7 +113,24 @@ class Line:
         self.thread.shutdown(wait=False, cancel_futures=True)
 
 
-async def answer_together(line: Line, batch: Batch, done: Callable[[Question], None] = lambda question: None) -> None:
+class Together(Protocol):
+    """What writes several answers: `models.continuous.Batch`, or vLLM in its place."""
+
+    vlm: VLM
+
+    @property
+    def room(self) -> int: ...
+
+    def join(self, batch: Mapping[str, Any], new: Sequence[Writing]) -> None: ...
+
+    def step(self) -> list[Writing]: ...
+
+    def clear(self) -> None: ...
+
+
+async def answer_together(
+    line: Line, batch: Together, done: Callable[[Question], None] = lambda question: None
+) -> None:
     """The worker: waiting questions join the running batch between two tokens; `done` is told of each that has ended.
 
     Between two tokens other calls get their turn in the thread.
@@ -180,6 +198,6 @@ def _read_at_once(questions: Sequence[Question]) -> Iterator[list[Question]]:
         yield group
 
 
-def _join(batch: Batch, group: Sequence[Begun]) -> None:
+def _join(batch: Together, group: Sequence[Begun]) -> None:
     rows = collate([dict(one.row) for one in group], batch.vlm.pad_id, "left")
     batch.join(moved(rows, batch.vlm.backbone.embedding.weight.device), [one.writing for one in group])

@@ -100,7 +100,7 @@ def read_chat(body: bytes, models: Collection[str]) -> Chat:
         images,
         texts,
         limit,
-        drawing(temperature, top_p, secrets.randbits(62) if seed is None else seed) if temperature else greedy,
+        Drawing(temperature, top_p, secrets.randbits(62) if seed is None else seed) if temperature else greedy,
         top if asked.get("logprobs") else None,
         bool(asked.get("stream")),
         isinstance(options, dict) and bool(options.get("include_usage")),
@@ -155,15 +155,17 @@ def _number(asked: Mapping[str, Any], name: str, default: float, low: float, hig
     return float(value)
 
 
-def drawing(temperature: float, top_p: float, seed: int) -> Sampler:
+class Drawing:
     """A sampler with a generator of its own: the same draws in whatever company."""
-    generator = torch.Generator().manual_seed(seed)
 
-    def draw(logits_BV: Tensor, rows_B: Tensor) -> Tensor:
-        noise_B = torch.rand(len(logits_BV), generator=generator, dtype=torch.float64).to(logits_BV.device)
-        return pick(tempered(logits_BV, temperature, ()), noise_B, max(top_p, 1e-6))
+    def __init__(self, temperature: float, top_p: float, seed: int) -> None:
+        self.temperature, self.top_p, self.seed = temperature, max(top_p, 1e-6), seed
+        self._generator = torch.Generator().manual_seed(seed)
 
-    return draw
+    def __call__(self, logits_BV: Tensor, rows_B: Tensor) -> Tensor:
+        """A token of each row."""
+        noise_B = torch.rand(len(logits_BV), generator=self._generator, dtype=torch.float64).to(logits_BV.device)
+        return pick(tempered(logits_BV, self.temperature, ()), noise_B, self.top_p)
 
 
 def boxes_of(vlm: VLM, text: str, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:

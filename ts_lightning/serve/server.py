@@ -19,6 +19,7 @@ from ts_lightning.models.continuous import ROWS, Batch
 from ts_lightning.models.encode import UNDERSTANDING
 from ts_lightning.models.lora import LoRAVLM
 from ts_lightning.models.vlm import VLM
+from ts_lightning.rl.vllm_server import VLLMServer
 from ts_lightning.serve.asked import read_asked
 from ts_lightning.serve.conversation import Conversation, begin, found_boxes, said, task_by_instruction
 from ts_lightning.serve.guard import Guard, Refused, read_body, refusal
@@ -41,10 +42,11 @@ def make_app(
     task_of: Callable[[str], str] = task_by_instruction,
     hosts: Collection[str] = (),
     rows: int = ROWS,
+    server: VLLMServer | None = None,
 ) -> Starlette:
     """The web application over one vlm, for visitors who call it 127.0.0.1, localhost or one of `hosts`.
 
-    rows: answers that are written together.
+    rows: answers that are written together. server: the vLLM server that writes them, in place of our own loop.
     """
     pictures, metrics, uploads, waiting = Pictures(), Metrics(), asyncio.Semaphore(UPLOADS), 0
     models, thread = served(vlm), ThreadPoolExecutor(1, "answers")

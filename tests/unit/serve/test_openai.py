@@ -15,7 +15,7 @@ from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.pipelines.toy_world.render import jpeg, render
 from ts_lightning.pipelines.toy_world.scene import sample_scene
 from ts_lightning.runs.ask import ask
-from ts_lightning.serve.openai import UnknownModel, boxes_of, drawing, read_chat
+from ts_lightning.serve.openai import Drawing, UnknownModel, boxes_of, read_chat
 from ts_lightning.serve.server import make_app, served
 
 PICTURE = jpeg(render(sample_scene(11)))
@@ -86,7 +86,7 @@ def test_a_nucleus_of_one_token_is_greedy() -> None:
     import torch
 
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
-    assert drawing(1.0, 0.0, 3)(logits, torch.tensor([0])).item() == logits.argmax().item()
+    assert Drawing(1.0, 0.0, 3)(logits, torch.tensor([0])).item() == logits.argmax().item()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,64 @@
+"""vLLM in the running batch's place: what is sent, and what comes of it."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from ts_lightning.data.collate import collate
+from ts_lightning.models import TwinExpertVLM
+from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.models.continuous import Writing
+from ts_lightning.rl.vllm_server import Prompt, Said, ServerError
+from ts_lightning.runs.ask import sample_of
+from ts_lightning.serve.openai import Drawing
+from ts_lightning.serve.vllm import VLLMBatch
+
+TWINS = TwinExpertVLM(TinyBackbone()).eval()
+END = TWINS.tokenizer.eos_token_id
+
+
+class Server:
+    """Answers as `VLLMServer.generate` does, when it may."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.may = threading.Event()
+
+    def generate(self, prompts: Sequence[Prompt], sampling: dict[str, Any], model: str) -> list[list[Said]]:
+        self.asked.append((model, sampling))
+        assert self.may.wait(20)
+        if sampling["max_tokens"] == 9:
+            raise ServerError("vLLM\nis gone")
+        return [[Said([100, 101, END], [-0.5, -0.25, -0.1], True)]]
+
+
+def test_answers_come_by_the_path_of_their_task_and_who_left_is_forgotten() -> None:
+    server = Server()
+    batch = VLLMBatch(TWINS, server, 6)  # type: ignore[arg-type]
+    tasks = ["understanding", "grounding", "grounding", "understanding", "understanding", "understanding"]
+    rows = [TWINS.encode(sample_of([], "What color?", task), True, task) for task in tasks]
+    drawing = Drawing(0.5, 1.0, 7)
+    ways: list[dict[str, Any]] = [{"top": 0}, {"sampler": drawing}, {}, {"constrain": (1, 1)}, {"top": 2}, {}]
+    written = [Writing(9 if i == 5 else 4, **how) for i, how in enumerate(ways)]
+    batch.join(collate(rows, TWINS.pad_id, "left"), written)
+    assert batch.room == 0
+    written[2].ended = "left"
+    told = set(batch.step())
+    server.may.set()
+    while batch.active:
+        told |= set(batch.step())
+    assert told == set(written)
+    assert (written[0].tokens, written[0].ended, [one.logp for one in written[0].likely]) == (
+        [100, 101],
+        "stop",
+        [-0.5, -0.25],
+    )
+    assert written[2].tokens == []
+    assert "constrain: can't be had" in written[3].ended
+    assert "top_logprobs: seen 2" in written[4].ended
+    assert written[5].ended == "vLLM: vLLM is gone"
+    sent = {
+        sampling["temperature"]: (model, sampling.get("seed")) for model, sampling in server.asked if model != "base"
+    }
+    assert sent[0.5] == ("grounding", 7)
+    assert {model for model, _ in server.asked} == {"base", "grounding"}

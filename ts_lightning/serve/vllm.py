@@ -1,0 +1,89 @@
+"""Answers that a vLLM server writes, behind our protocol and page: `serve --engine vllm` puts it in `Batch`'s place.
+
+vLLM batches by itself; an answer comes whole.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from ts_lightning.models.continuous import Likely, Writing
+from ts_lightning.models.generate import banned_tokens, greedy
+from ts_lightning.models.vlm import VLM
+from ts_lightning.rl.handover import model_of
+from ts_lightning.rl.vllm_engine import UNLIKELY, prompts_of
+from ts_lightning.rl.vllm_server import Prompt, Said, VLLMServer
+from ts_lightning.serve.openai import Drawing
+
+POLL_S = 0.05
+
+
+class VLLMBatch:
+    """As `models.continuous.Batch`: at most `rows` answers under way.
+
+    A row's task chooses the name that the server answers by. What it can't do, boxes that are always finished and the
+    likeliest tokens, ends an answer with a line.
+    """
+
+    def __init__(self, vlm: VLM, server: VLLMServer, rows: int) -> None:
+        self.vlm, self.server, self.rows = vlm, server, rows
+        self._writing: dict[Future[list[list[Said]]], Writing] = {}
+        self._pool = ThreadPoolExecutor(rows, "vllm")
+
+    @property
+    def active(self) -> list[Writing]:
+        """What is being written."""
+        return [*self._writing.values()]
+
+    @property
+    def room(self) -> int:
+        """How many may join."""
+        return self.rows - len(self._writing)
+
+    def join(self, batch: Mapping[str, Any], new: Sequence[Writing]) -> None:
+        """Send the prompts of a batch, with the pixels that our encoder made."""
+        models = [model_of(self.vlm, task) for task in batch["task"].tolist()]
+        for prompt, model, one in zip(prompts_of(self.vlm, batch), models, new, strict=True):
+            self._writing[self._pool.submit(self._asked, prompt, model, one)] = one
+
+    def step(self) -> list[Writing]:
+        """Wait a little; returns the answers that have come."""
+        done, _ = wait(self._writing, POLL_S, FIRST_COMPLETED)
+        told = [one for future, one in self._writing.items() if future in done or one.ended]
+        for future in done:
+            one = self._writing.pop(future)
+            if error := future.exception():
+                one.ended = one.ended or f"vLLM: {' '.join(str(error).split())}"
+            elif not one.ended:
+                ((said,),) = future.result()
+                tokens = [token for token in said.token_ids if token != self.vlm.tokenizer.eos_token_id]
+                if one.top is not None:
+                    one.likely += [Likely(logp, []) for logp in said.logp[: len(tokens)]]
+                one.tokens += tokens
+                one.ended = "stop" if said.stopped else "length"
+        for future in [future for future, one in self._writing.items() if one.ended]:  # nobody waits for these
+            del self._writing[future]
+        return told
+
+    def clear(self) -> None:
+        """Forget what is being written."""
+        self._writing.clear()
+
+    def _asked(self, prompt: Prompt, model: str, one: Writing) -> list[list[Said]]:
+        if one.constrain is not None:
+            raise ValueError("constrain: can't be had with vLLM, expected none")
+        if one.top:
+            raise ValueError(f"top_logprobs: seen {one.top} with vLLM, expected 0")
+        drawing = one.sampler if isinstance(one.sampler, Drawing) else None
+        assert drawing is not None or one.sampler is greedy
+        sampling = {
+            "n": 1,
+            "temperature": 0.0 if drawing is None else drawing.temperature,
+            "max_tokens": one.max_new_tokens,
+            "ignore_eos": True,
+            "stop_token_ids": [int(self.vlm.tokenizer.eos_token_id)],
+            "logit_bias": {str(token): UNLIKELY for token in banned_tokens(self.vlm)},
+            "skip_special_tokens": False,
+            **({} if drawing is None else {"top_p": drawing.top_p, "seed": drawing.seed}),
+        }
+        return self.server.generate([prompt], sampling, model)
