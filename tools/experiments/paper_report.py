@@ -54,7 +54,7 @@ def markdown(table: Table, bench: Bench, seeds: Sequence[int]) -> str:
         minutes = [line["seconds"] / 60 for line in kept if "seconds" in line]
         trained = f"{kept[0]['trained']:,}" if kept and "trained" in kept[0] else ""
         spent = f"{statistics.mean(minutes):.1f}" if minutes else ""
-        lines.append([row.name, str(len(kept) or ""), *cells, row.paper, trained, spent])
+        lines.append([row.name, str(len({line["seed"] for line in kept}) or ""), *cells, row.paper, trained, spent])
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     verdicts = "\n".join(f"- {one.claim}: {verdict(table, one, bench, seeds)}" for one in table.findings)
     run = f"`python -m tools.experiments.papers --table {table.name}`"

@@ -204,7 +204,7 @@ def _resolved(configuration: Mapping[str, Any], changes: Mapping[str, Any]) -> d
     for name in ("default_root_dir", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps"):
         made["trainer"].pop(name, None)
     data = made["data"]["init_args"]
-    for name in ("val", "eval_batch_size", "num_workers", "micro_batch_size"):
+    for name in ("val", "eval_batch_size", "num_workers", "micro_batch_size", "join_rows"):
         data.pop(name, None)
     made["data"]["init_args"] = {key: value for key, value in data.items() if value is not None}
     watching = ("ModelCheckpoint", "LearningRateMonitor")
