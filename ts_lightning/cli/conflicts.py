@@ -9,7 +9,7 @@ def conflicts(
 ) -> int:
     """What packages on one base weigh, and whether one changes what another answers: it should not, to the last bit.
 
-        ts-lightning conflicts store/boxes store/counting store/signs --shards 'data_shards/toy_world/val_*.tar'
+        ts-lightning conflicts store/boxes store/counting store/signs --shards 'data_shards/toy_world/val_[gu]*.tar'
 
     Every package is asked the questions of a skill, alone and then with the others installed; the base is asked the
     understanding questions. Exit status 1: something changed.
