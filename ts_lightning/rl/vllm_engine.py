@@ -138,7 +138,11 @@ class VLLMEngine:
     ) -> None:
         """Ask for what the next `sample_groups` of these names will want, with the weights of now, and go on."""
         request = request_of(vlm, batch, group, max_new_tokens, temperature, top_p, stop_after)
-        self.hand_over(vlm, step)
+        try:
+            self.hand_over(vlm, step)
+        except ServerError as down:
+            log.warning(f"{down}; the next step asks again")
+            return
         self.pool = self.pool or ThreadPoolExecutor(1, thread_name_prefix="vllm")
         asked = list(range(len(names)))
         self.begun[tuple(names)] = step, self.pool.submit(self._ask, request, asked, {})
@@ -211,10 +215,13 @@ class VLLMEngine:
                 for name in parts:
                     write_adapter(vlm, name, place / name)
                     self._server.load_adapter(name, place / name, version)
+        except ServerError as down:
+            error = down
         finally:
             if first:
                 shutil.rmtree(place, ignore_errors=True)
-        _from_first(None)  # the others wait
+        if (text := _from_first(error and str(error))) is not None:  # the others wait for it
+            raise error or ServerError(text)
 
     def _reach(self, vlm: VLM) -> None:
         """A server that answers: the one of `url`, waited for, or one of our own, started again where it has ended."""
