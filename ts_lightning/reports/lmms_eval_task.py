@@ -81,7 +81,9 @@ def write_task(
     figures = sorted(n for n in plain(scored.figures(scored.rows_of(records))) if n.isidentifier())
     questions = out / "questions.jsonl"
     questions.write_text("\n".join(lines) + "\n")
-    metrics = "\n".join(_METRIC.format(figure=n, higher=str(not n.startswith(("unparsed", "several"))).lower()) for n in figures)
+    metrics = "\n".join(
+        _METRIC.format(figure=n, higher=str(not n.startswith(("unparsed", "several"))).lower()) for n in figures
+    )
     filled = {"name": name, "questions": questions.absolute(), "protocol": protocol, "metrics": metrics}
     (out / f"{name}.yaml").write_text(_YAML.format(**filled, max_new_tokens=max_new_tokens))
     (out / "utils.py").write_text(_UTILS.format(figures=figures, protocol=protocol, reading=reading, annotations=file))

@@ -27,6 +27,7 @@ from ts_lightning.serve.line import FAULT, Begun, Line, LineFull, Question, answ
 from ts_lightning.serve.metrics import Counted, Metrics
 from ts_lightning.serve.openai import Chat, Reply, UnknownModel, error_of, models_of, read_chat
 from ts_lightning.serve.pictures import MAX_BYTES, Pictures, check_picture
+from ts_lightning.serve.vllm import VLLMBatch
 
 STATIC = Path(__file__).parent / "static"
 FILES = {"": "page.html", "page.js": "page.js", "regions.js": "regions.js", "page.css": "page.css"}
@@ -50,9 +51,12 @@ def make_app(
     """
     pictures, metrics, uploads, waiting = Pictures(), Metrics(), asyncio.Semaphore(UPLOADS), 0
     models, thread = served(vlm), ThreadPoolExecutor(1, "answers")
-    batches = {"": Batch(vlm, rows)} | (
-        {BASE: Batch(vlm, rows, vlm.without_adapter)} if isinstance(vlm, LoRAVLM) else {}
-    )
+    own: Batch | VLLMBatch = Batch(vlm, rows) if server is None else VLLMBatch(vlm, server, rows)
+    batches = {"": own}
+    if isinstance(vlm, LoRAVLM) and server is not None:
+        del models[BASE]  # an engine's answers to an adapter's rows are the adapter's
+    elif isinstance(vlm, LoRAVLM):
+        batches[BASE] = Batch(vlm, rows, vlm.without_adapter)
     lines = {name: Line(thread=thread) for name in batches}
 
     def enter(question: Question, name: str = "") -> Line:

@@ -4,6 +4,11 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
+pytest.importorskip("starlette", reason="starlette is not installed")
+from starlette.testclient import TestClient
+
 from ts_lightning.data.collate import collate
 from ts_lightning.models import TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
@@ -11,6 +16,7 @@ from ts_lightning.models.continuous import Writing
 from ts_lightning.rl.vllm_server import Prompt, Said, ServerError
 from ts_lightning.runs.ask import sample_of
 from ts_lightning.serve.openai import Drawing
+from ts_lightning.serve.server import make_app
 from ts_lightning.serve.vllm import VLLMBatch
 
 TWINS = TwinExpertVLM(TinyBackbone()).eval()
@@ -62,3 +68,15 @@ def test_answers_come_by_the_path_of_their_task_and_who_left_is_forgotten() -> N
     }
     assert sent[0.5] == ("grounding", 7)
     assert {model for model, _ in server.asked} == {"base", "grounding"}
+
+
+def test_the_web_application_asks_the_server() -> None:
+    server = Server()
+    server.may.set()
+    with TestClient(make_app(TWINS, "tiny", server=server), base_url="http://127.0.0.1:7860") as client:  # type: ignore[arg-type]
+        body = {"model": "base", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+        reply = client.post("/v1/chat/completions", json=body).json()
+        assert reply["choices"][0]["message"]["content"] == TWINS.tokenizer.decode([100, 101]).strip()
+        assert len(server.asked) == 1
+        refused = client.post("/v1/chat/completions", json=body | {"constrain": True})
+        assert (refused.status_code, len(server.asked)) == (400, 1)
