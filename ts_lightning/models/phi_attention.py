@@ -29,7 +29,8 @@ class DecodingPhiAttention(PhiAttention):
         context, parts = current_routing(), (self.q_proj, self.k_proj, self.v_proj)
         plain = all(type(part) is nn.Linear for part in parts) and self.k_proj.out_features == self.q_proj.out_features
         if context is None or context.kept is None or not plain or self.qk_layernorm:
-            return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+            kwargs |= {"attention_mask": attention_mask, "past_key_values": past_key_values}
+            return super().forward(hidden_states, position_embeddings=position_embeddings, **kwargs)
         if self not in context.kept:
             weight, bias = (torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "bias"))
             context.kept[self] = weight, bias
