@@ -11,7 +11,7 @@ from tools.experiments import compare_lora
 
 @pytest.mark.slow
 def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--shards", str(tmp_path / "shards"), "--train", "8", "--val", "4", "--steps", "1"]
+    options = ["--shards", str(tmp_path / "shards"), "--train", "32", "--val", "4", "--steps", "1"]
     quiet = ["--trainer.enable_progress_bar", "false", "--data.init_args.global_batch_size", "4"]
     quiet += ["--data.init_args.micro_batch_size", "4"]
     monkeypatch.setattr(sys, "argv", ["compare", *options, "--out", str(tmp_path / "out"), *quiet])

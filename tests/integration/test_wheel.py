@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -89,7 +90,7 @@ def checkpoint(run: Run, folder: Path) -> str:
     """The quickstart's, trained for a few steps on a little data."""
     assert "5 shards in data_shards/toy_world" in run("data toy --train 128 --val 20")
     table = run("quickstart --steps 60 --train 128 --val 20")
-    assert "retention certificate             passed" in table
+    assert re.search(r"retention certificate +passed", table)
     assert (folder / "outputs/quickstart/report.md").is_file()
     return "outputs/quickstart/fit/checkpoints/last.ckpt"
 

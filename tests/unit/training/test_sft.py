@@ -50,7 +50,7 @@ def test_a_checkpoint_names_the_loss(tmp_path: Path) -> None:
     stored = model_config(torch.load(tmp_path / "x.ckpt", weights_only=True))["init_args"]
     assert stored["loss"] == {
         "class_path": "ts_lightning.losses.rows.Stepwise",
-        "init_args": {"step_loss": "sum", "balance_coeff": None, "isolated": True},
+        "init_args": {"step_loss": "sum", "balance_coeff": None, "isolated": True, "first_choice": False},
     }
     assert load(tmp_path / "x.ckpt").max_new_tokens == 7  # the base's arguments are seen through **kwargs
 
