@@ -33,6 +33,8 @@ COUNT = 200
 CODEC = get_codec("shikra")  # of a padded square: read with the picture's size
 SIZE = (80, 60)
 BOXES = ("localization", "rec", "phrases", "mig")
+REFERRING = ("ref_l4", "groundingme", "humanref")
+DETECTION = ("detection", "mc_bench")
 NAMES = ("dog", "cat", "car")
 
 
@@ -54,8 +56,21 @@ def question(number: int, protocol: str) -> tuple[Sample, str]:
     written = CODEC.format([moved(box, random)], SIZE)
     said = random.choice([f"It is {written}.", written, "I can't see it"])
     fields: dict[str, Any] = {"task": "grounding", "subtask": f"task{number % 3}"}
-    text, turn = said, "{region:0}"
-    if protocol in BOXES:
+    text, turn, pictures = said, "{region:0}", 2 if protocol == "mc_bench" else 1
+    if protocol in REFERRING:
+        none = protocol != "ref_l4" and number % 4 == 0  # a rejection
+        fields |= {"answer": Answer(regions=[] if none else [0])}
+        names = {"subtask_l1": "Rejection", "domain": "rejection"} if none else {"subtask_l1": "a", "domain": "b"}
+        fields["meta"] = names | {"class": NAMES[number % 2], "subtask_l2": "c", "people": 3}
+        turn = "This question is invalid." if none else turn
+    elif protocol in DETECTION:
+        xywh = [x * SIZE[0], y * SIZE[1], (box[2] - x) * SIZE[0], (box[3] - y) * SIZE[1]]
+        things = [[number % 3, *xywh, xywh[2] * xywh[3], 0]] if protocol == "detection" else [[0, 1, *xywh]]
+        fields["meta"] = {"image_id": number, "image_ids": [2 * number, 2 * number + 1], "objects": things}
+        fields["meta"] |= {"classes": NAMES} if protocol == "detection" else {}
+        fields |= {"answer": Answer(regions=[0])}
+        text = said.replace("It is", NAMES[number % 3] if protocol == "detection" else f"Image-{number % 5 // 4 + 1}:")
+    elif protocol in BOXES:
         fields |= {"answer": Answer(regions=[0])}
         fields |= {"subtask": "phrase"} if protocol == "phrases" else {}
     elif protocol == "steps":
@@ -86,10 +101,10 @@ def question(number: int, protocol: str) -> tuple[Sample, str]:
         id=f"q/{number}",
         key=f"q{number:04d}",
         source="toy",
-        images=[SampleImage(f"{number}.jpg", *SIZE)],  # its own picture: its own record
-        turns=[Turn("user", "<image>\nWhat?"), Turn("assistant", turn)],
+        images=[SampleImage(f"{number}_{i}.jpg", *SIZE) for i in range(pictures)],  # its own: its own record
+        turns=[Turn("user", "<image>" * pictures + "\nWhat?"), Turn("assistant", turn)],
         regions=[SampleRegion(box=box)],
-        image_bytes=[picture(number, SIZE)],
+        image_bytes=[picture(number + i * COUNT, SIZE) for i in range(pictures)],
         **fields,
     )
     return sample, text

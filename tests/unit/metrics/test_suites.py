@@ -145,12 +145,21 @@ def test_figures_are_printed_as_papers_print_them() -> None:
     assert number("acc50", float("nan")) == number("acc50", None) == "-"
 
 
+BOXES = ("localization", "rec", "phrases", "mig", "ref_l4", "groundingme", "humanref", "mc_bench", "detection")
+
+
 def everything(suite: str, rule: dict[str, Any]) -> Record:
     """A record that the suite's protocol can score."""
     rule = {name: rule.get(name) for name in ("protocol", "reading")}
     meta = {"category": "color", "image_id": 1, "bbox": [1, 1, 9, 9], "score": 1.0}
+    meta |= {"class": "dog", "subtask_l1": "Spatial", "domain": "attribute", "people": 1}
     asked = {"subtask": "phrase", "choices": ("yes", "no"), "meta": meta, "key": "k", "sizes": ((80, 60),)}
-    if rule["protocol"] in ("localization", "rec", "phrases", "mig"):
+    if rule["protocol"] == "detection":  # BOX in pixels, as the next
+        meta |= {"classes": ["here"], "objects": [[0, 8, 12, 32, 24, 768, 0]]}
+    if rule["protocol"] == "mc_bench":
+        meta |= {"image_ids": [1, 2], "objects": [[0, 1, 8, 12, 32, 24]]}
+        asked["sizes"] = ((80, 60), (80, 60))
+    if rule["protocol"] in BOXES:
         return Record(suite, text=f"Here: {RIGHT}.", truth=Truth(box=BOX, boxes=(BOX,)), **asked, **rule)
     if rule["protocol"] == "steps":
         truth = Truth("Step 1: a. Step 2: So the answer is yes.", steps=StepAnswer("yes", [[], []], False))
@@ -158,7 +167,7 @@ def everything(suite: str, rule: dict[str, Any]) -> Record:
     task = "grounding" if rule["protocol"] == "gic" else "understanding"
     answers = ("yes", "Yes, a dog.")
     asked["subtask"] = "caption"
-    said = "A" if rule["reading"] == "llava" else "Yes"  # ScienceQA's script reads letters alone
+    said = "A" if rule["reading"] in ("llava", "lmms_eval") else "Yes"  # their scripts read letters alone
     return Record(suite, text=said, truth=Truth(answers=answers), task=task, **asked, **rule)
 
 
