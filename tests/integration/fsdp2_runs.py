@@ -88,7 +88,7 @@ def finish(root: Path, children: Any) -> None:
     """Wait; the end of the ranks' output is shown when one fails."""
     statuses = processes.finish(children, 90)
     if any(status != 0 for status in statuses):
-        sys.exit(f"{root.name}: exit statuses {statuses}\n{(root / 'log').read_text()[-2000:]}")
+        sys.exit(f"{root.name}: exit statuses {statuses}\n{(root / 'run.log').read_text()[-2000:]}")
 
 
 def backbone(**more: Any) -> TinyBackbone:

@@ -41,7 +41,8 @@ def step_flops(vlm: Any) -> StepFlops:
     )
     size_of_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     pair = 3 * 2 * 2 * len(backbone.layers) * config.num_attention_heads * size_of_head
-    head = backbone.head.weight
+    # not `head.weight`: where rows of tokens train, peft makes that anew, which sharded weights can't outside a forward
+    head = next(backbone.head.parameters())
     return StepFlops(token, pair, 2 * head.numel() * (3 if head.requires_grad else 2))
 
 

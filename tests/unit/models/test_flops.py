@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.unit.models.test_packed_questions import BACKBONES, questions
 from ts_lightning.data.collate import collate
-from ts_lightning.models import PlainVLM, TwinExpertVLM
+from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
 from ts_lightning.models.flops import step_flops
 
 INPLACE = {torch.ops.aten.addmm_: lambda own, a, b, *given, **named: 2 * a[0] * a[1] * b[1]}
@@ -49,3 +49,11 @@ def test_tokens_and_logits(kind: type, backbone: str) -> None:
 def test_pairs_by_hand() -> None:
     heads, size, layers = 2, 16, 2
     assert step_flops(PlainVLM(BACKBONES["tiny"]())).pair == 12 * heads * size * layers  # QK and PV, 2; once, twice
+
+
+@pytest.mark.parametrize("rows", [(), ["codec"]])
+def test_a_frozen_head_is_frozen_where_rows_of_tokens_train(rows: list[str]) -> None:
+    """Its matrix is [V, H]: forward and the gradient of its input."""
+    vlm = LoRAVLM(BACKBONES["tiny"](), rank=4, train_token_rows=rows)
+    vocabulary, size = vlm.backbone.embedding.weight.shape
+    assert step_flops(vlm).logits == 2 * 2 * vocabulary * size
