@@ -114,6 +114,12 @@ def finished_steps(folder: Path) -> int | None:
     return found
 
 
+def complete_table(folder: Path) -> None:
+    """Make metrics.csv of a finished run's log, where a full disk had room for the last line and not for the table."""
+    if (folder / NAME).is_file() and not (folder / TABLE).exists():
+        replace_file(folder / TABLE, table(read_metrics(folder / NAME)))
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as CSV: step and epoch first, then a column for each name; empty where a row has none."""
     names = dict.fromkeys(["step", "epoch", *(name for row in rows for name in row)])

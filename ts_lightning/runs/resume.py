@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ts_lightning.runs.checkpoint_io import file_sha256, replace_file, sidecar, sidecar_sums
 from ts_lightning.runs.class_paths import renamed
-from ts_lightning.runs.metrics_log import NAME, RESUMED, TABLE, MetricsLog, finished_steps
+from ts_lightning.runs.metrics_log import NAME, RESUMED, TABLE, MetricsLog, complete_table, finished_steps
 from ts_lightning.runs.run_lock import RunLock
 from ts_lightning.runs.watchdog import remove_marks
 
@@ -192,6 +192,9 @@ def _check(place: Place, root: Path, config: dict[str, Any]) -> None:
         )
     trainer = config.get("trainer", {})
     if not longer and _is_finished(place, root, trainer.get("max_steps"), trainer.get("max_epochs")):
+        if first_process():  # a full disk may have cut off the last things that a run writes
+            remove_marks(root)
+            complete_table(root)
         raise Finished(
             f"finished: {place.path} holds the last step, {place.steps}; nothing was changed (a larger "
             "trainer.max_steps goes on from it, --resume false starts anew)"

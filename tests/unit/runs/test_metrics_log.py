@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from ts_lightning.runs.metrics_log import FINISHED, RESUMED, MetricsLog, finished_steps, read_metrics, table
+from ts_lightning.runs.metrics_log import (
+    FINISHED,
+    RESUMED,
+    MetricsLog,
+    complete_table,
+    finished_steps,
+    read_metrics,
+    table,
+)
 from ts_lightning.runs.run_lock import RunLock
 
 
@@ -130,3 +138,14 @@ def test_a_log_that_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(ValueError, match=r"metrics\.jsonl: seen something that is no file"):
         log(tmp_path, [(0, {"a": 1.0})])
+
+
+def test_a_table_that_a_full_disk_kept_away_is_made_once(tmp_path: Path) -> None:
+    complete_table(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 2.5}\n')
+    complete_table(tmp_path)
+    assert (tmp_path / "metrics.csv").read_text() == "step,epoch,a\n1,,2.5\n"
+    (tmp_path / "metrics.csv").write_text("kept")
+    complete_table(tmp_path)
+    assert (tmp_path / "metrics.csv").read_text() == "kept"
