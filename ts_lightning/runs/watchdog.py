@@ -40,6 +40,7 @@ class Watchdog(Callback):
         self.mark: dict[str, Any] = {"moves": 0}  # every rank makes the same moves
         self.moved = time.monotonic()
         self._end = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def _progress(self, trainer: L.Trainer, phase: str) -> None:
         self.moved = time.monotonic()
@@ -54,7 +55,8 @@ class Watchdog(Callback):
         self.mark |= {"run": run, "rank": trainer.global_rank, "host": host, "pid": pid, "started": process_start(pid)}
         self._progress(trainer, "start")
         self._write()
-        threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
+        self._thread.start()
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
 
@@ -91,6 +93,10 @@ class Watchdog(Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._end.set()
+        if self._thread:  # a run that came to its end leaves no mark: a second start of it then changes no byte
+            self._thread.join()
+            for path in (self._path(self.mark["rank"]), self._path(self.mark["rank"]).with_suffix(".tmp")):
+                path.unlink(missing_ok=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._end.set()

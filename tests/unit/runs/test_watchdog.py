@@ -29,6 +29,7 @@ def test_marks_of_another_run_do_not_count(tmp_path: Path) -> None:
     assert [mark["rank"] for mark in dogs[0]._others()] == [1]
     for dog in (old, *dogs):
         dog.teardown(trainer(0, "now"), None, "fit")
+    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["rank-9.json"]  # each takes its own away
 
 
 @pytest.mark.parametrize("hook", HOOKS)
