@@ -18,8 +18,9 @@ def collate(rows: list[dict[str, Any]], pad_id: int, side: str = "right") -> dic
 
     Rows of several questions (`models.packing.pack_questions`) have `branch` [B, T] beside that, and a line for each of
     all Q questions: `step_ids` [Q, L] as in a row of its own, `question_valid` bool [Q, L], `question_rows` [Q],
-    `columns` [Q, L] (where in its row each token stands, 0 at pads), `row_valid` [Q] and `samples`. Where rows were
-    joined (`join`), `record` [B, T] numbers what sees itself alone, from 1 on, -1 at pads.
+    `columns` [Q, L] (where in its row each token stands, 0 at pads), `row_valid` [Q] and `samples`; `side` is then that
+    of the pads in these lines, rows are padded on the right. Where rows were joined (`join`), `record` [B, T] numbers
+    what sees itself alone, from 1 on, -1 at pads.
     """
     if side not in ("right", "left"):
         raise ValueError(f"side: seen {side!r}, expected 'right' or 'left'")
@@ -44,8 +45,6 @@ def collate(rows: list[dict[str, Any]], pad_id: int, side: str = "right") -> dic
 
 def _packed(rows: list[dict[str, Any]], pad_id: int, side: str) -> dict[str, Any]:
     """A batch of rows of which some have several questions."""
-    if side != "right":
-        raise ValueError(f"side: seen {side!r} for packed rows, expected 'right'")
     rows = [row if "columns" in row else _alone(row) for row in rows]
     columns = [one for row in rows for one in row["columns"]]
     longest = max(map(len, columns))
@@ -56,7 +55,7 @@ def _packed(rows: list[dict[str, Any]], pad_id: int, side: str) -> dict[str, Any
     )
     if "record" in rows[0]:
         length = batch["input_ids"].shape[1]
-        batch["record"] = torch.stack([_pad(row["record"], length, -1, side) for row in rows])
+        batch["record"] = torch.stack([_pad(row["record"], length, -1, "right") for row in rows])
     return batch | {
         "branch": batch["step_ids"],
         "step_ids": torch.stack([_pad(one, longest, -1, side) for row in rows for one in row["step_ids"]]),

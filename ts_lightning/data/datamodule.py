@@ -25,7 +25,8 @@ class ShardDataModule(L.LightningDataModule):
     `micro_batch_size`, dealt by length. A row is a question, or, with `questions_per_row`, up to so many questions of
     one record behind its pictures; the loss is the mean over the questions of the global batch. It depends on (`seed`,
     epoch, position) alone. Call `advance()` after every optimizer step and before a checkpoint is written. Evaluation
-    batches hold `eval_batch_size` prompts.
+    batches hold `eval_batch_size` prompts, of which those that follow each other about one record's pictures are read
+    at once.
 
     Args:
         train: Training records.
@@ -302,7 +303,8 @@ class ShardDataModule(L.LightningDataModule):
         source = self._sources(name.split(".")[0].replace("val", "validate"))[name]
         encode, pad_id = self._encoder()
         batches = EvalBatches(manifest.num_samples, self.eval_batch_size, *self._rank())
-        dataset = ShardDataset(manifest, encode, for_generation=True, noise=self._noise(source))
+        pack = getattr(encode, "pack", None) if getattr(encode, "packs", False) else None
+        dataset = ShardDataset(manifest, encode, for_generation=True, noise=self._noise(source), pack=pack)
         loader = EvalLoader(dataset, batches, self.num_workers, pad_id, bad_records)
         self._loaders.append(loader)
         return loader

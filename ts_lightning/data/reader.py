@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any
 from zlib import crc32
 
@@ -22,6 +22,7 @@ from ts_lightning.data.tar import Member, NotATar, ReadAt, first_record, image_o
 
 MAX_OPEN_SHARDS = 128
 STAND_IN_TRIES = 64
+PER_ROW = 8  # most questions that evaluation reads at once: attention grows with their number squared
 MAX_GAP = 1 << 20  # bytes of headers and remarks inside of a record
 _REMOVE = "the shard or the index beside it changed: remove the .idx file"
 
@@ -44,14 +45,14 @@ class ShardReader:
     def read_row(self, i: int) -> list[Sample]:
         """The questions of row i, about the same pictures, which are read once; ValueError as `read`."""
         shard, numbers = self.manifest.row(i)
-        return self._samples(shard, numbers)
+        return self.read_questions(shard, numbers)
 
     def read_question(self, shard: ShardIndex, q: int) -> Sample:
         """Question q of a shard."""
-        return self._samples(shard, [q])[0]
+        return self.read_questions(shard, [q])[0]
 
-    def _samples(self, shard: ShardIndex, numbers: list[int]) -> list[Sample]:
-        """Questions of one record of a shard."""
+    def read_questions(self, shard: ShardIndex, numbers: list[int]) -> list[Sample]:
+        """Questions of one record of a shard; ValueError as `read`."""
         places = [shard.question(q) for q in numbers]
         r = places[0][0]
         record, pictures = self.read_bytes(shard, r)
@@ -143,7 +144,8 @@ class ShardDataset(Dataset[dict[str, Any]]):
     Index -1 is a padding row. A padding row and the row of an unreadable record hold a readable neighbour's tensors
     with `row_valid` False and every step id -1, so any backbone can run them; `bad` is then ("shard:key", why).
     Where no neighbour can be read either, the row is `bad` alone. `noise(sample, visit)` is what is encoded in a
-    sample's place. `pack` makes few rows of those of a record's questions.
+    sample's place. `pack` makes few rows of those of a record's questions: in training of all of `rows`, in evaluation
+    of those of one task that follow each other in a batch (`__getitems__`, which a DataLoader calls).
     """
 
     def __init__(
@@ -180,17 +182,43 @@ class ShardDataset(Dataset[dict[str, Any]]):
         if self.pack is None:
             return [self.row(i, visit)]
         shard, numbers = self.reader.manifest.row(i)
+        rows = self._questions(shard, numbers, [i + 1] * len(numbers), visit)
+        return self.pack([row for row in rows if not row["bad"]]) + [row for row in rows if row["bad"]]
+
+    def __getitems__(self, places: Sequence[int]) -> list[dict[str, Any]]:
+        """The rows of a batch in its order, questions of one record and task in a row together."""
+        if self.pack is None or -1 in places:
+            return [self.row(i) for i in places]
+        rows: list[dict[str, Any]] = []
+        for _, same in groupby(places, self._record):
+            record = [*same]
+            questions = [self.reader.manifest.locate(i) for i in record]
+            found = self._questions(questions[0][0], [q for _, q in questions], [i + 1 for i in record])
+            for (bad, _), group in groupby(found, lambda row: (bool(row["bad"]), row.get("task"))):
+                alike = [*group]
+                parts = (alike[start : start + PER_ROW] for start in range(0, len(alike), PER_ROW))
+                rows += alike if bad else [row for part in parts for row in self.pack(part)]
+        return rows
+
+    def _record(self, i: int) -> tuple[str, int]:
+        shard, q = self.reader.manifest.locate(i)
+        return shard.path, shard.question(q)[0]
+
+    def _questions(
+        self, shard: ShardIndex, numbers: list[int], starts: list[int], visit: int = 0
+    ) -> list[dict[str, Any]]:
+        """A row for each of some questions of one record, which is read once; `starts`: where stand-ins are sought."""
         try:
-            samples: list[Any] = self.reader.read_row(i)
+            samples: list[Any] = self.reader.read_questions(shard, numbers)
         except ValueError:
             samples = [None] * len(numbers)  # one of them, or the record: each shows in its own reading
-        good, bad = [], []
-        for q, sample in zip(numbers, samples, strict=True):
+        rows = []
+        for q, sample, start in zip(numbers, samples, starts, strict=True):
             try:
-                good.append(self._encoded(sample or self.reader.read_question(shard, q), visit))
+                rows.append(self._encoded(sample or self.reader.read_question(shard, q), visit))
             except ValueError as error:
-                bad.append(self._stand_in(i + 1, _bad(shard, q, error)))
-        return self.pack(good) + bad
+                rows.append(self._stand_in(start, _bad(shard, q, error)))
+        return rows
 
     def _row(self, i: int, visit: int = 0) -> dict[str, Any]:
         return self._encoded(self.reader.read(i), visit)

@@ -40,6 +40,13 @@ class GrowingLayer(DynamicLayer):
             self.stores = [store.index_select(0, indices) for store in self.stores]
             self.keys, self.values = (store[:, :, :end] for store in self.stores)
 
+    def lay_out(self, rows_Q: Tensor, columns_QS: Tensor) -> None:
+        """Make Q rows of the own ones: position s of row q is the one at (rows_Q[q], columns_QS[q, s])."""
+        self.stores = [
+            states[rows_Q[:, None], :, columns_QS].transpose(1, 2).contiguous() for states in (self.keys, self.values)
+        ]
+        self.keys, self.values = self.stores
+
     def put(self, other: "GrowingLayer", rows: Tensor) -> None:
         """Write the rows of `other`, which has no more positions, over own ones, so that both end at the same place."""
         end, length = self.get_seq_length(), other.get_seq_length()

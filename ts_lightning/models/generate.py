@@ -98,11 +98,15 @@ class DecodeState:
 
 
 def prefill(vlm: "VLM", batch: Mapping[str, Any], alpha: float | None = None) -> DecodeState:
-    """Read the prompts of a left-padded batch; ValueError for one padded on the right."""
-    if not bool(batch["valid"][:, -1].all()):
+    """Read the prompts of a left-padded batch; ValueError for one padded on the right.
+
+    Several questions in a row (`models.packing`) read what they share once, and go on in rows of their own.
+    """
+    packed = "columns" in batch
+    if not bool(batch["question_valid" if packed else "valid"][:, -1].all()):
         raise ValueError("generate: seen a row padded on the right, expected prompts padded on the left")
     cache = vlm.backbone.cache()
-    branch_BT = torch.where(batch["valid"], 0, PAD_BRANCH)
+    branch_BT = torch.where(batch["valid"], batch["branch"] if packed else 0, PAD_BRANCH)
     with vlm.routing(batch, alpha=alpha) as context:
         hidden_BTH = vlm.backbone.decoder(
             **vlm.decoder_inputs(batch, context),
@@ -111,11 +115,20 @@ def prefill(vlm: "VLM", batch: Mapping[str, Any], alpha: float | None = None) ->
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-    logits_BV = vlm.logits(hidden_BTH[:, -1], batch["task"], context)
-    last_B = batch["position_ids"].amax(-1)  # with pictures of several axes the largest of them counts
+    hidden_BH, positions, task_B = hidden_BTH[:, -1], batch["position_ids"], batch["task"]
+    if packed:
+        rows_B, columns_BT = batch["question_rows"], batch["columns"]
+        layers: list[Any] = cache.layers
+        for layer in layers:
+            layer.lay_out(rows_B, columns_BT)
+        hidden_BH, task_B = hidden_BTH[rows_B, columns_BT[:, -1]], task_B[rows_B]
+        positions = positions[..., rows_B[:, None], columns_BT]
+        branch_BT = torch.where(batch["question_valid"], 0, PAD_BRANCH)
+    logits_BV = vlm.logits(hidden_BH, task_B, context)
+    last_B = positions.amax(-1)  # with pictures of several axes the largest of them counts
     position_B = (last_B if last_B.ndim == 1 else last_B.amax(0)) + 1
     own_BG = torch.ones_like(position_B)[:, None]
-    return DecodeState(vlm, cache, logits_BV, branch_BT, position_B, batch["task"], own_BG, alpha)
+    return DecodeState(vlm, cache, logits_BV, branch_BT, position_B, task_B, own_BG, alpha)
 
 
 def greedy(logits_BV: Tensor, rows_B: Tensor) -> Tensor:

@@ -83,3 +83,34 @@ def test_what_can_not_share_rows_is_refused(tmp_path: Path) -> None:
         data.train_dataloader()
     with pytest.raises(ValueError, match=r"^data.questions_per_row: seen 0, expected at least 1$"):
         module(tmp_path, encode, questions_per_row=0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_reads_questions_of_a_picture_together(tmp_path: Path, workers: int) -> None:
+    (path,) = written(tmp_path)
+    options = {"val": {"all": ShardSource(str(path))}, "eval_batch_size": 6, "max_bad_fraction": 1.0}
+    data = module(tmp_path, Packing(broken=4), num_workers=workers, **options)
+    data.setup("validate")
+    first, last = data.val_dataloader()[0]
+    assert [one.id for one in first["samples"]] == [f"test/{n}" for n in (0, 2, 5, 6, 1, 3)]  # 3 stands in for 4
+    assert first["row_valid"].tolist() == [True] * 5 + [False]
+    assert first["question_rows"].tolist() == [0, 0, 0, 0, 1, 2]
+    assert len(first["pixel_values"]) == 3
+    rows, columns = first["question_rows"][:, None], first["columns"]
+    assert first["input_ids"][rows, columns].tolist() == [[1, 9, 9, 10 + n, 20 + n] for n in (0, 2, 5, 6, 1, 3)]
+    assert [one.id for one in last["samples"]] == ["test/3", "test/7"]
+    assert "columns" not in last
+
+
+def test_a_row_has_eight_prompts_of_one_task_at_most(tmp_path: Path) -> None:
+    (path,) = written(tmp_path, [1] * 12)
+
+    class Tasks(Packing):
+        def __call__(self, one: Any, for_generation: bool = False) -> dict[str, Any]:
+            return super().__call__(one) | {"task": int(one.id == "test/9")}
+
+    data = module(tmp_path, Tasks(), questions_per_row=1, val={"all": ShardSource(str(path))})
+    data.setup("validate")
+    (batch,) = data.val_dataloader()[0]
+    assert batch["question_rows"].bincount().tolist() == [8, 1, 1, 2]
+    assert [one.id for one in batch["samples"]] == [f"test/{n}" for n in range(12)]
