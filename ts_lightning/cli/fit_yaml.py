@@ -15,6 +15,8 @@ from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.backbones.hf import HFBackbone, config_of
 from ts_lightning.models.backbones.hf_families import CODECS
+from ts_lightning.models.backbones.hub_layout import SHIPPED
+from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.reports.memory_plan import Form, Geometry, Load, largest_twist, plan, room_of
 from ts_lightning.runs.class_paths import instantiate
 
@@ -137,6 +139,8 @@ def prepared(start: Start, method: str, looked_at: list[Any], gpu: float | None)
     folder = Path(str(start.folder))
     large = sum(path.stat().st_size for path in folder.glob("*.safetensors")) > 2 * SMALL
     machine = machine_for("bfloat16" if large and (gpu or torch.cuda.is_available()) else "float32", gpu)
+    if folder.resolve() == SHIPPED.resolve():
+        return tiny(method, machine, looked_at)
     codec, why = notation(config_of(folder).model_type, looked_at)
     backbone = HFBackbone(str(folder), dtype=machine.dtype, codec=codec)
     lines, kind = options(backbone, method, machine)
@@ -148,6 +152,24 @@ init_args:
     init_args:
       pretrained: {folder}
       dtype: {because(machine.dtype, exact)}
+      codec: {because(codec, why)}
+"""
+    return backbone, machine, text + indented("\n".join(lines), 2)
+
+
+def tiny(method: str, machine: Machine, looked_at: list[Any]) -> tuple[Backbone, Machine, str]:
+    """The same of the tiny base, which no other class reads, and which has never said a number as a coordinate."""
+    codec, why = notation("tiny", looked_at)
+    backbone = TinyBackbone(codec=codec)
+    lines, kind = options(backbone, method, machine)
+    if method != "full":
+        lines.append("train_token_rows: [codec]   # the tiny base never says numbers as coordinates; real ones can")
+    text = f"""class_path: ts_lightning.models.{kind}
+init_args:
+  backbone:
+    class_path: ts_lightning.models.backbones.tiny.TinyBackbone
+    init_args:
+      pretrained: shipped
       codec: {because(codec, why)}
 """
     return backbone, machine, text + indented("\n".join(lines), 2)
@@ -194,7 +216,7 @@ def options(backbone: Backbone, method: str, machine: Machine) -> tuple[list[str
         ], "PlainVLM"
     layers = len(backbone.layers)
     every = 2 if layers >= 16 else 1
-    geometry = Geometry.of(backbone.init_args["pretrained"])
+    geometry = Geometry.of(SHIPPED if isinstance(backbone, TinyBackbone) else backbone.init_args["pretrained"])
     itemsize = 2 if machine.dtype == "bfloat16" else 4
     load = Load(picture_tokens=geometry.picture_tokens(), every=every, itemsize=itemsize)
     found = largest_twist(geometry, load, room_of(machine.memory / 2**30), LOW_RANKS)

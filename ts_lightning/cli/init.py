@@ -14,7 +14,7 @@ HELD_OUT = 10  # one photo of so many is for validation
 
 def init(
     *,
-    vlm: Path,
+    vlm: Path | None = None,
     data: Path,
     out: Path,
     method: Literal["twist", "lora", "full", "grpo"] = "twist",
@@ -29,10 +29,12 @@ def init(
         ts-lightning fit -c runs/mine/fit.yaml
         ts-lightning init --vlm runs/mine --data my_coco --method grpo --out runs/mine_grpo
 
+    Without --vlm it is the tiny base of the package: the whole path in minutes, before a download.
+
     Args:
-        vlm: folder of any vlm of docs/backbones.md; of grpo also a run, checkpoint, package or adapter that SFT wrote
         data: a folder of COCO, Roboflow, VOC, LabelImg, YOLO or RefCOCO, a COCO, LLaVA or ms-swift JSON, or shards
         out: a new folder for the run
+        vlm: folder of any vlm of docs/backbones.md; of grpo also a run, checkpoint, package or adapter that SFT wrote
         method: twist (understanding stays bit by bit), lora, full, or grpo (the reward is the IoU)
         images: folder of the pictures, where they are not beside the data
         codec: notation of the boxes in the texts of a LLaVA JSON (docs/coordinates.md); words when missing
@@ -41,7 +43,8 @@ def init(
     """
     if (out / "fit.yaml").exists():
         raise ValueError(f"out: seen {out / 'fit.yaml'}, expected a new folder")
-    from ts_lightning.cli.fit_yaml import fit_yaml
+    from ts_lightning.cli.fit_yaml import Start, fit_yaml
+    from ts_lightning.models.backbones.hub_layout import SHIPPED
     from ts_lightning.pipelines.recognise import recognise
 
     kind = recognise(data)
@@ -50,7 +53,7 @@ def init(
             raise ValueError(f"codec: seen {codec!r} for {kind.reason}, expected it for a LLaVA JSON only")
         kind = replace(kind, options={"codec": codec, "frame": frame})
     print(f"data: {kind.path}: {kind.reason}")
-    start = started(vlm, method)
+    start = started(vlm, method) if vlm else Start("the tiny base", SHIPPED)
     found = shards(kind, out, images)
     print(f"questions: {found.counts['train']} of {found.train} train, {found.counts['val']} of {found.val} validate")
     text, backbone = fit_yaml(start, method, found, out, gpu)

@@ -85,6 +85,16 @@ def test_it_writes_a_run_that_trains_and_is_asked(
     assert cli.main(["fit", "-c", "rl/fit.yaml", *short, "--data.init_args.micro_batch_size", "1"]) == 0
 
 
+@pytest.mark.parametrize("method", ["twist", "lora", "full", "grpo"])
+def test_without_a_model_it_is_the_tiny_base(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = coco(tmp_path / "data"), tmp_path / "run"
+    assert cli.main(["init", "--data", str(data), "--out", str(out), "--method", method]) == 0
+    assert "model: the tiny base, 6 decoder layers, boxes as scout" in capsys.readouterr().out
+    short = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--data.init_args.global_batch_size", "1"]
+    assert cli.main(["fit", "-c", f"{out}/fit.yaml", *short, "--data.init_args.micro_batch_size", "1"]) == 0
+    assert (out / "checkpoints/last.ckpt").is_file()
+
+
 def test_boxes_in_the_texts_of_a_llava_json_are_read_in_the_notation_that_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
