@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 # A process for each core, of one thread: the faster choice for tiny models, and two-process tests stay honest. WORKERS=0
-# runs the tests in one process.
+# runs the tests in one process. Files in their order: xdist would start those of few tests last, the slowest ones.
 WORKERS      ?= logical
 TEST_THREADS ?= 1
 
@@ -48,7 +48,7 @@ quickstart: install
 
 test: install
 	OMP_NUM_THREADS=$(TEST_THREADS) MKL_NUM_THREADS=$(TEST_THREADS) TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 WANDB_MODE=offline \
-	  $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	  $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
