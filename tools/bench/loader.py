@@ -1,6 +1,7 @@
-"""Pictures to pixels in one worker: ours against PIL's bicubic with float normalisation, as image processors do it.
+"""Pictures to pixels: ours against PIL's bicubic with float normalisation, and against transformers' own processors.
 
-The check before the timing: every value within two levels of PIL, and at most one in a million beyond one level.
+CLIP's squares and Qwen2-VL's patches; in one worker, too. The check before the timing: every value within two levels of
+PIL and of the processors, and at most one in a million beyond one level.
 """
 
 import io
@@ -8,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -16,11 +18,16 @@ import webdataset as wds
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils import is_torchvision_available
 
 from tools.bench.harness import interleave, ratio, report, spread
-from ts_lightning.models.pixels import load_pixels
+from ts_lightning.models.backbones.qwen_vl import PatchEncoder
+from ts_lightning.models.pixels import image_size, load_pixels
 
 SIZE, COUNT, BATCH = 336, 192, 16
+CHECKED, TIMED = 16, 64  # pictures: against transformers, and in a round
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
@@ -60,6 +67,43 @@ def ours(data: bytes) -> Tensor:
     return load_pixels(data, SIZE)
 
 
+PATCHES = PatchEncoder(None, "", 0, 0, max_length=0)  # type: ignore[arg-type]  # text is not its part here
+
+
+def our_patches(data: bytes) -> Tensor:
+    """Return uint8 patches [P, X] as Qwen2-VL takes them; the model normalises on its device."""
+    width, height = PATCHES.resized(image_size(data))
+    return PATCHES.patches(load_pixels(data, (height, width)))
+
+
+def processor(kind: type, **options: Any) -> Callable[[bytes], Tensor]:
+    """Return normalised pixels, or patches, as an image processor of transformers makes them of bytes."""
+    made = kind(**options)
+    return lambda data: made(Image.open(io.BytesIO(data)), return_tensors="pt")["pixel_values"].squeeze(0)
+
+
+def processors() -> dict[str, Callable[[bytes], Tensor]]:
+    """The processors of transformers on PIL; those on torchvision beside them where it is installed."""
+    square = {"size": {"height": SIZE, "width": SIZE}, "do_center_crop": False}
+    limits = {"min_pixels": PATCHES.min_pixels, "max_pixels": PATCHES.max_pixels}
+    found = {
+        "transformers_pil": processor(CLIPImageProcessorPil, **square),
+        "patches/transformers_pil": processor(Qwen2VLImageProcessorPil, **limits),
+    }
+    if is_torchvision_available():
+        from transformers import CLIPImageProcessor, Qwen2VLImageProcessor
+
+        found["transformers_torchvision"] = processor(CLIPImageProcessor, **square)
+        found["patches/transformers_torchvision"] = processor(Qwen2VLImageProcessor, **limits)
+    return found
+
+
+def levels_of(normalised: Tensor) -> Tensor:
+    """0 to 255 of normalised pixels [3, S, S] or patches [P, 3 * X]."""
+    channels = normalised.reshape(*((3, -1) if normalised.ndim == 3 else (len(normalised), 3, -1)))
+    return ((channels * torch.tensor(STD)[:, None] + torch.tensor(MEAN)[:, None]) * 255).reshape(normalised.shape)
+
+
 class _Pixels(IterableDataset):
     """The pictures of one tar through one function."""
 
@@ -83,20 +127,25 @@ def _drain(loader: DataLoader) -> None:
 
 def main(rounds: int = 5) -> int:
     """Check levels, then time the bare functions and a DataLoader with one worker."""
-    pictures = make_pictures(COUNT)
-    difference = torch.stack(
-        [(ours(p).permute(1, 2, 0).int() - torch.tensor(pil_levels(p)).int()).abs() for p in pictures]
-    )
-    levels = {
-        "max_level_difference": int(difference.max()),
-        "share_above_one_level": (difference > 1).double().mean().item(),
+    pictures, peers = make_pictures(COUNT), processors()
+    differences = {
+        "pil": [(ours(p).permute(1, 2, 0).int() - torch.tensor(pil_levels(p)).int()).abs() for p in pictures]
     }
-    if levels["max_level_difference"] > 2 or levels["share_above_one_level"] > 1e-6:
+    for name, make in peers.items():
+        mine = our_patches if name.startswith("patches") else ours
+        differences[name] = [(mine(p) - levels_of(make(p)).round()).abs() for p in pictures[:CHECKED]]
+    found = {name: torch.cat([part.flatten() for part in parts]) for name, parts in differences.items()}
+    levels = {
+        "max_level_difference": {name: int(difference.max()) for name, difference in found.items()},
+        "share_above_one_level": {name: (difference > 1).double().mean().item() for name, difference in found.items()},
+    }
+    if max(levels["max_level_difference"].values()) > 2 or max(levels["share_above_one_level"].values()) > 1e-6:
         return report("loader", False, ratios={}, floor_ratio=None, **levels)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # what a worker has
     functions = {"decode_only": simplejpeg.decode_jpeg, "pil_bicubic_normalise": peer, "ours": ours}
-    seconds = interleave({name: partial(_decode_all, f, pictures[:64]) for name, f in functions.items()}, rounds)
+    functions |= {"our_patches": our_patches, **peers}
+    seconds = interleave({name: partial(_decode_all, f, pictures[:TIMED]) for name, f in functions.items()}, rounds)
     with tempfile.TemporaryDirectory() as folder:
         tar = Path(folder) / "pictures.tar"
         with wds.TarWriter(str(tar)) as writer:
@@ -107,20 +156,18 @@ def main(rounds: int = 5) -> int:
             {name: partial(_drain, DataLoader(pixels, BATCH, num_workers=1)) for name, pixels in sets.items()}, rounds
         )
     torch.set_num_threads(threads)
+    pairs = {name: ("our_patches" if name.startswith("patches") else "ours", name) for name in peers}
+    pairs["pil_bicubic_normalise"] = ("ours", "pil_bicubic_normalise")
     return report(
         "loader",
         True,
-        ratios={
-            "pil_bicubic_normalise": ratio(seconds, "ours", "pil_bicubic_normalise"),
-            "pil_in_one_worker": ratio(worker, "ours", "peer"),
-        },
-        spread={
-            "pil_bicubic_normalise": spread(seconds, "ours", "pil_bicubic_normalise"),
-            "pil_in_one_worker": spread(worker, "ours", "peer"),
-        },
+        ratios={name: ratio(seconds, *pair) for name, pair in pairs.items()}
+        | {"pil_in_one_worker": ratio(worker, "ours", "peer")},
+        spread={name: spread(seconds, *pair) for name, pair in pairs.items()}
+        | {"pil_in_one_worker": spread(worker, "ours", "peer")},
         floor_ratio=ratio(seconds, "ours", "decode_only"),
-        times_faster=ratio(seconds, "pil_bicubic_normalise", "ours"),
-        times_faster_in_one_worker=ratio(worker, "peer", "ours"),
+        patches_floor_ratio=ratio(seconds, "our_patches", "decode_only"),
+        torchvision="measured" if len(peers) > 2 else "not measured: it is not installed",
         **levels,
-        pictures_per_second=round(64 / min(seconds["ours"]), 1),
+        pictures_per_second={name: round(TIMED / min(seconds[name]), 1) for name in ("ours", "our_patches")},
     )

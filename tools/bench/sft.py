@@ -1,16 +1,19 @@
 """One training step of the frozen twin, against plain autograd over the same trainable set and against training all.
 
 All are the same `TwinExpertVLM` with the same weights and rows, pictures and padding included; losses and the experts'
-gradients are compared first.
+gradients are compared first. transformers' `Trainer` runs the plain form, each of its steps beside one of ours.
 """
 
+import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from tools.bench.harness import Step, interleave, ratio, relative_error, report, saved_bytes, spread
 from ts_lightning.data.collate import collate
@@ -91,6 +94,72 @@ def training_step(vlm: TwinExpertVLM, loss: Callable[..., Tensor], batch: dict[s
     return step
 
 
+class Plain(nn.Module):
+    """`plain_loss` as `Trainer` wants it."""
+
+    def __init__(self, vlm: TwinExpertVLM) -> None:
+        super().__init__()
+        self.vlm = vlm
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the loss."""
+        return {"loss": plain_loss(self.vlm, batch)}
+
+
+class Clock(TrainerCallback):
+    """Times steps of `Trainer` and, behind each, one of ours; the first round is warm-up and keeps its gradients."""
+
+    def __init__(self, vlm: TwinExpertVLM, ours: Step) -> None:
+        self.vlm, self.ours = vlm, ours
+        self.seconds: dict[str, list[float]] = {"trainer": [], "ours": []}
+        self.gradients: dict[str, Tensor] = {}
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start."""
+        self.start = time.perf_counter()
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Keep the first step's gradients."""
+        if not self.gradients:
+            self.gradients = {n: p.grad.clone() for n, p in self.vlm.named_parameters() if p.grad is not None}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop, and run ours."""
+        times = [time.perf_counter() - self.start]
+        self.start = time.perf_counter()
+        self.ours()
+        times.append(time.perf_counter() - self.start)
+        for name, value in zip(self.seconds, times, strict=True):
+            self.seconds[name] += [value] if state.global_step > 1 else []
+
+
+def beside_trainer(vlm: TwinExpertVLM, batch: dict[str, Any], rounds: int) -> Clock:
+    """Run `Trainer` on the plain form of the same trainable set, with AdamW and without clipping, as ours."""
+    clock = Clock(vlm, training_step(vlm, answer_loss, batch))
+    with tempfile.TemporaryDirectory() as folder:
+        given = TrainingArguments(
+            output_dir=folder,
+            max_steps=rounds + 1,
+            per_device_train_batch_size=1,
+            learning_rate=1e-6,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            optim="adamw_torch",
+            use_cpu=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
+        tensors = {name: value for name, value in batch.items() if torch.is_tensor(value)}
+        rows: Any = [tensors] * (rounds + 1)
+        made: dict[str, Any] = {"data_collator": lambda found: {"batch": found[0]}, "callbacks": [clock]}
+        Trainer(Plain(vlm), given, train_dataset=rows, **made).train()
+    return clock
+
+
 def gradients(vlm: TwinExpertVLM, loss: Callable[..., Tensor], batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
     """Return the loss, and the gradients of what trains in it."""
     vlm.zero_grad()
@@ -108,6 +177,8 @@ def main(rounds: int = 5) -> int:
     for vlm, loss in ((trainable, full_loss), (frozen, plain_loss)):
         seen, found = gradients(vlm, loss, batch)
         errors += [relative_error(seen, expected_loss), *(relative_error(found[n], g) for n, g in expected.items())]
+    clock = beside_trainer(frozen, batch, rounds)
+    errors += [relative_error(clock.gradients[name], gradient) for name, gradient in expected.items()]
     error = max(errors)
     if error > 1e-4:
         return report("sft", False, ratios={}, floor_ratio=None, max_relative_error=error)
@@ -130,8 +201,10 @@ def main(rounds: int = 5) -> int:
     return report(
         "sft",
         True,
-        ratios={peer: ratio(seconds, "ours", peer) for peer in seconds if peer != "ours"},
-        spread={peer: spread(seconds, "ours", peer) for peer in seconds if peer != "ours"},
+        ratios={peer: ratio(seconds, "ours", peer) for peer in seconds if peer != "ours"}
+        | {"transformers_trainer": ratio(clock.seconds, "ours", "trainer")},
+        spread={peer: spread(seconds, "ours", peer) for peer in seconds if peer != "ours"}
+        | {"transformers_trainer": spread(clock.seconds, "ours", "trainer")},
         floor_ratio=None,
         saved_bytes_ratio={peer: round(kept["ours"] / kept[peer], 3) for peer in ("plain_twin", "all")},
         max_relative_error=error,

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tools.bench import harness, loader, packing, twin
+from tools.bench import harness, loader, packing, sft, twin
 
 
 def test_twin_keeps_at_most_065_of_what_the_naive_loop_keeps() -> None:
@@ -13,7 +13,22 @@ def test_twin_keeps_at_most_065_of_what_the_naive_loop_keeps() -> None:
     assert case["correct"]
     assert case["max_relative_error"] < 1e-5
     assert case["saved_bytes_ratio"] <= 0.65
-    assert set(case["ratios"]) >= {"naive_loop"}
+    assert set(case["ratios"]) >= {"naive_loop", "grouped_mm"}
+
+
+def test_twin_beside_its_peers_on_rows_of_both_kinds_with_padding() -> None:
+    case = twin.measure((32, 64, 256), torch.float32, "cpu", rounds=1, mixed=True)
+    assert case["correct"]
+    assert twin.measure((32, 64, 256), torch.bfloat16, "cpu", rounds=1, mixed=True)["correct"]
+
+
+def test_sft_beside_transformers_trainer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in {"HIDDEN": 32, "HEADS": 2, "LAYERS": 1, "VOCABULARY": 2048, "LENGTHS": (120, 100)}.items():
+        monkeypatch.setattr(sft, name, value)
+    assert sft.main(rounds=1) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["max_relative_error"] < 1e-5
+    assert said["ratios"].keys() == said["spread"].keys() >= {"plain_twin", "transformers_trainer"}
 
 
 def test_saved_bytes_counts_each_storage_once_and_no_weights() -> None:
@@ -39,6 +54,13 @@ def test_loader_peer_is_the_normalised_picture() -> None:
     (picture,) = loader.make_pictures(1)
     levels = loader.peer(picture) * torch.tensor(loader.STD).view(3, 1, 1) + torch.tensor(loader.MEAN).view(3, 1, 1)
     assert (levels * 255 - loader.ours(picture)).abs().max() <= 1.01
+
+
+def test_loader_makes_what_transformers_makes() -> None:
+    (picture,) = loader.make_pictures(1)
+    for name, make in loader.processors().items():
+        ours = loader.our_patches(picture) if name.startswith("patches") else loader.ours(picture)
+        assert (loader.levels_of(make(picture)) - ours).abs().max() <= 2.01, name
 
 
 def test_packing_checks_before_it_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
