@@ -101,13 +101,26 @@ def _apart(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def spread(rows: list[dict[str, Any]], count: int) -> list[list[dict[str, Any]]]:
-    """Rows in `count` groups of about as many tokens: the longest first, each into the group that has the fewest."""
+    """Rows in `count` groups of about as many tokens: the longest first, each into the group that has the fewest.
+
+    Tasks have groups of their own, as far as there are enough: joined rows of two tasks are padded to the longer one.
+    """
+    by_task: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_task.setdefault(row["task"], []).append(row)
+    if 1 < len(by_task) <= count:
+        tokens = {task: sum(len(row["input_ids"]) for row in own) for task, own in by_task.items()}
+        parts = dict.fromkeys(by_task, 1)
+        for _ in range(count - len(parts)):  # one more to the task whose groups are the longest and can be halved
+            fullest = max(tokens, key=lambda task: (parts[task] < len(by_task[task])) * tokens[task] / parts[task])
+            parts[fullest] += 1
+        return [group for task, own in by_task.items() for group in spread(own, parts[task])]
     groups: list[list[dict[str, Any]]] = [[] for _ in range(count)]
-    tokens = [0] * count
+    sizes = [0] * count
     for row in sorted(rows, key=lambda row: -len(row["input_ids"])):
-        place = tokens.index(min(tokens))
+        place = sizes.index(min(sizes))
         groups[place].append(row)
-        tokens[place] += len(row["input_ids"])
+        sizes[place] += len(row["input_ids"])
     return groups
 
 

@@ -1,5 +1,7 @@
 """Padding against numbers written down by hand."""
 
+from random import Random
+
 import pytest
 import torch
 
@@ -70,6 +72,24 @@ def test_rows_are_joined_behind_each_other() -> None:
 
 
 def test_rows_are_spread_by_their_tokens() -> None:
-    rows = [{"input_ids": torch.zeros(n)} for n in (3, 9, 4, 5, 1)]
+    rows = [{"input_ids": torch.zeros(n), "task": 1} for n in (3, 9, 4, 5, 1)]
     lengths = [[len(row["input_ids"]) for row in group] for group in spread(rows, 2)]
     assert lengths == [[9, 3], [5, 4, 1]]
+    two = [*rows, {"input_ids": torch.zeros(7), "task": 0}]
+    tasks = [[(len(row["input_ids"]), row["task"]) for row in group] for group in spread(two, 3)]
+    assert tasks == [[(9, 1), (3, 1)], [(5, 1), (4, 1), (1, 1)], [(7, 0)]]
+    few = [{"input_ids": torch.zeros(n), "task": n % 2} for n in (2, 100, 200, 1)]
+    assert [len(group) for group in spread(few, 4)] == [1] * 4
+    assert [{row["task"] for row in group} for group in spread(few, 2)] == [{0}, {1}]
+    assert sorted(len(group) for group in spread(few, 1)) == [4]
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_joined_rows_of_two_to_six_pictures_hardly_have_padding(tasks: int) -> None:
+    random = Random(0)
+    lengths = [576 * random.randint(2, 6) + random.randint(30, 300) for _ in range(64)]
+    rows = [row([n] * length, [-1] * length, 1, n % 7 % tasks) for n, length in enumerate(lengths)]
+    batches = [collate(join(group), pad_id=0) for group in spread(rows, 8)]
+    assert sum(int(batch["valid"].sum()) for batch in batches) == sum(len(one["input_ids"]) for one in rows)
+    positions = sum(batch["valid"].numel() for batch in batches)
+    assert 1 - sum(int(batch["valid"].sum()) for batch in batches) / positions <= 0.03
