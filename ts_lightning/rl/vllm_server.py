@@ -1,10 +1,12 @@
 """A vLLM server, ours or another's, as it is asked: prompts as token ids with pictures, weights from folders."""
 
 import base64
+import ctypes
 import http.client
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import time
@@ -23,6 +25,8 @@ ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": 
 # Of a server of ours: token ids in and out, and log-probabilities of what was drawn from (temperature, banned tokens).
 ARGUMENTS = ("--enable-scale-out", "--logprobs-mode", "processed_logprobs", "--served-model-name", BASE)
 LEAVE = 60.0  # seconds that an ending server may take
+_PRCTL = getattr(ctypes.CDLL(None), "prctl", None)  # Linux has it; looked up before any fork
+_PR_SET_PDEATHSIG = 1
 
 
 class ServerError(OSError):
@@ -160,6 +164,8 @@ def data_url(picture: bytes) -> str:
 class OwnServer(VLLMServer):
     """A server that is started here, on a free port of this machine, and ends with `close`.
 
+    Where the thread that called `start` ends in another way, be it killed, the server ends, too (on Linux).
+
     Args:
         folder: The base, in its public layout.
         python: Interpreter with vLLM (None: what the environment variable TS_LIGHTNING_VLLM_PYTHON says).
@@ -195,7 +201,12 @@ class OwnServer(VLLMServer):
         if self.process is None or self.process.poll() is not None:
             with open(self.log or os.devnull, "ab") as out:
                 self.process = subprocess.Popen(
-                    self.command, env=self.environment, stdout=out, stderr=out, start_new_session=True
+                    self.command,
+                    env=self.environment,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                    preexec_fn=_end_with_parent,
                 )
         end = time.monotonic() + self.patience
         while not self.is_ready():
@@ -221,3 +232,9 @@ class OwnServer(VLLMServer):
                 self.process.kill()
                 self.process.wait()
         self.process = None
+
+
+def _end_with_parent() -> None:
+    """In the child, before vLLM: SIGTERM comes when the thread that started it has ended."""
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
