@@ -23,7 +23,11 @@ BASE = "base"  # the name under which the server has its own weights
 # Routes that take weights are vLLM's development ones: a server of ours listens on this machine only.
 ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_NO_USAGE_STATS": "1"}
 # Of a server of ours: token ids in and out, and log-probabilities of what was drawn from (temperature, banned tokens).
-ARGUMENTS = ("--enable-scale-out", "--logprobs-mode", "processed_logprobs", "--served-model-name", BASE)
+# A folder's generation_config would put its repetition_penalty and top_k on clients that name none.
+ARGUMENTS = (
+    *("--enable-scale-out", "--logprobs-mode", "processed_logprobs", "--served-model-name", BASE),
+    *("--generation-config", "vllm"),
+)
 LEAVE = 60.0  # seconds that an ending server may take
 _PRCTL = getattr(ctypes.CDLL(None), "prctl", None)  # Linux has it; looked up before any fork
 _PR_SET_PDEATHSIG = 1
