@@ -77,6 +77,7 @@ class VLLMEngine:
         self.server: VLLMServer | None = None
         self.place: Path | None = None
         self.handed = 0
+        self.given: Path | None = None  # the adapters that the server has
         self.pool: ThreadPoolExecutor | None = None
         self.begun: dict[tuple[str, ...], tuple[int, Future[dict[int, list[Said]]]]] = {}
         self.staleness: list[int] = []  # optimizer steps between the draw and its use, of the last draw's prompts
@@ -204,9 +205,9 @@ class VLLMEngine:
         if not needed:
             return
         self.handed += 1
-        place = self._place() / f"{version}-{self.handed}"
+        parts, place = adapters(vlm), self._place() / f"{version}-{self.handed}"
+        spent: Path | None = place  # what the server reads no more
         try:
-            parts = adapters(vlm)
             if not parts:
                 write_weights(vlm, place)
                 if first:
@@ -215,11 +216,12 @@ class VLLMEngine:
                 for name in parts:
                     write_adapter(vlm, name, place / name)
                     self._server.load_adapter(name, place / name, version)
+                spent, self.given = self.given, place
         except ServerError as down:
             error = down
         finally:
-            if first:
-                shutil.rmtree(place, ignore_errors=True)
+            if first and spent is not None:
+                shutil.rmtree(spent, ignore_errors=True)
         if (text := _from_first(error and str(error))) is not None:  # the others wait for it
             raise error or ServerError(text)
 

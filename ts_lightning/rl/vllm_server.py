@@ -120,9 +120,13 @@ class VLLMServer:
         self.call("/update_weight_version", {"new_version": version})
 
     def load_adapter(self, name: str, folder: Path, version: str) -> None:
-        """Read a LoRA adapter or a package again under a model name."""
-        body = {"lora_name": name, "lora_path": str(folder), "load_inplace": True}
-        self.call("/v1/load_lora_adapter", body)
+        """Read a LoRA adapter or a package again under a model name; its folder has to stay while it is served.
+
+        vLLM reads it again where other adapters took its place; with `load_inplace`, it would at every step.
+        """
+        if name in self.models():
+            self.call("/v1/unload_lora_adapter", {"lora_name": name})
+        self.call("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
         self.call("/reset_prefix_cache", {})
         self.call("/update_weight_version", {"new_version": version})
 

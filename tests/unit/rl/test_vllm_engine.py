@@ -97,3 +97,31 @@ def test_wrong_options_and_servers_that_are_not_there(monkeypatch: pytest.Monkey
     callback = RolloutCallback(num_generations=2, top_p=0.9, engine=VLLMEngine(url="http://127.0.0.1:9"))
     with pytest.raises(ValueError, match=r"top_p: seen 0\.9 with VLLMEngine, expected 1"):
         callback.roll_out(vlm, [batch])
+
+
+class Listening(VLLMServer):
+    """Writes down what it is asked to load, and says that it has it."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:9")
+        self.names, self.loaded = ["base"], list[Path]()
+
+    def call(self, path: str, body: Any = None, patience: float | None = None) -> Any:
+        if path == "/v1/unload_lora_adapter":
+            self.names.remove(body["lora_name"])
+        elif path == "/v1/load_lora_adapter":
+            assert not body.get("load_inplace")  # vLLM would read the folder at every step
+            assert body["lora_name"] not in self.names
+            self.names.append(body["lora_name"])
+            self.loaded.append(Path(body["lora_path"]))
+        return {"data": [{"id": name} for name in self.names], "weight_version": "none"}
+
+
+def test_an_adapters_folder_stays_until_the_next_one_is_there(tmp_path: Path) -> None:
+    vlm = LoRAVLM(QwenVLBackbone(config=qwen_config()), rank=2, targets=("gate_proj",))
+    engine, server = VLLMEngine(url="http://127.0.0.1:9", folder=str(tmp_path)), Listening()
+    engine.server = server
+    for step in range(3):
+        engine.hand_over(vlm, step)
+    assert [folder.is_dir() for folder in server.loaded] == [False, False, True]
+    assert server.names == ["base", "policy"]
