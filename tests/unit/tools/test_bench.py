@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tools.bench import harness, loader, packing, sft, twin
+from tools.bench import gradient_noise, harness, loader, packing, sft, twin
 
 
 def test_twin_keeps_at_most_065_of_what_the_naive_loop_keeps() -> None:
@@ -76,3 +76,16 @@ def test_low_rank_keeps_half_of_what_full_copies_keep() -> None:
     case = twin.low_rank((64, 256, 256), torch.float32, "cpu", rounds=1, rank=4)
     assert case["dense"]["saved_bytes_ratio"] <= 0.6
     assert case["moe"]["saved_bytes_ratio"] <= 0.85
+
+
+def test_the_variance_of_gradients_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([[1.0, 0.0], [3.0, 2.0], [2.0, 1.0]])
+    vlm = torch.nn.Linear(2, 1, bias=False)
+
+    def backward(vlm: torch.nn.Linear, step: None) -> None:
+        vlm.weight.grad = torch.tensor([next(found)])
+
+    monkeypatch.setattr(gradient_noise, "backward", backward)
+    spread, length = gradient_noise.variance(vlm, iter([None] * 3), 3)  # type: ignore[arg-type]
+    assert spread == pytest.approx(2.0)  # of (1, 2, 3) and (0, 1, 2)
+    assert length == pytest.approx(4.0 + 1.0 - 2.0 / 3)
