@@ -5,11 +5,12 @@ must follow from the boxes or be annotated. Everything else that a text says is 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from ts_lightning.data.sample import REGION_MARK
 from ts_lightning.grounding.boxes import Box, iou
+from ts_lightning.pipelines.english import ODD_PLURALS
 from ts_lightning.pipelines.scenes import Scene, stem
 
 AGREE = 0.5  # IoU, as in the paper's check by hand (section 4)
@@ -27,6 +28,10 @@ _SIDE = re.compile(
 )
 _PLACE = re.compile(
     r"\{region:(\d+)\} (?:is|are) in the ((?:top |bottom )?(?:left|right)|top|bottom|center) of the (?:image|picture)"
+)
+_HALF = re.compile(r"\{region:(\d+)\} (?:is|are) in the (left|right|top|bottom) half of the (?:image|picture)")
+_CORNER = re.compile(
+    r"\{region:(\d+)\} (?:is|are) closest to the (top|bottom) (left|right) corner of the (?:image|picture)"
 )
 _EDGE = re.compile(r"\{region:(\d+)\} is the (leftmost|rightmost|highest|lowest|largest|smallest)\b")
 _COUNT = re.compile(r"((?:\{region:\d+\}(?:, | and )?)+) (?:is|are|makes?) (\w+)\b")
@@ -93,7 +98,11 @@ _GROUPS = (  # words of one thing
     "dog puppy",
     "cat kitten",
     "rug carpet",
+    "oven stove",
+    "racket racquet",
+    "bed mattress",
 )
+_STEMMED = [set(map(stem, group.split())) for group in _GROUPS]
 _WIDER = {  # a wider word: what it may be said of
     "animal": "cat dog horse sheep cow elephant bear zebra giraffe bird",
     "pet": "cat dog",
@@ -185,8 +194,21 @@ def same_thing(phrase: str, name: str) -> bool:
     head, kind = words[-1], wanted[-1]
     if head == kind and len(words) == 1:
         return True  # "table" of a dining table
-    alike = any({head, kind} <= set(map(stem, group.split())) for group in _GROUPS)
+    alike = any({head, kind} <= group for group in _STEMMED)
     return alike or (kind in _stems(_WIDER.get(head, "")) and len(wanted) <= 2)
+
+
+def called(name: str, words: Collection[str]) -> tuple[bool, bool]:
+    """Whether one of `words` (lower case) is a thing's name or a synonym of it: in the singular, in the plural."""
+    *before, head = name.lower().split()
+    alike = {stem(head)}.union(*(group for group in _STEMMED if stem(head) in group))
+    if head == "tv":
+        alike = {"tv", "television"}  # no one but COCO calls a computer's screen so
+    if (*before, head) in _OWN and not set(before) & {*words}:
+        return False, False
+    found = {word for word in words if stem(word) in alike}
+    several = {word for word in found if word != stem(word) or word in ODD_PLURALS.values()}
+    return bool(found - several), bool(several)
 
 
 def _name(phrase: str, box: Box, scene: Scene, out: Findings) -> None:
@@ -214,7 +236,13 @@ def _sentence(sentence: str, boxes: Sequence[Box | None], scene: Scene, out: Fin
         for match in pattern.finditer(sentence):
             true = holds(match, boxes, scene)
             if true is False:
-                kind = "place" if pattern is _PLACE else "count" if pattern in (_COUNT, _THERE) else "relation"
+                kind = (
+                    "place"
+                    if pattern in (_PLACE, _HALF, _CORNER)
+                    else "count"
+                    if pattern in (_COUNT, _THERE)
+                    else "relation"
+                )
                 out.wrong.append(f"{kind} is not so: {match[0]}")
             if true is not None:
                 left[match.start() : match.end()] = " " * len(match[0])
@@ -257,6 +285,22 @@ def _place(match: re.Match[str], boxes: Sequence[Box | None], scene: Scene) -> b
     across = 0 if "left" in words else 2 if "right" in words else 1
     down = 0 if "top" in words else 2 if "bottom" in words else 1
     return across / 3 - 0.01 <= x <= (across + 1) / 3 + 0.01 and down / 3 - 0.01 <= y <= (down + 1) / 3 + 0.01
+
+
+def _half(match: re.Match[str], boxes: Sequence[Box | None], scene: Scene) -> bool | None:
+    box = boxes[int(match[1])]
+    if box is None:
+        return None
+    along = 0 if match[2] in ("left", "right") else 1
+    return ((box[along] + box[along + 2]) / 2 <= 0.5) == (match[2] in ("left", "top"))
+
+
+def _corner(match: re.Match[str], boxes: Sequence[Box | None], scene: Scene) -> bool | None:
+    box = boxes[int(match[1])]
+    if box is None:
+        return None
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    return (y <= 0.5) == (match[2] == "top") and (x <= 0.5) == (match[3] == "left")
 
 
 def _edge(match: re.Match[str], boxes: Sequence[Box | None], scene: Scene) -> bool | None:
@@ -317,7 +361,16 @@ def _far(match: re.Match[str], boxes: Sequence[Box | None], scene: Scene) -> boo
 
 
 _MEASURES = (
-    *((_SIDE, _side), (_PLACE, _place), (_EDGE, _edge), (_FIRST, _first), (_THERE, _there), (_COUNT, _number)),
+    *(
+        (_SIDE, _side),
+        (_PLACE, _place),
+        (_HALF, _half),
+        (_CORNER, _corner),
+        (_EDGE, _edge),
+        (_FIRST, _first),
+        (_THERE, _there),
+        (_COUNT, _number),
+    ),
     *((_COVERS, _covers), (_FAR, _far)),
 )
 

@@ -1,6 +1,5 @@
 """Questions with stepwise answers that follow from annotated boxes alone."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations, permutations
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 from ts_lightning.pipelines.english import NUMBERS, article, be, plural
 from ts_lightning.pipelines.scenes import Scene, Thing, stem
+from ts_lightning.pipelines.sure_names import ANIMATE, FOOD, KINDS_OF, PEOPLE, area, larger, rivals, unsure
 
 COLORS = {
     *("black", "white", "gray", "grey", "red", "green", "blue", "yellow", "orange"),
@@ -16,10 +16,6 @@ COLORS = {
 }
 CELLS = [["top left", "top", "top right"], ["left", "center", "right"], ["bottom left", "bottom", "bottom right"]]
 ON = {"on", "in", "behind", "near", "under", "above", "next to", "in front of", "on top of", "beside", "inside"}
-KINDS_OF = {
-    "animal": {"cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "bird"},
-    "vehicle": {"car", "bus", "truck", "train", "motorcycle", "bicycle", "airplane", "boat"},
-}
 THEMES = [  # things that go together: a refusal about one of them is plausible
     {"fork", "knife", "spoon", "bowl", "cup", "bottle", "wine glass", "dining table", "cake", "pizza", "sandwich"},
     {"oven", "microwave", "refrigerator", "sink", "toaster", "bottle", "cup", "bowl", "banana", "apple", "orange"},
@@ -35,14 +31,9 @@ THEMES = [  # things that go together: a refusal about one of them is plausible
     {"handbag", "backpack", "suitcase", "umbrella", "tie", "cell phone", "person"},
     {"broccoli", "carrot", "pizza", "sandwich", "hot dog", "donut", "cake", "fork", "knife"},
 ]
-PEOPLE = {"person", "man", "woman", "boy", "girl", "child", "people", "player", "lady", "guy"}
-ANIMATE = PEOPLE | KINDS_OF["animal"]
-FOOD = {"banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake"}
-# What an audience sits on, wears and holds: annotators mark a few of them, so that none is the only or leftmost one.
-AUDIENCE = {"person", "chair", "bench", "tie", "handbag", "backpack", "umbrella", "cell phone", "cup", "bottle", "book"}
-CROWDED = 8  # people from which a picture has an audience
 LEAST_SIDE, LEAST_AREA = 0.04, 0.02  # of the picture: smaller things are not asked about, their names are less sure
-LARGER = 1.5
+APART = 0.05  # of the picture between the centres of an outermost thing and the next one
+BORDER = 0.04  # of the picture, about the lines between its ninths
 NEAR = 0.25  # of the picture between neighbours
 MOST_COUNTED = 6
 SIDES = {"to the left of": "left", "to the right of": "right", "above": "above", "below": "below"}
@@ -76,41 +67,31 @@ def related(a: Thing, how: str, b: Thing) -> bool:
 
 def references(scene: Scene) -> list[Ref]:
     """The category where it occurs once; else the outermost and the largest of a category, where that is clear."""
-    unsure = _unsure(scene)
+    doubtful = unsure(scene)
     groups: dict[str, list[int]] = {}
     for i, thing in enumerate(scene.things):
         if not thing.crowd:
             groups.setdefault(thing.name, []).append(i)
     out = []
     for name, which in groups.items():
-        if name in unsure:
+        if name in doubtful:
             continue
         if len(which) == 1:
             out += [Ref(name, which[0])]
             continue
-        by_x = sorted(which, key=lambda i: _center(scene.things[i])[0])
-        (first, second), (last, before) = by_x[:2], by_x[:-3:-1]
-        if _center(scene.things[second])[0] - _center(scene.things[first])[0] > 0.05:
-            out.append(Ref(f"leftmost {name}", first))
-        if _center(scene.things[last])[0] - _center(scene.things[before])[0] > 0.05:
-            out.append(Ref(f"rightmost {name}", last))
-        by_area = sorted(which, key=lambda i: -_area(scene.things[i]))
-        if _area(scene.things[by_area[0]]) > LARGER * _area(scene.things[by_area[1]]):
-            out.append(Ref(f"largest {name}", by_area[0]))
+        things, first = rivals(scene, name), {}
+        for edge, side in ((0, "leftmost"), (2, "rightmost")):
+            sign = 1 - edge
+            by_x = sorted(things, key=lambda thing: sign * _center(thing)[0])
+            clear = abs(_center(by_x[1])[0] - _center(by_x[0])[0]) > APART
+            if clear and all(sign * by_x[0].box[edge] <= sign * thing.box[edge] for thing in things):
+                first[side] = by_x[0]
+        by_area = sorted(things, key=area, reverse=True)
+        if all(larger(by_area[0], thing) for thing in by_area[1:]):
+            first["largest"] = by_area[0]
+        for side, thing in first.items():
+            out += [Ref(f"{side} {name}", i) for i in which if scene.things[i] is thing]
     return [ref for ref in out if _visible(scene.things[ref.thing])]
-
-
-def _unsure(scene: Scene) -> set[str]:
-    """Names that the annotations alone don't settle: crowds, with many people what goes with them, and food.
-
-    A picture may hold more of the first two than is annotated. Food is often called after what it resembles, so that
-    one of the captions, where there are some, has to name it too.
-    """
-    crowds = {thing.name for thing in scene.things if thing.crowd}
-    people = sum(thing.name in PEOPLE for thing in scene.things)
-    told = {stem(word) for caption in scene.captions for word in re.findall(r"[a-z]+", caption.lower())}
-    food = {name for name in FOOD if told and not told & {stem(word) for word in name.split()}}
-    return crowds | food | (AUDIENCE if people >= CROWDED or crowds & PEOPLE else set())
 
 
 def facts(scene: Scene, random: Random, most: int) -> list[Fact]:
@@ -123,11 +104,14 @@ def facts(scene: Scene, random: Random, most: int) -> list[Fact]:
         list(kind)
         for kind in (
             _places(scene, refs, random),
+            _halves(scene, refs, random),
+            _corners(scene, refs, random),
             _sides(scene, refs, random),
             _neighbours(scene, refs, random),
             _sizes(scene, refs, random),
             _counts(scene, random),
             _outermost(scene, refs, random),
+            _further(scene, refs, random),
             _attributes(scene, refs, random),
             _links(scene, refs),
             _wider(scene, random),
@@ -177,7 +161,7 @@ def place(thing: Thing) -> str | None:
     x, y = _center(thing)
     cells = []
     for value in (x, y):
-        if min(abs(value - 1 / 3), abs(value - 2 / 3)) < 0.02:
+        if min(abs(value - 1 / 3), abs(value - 2 / 3)) < BORDER:
             return None
         cells.append(int(value * 3))
     return CELLS[min(cells[1], 2)][min(cells[0], 2)]
@@ -202,17 +186,54 @@ def _places(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
             yield Fact(random.choice(forms), cell, steps)
 
 
+def _halves(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
+    """The half of the picture that all of a thing is in."""
+    for name, i in refs:
+        x1, y1, x2, y2 = scene.things[i].box
+        for first, second, low, high in (("left", "right", x1, x2), ("top", "bottom", y1, y2)):
+            if high > 0.5 and low < 0.5:
+                continue
+            half = first if high <= 0.5 else second
+            forms = [
+                f"{be(name).capitalize()} the {name} in the {first} or in the {second} half of the picture?",
+                f"Which half of the image {be(name)} the {name} in, the {first} or the {second} one?",
+            ]
+            said = f"The {name} {{{i}}} {be(name)} in the {half} half of the image."
+            steps = _steps(f"Find the {name} {{{i}}}.", said, f"So the answer is {half} half.")
+            yield Fact(random.choice(forms), f"{half} half", steps)
+
+
+def _corners(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
+    """The corner of the picture whose quarter all of a thing is in."""
+    for name, i in refs:
+        x1, y1, x2, y2 = scene.things[i].box
+        if (x1 < 0.5 < x2) or (y1 < 0.5 < y2):
+            continue
+        corner = f"{'top' if y2 <= 0.5 else 'bottom'} {'left' if x2 <= 0.5 else 'right'}"
+        forms = [
+            f"Which corner of the picture {be(name)} the {name} closest to?",
+            f"What corner of the image {be(name)} the {name} nearest?",
+        ]
+        said = f"The {name} {{{i}}} {be(name)} closest to the {corner} corner of the image."
+        steps = _steps(f"Find the {name} {{{i}}}.", said, f"So the answer is {corner}.")
+        yield Fact(random.choice(forms), corner, steps)
+
+
 def _sides(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
+    """On which side of another thing a thing is; of one that is askew to it, only with both answers named."""
     for (a, i), (b, j) in permutations(refs, 2):
-        sides = [how for how in SIDES if related(scene.things[i], how, scene.things[j])]
-        if i != j and len(sides) == 1:
-            how, word = sides[0], SIDES[sides[0]]
-            forms = [f"Where {be(a)} the {a} in relation to the {b}?", f"Where {be(a)} the {a}, seen from the {b}?"]
-            if word in ("left", "right"):
-                forms += [f"On which side of the {b} {be(a)} the {a}?"]
-                forms += [f"{be(a).capitalize()} the {a} to the left or to the right of the {b}?"]
-            else:
-                forms += [f"{be(a).capitalize()} the {a} above or below the {b}?"]
+        sides = [how for how in SIDES if i != j and related(scene.things[i], how, scene.things[j])]
+        for how in sides:
+            word = SIDES[how]
+            level = word in ("left", "right")
+            ways = "to the left or to the right of" if level else "above or below"
+            forms = [f"{be(a).capitalize()} the {a} {ways} the {b}?"]
+            if len(sides) == 1:
+                forms += [
+                    f"Where {be(a)} the {a} in relation to the {b}?",
+                    f"Where {be(a)} the {a}, seen from the {b}?",
+                ]
+                forms += [f"On which side of the {b} {be(a)} the {a}?"] if level else []
             checked = f"Check the {b}, got the {b} {{{j}}}."
             said = f"The {a} {{{i}}} {be(a)} {how} the {b} {{{j}}}."
             steps = _steps(f"Find the {a} {{{i}}}.", checked, said, f"So the answer is {word}.")
@@ -222,14 +243,16 @@ def _sides(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
 def _neighbours(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
     if any(thing.crowd for thing in scene.things):
         return
-    unsure = _unsure(scene)
+    doubtful = unsure(scene)
     for name, j in refs:
         for how in SIDES:
             found = [i for i, t in enumerate(scene.things) if i != j and related(t, how, scene.things[j])]
             if len(found) != 1 or not _visible(scene.things[found[0]]):
                 continue
             i, answer = found[0], scene.things[found[0]].name
-            if len(answer.split()) > 3 or answer in unsure or not _beside(scene.things[i], scene.things[j], how):
+            if answer == scene.things[j].name or answer in doubtful or len(answer.split()) > 3:
+                continue
+            if not _beside(scene.things[i], scene.things[j], how):
                 continue
             forms = [
                 f"What is {how} the {name}?",
@@ -259,21 +282,20 @@ def _sizes(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
     A near cup looks larger than a far truck.
     """
     for (a, i), (b, j) in combinations(refs, 2):
-        first, second = _area(scene.things[i]), _area(scene.things[j])
-        if i == j or max(first, second) <= LARGER * min(first, second) or "largest" in (a.split()[0], b.split()[0]):
+        one, two = scene.things[i], scene.things[j]
+        if i == j or not (larger(one, two) or larger(two, one)) or "largest" in (a.split()[0], b.split()[0]):
             continue
-        kind = scene.things[i].name
+        kind = one.name
         for word in ("larger", "smaller"):
-            big = (first > second) == (word == "larger")
+            big = larger(one, two) == (word == "larger")
             (x, ix), (y, iy) = ((a, i), (b, j)) if big else ((b, j), (a, i))
             if len(x.split()) > 3:
                 continue
             found = (f"Find the {a} {{{i}}}.", f"Check the {b}, got the {b} {{{j}}}.")
-            if kind == scene.things[j].name:
-                forms = [
-                    f"Which {kind} looks {word}, the {a.split()[0]} or the {b.split()[0]} one?",
-                    f"Which of the two {plural(kind)} looks {word}, the {a} or the {b}?",
-                ]
+            if kind == two.name:
+                forms = [f"Which {kind} looks {word}, the {a.split()[0]} or the {b.split()[0]} one?"]
+                if sum(thing.name == kind for thing in scene.things) == 2:
+                    forms += [f"Which of the two {plural(kind)} looks {word}, the {a} or the {b}?"]
                 verb = "look" if be(x) == "are" else "looks"
                 said = f"The {x} {{{ix}}} {verb} {word} than the {y} {{{iy}}}."
             else:
@@ -288,10 +310,11 @@ def _sizes(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
 
 
 def _counts(scene: Scene, random: Random) -> Iterator[Fact]:
-    unsure = _unsure(scene) | set(scene.meta.get("not_exhaustive") or ())
+    doubtful = unsure(scene) | FOOD | set(scene.meta.get("not_exhaustive") or ())  # food comes in bunches
     for name, number in Counter(thing.name for thing in scene.things).items():
         which = [i for i, thing in enumerate(scene.things) if thing.name == name]
-        if 2 <= number <= MOST_COUNTED and name not in unsure and all(_visible(scene.things[i]) for i in which):
+        known = name not in doubtful and len(rivals(scene, name)) == number
+        if known and 2 <= number <= MOST_COUNTED and all(_visible(scene.things[i]) for i in which):
             boxes, word, many = ", ".join(f"{{{i}}}" for i in which), NUMBERS[number], plural(name)
             forms = [
                 f"How many {many} are there in the picture?",
@@ -323,6 +346,20 @@ def _outermost(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
             name, i = first
             said = [f"The {name} {{{i}}} {be(name)} {how} the {ref.phrase} {{{ref.thing}}}." for ref in rest]
             yield Fact(random.choice(forms), name, _steps(found, *said, f"So the answer is {name} {{{i}}}."))
+
+
+def _further(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
+    """Which of two things is further to a side."""
+    for (a, i), (b, j) in permutations(refs, 2):
+        for how, end in zip(SIDES, ("to the left", "to the right", "up", "down"), strict=True):
+            if i == j or not related(scene.things[i], how, scene.things[j]) or len(a.split()) > 3:
+                continue
+            x, y = random.sample([a, b], 2)
+            forms = [f"Which is further {end}, the {x} or the {y}?", f"Of the {x} and the {y}, which is further {end}?"]
+            checked = f"Check the {b}, got the {b} {{{j}}}."
+            said = f"The {a} {{{i}}} {be(a)} {how} the {b} {{{j}}}."
+            last = f"So the answer is {a} {{{i}}}."
+            yield Fact(random.choice(forms), a, _steps(f"Find the {a} {{{i}}}.", checked, said, last))
 
 
 def _attributes(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
@@ -379,10 +416,6 @@ def _center(thing: Thing) -> tuple[float, float]:
     return (thing.box[0] + thing.box[2]) / 2, (thing.box[1] + thing.box[3]) / 2
 
 
-def _area(thing: Thing) -> float:
-    return (thing.box[2] - thing.box[0]) * (thing.box[3] - thing.box[1])
-
-
 def _visible(thing: Thing) -> bool:
     thin = min(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1]) < LEAST_SIDE
-    return not thin and _area(thing) >= LEAST_AREA
+    return not thin and area(thing) >= LEAST_AREA

@@ -15,13 +15,17 @@ _ARTICLE = re.compile(r"^(?:an?|the|one|two|three|four|five|some|his|her|their|i
 
 @dataclass(frozen=True)
 class Thing:
-    """One annotated object: its category or phrase, its box, words that describe it."""
+    """One annotated object: its category or phrase, its box, words that describe it.
+
+    `covers` is the share of the picture that its outline covers, None where no outline is known.
+    """
 
     name: str
     box: Box
     crowd: bool = False
     words: tuple[str, ...] = ()
     phrase: str = ""
+    covers: float | None = None
 
 
 @dataclass
@@ -79,7 +83,9 @@ def scene_of(sample: Sample) -> Scene | None:
         phrase = region.phrase or ""
         name = region.category if sample.subtask == "detection" and region.category else _bare(phrase)
         groups.append([*range(len(things), len(things) + len(boxes))])
-        things += [Thing(name or "object", box, bool(region.iscrowd), tuple(words), phrase) for box in boxes]
+        covers = None if region.area_px is None else region.area_px / (sample.images[0].width * sample.images[0].height)
+        crowd, described = bool(region.iscrowd), tuple(words)
+        things += [Thing(name or "object", box, crowd, described, phrase, covers) for box in boxes]
     first = [group[0] if group else -1 for group in groups]
     relations = [(first[a], str(how), first[b]) for a, how, b in meta.get("relationships") or []]
     captions = [str(text) for text in meta.get("captions") or []]

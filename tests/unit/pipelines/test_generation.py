@@ -281,14 +281,15 @@ def test_reasoning_alone_is_a_trajectory_without_boxes_in_its_thought() -> None:
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no COCO photos in {REAL}")
 def test_scout_from_real_photos() -> None:
-    known = {one.image.name: one for one in scenes(coco.read(REAL, split="train2017", tasks=("detection",)))}
-    assert len(known) == 80
+    read = (coco.read(REAL, split=split, tasks=("detection",)) for split in ("train2017", "val2017"))
+    known = {one.image.name: one for samples in read for one in scenes(samples)}
+    assert len(known) == 159
     vocabulary = sorted({thing.name for one in known.values() for thing in one.things})
-    backend = OfflineChat("cogvlm", 24, vocabulary)
-    made = Scout(backend, backend, most=24)
+    backend = OfflineChat("cogvlm", 64, vocabulary)
+    made = Scout(backend, backend, most=64)
     samples = [sample for one in known.values() for sample in made(one)]
     figures, _ = report(samples, known, made.dropped)
-    assert len({(one.images[0].name, one.meta["question"]) for one in samples}) == len(samples) >= 700
+    assert len({(one.images[0].name, one.meta["question"]) for one in samples}) == len(samples) >= 1000
     assert 0.05 <= figures["negative_share"] <= 0.10
     assert figures["accepted"]["share_right"] >= 0.95
     assert figures["question_forms"] >= 40
