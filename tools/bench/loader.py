@@ -1,7 +1,8 @@
 """Pictures to pixels: ours against PIL's bicubic with float normalisation, and against transformers' own processors.
 
 CLIP's squares and Qwen2-VL's patches; in one worker, too. The check before the timing: every value within two levels of
-PIL and of the processors, and at most one in a million beyond one level.
+PIL and of the processors, and at most one in a million beyond one level (one in ten thousand of torchvision's, whose
+kernel is not PIL's where it enlarges; ours is PIL there).
 """
 
 import io
@@ -139,7 +140,9 @@ def main(rounds: int = 5) -> int:
         "max_level_difference": {name: int(difference.max()) for name, difference in found.items()},
         "share_above_one_level": {name: (difference > 1).double().mean().item() for name, difference in found.items()},
     }
-    if max(levels["max_level_difference"].values()) > 2 or max(levels["share_above_one_level"].values()) > 1e-6:
+    allowed = {name: 1e-4 if name.endswith("torchvision") else 1e-6 for name in found}
+    above = any(share > allowed[name] for name, share in levels["share_above_one_level"].items())
+    if max(levels["max_level_difference"].values()) > 2 or above:
         return report("loader", False, ratios={}, floor_ratio=None, **levels)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # what a worker has

@@ -1,10 +1,13 @@
 """A training step on eight questions about each of some pictures: in a row each, behind their picture, or joined too.
 
+And, as evaluation has it, the prompts of one picture's questions until the first token of each answer.
+
 LLaVA's picture of 576 tokens and about 100 tokens of text a question, at a hidden size that a CPU can take. Legend:
 T tokens of a row.
 """
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from ts_lightning.data.collate import collate, deal, join
 from ts_lightning.losses import Stepwise
 from ts_lightning.models import TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.models.generate import prefill
 from ts_lightning.models.packing import pack_questions
 from ts_lightning.models.vlm import VLM
 
@@ -84,6 +88,19 @@ def training_step(vlm: VLM, batches: list[dict[str, Any]]) -> Step:
     return step
 
 
+def prompts(vlm: VLM, rows: list[dict[str, Any]], packed: bool) -> Callable[[], Tensor]:
+    """Read questions about one picture; returns the logits of their next tokens."""
+    asked = [row | {"step_ids": torch.full_like(row["step_ids"], -1)} for row in rows]
+    asked = pack_questions(asked, vlm.backbone.image_token_id) if packed else asked
+    batch = collate(asked, vlm.pad_id, "left")
+
+    @torch.no_grad()
+    def step() -> Tensor:
+        return prefill(vlm, batch).logits_BV
+
+    return step
+
+
 def pad_share(batches: list[dict[str, Any]]) -> float:
     """Positions that are padding."""
     positions = sum(batch["valid"].numel() for batch in batches)
@@ -91,7 +108,7 @@ def pad_share(batches: list[dict[str, Any]]) -> float:
 
 
 def main(rounds: int = 5, pictures: int = 4) -> int:
-    """Compare loss and gradients of one picture's questions, then time the step; the ratio is packed / separate."""
+    """Compare loss, gradients and prompts of one picture's questions, then time; ratios are packed / separate."""
     vlm = make_vlm()
     records = make_rows(vlm, pictures)
     image_id = vlm.backbone.image_token_id
@@ -105,7 +122,8 @@ def main(rounds: int = 5, pictures: int = 4) -> int:
     for theirs, ours in (one, (packed[:1], joined[:1])):
         (expected_loss, expected), (loss, found) = gradients(vlm, theirs), gradients(vlm, ours)
         errors += [relative_error(loss, expected_loss), *(relative_error(found[n], g) for n, g in expected.items())]
-    error = max(errors)
+    read = {"prompts": prompts(vlm, records[0], True), "separate_prompts": prompts(vlm, records[0], False)}
+    error = max(*errors, relative_error(*(step() for step in read.values())))
     batches = {"packed": packed, "separate": separate, "joined": joined}
     figures = {
         "pad_share": {name: pad_share(each) for name, each in batches.items()},
@@ -114,16 +132,19 @@ def main(rounds: int = 5, pictures: int = 4) -> int:
     if error > 1e-5:
         return report("packing", False, ratios={}, floor_ratio=None, max_relative_error=error, **figures)
     seconds = interleave({name: training_step(vlm, each) for name, each in batches.items()}, rounds)
+    reading = interleave(read, rounds)
     return report(
         "packing",
         True,
         ratios={
             "separate_rows": ratio(seconds, "packed", "separate"),
             "joined/separate_rows": ratio(seconds, "joined", "separate"),
+            "prompts": ratio(reading, "prompts", "separate_prompts"),
         },
         floor_ratio=None,
         questions=len(rows),
-        spread={name: spread(seconds, name, "separate") for name in ("packed", "joined")},
+        spread={name: spread(seconds, name, "separate") for name in ("packed", "joined")}
+        | {"prompts": spread(reading, "prompts", "separate_prompts")},
         questions_per_second={name: round(len(rows) / statistics.median(s), 2) for name, s in seconds.items()},
         max_relative_error=error,
         **figures,
