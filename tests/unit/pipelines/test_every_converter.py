@@ -93,7 +93,7 @@ def genome(root: Path) -> None:
 
 
 def groundingme(root: Path) -> None:
-    row = {"description": "It.", "bbox": [2, 2, 30, 20], "subtask_l1": "Spatial", "image": {"bytes": picture(1)}}
+    row = {"description": "It.", "bbox": [2, 2, 6, 5], "subtask_l1": "Spatial", "image": {"bytes": picture(1)}}
     rows = [row | {"id": 1}, row | {"id": 2, "image": None}, row | {"id": 3}]
     pytest.importorskip("pyarrow.parquet").write_table(
         pytest.importorskip("pyarrow").Table.from_pylist(rows), root / "a.parquet"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ts_lightning.data.sample import Sample
 from ts_lightning.pipelines.converters.files import Broken, listed, load_json, mapped
@@ -23,9 +24,7 @@ def read(path: str | Path, pictures: Pictures | None = None, template: str = "mg
     for name, texts in mapped(load_json(file, WHAT), file, WHAT).items():
         with here.dropped.row(f"{file.name} picture {name}"):
             texts = listed(texts, f"{file}: {name}", ("transcription", "points"), WHAT)
-            corners = [point for one in texts if not isinstance(one, Broken) for point in one["points"]] or [[1, 1]]
-            size = (int(max(p[0] for p in corners)) + 1, int(max(p[1] for p in corners)) + 1)
-            known = here.get(f"{name}.jpg", None if here.folder else size)
+            known = here.get(f"{name}.jpg", None if here.folder else _extent(texts))
             if known is None:
                 continue
             for number, one in enumerate(texts):
@@ -37,3 +36,9 @@ def read(path: str | Path, pictures: Pictures | None = None, template: str = "mg
                     made = reading("art", key, known, text, place, here, template, **meta)
                     if made is not None:
                         yield made
+
+
+def _extent(texts: list[dict[str, Any]]) -> tuple[int, int]:
+    """The size of the picture that just holds all outlines."""
+    corners = [point for one in texts if not isinstance(one, Broken) for point in one["points"]] or [[1, 1]]
+    return int(max(p[0] for p in corners)) + 1, int(max(p[1] for p in corners)) + 1

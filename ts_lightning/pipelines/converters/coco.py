@@ -12,7 +12,6 @@ from ts_lightning.pipelines.converters import coco_file
 from ts_lightning.pipelines.converters.coco_file import Id, Item, padded
 from ts_lightning.pipelines.converters.source import (
     NO_ANNOTATION,
-    NO_BOX,
     Dropped,
     Picture,
     Pictures,
@@ -21,7 +20,6 @@ from ts_lightning.pipelines.converters.source import (
     make,
     need,
     pick,
-    to_box,
 )
 
 TASKS = ("localization", "caption", "detection")
@@ -158,7 +156,7 @@ def photos(
             said = _texts(number, texts.get(number, []), dropped)
             if "caption" in tasks and said:
                 yield _caption(number, picture, said, source)
-            if "detection" in tasks and boxed:
+            if "detection" in tasks and any(box for _, box in boxed):
                 yield _detection(number, picture, boxed, known.names, said, source, partly)
             if more is not None:
                 yield from more(number, picture, boxed, known.names)
@@ -181,7 +179,7 @@ def _federated(photo: Item, names: Mapping[Id, str]) -> dict[str, list[str]]:
 def file_name(photo: Item, path: Path) -> str:
     """The photo's file; LVIS names it by its address (train2017/000000000009.jpg)."""
     if "file_name" in photo:
-        return str(photo["file_name"])
+        return photo["file_name"]
     if "coco_url" in photo:
         return "/".join(str(photo["coco_url"]).split("/")[-2:])
     raise ValueError(f"{path}: image {photo['id']}: seen no 'file_name', expected file_name or coco_url")
@@ -201,19 +199,9 @@ def _unique(objects: list[Item], dropped: Dropped) -> list[Item]:
 def _boxed(photo: Id, objects: list[Item], picture: Picture, dropped: Dropped) -> list[tuple[Item, Box | None]]:
     out = []
     for one in objects:
-        box = to_box(from_xywh(one["bbox"]), (picture[0].width, picture[0].height))
-        if box is None:
-            dropped.note(NO_BOX, f"photo {photo} annotation {one.get('id')}")
-        elif _leaves(one["bbox"], picture):
-            reason = "boxes that leave the picture and were clipped (kept)"
-            dropped.note(reason, f"photo {photo} annotation {one.get('id')}", stops=False)
-        out.append((one, box))
+        size, name = (picture[0].width, picture[0].height), f"photo {photo} annotation {one.get('id')}"
+        out.append((one, dropped.box(from_xywh(one["bbox"]), size, name)))
     return out
-
-
-def _leaves(bbox: list[float], picture: Picture) -> bool:
-    x1, y1, x2, y2 = from_xywh(bbox)
-    return x1 < -1 or y1 < -1 or x2 > picture[0].width + 1 or y2 > picture[0].height + 1
 
 
 def _region(one: Item, box: Box, names: Mapping[Id, str]) -> SampleRegion:

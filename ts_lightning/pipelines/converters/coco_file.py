@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_lightning.pipelines.converters.files import Broken, listed, load_json, mapped
-from ts_lightning.pipelines.converters.source import Dropped, Stop, clean, from_xywh, whole
+from ts_lightning.pipelines.converters.source import NO_SIZE, Dropped, Stop, clean, from_xywh, whole, whole_pixels
 
 WHAT = "a COCO file"
 Item = dict[str, Any]
@@ -73,10 +73,9 @@ def photos(path: Path, data: Item, dropped: Dropped) -> Iterator[Item]:
     found = []
     for one in whole(part(path, data, "images", ("id",)), path, dropped):
         with dropped.row(f"{path.name} image {one['id']}"):
-            size = [_pixels(one.get(side)) for side in ("width", "height")]
+            size = [whole_pixels(one.get(side)) for side in ("width", "height")]
             if None in size and {"width", "height"} & one.keys():
-                reason = "photos whose width or height is no number above 0 (taken from the picture)"
-                dropped.note(reason, f"{path.name} image {one['id']}", stops=False)
+                dropped.note(NO_SIZE, f"{path.name} image {one['id']}", stops=False)
             known = {"width": size[0], "height": size[1]} if None not in size else {}
             rest = {key: value for key, value in one.items() if key not in ("width", "height")}
             found.append(rest | known | {"id": as_id(one["id"])})
@@ -88,6 +87,7 @@ def captions(path: str | Path, data: Item, dropped: Dropped) -> dict[Id, list[It
     groups: dict[Id, list[Item]] = defaultdict(list)
     for one in whole(part(Path(path), data, "annotations", ("image_id", "caption")), Path(path), dropped):
         with dropped.row(f"{Path(path).name} caption {one.get('id')}"):
+            clean(one["caption"])  # null is no caption
             groups[as_id(one["image_id"])].append(one)
     return groups
 
@@ -173,15 +173,6 @@ def _crowd(value: Any, where: str, dropped: Dropped) -> int:
         return int(value or 0)
     dropped.note("crowd flags that are neither 0 nor 1 (read as 0)", where, stops=False)
     return 0
-
-
-def _pixels(value: Any) -> int | None:
-    """A side in whole pixels, also where it is written as text; None for what is no number above 0."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return int(number) if number >= 1 and number.is_integer() else None
 
 
 def _number(value: Any) -> bool:

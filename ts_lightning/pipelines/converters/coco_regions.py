@@ -10,7 +10,7 @@ from ts_lightning.pipelines.converters import coco_file
 from ts_lightning.pipelines.converters.coco_file import as_id, padded
 from ts_lightning.pipelines.converters.files import listed, load_json
 from ts_lightning.pipelines.converters.pointing import category_question, check_kind
-from ts_lightning.pipelines.converters.source import NO_BOX, Dropped, Pictures, from_xywh, to_box, whole
+from ts_lightning.pipelines.converters.source import Dropped, Pictures, from_xywh, whole
 
 
 def subset(annotations: str | Path, number: int, seed: int = 0) -> list[coco_file.Id]:
@@ -56,9 +56,9 @@ def read(
                 if one.get("iscrowd"):
                     dropped.note("crowds (no question)", f"photo {number} object {place}", stops=False)
                     continue
-                box = to_box(from_xywh(one["bbox"]), (picture[0].width, picture[0].height))
+                size = (picture[0].width, picture[0].height)
+                box = dropped.box(from_xywh(one["bbox"]), size, f"photo {number} object {place}")
                 if box is None:
-                    dropped.note(NO_BOX, f"photo {number} object {place}")
                     continue
                 name = known.names[one["category_id"]] if detections is None else None
                 meta = {

@@ -7,7 +7,7 @@ from typing import Any
 from ts_lightning.data.sample import Sample
 from ts_lightning.pipelines.converters.files import load_json, mapped
 from ts_lightning.pipelines.converters.region_text import reading
-from ts_lightning.pipelines.converters.source import Picture, Pictures, from_xywh, need, to_box
+from ts_lightning.pipelines.converters.source import Picture, Pictures, from_xywh, need
 
 WHAT = "COCO-Text's anns and imgs"
 
@@ -47,11 +47,14 @@ def read(
                 here.dropped.note("texts that are empty or not legible", f"text-{number}", stops=False)
                 continue
             if cache[0] != one["image_id"]:
-                cache = (one["image_id"], here.get(image["file_name"], (image["width"], image["height"])))
+                cache = (one["image_id"], here.get(image["file_name"], (image.get("width"), image.get("height"))))
             known = cache[1]
             if known is None:
                 continue
-            box = to_box(from_xywh(one["bbox"]), (image["width"], image["height"]))
+            size = (known[0].width, known[0].height)
+            box = here.dropped.box(from_xywh(one["bbox"]), size, f"text-{number}")
+            if box is None:
+                continue
             meta = {"image_id": one["image_id"], "annotation_id": int(number), "class": one.get("class")}
             made = reading(
                 "coco_text",

@@ -54,8 +54,8 @@ def load_json(path: str | Path, what: str) -> Any:
 
 
 def json_lines(path: str | Path, what: str) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file; a line that is none is `Broken`. ValueError where the first one is."""
-    byte = 0
+    """The objects of a JSON-lines file; a line that is none is `Broken`. ValueError where the first two are."""
+    byte, first, good = 0, None, False
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
@@ -63,15 +63,24 @@ def json_lines(path: str | Path, what: str) -> Iterator[dict[str, Any]]:
                     line = line.removeprefix(codecs.BOM_UTF8)
                 if line.strip():
                     try:
-                        yield dict(json.loads(line))
+                        row = dict(json.loads(line))
                     except (ValueError, TypeError, RecursionError):
                         seen = f"seen {line.strip()[:60].decode(errors='replace')!r} at byte {byte}, expected {what}"
-                        if number == 1:
-                            raise ValueError(f"{path}:{number}: {seen}") from None
-                        yield Broken(seen, f"(line {number})")
+                        row = Broken(seen, f"(line {number})")
+                        if not good and first is None:
+                            first = row  # of a file of another kind the next one is no object either
+                            continue
+                        if not good:
+                            break
+                    if first is not None and not good:
+                        yield first
+                    good = True
+                    yield row
                 byte += len(line)
     except FileNotFoundError:
         raise ValueError(f"{path}: seen no such file, expected {what}") from None
+    if first is not None and not good:
+        raise ValueError(f"{path}:{first.place[6:-1]}: {first.why}")
 
 
 def rows(path: str | Path, keys: Sequence[str], what: str) -> Iterator[dict[str, Any]]:
@@ -163,6 +172,8 @@ def table(path: str | Path, columns: Sequence[str], what: str) -> Iterator[dict[
             yield from reader
     except FileNotFoundError:
         raise ValueError(f"{path}: seen no such file, expected {what}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: seen {error}, expected {what} in UTF-8") from None
 
 
 class _PlainUnpickler(pickle.Unpickler):

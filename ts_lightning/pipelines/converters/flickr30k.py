@@ -3,11 +3,12 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.grounding.boxes import Box
 from ts_lightning.pipelines.converters.files import read_text
-from ts_lightning.pipelines.converters.source import NO_BOX, Picture, Pictures, clean, make, need, pick, to_box
+from ts_lightning.pipelines.converters.source import Picture, Pictures, clean, make, need, pick
 from ts_lightning.pipelines.converters.voc import corners, number_in, parse_xml
 
 TASKS = ("caption", "phrases")
@@ -43,32 +44,31 @@ def _picture(folder: Path, number: str, here: Pictures, tasks: tuple[str, ...]) 
     if not said.is_file():
         here.dropped.note("annotations without a sentences file", number)
         return
-    boxes, size = _boxes(annotations, here)
-    known = here.get(f"{number}.jpg", size)
+    root = parse_xml(annotations)
+    size = (number_in(root, "size/width"), number_in(root, "size/height"))
+    known = here.get(f"{number}.jpg", size if all(size) else None)
     if known is None:
         return
+    boxes = _boxes(root, annotations.name, (known[0].width, known[0].height), here)
     for line, sentence in enumerate(read_text(said, "Flickr30k's sentences").split("\n")):
         with here.dropped.row(f"{number} sentence {line}"):
             if sentence.strip():
                 yield from _sentence(f"{number}-{line}", number, known, sentence, boxes, tasks, here)
 
 
-def _boxes(path: Path, pictures: Pictures) -> tuple[dict[str, list[Box]], tuple[int, int] | None]:
-    """Boxes by entity id, and the picture's size."""
-    root = parse_xml(path)
-    size = (number_in(root, "size/width"), number_in(root, "size/height"))
+def _boxes(root: Element, name: str, size: tuple[int, int], pictures: Pictures) -> dict[str, list[Box]]:
+    """Boxes by entity id."""
     found: dict[str, list[Box]] = {}
     for one in root.findall("object"):
         if (bounds := one.find("bndbox")) is None:
             continue
         x1, y1, x2, y2 = corners(bounds)
-        box = to_box((x1 - 1, y1 - 1, x2 - 1, y2 - 1), size)
+        box = pictures.dropped.box((x1 - 1, y1 - 1, x2 - 1, y2 - 1), size, name)
         if box is None:
-            pictures.dropped.note(NO_BOX, path.name)
             continue
-        for name in one.findall("name"):
-            found.setdefault(str(name.text), []).append(box)
-    return found, size if all(size) else None
+        for entity in one.findall("name"):
+            found.setdefault(str(entity.text), []).append(box)
+    return found
 
 
 def _sentence(

@@ -7,7 +7,7 @@ from typing import Any
 from ts_lightning.data.sample import Answer, Sample, SampleRegion
 from ts_lightning.grounding.steps import REJECTION
 from ts_lightning.pipelines.converters.files import name_of, rows
-from ts_lightning.pipelines.converters.source import NO_BOX, Pictures, clean, make, need, pick, to_box
+from ts_lightning.pipelines.converters.source import Pictures, clean, make, need, pick
 
 
 def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]:
@@ -44,8 +44,8 @@ def _row(row: dict[str, Any], pictures: Pictures) -> Sample | None:
     if row["subtask_l1"] == "Rejection":
         fields |= {"tags": ["negative"], "answer": Answer()}
         return make("groundingme", key, [known], [(prompt, REJECTION)], **fields)
-    if (box := to_box(row["bbox"], (known[0].width, known[0].height))) is None:
-        pictures.dropped.note(NO_BOX, f"id {row['id']}")
+    box = pictures.dropped.box(row["bbox"], (known[0].width, known[0].height), f"id {row['id']}")
+    if box is None:
         return None
     fields |= {"regions": [SampleRegion(phrase=phrase, category=row.get("detection_type"), box=box)], "answer": [0]}
     return make("groundingme", key, [known], [(prompt, "{region:0}")], **fields)

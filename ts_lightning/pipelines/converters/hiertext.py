@@ -39,10 +39,10 @@ def read(
         )
         for row in rows:
             with here.dropped.row(f"{file.name} picture {name_of(row, 'image_id')}"):
-                size = (row["image_width"], row["image_height"])
-                known = here.get(f"{row['image_id']}.jpg", size)
+                known = here.get(f"{row['image_id']}.jpg", (row["image_width"], row["image_height"]))
                 if known is None:
                     continue
+                size = (known[0].width, known[0].height)
                 lines = [line for paragraph in row["paragraphs"] for line in paragraph["lines"]]
                 parts = lines if level == "line" else [word for line in lines for word in line["words"]]
                 for number, part in enumerate(parts):

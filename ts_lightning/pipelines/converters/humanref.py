@@ -6,7 +6,7 @@ from pathlib import Path
 from ts_lightning.data.sample import Answer, Sample, SampleRegion
 from ts_lightning.grounding.steps import REJECTION
 from ts_lightning.pipelines.converters.files import name_of, rows
-from ts_lightning.pipelines.converters.source import NO_BOX, Pictures, clean, located, make, pick, to_box
+from ts_lightning.pipelines.converters.source import Pictures, clean, located, make, pick
 
 
 def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]:
@@ -23,10 +23,12 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
             if known is None:
                 continue
             phrase, key = clean(row["referring"]), f"humanref-{row['id']}"
-            boxes = [to_box(corners, (known[0].width, known[0].height)) for corners in row["answer_boxes"]]
+            size, where = (known[0].width, known[0].height), f"{file.name} id {row['id']}"
+            boxes = [here.dropped.box(corners, size, where) for corners in row["answer_boxes"]]
             kept = [SampleRegion(phrase=phrase, category="person", box=box) for box in boxes if box is not None]
+            if not boxes and row["domain"] != "rejection":
+                here.dropped.note("expressions without a box", where)
             if len(kept) < len(boxes) or (not kept and row["domain"] != "rejection"):
-                here.dropped.note(NO_BOX, f"{file.name} id {row['id']}")
                 continue
             meta = {"domain": row["domain"], "sub_domain": row.get("sub_domain"), "question_id": row["id"]}
             yield make(

@@ -10,14 +10,13 @@ from ts_lightning.grounding.steps import REJECTION
 from ts_lightning.pipelines.converters.files import listed, load_json, mapped, name_of
 from ts_lightning.pipelines.converters.mig_bench import all_pictures
 from ts_lightning.pipelines.converters.source import (
-    NO_BOX,
     Pictures,
+    by_id,
     clean,
     from_xywh,
     located,
     make,
     pick,
-    to_box,
     whole,
 )
 
@@ -35,27 +34,31 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
     here = (pictures or Pictures()).under(folder, "MC-Bench_images", "mc-bench_images", "images")
     data = mapped(load_json(file, WHAT), file, WHAT)
     images = listed(data.get("images"), file, ("id", "file_name"), WHAT)
-    by_id = {one["id"]: one for one in whole(images, file, here.dropped)}
+    named = by_id(images, "id", file, here.dropped)
     boxes: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for one in whole(listed(data.get("annotations"), file, ("text_id", "bbox"), WHAT), file, here.dropped):
-        boxes[one["text_id"]].append(one)
-    here.naming(one["file_name"] for one in by_id.values())
+        with here.dropped.row(f"{file.name} annotation {one.get('id')}"):
+            boxes[one["text_id"]].append(one)
+    here.naming(one["file_name"] for one in named.values())
     for row in listed(data.get("descriptions"), file, ("id", "images_id", "text"), WHAT):
         with here.dropped.row(f"{file.name} description {name_of(row, 'id')}"):
             ids = list(row["images_id"])
-            known = all_pictures(here, [by_id[number]["file_name"] for number in ids])
+            known = all_pictures(here, [named[number]["file_name"] for number in ids])
             if known is None:
                 continue
             phrase, key = clean(row["text"]), f"mc-bench-{row['id']}"
             regions, objects = [], []
             for one in sorted(boxes[row["id"]], key=lambda one: ids.index(one["image_id"])):
                 image = ids.index(one["image_id"])
-                box = to_box(from_xywh(one["bbox"]), (known[image][0].width, known[image][0].height))
-                if box is None:
-                    raise ValueError(f"annotation {one.get('id')}: seen {one['bbox']}, {NO_BOX}")
+                size = (known[image][0].width, known[image][0].height)
+                box = here.dropped.box(from_xywh(one["bbox"]), size, f"{file.name} annotation {one.get('id')}")
+                if box is None:  # without one of its boxes a group means something else
+                    break
                 group = int(one["category_id"])
                 regions.append(SampleRegion(image=image, phrase=phrase, category=f"group {group}", box=box))
                 objects.append([image, group, *one["bbox"]])
+            if len(regions) < len(boxes[row["id"]]):
+                continue
             said = [
                 f"Image-{image + 1}: " + " ".join(f"{{region:{i}}}" for i in here_are)
                 for image in range(len(ids))

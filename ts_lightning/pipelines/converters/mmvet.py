@@ -27,4 +27,4 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
                     "capability": one.get("capability"),
                     "imagesource": one.get("imagesource"),
                 }
-                yield question("mmvet", f"mmvet-{number}", known, one["question"], [str(one["answer"])], meta=meta)
+                yield question("mmvet", f"mmvet-{number}", known, one["question"], [one["answer"]], meta=meta)

@@ -10,7 +10,9 @@ from ts_lightning.pipelines.converters.conversation import answered, count_unrea
 from ts_lightning.pipelines.converters.files import rows
 from ts_lightning.pipelines.converters.llava import picture_names, restore, safe_names
 from ts_lightning.pipelines.converters.mig_bench import all_pictures
-from ts_lightning.pipelines.converters.source import NO_BOX, LeftOut, Pictures, make, stems, to_box
+from ts_lightning.pipelines.converters.source import Dropped, LeftOut, Pictures, clean, make, stems
+
+SHORT = "rows with more <bbox> or <ref-object> than boxes or names"
 
 
 def read(path: str | Path, pictures: Pictures | None = None, task: str = "grounding") -> Iterator[Sample]:
@@ -46,9 +48,8 @@ def _row(where: str, stem: str, number: int, row: dict[str, Any], pictures: Pict
     texts = paired([(turn["role"], _text(turn["content"])) for turn in row["messages"]], row.get("system"))
     texts = with_marks(texts, len(known), where, pictures.dropped)
     objects = row.get("objects") or {}
-    filled = _fill(texts, json.loads(objects) if isinstance(objects, str) else objects, known)
+    filled = _fill(texts, json.loads(objects) if isinstance(objects, str) else objects, known, where, pictures.dropped)
     if filled is None:
-        pictures.dropped.note(NO_BOX, where)
         return None
     marked, regions = filled
     if not regions:
@@ -67,20 +68,32 @@ def _text(content: Any) -> Any:
 
 
 def _fill(
-    texts: list[str], objects: dict[str, Any], pictures: list[Any]
+    texts: list[str], objects: dict[str, Any], pictures: list[Any], where: str, dropped: Dropped
 ) -> tuple[list[str], list[SampleRegion]] | None:
-    """Texts with marks and names in place of the placeholders, and the regions; None for a bad box or a short list."""
+    """Texts with marks and names in place of the placeholders, and the regions; None, counted, for a bad box.
+
+    LeftOut where there are more placeholders than boxes or names; boxes that no placeholder names are counted.
+    """
     refs, boxes = list(objects.get("ref") or []), list(objects.get("bbox") or [])
     which = objects.get("image_id") or [0] * len(boxes)
+    kind = objects.get("bbox_type") or "real"
+    if kind not in ("real", "norm1") or len(which) != len(boxes):
+        seen = f"bbox_type {kind!r}, {len(boxes)} boxes, {len(which)} image_id"
+        raise ValueError(f"seen {seen}, expected real or norm1 and a picture for each box")
+    marks, named = (sum(text.count(mark) for text in texts) for mark in ("<bbox>", "<ref-object>"))
+    if marks > len(boxes) or named > len(refs):
+        raise LeftOut(SHORT, f"{marks} <bbox>, {len(boxes)} boxes; {named} <ref-object>, {len(refs)} names")
+    if marks < len(boxes) or named < len(refs):
+        dropped.note("rows with boxes or names that no placeholder stands for (kept)", where, stops=False)
     regions: list[SampleRegion] = []
-    for numbers, image in zip(boxes, which, strict=False):
+    for numbers, image in zip(boxes, which, strict=True):
         if not 0 <= image < len(pictures):
-            return None
-        size = (pictures[image][0].width, pictures[image][0].height) if objects.get("bbox_type") != "norm1" else (1, 1)
+            raise ValueError(f"seen image_id {image}, expected one of {len(pictures)} pictures")
+        size = (pictures[image][0].width, pictures[image][0].height) if kind == "real" else (1, 1)
         if len(numbers) == 2:
             point = (numbers[0] / size[0], numbers[1] / size[1])
             regions.append(SampleRegion(image=image, points=[point]))
-        elif (box := to_box(numbers, size)) is not None:
+        elif (box := dropped.box(numbers, size, where)) is not None:
             regions.append(SampleRegion(image=image, box=box))
         else:
             return None
@@ -89,12 +102,8 @@ def _fill(
         while "<bbox>" in text or "<ref-object>" in text:
             ref, box_mark = text.find("<ref-object>"), text.find("<bbox>")
             if ref >= 0 and (box_mark < 0 or ref < box_mark):
-                if ref_at >= len(refs):
-                    return None
-                text, ref_at = text.replace("<ref-object>", str(refs[ref_at]), 1), ref_at + 1
+                text, ref_at = text.replace("<ref-object>", clean(refs[ref_at]), 1), ref_at + 1
             else:
-                if box_at >= len(regions):
-                    return None
                 text, box_at = text.replace("<bbox>", f"{{region:{box_at}}}", 1), box_at + 1
         out.append(text)
     return out, regions

@@ -30,6 +30,6 @@ def read(
             meta = {"image_id": name, "title": one.get("title"), "genre": one.get("genre"), "split": one.get("split")}
             for number, (text, answer) in enumerate(zip(one["questions"], one["answers"], strict=False)):
                 key = f"ocrvqa-{name}-{number}"
-                yield question("ocr_vqa", key, known, text, [str(answer)], template, meta=meta)
+                yield question("ocr_vqa", key, known, text, [answer], template, meta=meta)
             if len(one["questions"]) != len(one["answers"]):
                 here.dropped.note("books with another number of answers than questions", name)

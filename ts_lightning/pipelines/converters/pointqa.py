@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ts_lightning.data.sample import Sample, SampleRegion
-from ts_lightning.pipelines.converters.files import load_json, mapped, rows
-from ts_lightning.pipelines.converters.region_text import polygon
-from ts_lightning.pipelines.converters.source import NO_BOX, Pictures, clean, located, make, pick, to_box
+from ts_lightning.pipelines.converters.files import Broken, listed, load_json, mapped, rows
+from ts_lightning.pipelines.converters.source import NO_BOX, Dropped, Pictures, clean, located, make, pick
 
 WHAT = "LookTwice-QA's questions"
 QUESTIONS = ("obj_question", "super_question", "general_question", "question")
@@ -32,7 +31,7 @@ def read(
         raise ValueError(f"region, question: seen {region!r}, {question!r}, expected point or box, {QUESTIONS}")
     file, folder = located(path, "looktwiceqa_dataset.json", "*LookTwiceQA/looktwiceqa_dataset.json", "*.jsonl")
     here = (pictures or Pictures()).under(folder, "VG_100K", "VG_100K_2", "vg/VG_100K", "vg/VG_100K_2", "images")
-    for number, one in enumerate(_rows(file, split)):
+    for number, one in enumerate(_rows(file, split, here.dropped)):
         with here.dropped.row(f"{file.name} row {number}"):
             name = Path(
                 str(one.get("file_path") or one.get("img_path") or f"{one.get('image_id', one.get('id'))}.jpg")
@@ -41,9 +40,8 @@ def read(
             known = here.get(name, size)
             if known is None:
                 continue
-            place = _place(one, region, (known[0].width, known[0].height))
+            place = _place(one, region, (known[0].width, known[0].height), f"row {number}", here.dropped)
             if place is None:
-                here.dropped.note(NO_BOX, f"row {number}")
                 continue
             answer = clean(one["answer"] if "answer" in one else one["ans"])
             asked = clean(one.get(question) or one.get("question") or "")
@@ -62,7 +60,7 @@ def read(
             )
 
 
-def _rows(file: Path, split: str | None) -> Iterator[dict[str, Any]]:
+def _rows(file: Path, split: str | None, dropped: Dropped) -> Iterator[dict[str, Any]]:
     if file.suffix == ".jsonl":
         yield from rows(file, (), WHAT)
         return
@@ -73,21 +71,27 @@ def _rows(file: Path, split: str | None) -> Iterator[dict[str, Any]]:
             str(name) for name in load_json(file.with_name(f"looktwiceqa_{split}_imgs.json"), "a list of pictures")
         ]
     for name in names:
-        if name in data:
-            yield from ({"image_id": name, **one} for one in data[name])
+        found: list[dict[str, Any]] = []
+        with dropped.row(f"{file.name} picture {name}"):
+            found = listed(data.get(name, []), f"{file}: {name}", (), WHAT)
+        yield from (one if isinstance(one, Broken) else {"image_id": name, **one} for one in found)
 
 
-def _place(one: dict[str, Any], region: str, size: tuple[int, int]) -> dict[str, Any] | None:
-    """The point or the box (xyxy pixels, or {x, y, w, h}) of a row, in [0, 1]."""
+def _place(
+    one: dict[str, Any], region: str, size: tuple[int, int], where: str, dropped: Dropped
+) -> dict[str, Any] | None:
+    """The point or the box (xyxy pixels, or {x, y, w, h}) of a row, in [0, 1]; None, counted, for none inside."""
     value = one.get("point") if region == "point" else one.get("bbox", one.get("box"))
     if isinstance(value, dict):
         value = [value["x"], value["y"]] + ([value["x"] + value["w"], value["y"] + value["h"]] if "w" in value else [])
     if value is None:
+        dropped.note(NO_BOX, where)
         return None
     numbers = [float(v) for v in chain.from_iterable(v if isinstance(v, list) else [v] for v in value)]
     if region == "box":
-        box = to_box(numbers, size)
+        box = dropped.box(numbers, size, where)
         return None if box is None else {"box": box}
-    if len(numbers) != 2 or (polygon([(0, 0), (1, 0), numbers], size) is None and numbers[1] != 0):
+    if len(numbers) != 2 or not all(-1 <= v <= side + 1 for v, side in zip(numbers, size, strict=True)):
+        dropped.note(NO_BOX, where)
         return None
     return {"points": [tuple(min(max(v / side, 0.0), 1.0) for v, side in zip(numbers, size, strict=True))]}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ts_lightning.data.sample import Sample
 from ts_lightning.pipelines.converters.files import name_of, rows
-from ts_lightning.pipelines.converters.source import NO_BOX, Pictures, clean, from_xywh, grounding, located, to_box
+from ts_lightning.pipelines.converters.source import Pictures, clean, from_xywh, grounding, located
 
 # COCO's class and the class of Objects365 that the benchmark counts it as, for the mean over classes.
 _TABLE = """
@@ -32,8 +32,8 @@ def read(path: str | Path, pictures: Pictures | None = None, split: str = "test"
             if known is None:
                 continue
             xywh = list(row["bbox"])
-            if (box := to_box(from_xywh(xywh), (known[0].width, known[0].height))) is None:
-                here.dropped.note(NO_BOX, f"{file.name} id {row['id']}")
+            size = (known[0].width, known[0].height)
+            if (box := here.dropped.box(from_xywh(xywh), size, f"{file.name} id {row['id']}")) is None:
                 continue
             kind = str(row.get("ori_category_id"))
             source, _, number = kind.rpartition("_")

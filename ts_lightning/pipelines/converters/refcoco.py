@@ -1,5 +1,6 @@
 """RefCOCO, RefCOCO+ and RefCOCOg in their three layouts: refs pickle, MDETR json, split files of TransVG and ReSC."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,13 @@ from typing import Any
 from ts_lightning.data.sample import Sample
 from ts_lightning.pipelines.converters.files import Broken, listed, load_json, mapped, name_of, plain_pickles
 from ts_lightning.pipelines.converters.source import (
-    NO_BOX,
+    LeftOut,
     Pictures,
+    by_id,
     clean,
     from_xywh,
     grounding,
     need,
-    to_box,
     whole,
 )
 
@@ -49,8 +50,7 @@ def _from_split(path: Path, pictures: Pictures) -> Iterator[Sample]:
             if known is None:
                 continue
             size = (known[0].width, known[0].height)
-            if (box := to_box(from_xywh(xywh), size)) is None:
-                pictures.dropped.note(NO_BOX, f"{path.name} row {number}")
+            if (box := pictures.dropped.box(from_xywh(xywh), size, f"{path.name} row {number}")) is None:
                 continue
             meta = {"question_id": str(annotation), "annotation": annotation, "bbox": list(xywh)}
             meta["size_known"] = pictures.folder is not None
@@ -62,19 +62,22 @@ def _from_mdetr(path: Path, pictures: Pictures) -> Iterator[Sample]:
     data = mapped(load_json(path, what), path, what)
     images = listed(data.get("images"), path, ("id", "file_name", "caption"), what)
     notes = whole(listed(data.get("annotations"), path, ("image_id", "bbox"), what), path, pictures.dropped)
-    boxes = {one["image_id"]: one for one in notes}
+    boxes: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for one in notes:
+        with pictures.dropped.row(f"{path.name} annotation {one.get('id')}"):
+            boxes[one["image_id"]].append(one)
     pictures.naming(image["file_name"] for image in images if not isinstance(image, Broken))
     for image in images:
         with pictures.dropped.row(f"{path.name} image {name_of(image, 'id')}"):
-            size = (image["width"], image["height"]) if "width" in image else None
-            known, one = pictures.get(image["file_name"], size), boxes.get(image["id"])
-            if known is None or one is None:
-                if known is not None:
-                    pictures.dropped.note("expressions without a box", image["id"])
+            size = (image["width"], image.get("height")) if "width" in image else None
+            known, found = pictures.get(image["file_name"], size), boxes.get(image["id"], [])
+            if known is None:
                 continue
-            box = to_box(from_xywh(one["bbox"]), (known[0].width, known[0].height))
+            if len(found) != 1:
+                raise LeftOut("expressions with several boxes" if found else "expressions without a box")
+            (one,), size = found, (known[0].width, known[0].height)
+            box = pictures.dropped.box(from_xywh(one["bbox"]), size, f"image {image['id']}")
             if box is None:
-                pictures.dropped.note(NO_BOX, f"image {image['id']}")
                 continue
             source = image.get("dataset_name", path.stem)
             meta = {"image_id": image.get("original_id"), "annotation_id": one.get("original_id")}
@@ -96,12 +99,12 @@ def _from_refs(folder: Path, pictures: Pictures, split: str | None, split_by: st
     path = folder / "instances.json"
     instances = mapped(load_json(path, what), path, what)
 
-    def by_id(name: str, *keys: str) -> dict[Any, dict[str, Any]]:
+    def items(name: str, *keys: str) -> dict[Any, dict[str, Any]]:
         found = listed(instances.get(name), path, ("id", *keys), what)
-        return {one["id"]: one for one in whole(found, path, pictures.dropped)}
+        return by_id(found, "id", path, pictures.dropped)
 
-    images, objects = by_id("images", "file_name"), by_id("annotations", "bbox")
-    names = {number: one["name"] for number, one in by_id("categories", "name").items()}
+    images, objects = items("images", "file_name"), items("annotations", "bbox")
+    names = {number: one["name"] for number, one in items("categories", "name").items()}
     splits = {str(ref["split"]) for ref in refs if not isinstance(ref, Broken)}
     if split is not None and split not in splits:
         known_splits = ", ".join(sorted(splits))
@@ -114,16 +117,16 @@ def _from_refs(folder: Path, pictures: Pictures, split: str | None, split_by: st
             if image is None or one is None:
                 pictures.dropped.note("expressions whose image or annotation is not in instances.json", ref["ann_id"])
                 continue
-            known = pictures.get(image["file_name"], (image["width"], image["height"]))
+            known = pictures.get(image["file_name"], (image.get("width"), image.get("height")))
             if known is None:
                 continue
-            box = to_box(from_xywh(one["bbox"]), (known[0].width, known[0].height))
-            if box is None:
-                pictures.dropped.note(NO_BOX, f"annotation {ref['ann_id']}")
+            size, where = (known[0].width, known[0].height), f"annotation {ref['ann_id']}"
+            if (box := pictures.dropped.box(from_xywh(one["bbox"]), size, where)) is None:
                 continue
-            for sentence in ref["sentences"]:
-                key = f"{folder.name}-{sentence['sent_id']}"
-                fields = {"category": names.get(one.get("category_id")), "area_px": one.get("area")}
-                meta = {"ref_id": ref.get("ref_id"), "ann_id": ref["ann_id"], "split": ref["split"]}
-                meta |= {"split_by": split_by, "question_id": str(ref["ann_id"])}
-                yield grounding(folder.name, key, known, clean(sentence["sent"]), box, meta=meta, **fields)
+            for place, sentence in enumerate(ref["sentences"]):
+                with pictures.dropped.row(f"{refs_file.name} ann_id {ref['ann_id']} sentence {place}"):
+                    key = f"{folder.name}-{sentence['sent_id']}"
+                    fields = {"category": names.get(one.get("category_id")), "area_px": one.get("area")}
+                    meta = {"ref_id": ref.get("ref_id"), "ann_id": ref["ann_id"], "split": ref["split"]}
+                    meta |= {"split_by": split_by, "question_id": str(ref["ann_id"])}
+                    yield grounding(folder.name, key, known, clean(sentence["sent"]), box, meta=meta, **fields)

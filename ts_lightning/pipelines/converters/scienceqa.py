@@ -24,7 +24,7 @@ def read(
         here.folder = None
     problems = mapped(load_json(file, WHAT), file, WHAT)
     splits = file.with_name("pid_splits.json")
-    chosen = [number for number, one in problems.items() if one.get("split") == split]
+    chosen = [number for number, one in problems.items() if not isinstance(one, dict) or one.get("split") == split]
     if splits.is_file():
         named = mapped(load_json(splits, WHAT), splits, WHAT)
         if split not in named:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.pipelines.converters.files import rows
-from ts_lightning.pipelines.converters.source import NO_BOX, Pictures, clean, make, to_box
+from ts_lightning.pipelines.converters.source import LeftOut, Pictures, clean, make
 
 START, END = "<ph_st>", "<ph_ed>"
 
@@ -32,7 +32,7 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
 
 def _row(key: str, row: dict[str, Any], pictures: Pictures) -> Sample | None:
     corners = [box for box in row["boxes"] if len(box) == 4]
-    size = (int(row["width"]), int(row["height"])) if "width" in row else None
+    size = (row["width"], row["height"]) if "width" in row else None
     if size is None and pictures.folder is None:  # no size is known: the boxes' own extent
         size = (
             max((int(b[2]) + 1 for b in corners), default=1000),
@@ -41,13 +41,14 @@ def _row(key: str, row: dict[str, Any], pictures: Pictures) -> Sample | None:
     known = pictures.get(row["img_path"], size)
     if known is None:
         return None
-    boxes = [to_box(box, (known[0].width, known[0].height)) for box in row["boxes"]]
+    boxes = [pictures.dropped.box(box, (known[0].width, known[0].height), key) for box in row["boxes"]]
     regions: list[SampleRegion] = []
     question = _marked(row["question"], row["question_boxes_seq"], boxes, regions)
     steps = None if question is None else _marked(row["cot_with_ans"], row["answer_boxes_seq"], boxes, regions)
-    if question is None or steps is None:
-        pictures.dropped.note(NO_BOX, key)
+    if None in boxes:
         return None
+    if question is None or steps is None:
+        raise LeftOut("rows whose phrases and boxes don't fit each other")
     answer = clean(row.get("answer", ""))
     meta = {"size_known": pictures.folder is not None or "width" in row}
     fields = {"task": "grounding", "subtask": "scout", "tags": ["cot"], "regions": regions, "meta": meta}
@@ -63,7 +64,7 @@ def _marked(text: str, groups: list[list[int]], boxes: list[Any], regions: list[
         if not mark or not left:
             return None
         which = left.pop(0)
-        if any(not 0 <= i < len(boxes) or boxes[i] is None for i in which):
+        if any(not 0 <= i < len(boxes) for i in which):
             return None
         found = [boxes[i] for i in which]
         place = {"box": found[0]} if len(found) == 1 else {"boxes": found}

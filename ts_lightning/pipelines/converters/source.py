@@ -21,6 +21,10 @@ from ts_lightning.pipelines.converters.files import Broken, load_json, read_text
 UNKNOWN = (1000, 1000)  # the size of a picture that is not here and whose file does not say it
 NOT_HERE = "pictures that are not in the folder"
 NO_BOX = "boxes that are no box inside the picture"
+CLIPPED = "boxes that leave the picture and were clipped (kept)"
+FRACTIONS = "boxes inside the first pixel (fractions, where pixels are expected)"
+NO_SIZE = "photos whose width or height is no number above 0 (taken from the picture)"
+TWICE = "rows whose id comes twice"
 NO_ANNOTATION = "pictures without annotations"
 BAD_ROW = "rows that lack a field, or have one of another kind"
 MARKS = "rows with another number of picture marks than pictures"
@@ -85,6 +89,21 @@ class Dropped(Counter[str]):
         except Exception as error:  # what odd values raise has no end: a date, an infinite number, a list for a name
             seen = f"no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         self.note(BAD_ROW, f"{where}: {seen}")
+
+    def box(self, xyxy: Sequence[Any], size: tuple[int, int], name: object) -> Box | None:
+        """Pixels x1, y1, x2, y2 in [0, 1] of a picture; None, counted, for none inside it. Clipped ones are counted.
+
+        The size (1, 1) is for boxes that are parts of the picture already.
+        """
+        box, slack = to_box(xyxy, size), 1.0 if min(size) > 1 else 0.005
+        if box is None:
+            self.note(NO_BOX, name)
+        elif max(xyxy[2:]) <= 1 < min(size):
+            self.note(FRACTIONS, name)
+            return None
+        elif min(xyxy) < -slack or xyxy[2] > size[0] + slack or xyxy[3] > size[1] + slack:
+            self.note(CLIPPED, name, stops=False)
+        return box
 
     def close(self, keep: bool = True) -> None:
         """Put the list at `path`, in the place of an older one; or throw it away."""
@@ -179,11 +198,12 @@ class Pictures:
             self._listings[place] = found
         return self._listings[place]
 
-    def get(self, name: str, size: tuple[int, int] | None = None, also: str | None = None) -> Picture | None:
+    def get(self, name: str, size: tuple[Any, Any] | None = None, also: str | None = None) -> Picture | None:
         """The picture and its bytes (None without a folder); None, counted, where it is missing, bad or excluded.
 
-        `size` is what the annotations say; another displayed size is a picture of another file. `also` is the name of
-        the same picture in another dataset, which may be excluded.
+        `size` is what the annotations say, in whole pixels or text; another displayed size is a picture of another
+        file, and what is no size is counted. `also` is the name of the same picture in another dataset, which may be
+        excluded.
         """
         if not isinstance(name, str) or not name.strip() or "\0" in name or len(name.encode(errors="replace")) > 4000:
             raise ValueError(f"seen the picture name {name!r}, expected a file name")
@@ -191,6 +211,10 @@ class Pictures:
         if self.excluded and any([self.is_excluded(one) for one in (short, also) if one]):
             self.dropped.note("pictures that are excluded", short)
             return None
+        sides = [whole_pixels(side) for side in size or ()]
+        if None in sides:
+            self.dropped.note(NO_SIZE, name, stops=False)
+        size = (sides[0], sides[1]) if sides and None not in sides else None
         if self.folder is None:
             return SampleImage(short, *(size or UNKNOWN)), None
         path = self.find(name)
@@ -334,6 +358,29 @@ def whole(items: Iterable[dict[str, Any]], where: Path, dropped: Dropped) -> Ite
             yield item
 
 
+def by_id(items: Iterable[dict[str, Any]], key: str, where: Path, dropped: Dropped) -> dict[Any, dict[str, Any]]:
+    """The items by what `key` names; such without an id, and further ones of an id, are counted."""
+    found: dict[Any, dict[str, Any]] = {}
+    for number, item in enumerate(items):
+        with dropped.row(f"{where.name} {item.place if isinstance(item, Broken) else f'item {number}'}"):
+            one = item[key]
+            if isinstance(one, bool) or not isinstance(one, int | float | str):
+                raise TypeError(f"seen the {key} {str(one)[:40]!r}, expected a number or a text")
+            if one in found:
+                dropped.note(TWICE, f"{where.name} {key} {one}")
+            found.setdefault(one, item)
+    return found
+
+
+def whole_pixels(value: Any) -> int | None:
+    """A side in whole pixels, also where it is written as text; None for what is no number above 0."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return int(number) if number >= 1 and number.is_integer() else None
+
+
 def coco_name(number: int | str) -> str:
     """The file of a COCO id in the releases of 2017."""
     return f"{int(number):012d}.jpg"
@@ -361,7 +408,12 @@ def located(path: str | Path, *names: str) -> tuple[Path, Path]:
 
 
 def clean(text: object) -> str:
-    """Text as it is, with Unix line ends, without the placeholders that records give a meaning to."""
+    """Text as it is, with Unix line ends, without the placeholders that records give a meaning to.
+
+    TypeError for what is neither text nor number: null or a list is no answer.
+    """
+    if isinstance(text, bool) or not isinstance(text, str | int | float) or text != text:
+        raise TypeError(f"seen {str(text)[:40]!r}, expected a text")
     return REGION_MARK.sub("", str(text).replace(IMAGE_MARK, "").replace("\r\n", "\n").removeprefix("\ufeff"))
 
 
@@ -436,6 +488,8 @@ def make(
 
 def grounding(source: str, key: str, picture: Picture, phrase: str, box: Box, **fields: Any) -> Sample:
     """A referring expression record: one phrase, one box."""
+    if not phrase.strip():
+        raise ValueError("seen no expression, expected words")
     category, area = fields.pop("category", None), fields.pop("area_px", None)
     prompt = pick("rec", key, phrase=phrase)
     region = SampleRegion(phrase=phrase, category=category, area_px=area, box=box)

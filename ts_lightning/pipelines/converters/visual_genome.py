@@ -8,17 +8,15 @@ from typing import Any
 from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.pipelines.converters.files import listed, load_json
 from ts_lightning.pipelines.converters.source import (
-    NO_BOX,
     Dropped,
     Picture,
     Pictures,
+    by_id,
     clean,
     coco_name,
     make,
     need,
     pick,
-    to_box,
-    whole,
 )
 
 TASKS = ("detection", "region_caption")
@@ -34,7 +32,7 @@ def read(path: str | Path, pictures: Pictures | None = None, tasks: tuple[str, .
     folder, pictures = Path(path), pictures or Pictures()
     file = need(folder, "image_data.json")
     listing = _load(file, ("image_id", "width", "height"), "Visual Genome's pictures")
-    sizes = {one["image_id"]: one for one in whole(listing, file, pictures.dropped)}
+    sizes = by_id(listing, "image_id", file, pictures.dropped)
     here = pictures.under(folder, "VG_100K", "VG_100K_2", "images", "images2")
     attributes = _optional(folder / "attributes.json", "attributes", pictures.dropped)
     relations = _optional(folder / "relationships.json", "relationships", pictures.dropped)
@@ -71,10 +69,14 @@ def _load(path: Path, keys: tuple[str, ...], what: str) -> list[dict[str, Any]]:
 def _optional(path: Path, name: str, dropped: Dropped) -> dict[int, list[dict[str, Any]]]:
     if not path.is_file():
         return {}
-    return {
-        int(row.get("image_id", row.get("id", -1))): row[name]
-        for row in whole(_load(path, (name,), f"Visual Genome's {name}"), path, dropped)
-    }
+    found = {}
+    for place, row in enumerate(_load(path, (name,), f"Visual Genome's {name}")):
+        with dropped.row(f"{path.name} item {place}"):
+            number, known = int(row.get("image_id", row.get("id", -1))), row[name]
+            if not isinstance(known, list):
+                raise TypeError(f"seen {str(known)[:40]!r}, expected a list of {name}")
+            found[number] = known
+    return found
 
 
 def _id(one: Any, key: str) -> Any:
@@ -82,7 +84,10 @@ def _id(one: Any, key: str) -> Any:
 
 
 def _name(one: dict[str, Any]) -> str:
-    return clean((one.get("names") or [one.get("name", "object")])[0]).strip() or "object"
+    name = clean((one.get("names") or [one.get("name", "")])[0]).strip()
+    if not name:
+        raise ValueError("no name")
+    return name
 
 
 def _objects(
@@ -102,17 +107,17 @@ def _objects(
     for one in objects:
         with pictures.dropped.row(f"picture {number} object {_id(one, 'object_id')}"):
             size = (picture[0].width, picture[0].height)
-            box = to_box((one["x"], one["y"], one["x"] + one["w"], one["y"] + one["h"]), size)
+            corners = (one["x"], one["y"], one["x"] + one["w"], one["y"] + one["h"])
+            box = pictures.dropped.box(corners, size, f"picture {number} object {one.get('object_id')}")
             if box is None:
-                pictures.dropped.note(NO_BOX, f"picture {number} object {one.get('object_id')}")
                 continue
             if one.get("object_id") in index:
                 pictures.dropped.note("objects whose id comes twice", one.get("object_id"))
                 continue
+            name = _name(one)
             index[one.get("object_id")] = len(regions)
             for merged in one.get("merged_object_ids") or []:
                 index.setdefault(merged, len(regions))
-            name = _name(one)
             phrase = " ".join([*dict.fromkeys(words[one.get("object_id")]), name])
             regions.append(SampleRegion(phrase=phrase, category=name, area_px=float(one["w"] * one["h"]), box=box))
     if not regions:
@@ -158,9 +163,9 @@ def _regions(number: int, picture: Picture, regions: list[dict[str, Any]], pictu
     for one in regions:
         with pictures.dropped.row(f"picture {number} region {_id(one, 'region_id')}"):
             corners = (one["x"], one["y"], one["x"] + one["width"], one["y"] + one["height"])
-            box = to_box(corners, (picture[0].width, picture[0].height))
+            size = (picture[0].width, picture[0].height)
+            box = pictures.dropped.box(corners, size, f"picture {number} region {one['region_id']}")
             if box is None:
-                pictures.dropped.note(NO_BOX, f"picture {number} region {one['region_id']}")
                 continue
             if one["region_id"] in seen:
                 pictures.dropped.note("regions whose id comes twice", one["region_id"])

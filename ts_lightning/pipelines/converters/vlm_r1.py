@@ -7,7 +7,7 @@ from typing import Any
 
 from ts_lightning.data.sample import Answer, Sample, SampleRegion
 from ts_lightning.pipelines.converters.files import Broken, rows
-from ts_lightning.pipelines.converters.source import NO_BOX, Pictures, clean, make, stems, to_box
+from ts_lightning.pipelines.converters.source import Pictures, clean, make, stems
 
 
 def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]:
@@ -31,7 +31,7 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
 
 
 def _row(stem: str, number: int, row: dict[str, Any], pictures: Pictures) -> Sample | None:
-    size = (int(float(row["width"])), int(float(row["height"]))) if row.get("width") and row.get("height") else None
+    size = (row["width"], row["height"]) if "width" in row and "height" in row else None
     known = pictures.get(row["image"], size)
     if known is None:
         return None
@@ -46,10 +46,9 @@ def _row(stem: str, number: int, row: dict[str, Any], pictures: Pictures) -> Sam
         meta["phrase"] = phrase
         return make(row.get("dataset", stem), key, [known], [(clean(row["problem"]), text)], **fields)
     several = solution if isinstance(solution[0], list) else [solution]
-    boxes = [to_box(corners, (known[0].width, known[0].height)) for corners in several]
-    found = [box for box in boxes if box is not None]
-    if len(found) < len(boxes):
-        pictures.dropped.note(NO_BOX, f"{stem} row {number}")
+    size = (known[0].width, known[0].height)
+    found = [pictures.dropped.box(corners, size, f"{stem} row {number}") for corners in several]
+    if None in found:
         return None
     area = float(sum((corners[2] - corners[0]) * (corners[3] - corners[1]) for corners in several))
     place: dict[str, Any] = {"box": found[0]} if len(found) == 1 else {"boxes": found}

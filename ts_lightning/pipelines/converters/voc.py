@@ -10,7 +10,7 @@ from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.pipelines.converters.coco import Subset
 from ts_lightning.pipelines.converters.files import read_text
 from ts_lightning.pipelines.converters.photo_objects import TASKS, check_tasks, questions
-from ts_lightning.pipelines.converters.source import NO_BOX, SUFFIXES, Pictures, clean, need, safe_key, to_box
+from ts_lightning.pipelines.converters.source import BAD_ROW, SUFFIXES, Pictures, clean, need, safe_key
 
 _ENCODING = re.compile(rb"""\s*<\?xml[^>]*?encoding=["']([A-Za-z0-9._-]+)["']""")
 
@@ -139,8 +139,15 @@ def _photo(
     dropped = pictures.dropped
     root = parse_xml(file)
     size = (number_in(root, "size/width"), number_in(root, "size/height"))
-    objects = [one for one in root.findall("object") if difficult or one.findtext("difficult", "0") != "1"]
-    names = [" ".join(clean(one.findtext("name") or "object").split()) for one in objects]
+    objects, names = [], []
+    for number, one in enumerate(root.findall("object")):
+        if not difficult and one.findtext("difficult", "0") == "1":
+            continue
+        if name := " ".join(clean(one.findtext("name") or "").split()):
+            objects.append(one)
+            names.append(name)
+        else:
+            dropped.note(BAD_ROW, f"{file.name} object {number}: no name")
     spelled = {name.casefold(): name for name in reversed(names)}
     names = [spelled[name.casefold()] for name in names]
     if subset is not None and not subset.holds(names, [False] * len(names)):
@@ -154,9 +161,9 @@ def _photo(
     regions = []
     for number, (one, name) in enumerate(zip(objects, names, strict=True)):
         x1, y1, x2, y2 = corners(one.find("bndbox"))
-        box = to_box((x1 - 1, y1 - 1, x2, y2), (known[0].width, known[0].height))
+        where = f"{file.name} object {number}"
+        box = dropped.box((x1 - 1, y1 - 1, x2, y2), (known[0].width, known[0].height), where)
         if box is None:
-            dropped.note(NO_BOX, f"{file.name} object {number}")
             continue
         area = (x2 - x1 + 1) * (y2 - y1 + 1)
         regions.append(SampleRegion(phrase=name, category=name, area_px=area, box=box))

@@ -6,7 +6,7 @@ from typing import Any
 from ts_lightning.data.sample import Sample
 from ts_lightning.pipelines.converters.source import Picture, clean, make, pick
 
-LETTERS = "ABCDEFGHIJ"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def question(
@@ -27,6 +27,8 @@ def question(
     single_word and option_letter are LLaVA's own for its evaluations. `hint` goes first.
     """
     words = clean(text)
+    if len(choices or ()) > len(LETTERS):
+        raise ValueError(f"seen {len(choices or ())} choices, expected at most {len(LETTERS)}")
     for letter, choice in zip(LETTERS, choices or (), strict=False):
         words += f"\n{letter}. {clean(choice)}"
     asked = words if template is None else pick(template, key, question=words)

@@ -28,5 +28,5 @@ def read(
                 meta = {"question_id": one["qid"], "split": part} | {
                     name: one.get(name) for name in ("answer_type", "question_type", "image_organ")
                 }
-                answers = [str(one["answer"])]
+                answers = [one["answer"]]
                 yield question("vqa_rad", f"rad-{one['qid']}", known, one["question"], answers, template, meta=meta)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ts_lightning.data.sample import Sample
 from ts_lightning.pipelines.converters.files import listed, load_json, mapped, name_of
-from ts_lightning.pipelines.converters.source import Pictures, located, whole
+from ts_lightning.pipelines.converters.source import LeftOut, Pictures, by_id, located
 from ts_lightning.pipelines.converters.vqa import question
 
 WHAT = "VQAv2's questions and annotations"
@@ -26,7 +26,7 @@ def read(
     if notes:
         rows = mapped(load_json(notes[0], WHAT), notes[0], WHAT).get("annotations")
         rows = listed(rows, notes[0], ("question_id", "answers"), WHAT)
-        known_answers = {one["question_id"]: one for one in whole(rows, notes[0], here.dropped)}
+        known_answers = by_id(rows, "question_id", notes[0], here.dropped)
     subtype = data.get("data_subtype", split)
     for one in listed(data.get("questions"), file, ("question_id", "image_id", "question"), WHAT):
         with here.dropped.row(f"{file.name} question {name_of(one, 'question_id')}"):
@@ -41,6 +41,8 @@ def read(
             answers: list[str] = []
             if note is not None:
                 answers = [answer["answer"] for answer in note["answers"]]
+                if not answers:
+                    raise LeftOut("questions without an answer")
                 meta |= {"answer_type": note.get("answer_type"), "question_type": note.get("question_type")}
             sample = question(
                 "vqav2", f"vqa-{one['question_id']}", known, one["question"], answers, template, meta=meta

@@ -1,18 +1,15 @@
 """YOLO folders (Ultralytics, Darknet): a text file a photo, lines of class, centre and size in parts of the picture."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from ts_lightning.data.sample import Sample, SampleRegion
-from ts_lightning.grounding.boxes import Box
 from ts_lightning.pipelines.converters.files import read_text
 from ts_lightning.pipelines.converters.photo_objects import TASKS, check_tasks, questions
-from ts_lightning.pipelines.converters.source import NO_BOX, SUFFIXES, Pictures, clean, need, to_box
-
-_NAMES = re.compile(
-    r"^names:[ \t]*(\[[^\]]*\]|(?:[ \t]*\n(?:[ \t]*-|[ \t]+\d+[ \t]*:)[^\n]*)+|\{[^}]*\})", re.MULTILINE
-)
+from ts_lightning.pipelines.converters.source import SUFFIXES, Pictures, clean, need
 
 
 def read(
@@ -22,12 +19,13 @@ def read(
 
     Roboflow's SPLIT/labels and SPLIT/images are read too, and labels beside the pictures (LabelImg, Darknet). A line of
     more than five numbers is an outline, of which the box is taken. Without the pictures nothing can be made: their
-    sizes are nowhere else. `tasks`: localization, detection and all, as in `photo_objects`.
+    sizes are nowhere else. Keypoints (kpt_shape in data.yaml) behind a box are
+    passed over. `tasks`: localization, detection and all, as in `photo_objects`.
     """
     folder, pictures = Path(path), pictures or Pictures()
     check_tasks(tasks)
     need(folder, *_places("labels", split, "*.txt"), *([] if split else ["*.txt"]))
-    names = _names(folder)
+    names, pose = _names(folder)
     spelled: dict[str, str] = {}
     names = {number: spelled.setdefault(name.casefold(), name) for number, name in names.items()}
     part = split or "*"
@@ -40,7 +38,8 @@ def read(
         here.without_annotations(file.stem for file in files)
         for file in files:
             with here.dropped.row(str(file.relative_to(folder))):
-                yield from _photo(file, str(file.relative_to(folder).with_suffix("")), here, names, tasks)
+                name = str(file.relative_to(folder).with_suffix(""))
+                yield from _photo(file, name, here, names, pose, tasks)
 
 
 def _places(name: str, split: str | None, pattern: str) -> list[str]:
@@ -49,28 +48,30 @@ def _places(name: str, split: str | None, pattern: str) -> list[str]:
     return [f"{name}/{pattern}", f"{name}/*/{pattern}", f"*/{name}/{pattern}"]
 
 
-def _names(folder: Path) -> dict[int, str]:
-    """Class names of classes.txt or obj.names, a line each, or of a data.yaml."""
+def _names(folder: Path) -> tuple[dict[int, str], bool]:
+    """Class names of classes.txt or obj.names, a line each, or of a data.yaml; whether keypoints follow the boxes."""
     for name in ("classes.txt", "labels/classes.txt", "obj.names"):
         if (folder / name).is_file():
             lines = read_text(folder / name, "class names, one a line").split("\n")
-            return {i: clean(line).strip() for i, line in enumerate(lines) if line.strip()}
+            return {i: clean(line).strip() for i, line in enumerate(lines) if line.strip()}, False
     file = need(folder, "data.yaml", "*.yaml", "*.yml")
     text = read_text(file, "YOLO's data.yaml with names")
-    found = _NAMES.search(text)
-    if found is None:
+    try:
+        data: Any = yaml.load(text, yaml.BaseLoader)  # every value as it is written: a class may be called no or 7
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file}: seen no YAML ({' '.join(str(error).split())}), expected a list of names") from None
+    listed = data.get("names") if isinstance(data, dict) else None
+    if isinstance(listed, list):
+        listed = {str(i): name for i, name in enumerate(listed)}
+    known = isinstance(listed, dict) and all(k.isdecimal() and isinstance(n, str) for k, n in listed.items())
+    if not listed or not known:
         raise ValueError(f"{file}: seen no 'names', expected a list of class names")
-    listed = found[1].strip()
-    if listed[0] in "[{":
-        words = [word.strip() for word in listed[1:-1].split(",") if word.strip()]
-        pairs = [word.split(":", 1) if listed[0] == "{" else [str(i), word] for i, word in enumerate(words)]
-    else:
-        lines = [line.strip() for line in listed.splitlines() if line.strip()]
-        pairs = [[str(i), line[1:]] if line[0] == "-" else line.split(":", 1) for i, line in enumerate(lines)]
-    return {int(number): clean(name.strip().strip("'\"")) for number, name in pairs}
+    return {int(number): clean(name).strip() for number, name in listed.items()}, "kpt_shape" in data
 
 
-def _photo(file: Path, key: str, pictures: Pictures, names: dict[int, str], tasks: tuple[str, ...]) -> Iterator[Sample]:
+def _photo(
+    file: Path, key: str, pictures: Pictures, names: dict[int, str], pose: bool, tasks: tuple[str, ...]
+) -> Iterator[Sample]:
     found = next((f"{file.stem}{s}" for s in SUFFIXES if pictures.find(f"{file.stem}{s}")), f"{file.stem}.jpg")
     known = pictures.get(found)
     if known is None:
@@ -83,20 +84,20 @@ def _photo(file: Path, key: str, pictures: Pictures, names: dict[int, str], task
             continue
         with pictures.dropped.row(f"{file.name} line {number}"):
             kind, *values = line.split()
-            if (name := names.get(int(float(kind)))) is None:
+            if not float(kind).is_integer() or (name := names.get(int(float(kind)))) is None:
                 raise ValueError(f"seen class {kind}, expected one of {len(names)}")
             every.append(name)
-            box = _box([float(value) for value in values])
+            corners = _corners([float(value) for value in (values[:4] if pose else values)])
+            box = pictures.dropped.box(corners, (1, 1), f"{file.name} line {number}")
             if box is None:
-                pictures.dropped.note(NO_BOX, f"{file.name} line {number}")
                 continue
             area = (box[2] - box[0]) * size[0] * (box[3] - box[1]) * size[1]
             regions.append(SampleRegion(phrase=name, category=name, area_px=area, box=box))
     yield from questions("yolo", key, known, regions, every, tasks, pictures.dropped, key)
 
 
-def _box(values: list[float]) -> Box | None:
-    """The box of centre and size, or around an outline, clipped to the picture; None for what lies outside of it."""
+def _corners(values: list[float]) -> tuple[float, ...]:
+    """The corners of centre and size, or around an outline, in parts of the picture; () for pixels."""
     if len(values) == 4:
         x, y, w, h = values
         corners = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
@@ -104,4 +105,4 @@ def _box(values: list[float]) -> Box | None:
         corners = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
     else:
         raise ValueError(f"seen {len(values)} numbers, expected centre and size, or an outline")
-    return to_box(corners, (1, 1)) if max(corners) < 2 else None  # beyond it they are pixels
+    return corners if max(corners) < 2 else ()
