@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,7 @@ class OwnServer(VLLMServer):
     def start(self) -> None:
         """Start it where it does not run, and wait until it answers; `ServerError` with its last line if it ends."""
         if self.process is None or self.process.poll() is not None:
+            self._clear()
             with open(self.log or os.devnull, "ab") as out:
                 self.process = subprocess.Popen(
                     self.command,
@@ -234,11 +236,16 @@ class OwnServer(VLLMServer):
         """End it, and what it started."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 self.process.wait(LEAVE)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        self._clear()
+
+    def _clear(self) -> None:
+        """End what a server left behind: the engine of one that was killed goes on, and keeps its memory."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
         self.process = None
 
 

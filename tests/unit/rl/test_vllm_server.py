@@ -1,4 +1,4 @@
-"""A server of our own ends with the process that started it, however that ends."""
+"""A server of our own ends with the process that started it, and its children with it, however that ends."""
 
 import subprocess
 import sys
@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from ts_lightning.rl.vllm_server import VLLMServer
+from ts_lightning.rl.vllm_server import OwnServer, VLLMServer
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG and /proc are Linux's")
 STUB = """#!{python}
-import signal, sys
+import signal, subprocess, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 signal.alarm(120)  # ends also where the test fails
+engine = subprocess.Popen(["sleep", "120"])
+print("engine", engine.pid, flush=True)
 
 class Healthy(BaseHTTPRequestHandler):
     def do_GET(self):
@@ -33,12 +36,22 @@ time.sleep(600)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+def stub(folder: Path) -> Path:
+    file = folder / "python"
+    file.write_text(STUB.format(python=sys.executable))
+    file.chmod(0o755)
+    return file
+
+
+def runs(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    return stat.is_file() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
 def test_a_server_ends_with_its_killed_parent(tmp_path: Path) -> None:
-    stub = tmp_path / "python"
-    stub.write_text(STUB.format(python=sys.executable))
-    stub.chmod(0o755)
-    with subprocess.Popen([sys.executable, "-c", PARENT, str(stub)], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(stub(tmp_path))], stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
         server = VLLMServer(parent.stdout.readline().strip())
         assert server.is_ready()
@@ -47,3 +60,17 @@ def test_a_server_ends_with_its_killed_parent(tmp_path: Path) -> None:
     while server.is_ready():
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def test_the_engine_of_a_killed_server_ends_before_the_next_one_starts(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    server = OwnServer("folder", str(stub(tmp_path)), log=log, patience=60)
+    server.start()
+    assert server.process is not None
+    server.process.kill()
+    server.process.wait()
+    engine = int(log.read_text().split()[1])
+    assert runs(engine)
+    server.start()
+    server.close()
+    assert not runs(engine)
