@@ -1,10 +1,12 @@
-"""The page "My VLM, my data": its commands as they stand there, with few steps."""
+"""The page "My VLM, my data" and its notebook: commands and cells as they stand there, with few steps."""
 
+import base64
 import json
 import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,3 +55,35 @@ def test_what_the_page_links_to_is_there() -> None:
     for page in (DOCS / "own_model.md", DOCS / "photos/README.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).is_file(), target
+
+
+def test_the_notebooks_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(DOCS)
+    first, *others = [cell for cell in notebook() if cell["cell_type"] == "code"]
+    names: dict[str, Any] = {}
+    exec("".join(first["source"]), names)
+    names |= {"CROPS": 42, "STEPS": 1, "OUT": tmp_path / "out"}
+    for cell in others:
+        exec(compile("".join(cell["source"]), "own_model.ipynb", "exec"), names)
+    assert (tmp_path / "out/package/package.safetensors").is_file()
+    assert json.loads((tmp_path / "out/certificate.json").read_text())["passed"]
+
+
+def test_the_notebook_was_run_in_order_and_is_small() -> None:
+    cells = [cell for cell in notebook() if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert all(output["output_type"] != "error" for output in outputs)
+    pictures = [
+        base64.b64decode("".join(data))
+        for output in outputs
+        for kind, data in output.get("data", {}).items()
+        if kind.startswith("image/")
+    ]
+    assert len(pictures) == 4
+    assert sum(map(len, pictures)) < 200_000
+
+
+def notebook() -> list[dict[str, Any]]:
+    """The notebook's cells."""
+    return json.loads((DOCS / "own_model.ipynb").read_text())["cells"]
