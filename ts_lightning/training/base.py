@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, distributed
 
 from ts_lightning.losses import RowLoss, expert_load, num_loss_rows
 from ts_lightning.metrics.protocols import make_protocol
@@ -134,7 +134,12 @@ class BaseModule(ShardedModule):
         """Does nothing: the closure calls it between the last forward and its backward; `training_step` zeroes."""
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum")
+        value = value.to(self.device)
+        if (
+            distributed.is_available() and distributed.is_initialized()
+        ):  # `strategy.reduce` waits at a barrier first
+            distributed.all_reduce(value)
+        return value
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.make_optimizer, self, self.alpha_lr_factor)
