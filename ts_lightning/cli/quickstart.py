@@ -27,8 +27,8 @@ def quickstart(
     Args:
         out: folder of the run, the report, the certificate and the pictures
         shards: where the toy world is rendered
-        steps: of the training, in place of the configuration's 800
-        train: questions to render for training, up to eight about a scene
+        steps: of the training, in place of the configuration's
+        train: questions to render for training, up to four about a scene
         val: held-out records of each suite
         overrides: options of `fit`
     """

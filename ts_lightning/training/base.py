@@ -135,9 +135,7 @@ class BaseModule(ShardedModule):
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         value = value.to(self.device)
-        if (
-            distributed.is_available() and distributed.is_initialized()
-        ):  # `strategy.reduce` waits at a barrier first
+        if distributed.is_available() and distributed.is_initialized():  # `strategy.reduce` waits at a barrier first
             distributed.all_reduce(value)
         return value
 

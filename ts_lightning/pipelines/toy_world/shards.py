@@ -45,7 +45,7 @@ NEW_MIX = MIX | {
 }
 KNOWN = Domain((), sample_scene, SHAPES, MIX, FIRST_SEED)
 NEW = Domain(("new",), new_objects.sample_new_scene, new_objects.KINDS, NEW_MIX, new_objects.FIRST_SEED)
-QUESTIONS = 8  # about a scene, at most
+QUESTIONS = 4  # about a scene, at most
 
 
 def grounding_samples(
