@@ -60,7 +60,8 @@ def test_loader_makes_what_transformers_makes() -> None:
     (picture,) = loader.make_pictures(1)
     for name, make in loader.processors().items():
         ours = loader.our_patches(picture) if name.startswith("patches") else loader.ours(picture)
-        assert (loader.levels_of(make(picture)) - ours).abs().max() <= 2.01, name
+        apart = (loader.levels_of(make(picture)) - ours).abs()
+        assert (apart > 1.01).double().mean() <= 1e-4, name
 
 
 def test_packing_checks_before_it_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
