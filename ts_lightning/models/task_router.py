@@ -20,7 +20,10 @@ from transformers import BertConfig, BertModel
 SHIPPED = Path(__file__).parent / "shipped_router"
 FILES = ("router.safetensors", "router.json", "tokenizer.json")
 LENGTH = 96  # a longer prompt is read from both ends
-_REGION = re.compile(r"\{region:\d+\}|#\d+\b", re.ASCII)
+_NUMBER = r"\s*\d+(?:\.\d+)?\s*"
+_NUMBERS = rf"[\[(]{{1,2}}{_NUMBER}(?:,{_NUMBER}){{1,3}}[\])]{{1,2}}"  # [x, y, x, y], (x, y), [[x, y, x, y]]
+_REGION = re.compile(rf"\{{region:\d+\}}|#\d+\b|{_NUMBERS}(?:\s*,\s*{_NUMBERS})?", re.ASCII)
+_MARK = re.compile(r"<\|?/?\w{1,32}\|?>")  # of pictures, boxes and phrases, in any model's notation
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[REGION]")
 
 
@@ -96,6 +99,17 @@ class TaskRouter:
         """The same router with int8 matrices."""
         return TaskRouter(self.tasks, _quantize(self.bert.eval()), _quantize(self.head.eval()), self.tokenizer)
 
+    def floating(self) -> "TaskRouter":
+        """The same router with fp32 matrices, to be trained on."""
+        router = untrained(self.tasks, self.tokenizer, **_sizes(self.bert.config))
+        for mine, its in ((self.bert, router.bert), (self.head, router.head)):
+            state = dict(mine.state_dict())
+            for stem in [key.removesuffix("scale") for key in state if key.endswith("scale")]:
+                scale, zero_point = state.pop(f"{stem}scale"), state.pop(f"{stem}zero_point").float()
+                state[f"{stem}weight"] = (state[f"{stem}weight"].float() - zero_point[:, None]) * scale[:, None]
+            its.load_state_dict(state)
+        return router
+
 
 class Int8Linear(nn.Module):
     """y = x W^T + b with W = (weight - zero_point) * scale, one scale and zero point for each output row."""
@@ -150,8 +164,8 @@ def _quantize(module: Any) -> Any:
 
 
 def clean(prompt: str) -> str:
-    """A prompt as the router reads it: no picture marks, one word for any region."""
-    return _REGION.sub("[REGION]", prompt.replace("<image>", " "))
+    """A prompt as the router reads it: no marks, one word for any region, be it a mark of the prompt or numbers."""
+    return _REGION.sub("[REGION]", _MARK.sub(" ", prompt))
 
 
 def train_vocabulary(prompts: Iterable[str], vocab_size: int = 3000) -> Tokenizer:
@@ -171,9 +185,9 @@ def untrained(
     tasks: Sequence[str],
     tokenizer: Tokenizer,
     hidden_size: int = 128,
-    num_hidden_layers: int = 3,
+    num_hidden_layers: int = 2,
     num_attention_heads: int = 4,
-    intermediate_size: int = 512,
+    intermediate_size: int = 256,
     vocab_size: int | None = None,
 ) -> TaskRouter:
     """A router with fresh fp32 weights, to be trained."""
@@ -185,6 +199,8 @@ def untrained(
         intermediate_size=intermediate_size,
         max_position_embeddings=LENGTH,
         type_vocab_size=1,
+        hidden_dropout_prob=0.0,  # prompts are made without end: none is seen often
+        attention_probs_dropout_prob=0.0,
     )
     bert = BertModel(config, add_pooling_layer=False)
     return TaskRouter(tasks, bert, nn.Linear(hidden_size, len(tasks)), tokenizer)

@@ -1,5 +1,6 @@
 """Training of the task router on (prompt, task) pairs, its accuracy, and its time on one core."""
 
+import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from ts_lightning.models.task_router import TaskRouter, train_vocabulary, untrained
 
 Pair = tuple[str, str]
+KEPT_EVERY = 500
 
 
 def train_router(
@@ -19,16 +21,24 @@ def train_router(
     lr: float = 1e-3,
     seed: int = 0,
     report: Callable[[int, float], None] = lambda step, loss: None,
+    keep: Callable[[TaskRouter], None] = lambda router: None,
+    start: TaskRouter | None = None,
 ) -> TaskRouter:
-    """A router over the tasks of the pairs, in int8; classes are weighted to count alike."""
+    """A router over the tasks of the pairs, in int8; classes are weighted to count alike.
+
+    Its weights are a running average, and no rate depends on `steps`: what `keep` gets every 500 steps is what a
+    training of so many steps gives. `start` is a saved router of the same tasks to go on from.
+    """
     counts = Counter(task for _, task in pairs)
     tasks = ["understanding", *sorted(set(counts) - {"understanding"})]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        router = untrained(tasks, train_vocabulary(prompt for prompt, _ in pairs))
+        router = start.floating() if start else untrained(tasks, train_vocabulary(prompt for prompt, _ in pairs))
         parameters = [*router.bert.parameters(), *router.head.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, fused=True)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, total_iters=50)
+        average = copy.deepcopy(router)
+        averaged = [*average.bert.parameters(), *average.head.parameters()]
         weights_C = torch.tensor([len(pairs) / max(1, counts[task]) for task in tasks])
         router.bert.train()
         batches = _batches(pairs, batch_size)
@@ -41,9 +51,13 @@ def train_router(
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(averaged, parameters, max(0.003, 9 / (10 + step)))
+            if (step + 1) % KEPT_EVERY == 0:
+                keep(copy.deepcopy(average).quantized())
             if step % 100 == 0 or step + 1 == steps:
                 report(step, loss.item())
-    return router.quantized()
+    return average.quantized()
 
 
 def _batches(pairs: Sequence[Pair], batch_size: int) -> list[list[int]]:

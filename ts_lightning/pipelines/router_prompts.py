@@ -1,7 +1,8 @@
-"""Prompts for the task router: questions with and without an instruction to answer with boxes, in many wordings.
+"""Prompts for the task router: questions that want a place in the picture, and all others, in many wordings.
 
-A template is a whole line with its slots open. Every fifth template is held out by its hash: no line of a held-out one
-is ever trained on, while its single words are.
+Where / find / locate / point / show / detect, a request for boxes and a bare referring expression are grounding. All
+else is understanding, and so is a question about a region that the user gives. A template is a whole line with open
+slots. Every fifth template is held out by its hash: no line of a held-out one is ever trained on, while its words are.
 """
 
 import hashlib
@@ -19,14 +20,29 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-NOUNS = _words(
-    "circle square triangle star cross ring dog cat person man woman child car bus truck bicycle horse bird "
-    "cup bottle chair table lamp book phone shirt hat shoe tree flower house door window sign ball box box box step "
-    "map grid frame bag clock plate knife banana apple umbrella boat plane train laptop keyboard dress"
+@cache
+def words(kind: str) -> tuple[str, ...]:
+    """The words of one kind (nouns, adjectives, gerunds, verbs, traits, kinds, places, openers, closers)."""
+    lines = (line.partition(": ") for line in templates("router/words"))
+    return tuple(word for name, _, rest in lines if name == kind for word in rest.split(", "))
+
+
+DETERMINERS = ("the", "the", "the", "a", "a", "my", "this", "that", "his", "her", "their", "your", "")
+RELATIONS = (
+    *(
+        "left of",
+        "to the left of",
+        "right of",
+        "to the right of",
+        "above",
+        "below",
+        "behind",
+        "next to",
+        "near",
+        "with",
+    ),
+    *("in front of", "on top of", "on", "under", "in", "of", "by", "holding", "wearing", "between", "closest to"),
 )
-ADJECTIVES = ("", *_words("red blue green yellow purple orange white black small large old wooden striped round tall"))
-RELATIONS = ("left of", "right of", "above", "below", "behind", "next to", "in front of", "on top of")
-REGIONS = ("{region:0}", "{region:1}", "#1", "#2", "region #1", "the box {region:0}", "this area {region:0}")
 
 BOXES = (
     *("a box", "boxes", "its box", "the box", "a bounding box", "bounding boxes", "its bounding box", "a bbox"),
@@ -50,7 +66,9 @@ SCOPES = (
 )
 REPLY = ("Answer with {x}", "Reply with {x}", "Respond with {x}", "Answer using {x}", "Answer by giving {x}")
 GIVE = tuple(f"{v} {{x}}" for v in _words("Give Provide Return Output Include Add Report Write Show Draw"))
+BEHIND = (" with {x}", ", with {x}", " using {x}", " and give {x}", ", giving {x}", " and add {x}")
 STEPS = (
+    *("Reason in steps with {x}", "Use {x} in each step", "Answer in steps with {x}", "Explain it with {x}"),
     *("Answer step by step with {x}", "Think in steps and give {x}", "Reason step by step and give {x}"),
     *("Go step by step, with {x}", "Think step by step and ground each step with {x}"),
 )
@@ -68,6 +86,14 @@ ASK: tuple[str, ...] = (
     "What are the {y} of {a}?",
 )
 ASK += (
+    *(
+        "Provide the {y} of {a}",
+        "Please provide the {y} for {a}",
+        "Please return the {y} of {a}",
+        "Tell me the {y} of {a}",
+    ),
+    *("Give the {y} of the area with {a}", "Return the {y} of the part that shows {a}", "{y} for: {a}", "{y}: {a}"),
+    *("Provide {y} for the thing described as {a}", "Please output the {y} of what this says: {a}"),
     "Draw the {y} around {a}",
     "I need the {y} of {a}",
     "Please give the {y} of {a}",
@@ -77,7 +103,10 @@ ASK += (
     "{a}: {y}",
     "Show the {y} of {a}",
 )
-PLACES = ("box", "bounding box", "bbox", "coordinates", "box coordinates", "bounding boxes", "location as a box")
+PLACES = (
+    *("box", "bounding box", "bbox", "coordinates", "box coordinates", "bounding boxes", "location as a box"),
+    *("bounding box coordinates", "box coordinate", "bounding box coordinate", "x and y coordinates"),
+)
 
 STYLES = (
     *("In short", "In detail", "Answer in one word", "Answer with a word", "Answer with a number", "Be brief"),
@@ -101,7 +130,7 @@ BOX_THINGS = (
 )
 ABOUT = (
     *("What color is {x}?", "Compare {x}.", "Describe {x}.", "What is in {x}?", "Is there {x} under {a}?"),
-    *("Is {x} open?", "What do you think of {x}?", "Who made {x}?", "Where does {x} stand?", "Explain {x}."),
+    *("Is {x} open?", "What do you think of {x}?", "Who made {x}?", "How does {x} look?", "Explain {x}."),
     *("Read {x}.", "What does {x} contain?", "Tell me about {x}.", "Why is {x} there?", "Can you open {x}?"),
     *("Is {a} in {x}?", "Count {x}.", "What is the meaning of {x}?", "Who needs {x}?", "Write a joke about {x}."),
     *("Are you sure about {x}?", "Is {x} larger than {a}?", "Which of {x} is closer to {a}?", "What do {x} hold?"),
@@ -109,26 +138,18 @@ ABOUT = (
 )
 
 
-def held_out(template: str) -> bool:
-    """Whether a template belongs to the held-out part."""
-    return hashlib.sha256(template.encode()).digest()[0] % 5 == 0
-
-
-_ASKING = _words("box boxes Box Boxes coordinates bbox bounding grounded ground")  # never by chance
-_ORDERS = tuple(sorted({form.split()[0] for form in (*REPLY, *GIVE, *STYLES)} | {"Include", "Add", "Give", "Mark"}))
-
-
 @cache
 def instructions() -> tuple[str, ...]:
     """What turns the question {q} into a grounding one: a sentence behind it or a lead before it."""
     after = [f"{{q}} {form.format(x=x)}{scope}." for form, x, scope in product((*REPLY, *GIVE), BOXES, SCOPES)]
     after += [f"{{q}} {form.format(x=x)}." for form, x in product(STEPS, BOXES)]
+    after += [f"{{q}}{form.format(x=x)}{scope}." for form, x, scope in product(BEHIND, BOXES, SCOPES)]
     return (*after, *(f"{form.format(x=x)}{{q}}" for form, x in product(LEADS, BOXES)))
 
 
 @cache
 def requests() -> tuple[str, ...]:
-    """Requests for the place of {a} in one sentence."""
+    """Requests for the box of {a} in one sentence."""
     asked = [form.replace("{y}", y) for form, y in product(ASK, PLACES)]
     return (*(f"{verb} {{a}}{by.format(x=x)}." for verb, by, x in product(FIND, BY, BOXES)), *asked)
 
@@ -139,81 +160,162 @@ def styles() -> tuple[str, ...]:
     return ("{q}", *(f"{{q}} {style}." for style in STYLES), *(f"{style}: {{q}}" for style in STYLES))
 
 
-def prompts(number: int, seed: int, held: bool) -> Iterator[tuple[str, str]]:
-    """`number` (prompt, task) pairs, half of each task; a question comes twice in a row, without and with boxes.
+@cache
+def _lines() -> dict[str, tuple[str, ...]]:
+    about = tuple(form.replace("{x}", x) for form, x in product(ABOUT, BOX_THINGS))
+    files = {
+        name: tuple(templates(f"router/{name}")) for name in ("questions", "plain", "regions", "chat", "find", "calls")
+    }
+    return files | {"about": about, "instructions": instructions(), "requests": requests(), "styles": styles()}
+
+
+@cache
+def _part(held: bool) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(t for t in lines if held_out(t) == held) for name, lines in _lines().items()}
+
+
+def prompts(number: int, seed: int, held: bool, expressions: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """`number` (prompt, task) pairs, half of each task; a question often comes twice, without and with boxes.
 
     Prompts of the held-out part use held-out templates only: of the question, and of what stands around it. In the
-    training part many questions have words replaced by others, real or made up, and some have a second sentence of such
-    words: what counts is whether boxes are asked for, not whether the words are known.
+    training part things may have a made-up name, and there are typing errors. `expressions` are referring expressions
+    that people wrote: they stand alone and in the place of things.
     """
     random = Random(seed)
-    parts = {name: [t for t in lines if held_out(t) == held] for name, lines in _lines().items()}
-    pool = sorted({w for line in parts["questions"] for w in line.split() if w.isalpha()} - set(_ASKING))
+    part, fill = _part(held), _Fill(random, made_up=not held, expressions=expressions)
+    ends = {"questions": 0.15, "about": 0.15, "plain": 0.4, "regions": 0.1, "chat": 0.2}
     for _ in range(number // 2):
-        question = fill(random.choice(parts["questions"]), random)
-        if not held and random.random() < 0.5:
-            question = _strange(question, pool, random)
-        if not held and random.random() < 0.1:  # long ones: what counts may come after much else
-            question = f"{_strange(question, pool, random)} " * random.randint(2, 12) + question
-        if random.random() < 0.4:
-            yield _varied(question, random), UNDERSTANDING
+        question = fill(random.choice(part[random.choices([*ends], [*ends.values()])[0]]))
+        long = random.random() < 0.03  # what counts may come after much else
+        if long:
+            question = f"{question} " * random.randint(2, 8) + question
+        bare, style = random.random() < 0.7, random.choice(part["styles"])
+        yield fill.typed(question if bare else style.replace("{q}", question)), UNDERSTANDING
+        draw = random.random()
+        if draw < 0.27 or long:
+            form = random.choice(part["instructions"])
+            request = form.replace("{q}", question.rstrip(".?") if form[3:].lstrip(", ")[:1].islower() else question)
+        elif draw < 0.45:
+            request = fill(random.choice(part["requests"]))
+        elif draw < 0.77:
+            request = fill(random.choice(part["find"]))
+            if random.random() < 0.05:
+                request = style.replace("{q}", request)
         else:
-            yield _varied(random.choice(parts["styles"]).replace("{q}", question), random), UNDERSTANDING
-        if random.random() < 0.6:
-            yield _varied(random.choice(parts["instructions"]).replace("{q}", question), random), GROUNDING
-        else:
-            yield _varied(fill(random.choice(parts["requests"]), random), random), GROUNDING
+            request = fill.call(part["calls"])
+        yield fill.typed(request), GROUNDING
 
 
-def _strange(question: str, pool: Sequence[str], random: Random) -> str:
-    """The question with words replaced, at times followed by an order of strange words."""
-    share = random.choice((0.2, 0.5, 1.0))
-    words = [_word(pool, random) if w.isalpha() and random.random() < share else w for w in question.split()]
-    if random.random() < 0.4:
-        order = [random.choice(_ORDERS), *(_word(pool, random) for _ in range(random.randint(1, 4)))]
-        words = [*words, *order] if random.random() < 0.7 else [*order, ".", *words]
-    return " ".join(words) + ("" if words[-1].endswith("?") else random.choice(("", ".", "?", "!")))
+class _Fill:
+    """Fills the slots of templates, and dresses a line as people type.
+
+    {a}, {b} things, {n} plural, {w} noun, {j} adjective, {g} gerund, {v} verb, {t} trait, {k} kind, {p} place and
+    {r} region
+    """
+
+    def __init__(self, random: Random, made_up: bool, expressions: Sequence[str]) -> None:
+        self.random, self.made_up, self.expressions = random, made_up, expressions
+
+    def __call__(self, template: str) -> str:
+        slots = {"w": self.noun, "n": self.plural, "a": self.thing, "b": self.thing, "r": self.region}
+        kinds = {"j": "adjectives", "g": "gerunds", "v": "verbs", "t": "traits", "k": "kinds", "p": "places"}
+        for slot in (*slots, *kinds):
+            while f"{{{slot}}}" in template:
+                value = slots[slot]() if slot in slots else self.random.choice(words(kinds[slot]))
+                template = template.replace(f"{{{slot}}}", value, 1)
+        return template
+
+    def noun(self) -> str:
+        """One noun, at times a pair of them or a made-up word."""
+        random = self.random
+        if self.made_up and random.random() < 0.1:
+            return "".join(
+                random.choice("bcdfghklmnprstvwz") + random.choice("aeiouy") for _ in range(random.randint(1, 4))
+            )
+        noun = random.choice(words("nouns"))
+        return f"{random.choice(words('nouns'))} {noun}" if random.random() < 0.08 else noun
+
+    def plural(self) -> str:
+        """Several things."""
+        noun = self.noun()
+        adjective = f"{self.random.choice(words('adjectives'))} " if self.random.random() < 0.3 else ""
+        return f"{adjective}{noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+
+    def thing(self, alone: bool = False) -> str:
+        """A thing that is spoken of, at times told by another (not where `alone`)."""
+        random = self.random
+        if self.expressions and random.random() < 0.25:
+            phrase = random.choice(self.expressions)
+            return phrase if phrase.startswith("the ") or random.random() < 0.3 else f"the {phrase}"
+        if random.random() < 0.06:
+            return random.choice(
+                ("it", "this", "that", "he", "she", "him", "her", "them", "the other one", "everything")
+            )
+        adjectives = (random.choice(words("adjectives")) for _ in range(random.choice((0, 0, 1, 1, 2))))
+        name = " ".join((random.choice(DETERMINERS), *adjectives, self.noun())).strip()
+        draw = random.random()
+        if draw < 0.2 and not alone:
+            return f"{name} {random.choice(RELATIONS)} {self.thing(alone=True)}"
+        if draw < 0.3:
+            return f"{name} {random.choice(words('places'))}"
+        if draw < 0.4:
+            return f"{name} {random.choice(('', 'that is ', 'who is '))}{random.choice(words('gerunds'))}"
+        return name
+
+    def call(self, calls: Sequence[str]) -> str:
+        """A referring expression alone, as in RefCOCO."""
+        if self.expressions and self.random.random() < 0.5:
+            return self.random.choice(self.expressions)
+        return self(self.random.choice(calls)).lower()
+
+    def region(self) -> str:
+        """A region that the user gives: a mark of the prompt, numbers, or words around them."""
+        random = self.random
+        numbers = [random.choice((random.randint(0, 999), random.randint(0, 99), random.random())) for _ in range(4)]
+        x, y, w, h = (f"{n:.2f}" if isinstance(n, float) else str(n) for n in numbers)
+        mark = random.choice((f"[{x}, {y}, {w}, {h}]", f"({x}, {y})", "{region:0}", "#1"))
+        spelled = random.choice((f"x1={x} y1={y} x2={w} y2={h}", f"x={x}, y={y}", f"{x} {y} {w} {h}", f"pixel {x} {y}"))
+        around = ("{m}", "{m}", "{m}", "region {m}", "the region {m}", "the box {m}", "this area {m}", "the area {m}")
+        around += ("box {m}", "bbox {m}", "point {m}", "the point {m}", "this region: {m}", "the bounding box {m}")
+        around += ("the object in {m}", "the marked region {m}", "the location {m}", "the user's box {m}")
+        return random.choice(around).replace("{m}", spelled if random.random() < 0.1 else mark)
+
+    def typed(self, prompt: str) -> str:
+        """As people type: words before and behind, lower case, no final mark, an article less, a typing error."""
+        random = self.random
+        if random.random() < 0.12:
+            opener = random.choice(words("openers"))
+            prompt = f"{opener}{random.choice((' ', ', '))}{prompt if random.random() < 0.5 else _lower_first(prompt)}"
+        if random.random() < 0.12:
+            prompt = f"{prompt.rstrip('.?')}{random.choice((' ', ', '))}{random.choice(words('closers'))}"
+        if random.random() < 0.3:
+            prompt = prompt.lower()
+        if random.random() < 0.25:
+            prompt = prompt.rstrip(".?")
+        if random.random() < 0.1:
+            prompt = prompt.replace(" the ", " ").replace(" a ", " ")
+        if random.random() < 0.3:
+            prompt = prompt.replace("'", "")
+        if self.made_up and random.random() < 0.1:
+            prompt = self._mistyped(prompt)
+        return prompt
+
+    def _mistyped(self, prompt: str) -> str:
+        """Two letters swapped, one left out, or one twice."""
+        at = self.random.randrange(max(1, len(prompt) - 1))
+        a, b = prompt[at : at + 1], prompt[at + 1 : at + 2]
+        if not (a + b).isalpha():
+            return prompt
+        return prompt[:at] + self.random.choice((b + a, b, a + a + b)) + prompt[at + 2 :]
 
 
-def _word(pool: Sequence[str], random: Random) -> str:
-    """A word of the templates, or syllables that are none."""
-    if random.random() < 0.5:
-        return random.choice(pool)
-    return "".join(random.choice("bcdfghklmnprstvwz") + random.choice("aeiouy") for _ in range(random.randint(1, 4)))
+def held_out(template: str) -> bool:
+    """Whether a template belongs to the held-out part."""
+    return hashlib.sha256(template.encode()).digest()[0] % 5 == 0
 
 
-def _lines() -> dict[str, tuple[str, ...]]:
-    about = (form.replace("{x}", x) for form, x in product(ABOUT, BOX_THINGS))
-    questions = (*templates("router/questions"), *about)
-    return {"questions": questions, "instructions": instructions(), "requests": requests(), "styles": styles()}
-
-
-def fill(template: str, random: Random) -> str:
-    """A template with its slots filled: {a}, {b} things, {n} a plural, {w} a word, {r} a region."""
-    values = {"a": thing(random), "b": thing(random), "w": random.choice(NOUNS), "r": random.choice(REGIONS)}
-    adjective = random.choice(ADJECTIVES)
-    noun = random.choice(NOUNS)
-    values["n"] = f"{adjective} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}".strip()
-    for slot, value in values.items():
-        template = template.replace(f"{{{slot}}}", value)
-    return template
-
-
-def thing(random: Random) -> str:
-    """A referring expression."""
-    name = " ".join(["the", random.choice(ADJECTIVES), random.choice(NOUNS)]).replace("  ", " ")
-    return f"{name} {random.choice(RELATIONS)} {thing(random)}" if random.random() < 0.25 else name
-
-
-def _varied(prompt: str, random: Random) -> str:
-    """As people type: at times in lower case, without a final mark, with an article less."""
-    if random.random() < 0.25:
-        prompt = prompt.lower()
-    if random.random() < 0.2:
-        prompt = prompt.rstrip(".?")
-    if random.random() < 0.1:
-        prompt = prompt.replace(" the ", " ")
-    return prompt
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 # Wordings of neither part, written by hand: how far it carries.
