@@ -211,10 +211,11 @@ class Pictures:
         if self.excluded and any([self.is_excluded(one) for one in (short, also) if one]):
             self.dropped.note("pictures that are excluded", short)
             return None
-        sides = [whole_pixels(side) for side in size or ()]
-        if None in sides:
-            self.dropped.note(NO_SIZE, name, stops=False)
-        size = (sides[0], sides[1]) if sides and None not in sides else None
+        if size is not None:
+            sides = [pixels for side in size if (pixels := whole_pixels(side)) is not None]
+            size = (sides[0], sides[1]) if len(sides) == 2 else None
+            if size is None:
+                self.dropped.note(NO_SIZE, name, stops=False)
         if self.folder is None:
             return SampleImage(short, *(size or UNKNOWN)), None
         path = self.find(name)

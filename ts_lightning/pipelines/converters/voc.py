@@ -143,9 +143,9 @@ def _photo(
     for number, one in enumerate(root.findall("object")):
         if not difficult and one.findtext("difficult", "0") == "1":
             continue
-        if name := " ".join(clean(one.findtext("name") or "").split()):
+        if called := " ".join(clean(one.findtext("name") or "").split()):
             objects.append(one)
-            names.append(name)
+            names.append(called)
         else:
             dropped.note(BAD_ROW, f"{file.name} object {number}: no name")
     spelled = {name.casefold(): name for name in reversed(names)}
