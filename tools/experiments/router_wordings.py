@@ -9,8 +9,8 @@ from ts_lightning.models.task_router_training import Pair
 from ts_lightning.pipelines.converters.files import plain_pickles
 
 WRITTEN = Path("tests/fixtures/router_wordings.tsv")
-MADE = ("hi", "explain the joke", "What's in the box [120, 44, 310, 290]?")  # written ones that a template makes too
-DRAWN = {"refcoco": 63, "refcocos": 20, "mig_bench": 40, "pope": 80}  # pope has no more
+MADE = ("hi", "explain the joke", "Suggest a title.", "What's in the box [120, 44, 310, 290]?")  # by a template too
+DRAWN = {"refcoco": 64, "refcocos": 20, "mig_bench": 40, "pope": 80}  # pope has no more
 
 
 def written(path: Path = WRITTEN) -> list[Pair]:

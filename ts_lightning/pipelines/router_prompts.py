@@ -94,6 +94,20 @@ ASK += (
     ),
     *("Give the {y} of the area with {a}", "Return the {y} of the part that shows {a}", "{y} for: {a}", "{y}: {a}"),
     *("Provide {y} for the thing described as {a}", "Please output the {y} of what this says: {a}"),
+    *(
+        "Please give the {y} of the region this phrase names: {a}.",
+        "Provide the {y} of the region in this description: {a}",
+    ),
+    *(
+        "Please provide the {y} of the object that this expression means: {a}",
+        "The {y} of what this sentence says: {a}",
+    ),
+    *("Return the {y} of the area this caption talks about: {a}.", "Please provide the {y} this text describes: {a}."),
+    *(
+        "Please output the {y} for the region described by these words: {a}",
+        "Provide the {y} that fits the sentence: {a}.",
+    ),
+    *("Which region does this expression describe? Give the {y}: {a}", "Describe where it is by the {y}: {a}"),
     "Draw the {y} around {a}",
     "I need the {y} of {a}",
     "Please give the {y} of {a}",
@@ -186,9 +200,9 @@ def prompts(number: int, seed: int, held: bool, expressions: Sequence[str] = ())
     ends = {"questions": 0.15, "about": 0.15, "plain": 0.4, "regions": 0.1, "chat": 0.2}
     for _ in range(number // 2):
         question = fill(random.choice(part[random.choices([*ends], [*ends.values()])[0]]))
-        long = random.random() < 0.03  # what counts may come after much else
+        long = random.random() < 0.05  # what counts may come after much else
         if long:
-            question = f"{question} " * random.randint(2, 8) + question
+            question = f"{question} " * random.randint(2, 30) + question
         bare, style = random.random() < 0.7, random.choice(part["styles"])
         yield fill.typed(question if bare else style.replace("{q}", question)), UNDERSTANDING
         draw = random.random()

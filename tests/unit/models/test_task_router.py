@@ -136,7 +136,7 @@ def test_odd_prompts(shipped: TaskRouter) -> None:
     for prompt in ("", " ", "\0", "word " * 5000, "\u4f60\u597d", "?" * 1000):
         assert shipped(prompt) in shipped.tasks
     assert shipped.read(["word " * 5000])[0].shape == (1, LENGTH)
-    assert shipped("Describe the scene. " * 8 + "Answer with a box.") == "grounding"
+    assert shipped("Describe the scene. " * 100 + "Answer with a box.") == "grounding"
     together = shipped.probabilities(["What color is it?", "Where is the red cup? Answer with a box."])
     alone = shipped.probabilities(["What color is it?"])
     torch.testing.assert_close(together[:1], alone, atol=1e-4, rtol=1e-4)
