@@ -16,6 +16,7 @@ from ts_lightning.models.package import is_package, read_config
 from ts_lightning.runs.checkpoint_io import CheckpointIO
 from ts_lightning.runs.class_paths import instantiate
 from ts_lightning.runs.package_state import data_config, model_config
+from ts_lightning.runs.signals import FILENAME as STOPPED
 
 LARGE_BASE, LARGE_SETTING = 20_000_000, 10_000  # of this size nobody's memory is in danger
 STANDALONE = "ts_lightning.json"
@@ -41,10 +42,14 @@ def load(path: str | Path) -> Any:
 
 
 def run_checkpoint(path: str | Path) -> str | Path:
-    """The last checkpoint of a run's folder; the fetched folder of a `hub:NAME`; `path` itself for anything else."""
+    """The newest checkpoint of a run's folder; the fetched folder of a `hub:NAME`; `path` itself for anything else.
+
+    That is last.ckpt, or the one that a signal had the run save after it.
+    """
     path = on_disk(path)
     last = Path(path) / RUN_LAST
-    return last if last.is_file() else path
+    kept = [one for one in (last, last.with_name(STOPPED)) if one.is_file()]
+    return max(kept, key=lambda one: one.stat().st_mtime_ns, default=path)
 
 
 def _build(model: dict[str, Any]) -> Any:

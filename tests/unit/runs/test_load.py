@@ -1,5 +1,6 @@
 """A folder stands for what it holds; a base that is gone is told in a line."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,13 @@ def test_a_base_that_is_gone_is_told_in_one_line(tmp_path: Path) -> None:
         instantiate(BaseModule, "ts_lightning.training.SFT", {"vlm": vlm})
     assert "\n" not in str(caught.value)
     assert "Namespace" not in str(caught.value)
+
+
+def test_a_stopped_run_is_what_its_signal_saved_until_it_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    last, stopped = (tmp_path / "checkpoints" / name for name in ("last.ckpt", "stopped.ckpt"))
+    for newest in (stopped, last):
+        for path in (last, stopped):
+            path.touch()
+            os.utime(path, (1, 2 if path == newest else 1))
+        assert run_checkpoint(tmp_path) == newest
