@@ -42,9 +42,7 @@ class GrowingLayer(DynamicLayer):
 
     def lay_out(self, rows_Q: Tensor, columns_QS: Tensor) -> None:
         """Make Q rows of the own ones: position s of row q is the one at (rows_Q[q], columns_QS[q, s])."""
-        self.stores = [
-            states[rows_Q[:, None], :, columns_QS].transpose(1, 2).contiguous() for states in (self.keys, self.values)
-        ]
+        self.stores = [store[rows_Q[:, None], :, columns_QS].transpose(1, 2).contiguous() for store in self.stores]
         self.keys, self.values = self.stores
 
     def put(self, other: "GrowingLayer", rows: Tensor) -> None:

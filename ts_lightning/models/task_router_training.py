@@ -52,7 +52,8 @@ def train_router(
             optimizer.step()
             schedule.step()
             with torch.no_grad():
-                torch._foreach_lerp_(averaged, parameters, max(0.003, 9 / (10 + step)))
+                for mean, value in zip(averaged, parameters, strict=True):
+                    mean.lerp_(value, max(0.003, 9 / (10 + step)))
             if (step + 1) % KEPT_EVERY == 0:
                 keep(copy.deepcopy(average).quantized())
             if step % 100 == 0 or step + 1 == steps:

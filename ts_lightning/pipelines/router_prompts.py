@@ -289,9 +289,11 @@ class _Fill:
         x, y, w, h = (f"{n:.2f}" if isinstance(n, float) else str(n) for n in numbers)
         mark = random.choice((f"[{x}, {y}, {w}, {h}]", f"({x}, {y})", "{region:0}", "#1"))
         spelled = random.choice((f"x1={x} y1={y} x2={w} y2={h}", f"x={x}, y={y}", f"{x} {y} {w} {h}", f"pixel {x} {y}"))
-        around = ("{m}", "{m}", "{m}", "region {m}", "the region {m}", "the box {m}", "this area {m}", "the area {m}")
-        around += ("box {m}", "bbox {m}", "point {m}", "the point {m}", "this region: {m}", "the bounding box {m}")
-        around += ("the object in {m}", "the marked region {m}", "the location {m}", "the user's box {m}")
+        around = (
+            *("{m}", "{m}", "{m}", "region {m}", "the region {m}", "the box {m}", "this area {m}", "the area {m}"),
+            *("box {m}", "bbox {m}", "point {m}", "the point {m}", "this region: {m}", "the bounding box {m}"),
+            *("the object in {m}", "the marked region {m}", "the location {m}", "the user's box {m}"),
+        )
         return random.choice(around).replace("{m}", spelled if random.random() < 0.1 else mark)
 
     def typed(self, prompt: str) -> str:
