@@ -34,11 +34,11 @@ def train_router(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         router = start.floating() if start else untrained(tasks, train_vocabulary(prompt for prompt, _ in pairs))
-        parameters = [*router.bert.parameters(), *router.head.parameters()]
+        parameters: list[torch.Tensor] = [*router.bert.parameters(), *router.head.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, fused=True)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.02, total_iters=50)
         average = copy.deepcopy(router)
-        averaged = [*average.bert.parameters(), *average.head.parameters()]
+        averaged: list[torch.Tensor] = [*average.bert.parameters(), *average.head.parameters()]
         weights_C = torch.tensor([len(pairs) / max(1, counts[task]) for task in tasks])
         router.bert.train()
         batches = _batches(pairs, batch_size)
