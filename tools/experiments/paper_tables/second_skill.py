@@ -35,7 +35,7 @@ def render(folder: Path, share: float) -> None:
 
 
 WORLD = World(
-    render, {"names": ("val_names-*.tar", "answers"), "understanding": ("val_understanding-*.tar", "answers")}
+    render, {"names": ("val_names-*.tar", "answers"), "understanding": ("test_understanding-*.tar", "answers")}
 )
 BASE = Row("base")
 MIXED = {"train": None, "mix": {"names": {"shards": NAMES}, "understanding": {"shards": twist.REPLAY}}}

@@ -32,7 +32,7 @@ def render(folder: Path, share: float) -> None:
     twist.render(folder, share)
     if not list(folder.glob("dev-*.tar")):
         total = max(8, int(200 * share))
-        write_shards(grounding_samples("test", total, ("localization", "rec")), folder, "dev", 2000)
+        write_shards(grounding_samples("dev", total, ("localization", "rec")), folder, "dev", 2000)
 
 
 TABLES = (

@@ -9,7 +9,13 @@ from tools.experiments.paper_report import Finding, Table
 from tools.experiments.paper_rows import SHARDS, Row, World, over
 from ts_lightning.data.sample import Sample
 from ts_lightning.data.write import write_shards
-from ts_lightning.pipelines.toy_world.shards import training_samples, understanding_samples, write_toy_shards
+from ts_lightning.pipelines.toy_world.shards import (
+    NEW,
+    grounding_samples,
+    training_samples,
+    understanding_samples,
+    write_toy_shards,
+)
 
 TRAIN = f"{SHARDS}/train-*.tar"
 NEGATIVE, STEPS = "negative", "cot"
@@ -17,12 +23,19 @@ NOISE = 0.3  # of the side; IoU of such a box with the true one is about 0.65
 
 
 def render(folder: Path, share: float) -> None:
-    """The toy world's shards, then understanding records to replay, and grounding records with boxes that are off."""
+    """The toy world's training shards, understanding records to replay, grounding records with boxes that are off.
+
+    And suites about scenes of the "test" split: the toy run's steps and rate were chosen by the "val" ones.
+    """
     total, val = max(16, int(32000 * share)), max(8, int(400 * share))
-    stamp, wanted = folder / "papers.txt", f"train {total}\n"
+    stamp, wanted = folder / "papers.txt", f"train {total} test {val}\n"
     if write_toy_shards(folder, total, val) or not stamp.is_file() or stamp.read_text() != wanted:
         write_shards(understanding_samples("train", max(16, total // 8)), folder, "replay", 2000)
         write_shards(map(noisy, training_samples(total)), folder, "noisy", 2000)
+        write_shards(grounding_samples("test", val, ("localization", "rec")), folder, "test_known", 2000)
+        write_shards(grounding_samples("test", val, ("no_color",), domain=NEW), folder, "test_new", 2000)
+        write_shards(grounding_samples("test", val // 2, ("scout", "negative")), folder, "test_steps", 2000)
+        write_shards(understanding_samples("test", val), folder, "test_understanding", 2000)
         stamp.write_text(wanted)
 
 
@@ -43,10 +56,10 @@ def noisy(sample: Sample) -> Sample:
 WORLD = World(
     render,
     {
-        "known": ("val_grounding-*.tar", "rec"),
-        "new": ("val_new-*.tar", "rec"),
-        "steps": ("val_steps-*.tar", "steps"),
-        "understanding": ("val_understanding-*.tar", "answers"),
+        "known": ("test_known-*.tar", "rec"),
+        "new": ("test_new-*.tar", "rec"),
+        "steps": ("test_steps-*.tar", "steps"),
+        "understanding": ("test_understanding-*.tar", "answers"),
     },
 )
 

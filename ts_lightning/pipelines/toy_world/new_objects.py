@@ -31,7 +31,8 @@ OUTLINES: dict[str, list[tuple[float, float]]] = {
     "kite": [(0.5, 0), (1, 0.3), (0.5, 1), (0, 0.3)],
 }
 KINDS = tuple(OUTLINES)
-FIRST_SEED = {"train": 40_000_000_000, "dev": 41_000_000_000, "val": 42_000_000_000}  # scenes of their own
+# scenes of their own
+FIRST_SEED = {"train": 40_000_000_000, "dev": 41_000_000_000, "val": 42_000_000_000, "test": 43_000_000_000}
 
 
 def sample_new_scene(seed: int) -> Scene:
