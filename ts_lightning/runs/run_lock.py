@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -48,6 +47,8 @@ class RunLock:
             "started": process_start(os.getpid()),
         }
         self.held = False
+        self._released = threading.Event()
+        self._refreshing: threading.Thread | None = None
 
     def acquire(self) -> None:
         """Take the lock; ValueError when another writer is alive or newer."""
@@ -59,7 +60,9 @@ class RunLock:
                 raise ValueError(f"{self.path.parent}: {seen}")
             replace_file(self.path, json.dumps(self.me))
         self.held = True
-        threading.Thread(target=self._refresh, daemon=True, name="run lock").start()
+        self._released.clear()
+        self._refreshing = threading.Thread(target=self._refresh, daemon=True, name="run lock")
+        self._refreshing.start()
         atexit.register(self.release)
         self.check()
 
@@ -78,6 +81,9 @@ class RunLock:
     def release(self) -> bool:
         """Remove the lock if it is still ours, which is returned."""
         self.held = False
+        self._released.set()
+        if self._refreshing:  # else it may touch the file of whoever comes next; a disk that hangs is not waited for
+            self._refreshing.join(1)
         with suppress(OSError, ValueError):  # on a disk that went away there is nothing to remove
             other = read_lock(self.path)
             if other is not None and other["token"] == self.me["token"]:
@@ -86,14 +92,14 @@ class RunLock:
         return False
 
     def _refresh(self) -> None:
-        while self.held:
+        while not self._released.is_set():
             with suppress(OSError, ValueError):
                 other = read_lock(self.path)
                 if other is not None and other["token"] != self.me["token"]:
                     return  # taken over: the file says that another one is alive
                 if other is not None:
                     os.utime(self.path)
-            time.sleep(REFRESH_SECONDS)
+            self._released.wait(REFRESH_SECONDS)
 
     def _replaceable(self, other: dict[str, Any]) -> bool:
         same_job = other["job"] and other["job"] == self.me["job"]
