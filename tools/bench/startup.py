@@ -1,6 +1,6 @@
 """How long a command takes before it does anything: CPU seconds of `--help`, of a wrong option, and of `fit`'s start.
 
-    python -m tools.bench startup
+    python -m tools.bench.startup
 
 `fit` is counted until it has the first batch, on the committed toy shards, in a process of its own with one thread.
 """
