@@ -294,9 +294,9 @@ def request_of(
 def prompts_of(vlm: VLM, batch: Mapping[str, Any]) -> list[Prompt]:
     """The prompts of a batch (padded on any side) as an engine takes them: one placeholder for each picture."""
     image_id, rows = vlm.backbone.image_token_id, list[Prompt]()
-    pictures = iter(vlm.encoder.pictures(batch)) if len(batch.get("pixel_values", ())) else iter(())
-    tokens = iter(vlm.encoder.tokens_of_pictures(batch) if len(batch.get("pixel_values", ())) else ())
     numbers = batch["images_per_row"].tolist()
+    pictures = iter(vlm.encoder.pictures(batch) if any(numbers) else ())
+    tokens = iter(vlm.encoder.tokens_of_pictures(batch) if any(numbers) else ())
     for ids_T, valid_T, number in zip(batch["input_ids"], batch["valid"], numbers, strict=True):
         expanded = ids_T[valid_T].tolist()
         own = [next(pictures) for _ in range(number)]

@@ -10,10 +10,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.unit.data_samples import picture
+from tests.unit.models.hf_families import make_folder
 from tests.unit.models.test_backbones import MAKERS, qwen_config, sample
 from ts_lightning.data.collate import collate
 from ts_lightning.data.sample import SampleImage
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
+from ts_lightning.models.backbones.hf import HFBackbone
 from ts_lightning.models.backbones.llava import LlavaBackbone
 from ts_lightning.models.backbones.qwen_vl import QwenVLBackbone
 from ts_lightning.rl import RolloutCallback, VLLMEngine
@@ -40,6 +42,14 @@ def test_pictures_come_back_from_a_batch_as_they_went_in(name: str) -> None:
         for sent, data in zip(prompt.pictures, one.image_bytes, strict=True):
             seen = vlm.encoder.seen_picture(data)
             assert Image.open(io.BytesIO(sent)).tobytes() == seen.tobytes()
+
+
+def test_pictures_of_any_familys_processor_are_refused_in_a_line(tmp_path: Path) -> None:
+    """Its processor's own form can't be made into a picture again."""
+    vlm = PlainVLM(HFBackbone(str(make_folder("qwen2_vl", tmp_path))), train=[])
+    row = vlm.encode(sample("grounding", (80, 60)), for_generation=True)
+    with pytest.raises(ValueError, match="expected uint8 pixels"):
+        prompts_of(vlm, collate([row], vlm.pad_id))
 
 
 def test_a_whole_model_is_written_as_its_folder_was(tmp_path: Path) -> None:
