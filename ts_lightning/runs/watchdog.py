@@ -94,9 +94,11 @@ class Watchdog(Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._end.set()
         if self._thread:  # a run that came to its end leaves no mark: a second start of it then changes no byte
-            self._thread.join()
-            for path in (self._path(self.mark["rank"]), self._path(self.mark["rank"]).with_suffix(".tmp")):
+            self._thread.join(1)
+            path = self._path(self.mark["rank"])
+            with suppress(OSError):  # a disk that went away is no reason to fail a run that has ended
                 path.unlink(missing_ok=True)
+                path.with_suffix(".tmp").unlink(missing_ok=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._end.set()
