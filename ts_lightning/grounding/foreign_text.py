@@ -29,3 +29,8 @@ def table_cell(value: Any) -> str:
     """
     text = str(value)
     return f"'{text}" if _FORMULA.match(text) else text
+
+
+def visible(value: Any) -> str:
+    """One line of printable characters: line breaks, tabs, a terminal's commands and unseen marks are escapes."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(value))

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.unit.hostile_texts import FORMULAS, TEXTS, markdown_structure
-from ts_lightning.grounding.foreign_text import markdown_code, markdown_text, table_cell
+from ts_lightning.grounding.foreign_text import markdown_code, markdown_text, table_cell, visible
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -28,3 +28,8 @@ def test_a_cell_begins_no_formula(text: str) -> None:
     cell = table_cell(text)
     assert cell.strip()[0] not in "=+-@\uff1d"
     assert text in cell  # nothing is lost
+
+
+def test_what_is_not_seen_is_shown() -> None:
+    assert visible("a\tb\n\x1b[2J\u202e\ud83d") == r"a\tb\n\x1b[2J\u202e\ud83d"
+    assert visible("a dog, 狗 = \\n") == "a dog, 狗 = \\n"

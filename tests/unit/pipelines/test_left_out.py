@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.data_samples import put
+from tests.unit.hostile_texts import TEXTS
 from ts_lightning.pipelines.converters import gqa, hiertext, pointqa, visual_genome
 from ts_lightning.pipelines.converters.source import Dropped, Pictures, excluded_names
 
@@ -37,6 +38,17 @@ def test_rows_that_lack_a_field_are_left_out_by_name(tmp_path: Path) -> None:
     assert not dropped.path.exists()
     with pytest.raises(ValueError, match=r"questions\.json question 1: no 'imageId': seen one of the rows that lack"):
         list(gqa.read(tmp_path, Pictures(dropped=Dropped(strict=True))))
+
+
+def test_names_of_strangers_are_one_cell_each_and_no_formula(tmp_path: Path) -> None:
+    dropped = Dropped(path=tmp_path / "left_out.txt")
+    for text in TEXTS:
+        dropped.note("odd rows", f"{text}\x1b[2J\t=1+1")
+    dropped.close()
+    rows = [line.split("\t") for line in dropped.path.read_text().split("\n")[:-1]]
+    assert [len(row) for row in rows] == [2] * len(TEXTS)
+    assert all(cell.isprintable() and cell.strip()[0] not in "=+-@\uff1d" for _, cell in rows)
+    assert all(line.isprintable() for line in dropped.lines())  # they go to a terminal
 
 
 def test_excluded_pictures_are_found_under_every_name(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from zlib import crc32
 from ts_lightning.data.images import inspect_image
 from ts_lightning.data.sample import IMAGE_MARK, REGION_MARK, Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.grounding.boxes import Box
+from ts_lightning.grounding.foreign_text import table_cell, visible
 from ts_lightning.grounding.prompts import templates
 from ts_lightning.pipelines.converters.files import Broken, load_json, read_text
 
@@ -49,7 +50,9 @@ class LeftOut(Exception):
 class Dropped(Counter[str]):
     """What was left out, counted by reason, with the first names of each; `strict` stops at the first one.
 
-    All names go to the file `path`, a line each (reason, tab, name), once `close` says so.
+    All names go to the file `path`, a line each (reason, tab, name), once `close` says so. A name comes from files of
+    strangers: it is written as one cell of a table, its control characters as escapes, and no
+    formula for a spreadsheet.
     """
 
     def __init__(self, strict: bool = False, path: Path | None = None) -> None:
@@ -61,16 +64,17 @@ class Dropped(Counter[str]):
 
     def note(self, reason: str, name: object, stops: bool = True) -> None:
         """Count one; ValueError "NAME: REASON" under `strict` unless it is so by choice or kept (`stops` False)."""
+        name = visible(name)
         if self.strict and stops:
             raise Stop(f"{name}: seen one of the {reason}, expected none (strict)")
         self[reason] += 1
         if len(names := self.names.setdefault(reason, [])) < 20:
-            names.append(str(name))
+            names.append(name)
         if self.path is not None:
             if self.file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.file = open(self.path.with_suffix(".tmp"), "w", encoding="utf-8")  # noqa: SIM115 (see `close`)
-            self.file.write(f"{reason}\t{name}\n")
+            self.file.write(f"{reason}\t{table_cell(name)}\n")
 
     @contextmanager
     def row(self, where: object) -> Iterator[None]:
