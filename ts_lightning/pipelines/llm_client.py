@@ -202,18 +202,25 @@ class LocalChat:
         self.name, self.codec, self.max_tokens = f"local:{Path(folder).name}", codec, max_tokens
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.processor: Any = None
-        safe = {"local_files_only": True, "trust_remote_code": False}
         try:
             from transformers import AutoProcessor
 
-            self.processor = AutoProcessor.from_pretrained(folder, **safe)
-            model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", use_safetensors=True, **safe)
+            self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model: Any = self._model(AutoModelForImageTextToText, folder)
         except (OSError, ValueError, KeyError):  # no vision tower: a text model
             self.processor = None
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, **safe)
-        self.tokenizer = getattr(self.processor, "tokenizer", None) or AutoTokenizer.from_pretrained(folder, **safe)
+            model = self._model(AutoModelForCausalLM, folder)
+        self.tokenizer = getattr(self.processor, "tokenizer", None) or AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         self.model = model.to(self.device).eval()
         self.lock = threading.Lock()
+
+    @staticmethod
+    def _model(kind: Any, folder: str) -> Any:
+        return kind.from_pretrained(
+            folder, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
 
     def chat(
         self, messages: Messages, images: Sequence[bytes] = (), schema: dict[str, Any] | None = None, attempt: int = 0

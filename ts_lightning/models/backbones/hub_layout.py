@@ -161,6 +161,7 @@ def load_weights_of(kind: Any, folder: Path, config: Any, dtype: str, fresh: Seq
             output_loading_info=True,
             use_safetensors=True,
             local_files_only=True,
+            trust_remote_code=False,
         )
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"pretrained: {folder}: {str(error).splitlines()[0][:200]}") from None
@@ -218,7 +219,7 @@ def check_tokens(backbone: Backbone, tokenizer: Any, image_token: str) -> None:
 
 def small_tokenizer(marks: Sequence[str] = (), end: str | None = None) -> Any:
     """The tiny base's tokenizer with further marks, for models of random weights; `end` ends an answer."""
-    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED, local_files_only=True, trust_remote_code=False)
     known = tokenizer.get_vocab()
     tokenizer.add_tokens([AddedToken(mark, normalized=False, special=True) for mark in marks if mark not in known])
     if end is not None:

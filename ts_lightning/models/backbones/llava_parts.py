@@ -55,7 +55,12 @@ def _load(kind: Any, folder: Path, types: tuple[str, ...], dtype: str) -> Any:
         raise ValueError(f"{folder}: seen model_type {seen!r}, expected {' or '.join(map(repr, types))}")
     try:
         model, info = kind.from_pretrained(
-            folder, dtype=getattr(torch, dtype), output_loading_info=True, local_files_only=True
+            folder,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            weights_only=True,  # Vicuna and OpenAI's CLIP are published as .bin alone
+            local_files_only=True,
+            trust_remote_code=False,
         )
     except UnpicklingError:
         raise ValueError(f"{folder}: seen pickled weights that hold more than tensors, expected safetensors") from None

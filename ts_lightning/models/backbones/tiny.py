@@ -55,7 +55,7 @@ class TinyBackbone(HubBackbone):
             raise ValueError(
                 f"TinyBackbone.pretrained: no model.safetensors in {folder}, expected a folder made by save"
             )
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if pretrained is None:
             config = _config(
                 tokenizer, hidden_size, intermediate_size, num_layers, num_heads, vision_layers, image_size, patch_size
