@@ -184,7 +184,7 @@ class VLM(Recorded, nn.Module):
     def decoder_inputs(self, batch: Mapping[str, Any], context: Routing) -> dict[str, Any]:
         """What the decoder takes beside mask, positions and cache: `inputs_embeds` [B, T, H] and what a model adds."""
         embeds_BTH = self.token_embeddings(batch["input_ids"], context)
-        if not number_of_pictures(batch):
+        if torch.is_grad_enabled() and not number_of_pictures(batch):
             embeds_BTH = with_zero_gradients(embeds_BTH, self._of_pictures())
         return self.backbone.decoder_inputs(batch, embeds_BTH)
 
