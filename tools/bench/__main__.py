@@ -2,7 +2,8 @@
 
     python -m tools.bench [--threads 2] [--rounds 5] CASE
 
-CASE: twin, sft, packing, grpo, rollout_vllm, loader, convert, score, serve, memory, full_size, grpo_full_size.
+CASE: twin, sft, packing, grouped, grpo, rollout_vllm, loader, convert, score, serve, memory, full_size,
+grpo_full_size.
 
 A failed correctness check, which runs before any timing, exits with status 1.
 """
@@ -15,6 +16,7 @@ import torch
 from tools.bench import (
     convert,
     full_size,
+    grouped,
     grpo,
     grpo_full_size,
     loader,
@@ -45,6 +47,9 @@ def main() -> int:
     case = cases.add_parser("packing", help="a step on the questions of a picture in one row, or in a row each")
     case.add_argument("--pictures", type=int, default=4)
     case.set_defaults(run=packing.main)
+    case = cases.add_parser("grouped", help="attention of decoding steps of grouped-query models")
+    case.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    case.set_defaults(run=grouped.main)
     case = cases.add_parser("grpo", help="a GRPO step with the prompt read once a group")
     case.add_argument("--parts", nargs="+", default=list(grpo.PARTS), choices=tuple(grpo.PARTS))
     case.set_defaults(run=grpo.main)

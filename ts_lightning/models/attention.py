@@ -19,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 from ts_lightning.models.packing import branch_mask
 
 CHOICES = ("auto", "sdpa", "flex", "flash")
+UNFOLDED = {"softcap", "position_bias", "cache"}  # what transformers' function does with them is its own
 Sections = list[list[Tensor]]
 
 
@@ -34,7 +35,8 @@ def attend(
     """Attention as transformers calls it: [B, N, Q, D] and its keys and values to [B, Q, N, D].
 
     A `BlockMask` runs FlexAttention, compiled on a GPU and plain on a CPU; any other mask, or none, SDPA. With `flash`
-    what has no mask runs SDPA's flash kernel or nothing. With `sections` (of that function) each runs on its own.
+    what has no mask runs SDPA's flash kernel or nothing. With `sections` (of that function) each runs on its own. In
+    decoding, grouped keys and values are read where they are: see `_folded`.
     """
     if (parts := kwargs.pop("sections", None)) is not None:
         return _by_section(module, query, key, value, parts, **kwargs), None
@@ -52,7 +54,31 @@ def attend(
     if flash and attention_mask is None:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+    if _folds(query, key, attention_mask) and not UNFOLDED & {name for name, x in kwargs.items() if x is not None}:
+        return _folded(query, key, value, attention_mask, kwargs.get("scaling"), kwargs.get("dropout", 0.0)), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+def _folds(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
+    """Whether these are grouped heads in decoding (fewer queries than keys) under a mask that all heads share."""
+    queries = query.shape[2]
+    shared = queries == 1 if mask is None else mask.ndim == 4 and mask.shape[1] == 1
+    return query.shape[1] > key.shape[1] and queries < key.shape[2] and shared
+
+
+def _folded(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, dropout: float
+) -> Tensor:
+    """[B, Q, N, D]: the heads that share keys stand behind each other as queries, so that no key or value is copied.
+
+    What is copied is their mask, which is small as long as the queries are few.
+    """
+    rows, heads, queries, size = query.shape
+    if mask is not None and queries > 1:
+        mask = mask.repeat(1, 1, heads // key.shape[1], 1)
+    folded = query.reshape(rows, key.shape[1], -1, size)
+    out = nn.functional.scaled_dot_product_attention(folded, key, value, mask, dropout, scale=scale)
+    return out.reshape(rows, heads, queries, -1).transpose(1, 2).contiguous()
 
 
 def _by_section(

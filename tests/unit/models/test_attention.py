@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tests.unit.models.hf_families import make_folder
 from tests.unit.models.test_packed_questions import BACKBONES, LOSSES, image_id, questions, results
@@ -87,3 +89,60 @@ def test_what_cannot_run_is_refused() -> None:
         packed_results(PlainVLM(BACKBONES["tiny"]()), "step_mean", "flex")
     with pytest.raises(ValueError, match="attention: seen 'fast', expected one of auto, sdpa, flex, flash"):
         PlainVLM(BACKBONES["tiny"](), attention="fast")
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that an operation makes anew: views share what they look at."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = operation(*args, **(kwargs or {}))
+        given = {x.untyped_storage().data_ptr() for x in args if torch.is_tensor(x)}
+        for one in made if isinstance(made, tuple) else (made,):
+            if torch.is_tensor(one) and one.untyped_storage().data_ptr() not in given:
+                self.elements = max(self.elements, one.numel())
+        return made
+
+
+def answers_of(group: int, keys: int = 40) -> Tensor:
+    """The mask of one token of each of `group` answers behind two prompts, one of them padded on the left."""
+    own_BG = torch.arange(1, group + 1).expand(2, -1)
+    branch_BK = torch.zeros(2, keys, dtype=torch.long)
+    branch_BK[1, :5] = -1
+    branch_BK[:, keys - group :] = own_BG
+    return branch_mask(own_BG, branch_BK)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("group", [1, 3])
+def test_grouped_keys_are_read_where_they_are_in_decoding(group: int, causal: bool, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(shape, generator=generator).to(dtype) for shape in ((2, 6, group, 8), (2, 2, 40, 8), (2, 2, 40, 8))
+    )
+    heads: Any = Heads()
+    heads.num_key_value_groups, heads.is_causal = 3, causal
+    masks: list[Tensor | None] = [answers_of(group), *([None] if group == 1 else [])]
+    for mask in masks:
+        with torch.no_grad(), Largest() as largest:
+            seen, _ = attend(heads, query, key, value, mask, scaling=0.3)
+        keys, values = (x.double().repeat_interleave(3, 1) for x in (key, value))
+        scores = 0.3 * query.double() @ keys.mT
+        scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+        expected = (scores.softmax(-1) @ values).transpose(1, 2)
+        tolerance = 1e-6 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(seen.double(), expected, rtol=tolerance, atol=tolerance)
+        assert largest.elements < key.numel()
+        dense, _ = sdpa_attention_forward(heads, query, key, value, mask, scaling=0.3)
+        torch.testing.assert_close(seen, dense, rtol=tolerance, atol=tolerance)
+
+
+def test_what_is_not_folded_is_as_it_was() -> None:
+    query, key = torch.randn(1, 4, 8, 16), torch.randn(1, 2, 8, 16)
+    dense = branch_mask(BRANCHES[:1])
+    expected, _ = sdpa_attention_forward(Heads(), query, key, key, dense)
+    assert torch.equal(attend(Heads(), query, key, key, dense)[0], expected)
+    with pytest.raises(ValueError, match="softcap"):
+        attend(Heads(), query[:, :, :1], key, key, None, softcap=3.0)

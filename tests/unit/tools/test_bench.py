@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tools.bench import gradient_noise, harness, loader, packing, sft, twin
+from tools.bench import gradient_noise, grouped, harness, loader, packing, sft, twin
 
 
 def test_twin_keeps_at_most_065_of_what_the_naive_loop_keeps() -> None:
@@ -29,6 +29,19 @@ def test_sft_beside_transformers_trainer(monkeypatch: pytest.MonkeyPatch, capsys
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["max_relative_error"] < 1e-5
     assert said["ratios"].keys() == said["spread"].keys() >= {"plain_twin", "transformers_trainer"}
+
+
+def test_grouped_attention_beside_copied_keys(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(grouped, "PROMPTS", {"1x20": (1, 20)})
+    assert grouped.main(rounds=1) == grouped.main(rounds=1, dtype="bfloat16") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["ratios"].keys() == {
+        "Qwen2-VL-2B/1x20",
+        "Qwen2-VL-7B/1x20",
+    }
+    monkeypatch.setattr(grouped, "attend", lambda *given, **named: (torch.zeros(1, 8, 12, 128), None))
+    assert grouped.main(rounds=1) == 1
 
 
 def test_saved_bytes_counts_each_storage_once_and_no_weights() -> None:
