@@ -132,6 +132,8 @@ def test_the_notations_of_families_by_hand() -> None:
     ]
     assert read("internvl") == [([dog], "a dog"), ([(0, 0, 0.1, 0.1), (0.001, 0.002, 0.003, 0.004)], None)]
     assert read("glm") == [([dog], None)]
+    decimals = get_codec("qwen3_vl", CoordinateSpace("decimals:3", "original"))  # as Kimi-VL was seen to answer
+    assert [m.boxes for m in decimals.parse_strict('{"bbox_2d": [0.010, 0.020, 0.300, 1.000]}', SIZE)] == [[dog]]
     assert read("molmo") == [([((pytest.approx(0.105), 0.2),)], "a dog")]
 
 
