@@ -80,6 +80,12 @@ def run(words: list[str]) -> int:
         return 0
     verb, rest = split_verb(words)
     if verb in LIGHTNING:
+        if {"-h", "--help"} & set(rest):
+            from ts_lightning.cli.short_help import short_help
+
+            print(short_help(verb))
+            return 0
+        rest = ["--help" if word == "--help=all" else word for word in rest]
         check_options(verb, rest)
         with quick_imports():
             from ts_lightning.cli import lightning

@@ -13,6 +13,7 @@ import pytest
 
 from ts_lightning.cli import COMMON, LIGHTNING, OPTIONS, VERBS, main
 from ts_lightning.cli.parsing import build, documented, read
+from ts_lightning.cli.short_help import OPTIONS as SHOWN
 
 
 @dataclass(frozen=True)
@@ -139,13 +140,31 @@ def test_the_options_that_are_known_before_lightning_is_imported_are_its_own(
     name: str, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(SystemExit):
-        main([name, "--help"])
+        main([name, "--help=all"])
     text = capsys.readouterr().out
     assert f"\n    ts-lightning {name} -" in text
     assert "eval/rec.yaml" in text or "fit/toy_twist.yaml" in text
     own = set(re.findall(r"^  (?:-\w(?: \w+)?, )?--(\w+)", text, re.MULTILINE))
     assert own >= {"config", "trainer", "model", "data"}
     assert own <= {*COMMON, *OPTIONS[name]} <= own | {"optimizer", "lr_scheduler"}
+
+
+@pytest.mark.parametrize("name", LIGHTNING)
+def test_the_short_help_is_short_and_its_options_are_there(name: str, capsys: pytest.CaptureFixture) -> None:
+    assert main([name, "--help"]) == main([name, "-c", "fit/toy_twist.yaml", "-h"]) == 0
+    text = capsys.readouterr().out.split("usage: ")[1]
+    assert text.startswith(f"ts-lightning {name} ")
+    assert f"\n    ts-lightning {name} -" in text
+    assert text.count("\n") < 45
+    values = {"accelerator": "cpu", "precision": "32-true", "resume": "false"}
+    values |= dict.fromkeys(("val", "test"), "{a: {shards: b}}")
+    own = {"-c", "--ckpt_path", "--allow_classes", "--print_config", "--model.help", "--help=all"}
+    words = [name, "-c", "fit/toy_twist.yaml"]
+    for option in [option.split()[0] for option in SHOWN[name] if option.split()[0] not in own]:
+        words += [option, values.get(option.split(".")[-1].removeprefix("--"), "1")]
+    with pytest.raises(SystemExit) as left:
+        main([*words, "--print_config"])
+    assert left.value.code in (None, 0)
 
 
 def test_help_and_version_import_nothing_heavy() -> None:
