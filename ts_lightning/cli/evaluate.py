@@ -95,6 +95,7 @@ def evaluate(
 
     from ts_lightning.cli.evaluation import asked_pairs, judged, merged_overlays, rule_of, stored
     from ts_lightning.cli.lightning import main as lightning
+    from ts_lightning.grounding.foreign_text import visible
     from ts_lightning.grounding.resizing import resize_rule
     from ts_lightning.metrics.judge import few_shot_instruction
     from ts_lightning.metrics.protocols import Protocol
@@ -148,7 +149,7 @@ def evaluate(
         if submission is not None:
             print(f"{submission}: {write_submission(records, submission)} answers for MMBench's server")
         page = write_suite_report(scores, records, out, title)
-        print(f"{markdown(scores)}\n\n{page}")
+        print(f"{markdown(scores, visible)}\n\n{page}")
         if rows := by_noise({name: one["score"] for name, one in scores.items()}):
             print(noise_table(rows))
             plot_noise(rows, out / "noise.png")

@@ -4,7 +4,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from ts_lightning.metrics.suites import by_suite
 from ts_lightning.reports.pictures import write_sheets
 
 Scores = Mapping[str, Mapping[str, Any]]
+Words = Callable[[Any], str]
 COLUMNS = ("suite", "rule", "questions", "figure", "score", "95% interval", "paper", "against it", "cut off")
 # What is no share: sums, marks and counts are printed as they are, everything else in per cent as papers do.
 NO_SHARE = frozenset(
@@ -141,26 +142,29 @@ def _interval(one: Mapping[str, Any]) -> str:
     return " to ".join(number(one["main"], value) for value in one["interval"])
 
 
-def markdown(scores: Scores) -> str:
-    """The table, and under it for each suite the papers' figures, all figures a line each, and the convention."""
-    lines = _table(COLUMNS, rows(scores))
+def markdown(scores: Scores, text: Words = markdown_text) -> str:
+    """The table, and under it for each suite the papers' figures, all figures a line each, and the convention.
+
+    `text` writes names and cells: for a terminal `foreign_text.visible`.
+    """
+    lines = _table(text, COLUMNS, rows(scores))
     for suite, one in scores.items():
-        lines += ["", f"## {markdown_text(suite)}", ""]
+        lines += ["", f"## {text(suite)}", ""]
         if warning := one["figures"].get("warning"):
-            lines += [f"**{markdown_text(warning)}**", ""]
+            lines += [f"**{text(warning)}**", ""]
         if others := against(one):
-            lines += _table(("figure", "ours", "paper", "against it"), _paper_rows(others))
+            lines += _table(text, ("figure", "ours", "paper", "against it"), _paper_rows(others))
         if cells := figures(one):
-            lines += ["", *_table(("figure", "value"), cells)]
+            lines += ["", *_table(text, ("figure", "value"), cells)]
         if groups := group_table(one):
-            lines += ["", *_table(*groups)]
-        lines += ["", *(f"- {markdown_text(k)}: {markdown_text(v)}" for k, v in about(one).items())]
+            lines += ["", *_table(text, *groups)]
+        lines += ["", *(f"- {text(k)}: {text(v)}" for k, v in about(one).items())]
     return "\n".join(lines)
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+def _table(text: Words, head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return lines + ["| " + " | ".join(markdown_text(cell) for cell in row) + " |" for row in body]
+    return lines + ["| " + " | ".join(text(cell) for cell in row) + " |" for row in body]
 
 
 def _paper_rows(found: Sequence[Against]) -> list[list[str]]:

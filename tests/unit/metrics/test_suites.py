@@ -17,11 +17,12 @@ from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.data.write import write_shards
 from ts_lightning.grounding import get_codec
+from ts_lightning.grounding.foreign_text import visible
 from ts_lightning.metrics.intervals import interval, paired
 from ts_lightning.metrics.record import Record, Truth, write_records
 from ts_lightning.metrics.steps import StepAnswer
 from ts_lightning.metrics.suites import SuiteMetrics, compare, score_suites
-from ts_lightning.reports.suite_report import against, number, write_suite_report
+from ts_lightning.reports.suite_report import against, markdown, number, write_suite_report
 from ts_lightning.training.answer_files import join, read_answers
 from ts_lightning.training.records import record_of
 
@@ -186,6 +187,7 @@ def test_every_suite_gets_through_a_report(path: Path, tmp_path: Path, monkeypat
         assert "| gic_coco | gic | 1 | AP | - | - | 15.0 (TWIST &amp; SCOUT, Table 2) | - | 0.0 |" in table
         assert "- scored: no: it needs the data set's COCO file" in table
         assert "| AP50 | - | 49.3 (TWIST &amp; SCOUT, Table 2) | - |" in table
+        assert "| AP50 | - | 49.3 (TWIST & SCOUT, Table 2) | - |" in markdown(scores, visible)
 
 
 def test_a_suite_without_truth_leaves_the_others_their_scores() -> None:
