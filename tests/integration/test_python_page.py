@@ -44,6 +44,5 @@ def test_the_pages_code_and_commands(
     assert Path("runs/python/package/package.safetensors").is_file()
     exec(re.sub(r"max_steps=\d+", "max_steps=1", unsaved), names)
     assert isinstance(names["trainer"].optimizers[0], torch.optim.SGD)
-    with pytest.raises(ValueError, match="functools.partial of a class"):
+    with pytest.raises(ValueError, match=r"functools\.partial of a class"):
         names["trainer"].save_checkpoint("function.ckpt")
-
