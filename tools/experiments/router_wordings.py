@@ -9,6 +9,7 @@ from ts_lightning.models.task_router_training import Pair
 from ts_lightning.pipelines.converters.files import plain_pickles
 
 WRITTEN = Path("tests/fixtures/router_wordings.tsv")
+BLIND = Path("tests/fixtures/router_blind.tsv")  # written after the shipped router; nothing was decided by them
 MADE = ("hi", "explain the joke", "Suggest a title.", "What's in the box [120, 44, 310, 290]?")  # by a template too
 DRAWN = {"refcoco": 64, "refcocos": 20, "mig_bench": 40, "pope": 80}  # pope has no more
 
@@ -46,6 +47,17 @@ def unmade(sets: dict[str, list[Pair]], seed: int = 1) -> list[Pair]:
     random = Random(seed)
     picked = [pair for name, number in DRAWN.items() for pair in random.sample(sets[name], number)]
     return [*(pair for pair in written() if pair[0] not in MADE), *picked]
+
+
+def blind(sets: dict[str, list[Pair]]) -> list[Pair]:
+    """Wordings that came after the shipped router: 60 written ones, and drawn ones of the real files, none of `unmade`.
+
+    All texts of POPE are among the 300.
+    """
+    asked = {pair for seed in (0, 1) for pair in unmade(sets, seed)}
+    random = Random(2)
+    fresh = {name: [pair for pair in sets[name] if pair not in asked] for name in DRAWN if name != "pope"}
+    return [*written(BLIND), *(pair for name, some in fresh.items() for pair in random.sample(some, DRAWN[name]))]
 
 
 def _once(prompts: Iterable[str], task: str) -> list[Pair]:

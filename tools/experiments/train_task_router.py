@@ -86,7 +86,7 @@ def main() -> int:
     if args.real.is_dir():
         sets = router_wordings.real(args.real)
         unmade = router_wordings.unmade(sets)
-        groups |= {"300 unmade": unmade, **sets}
+        groups |= {"300 unmade": unmade, "blind": router_wordings.blind(sets), **sets}
         print(f"300 unmade: {300 - len(new_prompts(unmade, pairs))} have a text that was trained on")
     result = {}
     for name, asked in groups.items():

@@ -44,8 +44,12 @@ class TaskRouter:
 
     @torch.no_grad()
     def probabilities(self, prompts: Sequence[str]) -> Tensor:
-        """[B, C] probabilities of the tasks."""
-        return self.logits(prompts).softmax(-1)
+        """[B, C] probabilities of the tasks. A prompt without a letter or a digit asks for no place: understanding."""
+        chosen_BC = self.logits(prompts).softmax(-1)
+        for row_C, prompt in zip(chosen_BC, prompts, strict=True):
+            if not any(map(str.isalnum, clean(prompt))):
+                row_C.copy_(F.one_hot(torch.tensor(0), len(self.tasks)))
+        return chosen_BC
 
     def logits(self, prompts: Sequence[str]) -> Tensor:
         """[B, C] logits, with gradient where the weights are still floating point."""

@@ -86,6 +86,23 @@ def test_wordings_that_people_wrote(shipped: TaskRouter) -> None:
     assert accuracy(counts) >= 0.95, wrong
 
 
+def test_a_prompt_that_says_nothing_is_understanding(shipped: TaskRouter) -> None:
+    said = shipped.probabilities(["", " \n", "<image>", "?!", "Where is the dog?"])
+    assert said[:, 0].tolist()[:4] == [1, 1, 1, 1]
+    assert said.sum(1).tolist() == pytest.approx([1] * 5)
+    assert said[4, 0] < 0.5
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the question files of ../shared/real")
+def test_wordings_that_came_after_the_router(shipped: TaskRouter) -> None:
+    sets = router_wordings.real(REAL)
+    asked = router_wordings.blind(sets)
+    assert len(set(asked)) == 60 + 124
+    assert not {prompt for prompt, _ in asked} & {prompt for prompt, _ in router_wordings.unmade(sets)}
+    counts, wrong = confusion(shipped, asked)
+    assert accuracy(counts) >= 0.9, wrong
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs the question files of ../shared/real")
 def test_bar_of_the_wordings_that_no_template_made(shipped: TaskRouter) -> None:
     asked = router_wordings.unmade(router_wordings.real(REAL))
