@@ -99,18 +99,19 @@ def quick_look(data: bytes) -> tuple[int, list[str]] | None:
     try:
         if data.startswith(b'{"version"'):
             record = _record(data)
-            if sum(len(question.regions) for question in record.questions) > MAX_ITEMS:
+            questions, every = record.questions, record.regions
+            if sum([len(question.regions) for question in questions]) > MAX_ITEMS:
                 return None
-            questions = record.questions
-            regions = [[record.regions[number] for number in question.regions] for question in record.questions]
+            regions = [[every[number] for number in question.regions] for question in questions]
         else:
             record = _version_1(data)
             questions, regions = [record], [record.regions]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IndexError):
         return None
     count = len(record.images)
-    if not all(_right(question, regions[j], count) for j, question in enumerate(questions)):
-        return None
+    for question, own in zip(questions, regions, strict=True):
+        if not _right(question, own, count):
+            return None
     return count, ["\t".join(question.tags) for question in questions]
 
 
@@ -125,23 +126,27 @@ def _right(question: _Question | _Version1, regions: list[_Region], num_images: 
     ):
         return False
     for region in regions:
-        if region.image >= num_images or (region.box is not None and region.boxes is not None):
+        box, boxes = region.box, region.boxes
+        if region.image >= num_images or (box is not None and boxes is not None):
             return False
-        for x1, y1, x2, y2 in [region.box] if region.box else region.boxes or ():
+        for x1, y1, x2, y2 in (box,) if box else boxes or ():
             if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
                 return False
-    for i, turn in enumerate(question.turns):
-        if (turn.role == "user") != (i % 2 == 0) or turn.text.count(IMAGE_MARK) != (num_images if i == 0 else 0):
+    role, marks = "user", num_images
+    for turn in question.turns:
+        text = turn.text
+        if turn.role != role or text.count(IMAGE_MARK) != marks:
             return False
-        if "{region:" in turn.text:
-            for digits in REGION_MARK.findall(turn.text):
+        role, marks = "assistant" if role == "user" else "user", 0
+        if "{region:" in text:
+            for digits in REGION_MARK.findall(text):
                 if len(digits) > 6 or int(digits) >= len(regions):
                     return False
                 if regions[int(digits)].box is None and regions[int(digits)].boxes is None:
                     return False
         last = 0
         for start, end in turn.steps or ():
-            if not last <= start < end <= len(turn.text):
+            if not last <= start < end <= len(text):
                 return False
             last = end
     answer = question.answer

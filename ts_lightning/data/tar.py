@@ -10,6 +10,7 @@ import re
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import IO, NamedTuple
 from zlib import adler32, crc32
 
@@ -22,10 +23,12 @@ from ts_lightning.grounding.still_pictures import header_fault
 MAX_MEMBER, MAX_META, MAX_TAIL = 256 << 20, 64 << 10, 1 << 20  # bytes: a picture, a long name, zeros behind the end
 _MAX_CHAIN = 4  # headers that may say more about one member
 _BLOCK, _CHUNK = 512, 1 << 20
+_BLANKS = 32 - 8 * 32  # the last of a sum's own bytes, less the eight blanks that it is counted as
 _SPLIT = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)")  # webdataset's rule: the key ends at the first dot of the file name
 _SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's names for remarks about the tar itself
 _IMAGE = re.compile(rf"(?:([0-9]{{1,4}})\.)?(?:{'|'.join(EXTENSIONS)})")
 _SAFE = re.compile(r"[^\x00-\x1f\\/][^\x00-\x1f\\]{0,1023}")  # a relative path without control characters
+_USUAL = re.compile(rb"([0-7]{11})\0.{12}([0-7]{6})\0 0", re.DOTALL)  # size, time, sum and kind of a regular file
 _PAX = re.compile(rb"([0-9]{1,6}) ([^=]+)=")
 _FILE, _FOLDER, _LONG_NAME, _LONG_LINK, _PAX_NEXT, _PAX_ALL = b"0\0", b"5", b"L", b"K", b"x", b"g"
 
@@ -107,20 +110,18 @@ def _records(path: str, members: Iterable[tuple[Member, int, bytes]]) -> list[Re
     parsed: dict[str, tuple[int | None, list[tuple[str, str | None]]]] = {}  # pictures that its JSON names, questions
     faults: dict[str, str] = {}
     last = None
-    for member, crc, data in members:
-        key, extension = split_name(member.name)
+    for (name, offset, size), crc, data in members:
+        key, extension = split_name(name)
         if not key:
-            raise ValueError(f"{path}: member {member.name!r}: seen no key or extension, expected KEY.json, KEY.jpg")
-        if extension != "json" and not _IMAGE.fullmatch(extension):
-            raise ValueError(f"{path}:{key}: seen the member {member.name!r}, expected json, {', '.join(EXTENSIONS)}")
+            raise ValueError(f"{path}: member {name!r}: seen no key or extension, expected KEY.json, KEY.jpg")
+        if extension != "json" and image_order(extension) < 0:
+            raise ValueError(f"{path}:{key}: seen the member {name!r}, expected json, {', '.join(EXTENSIONS)}")
         parts = found.setdefault(key, {})
         if extension in parts:
-            raise ValueError(f"{path}:{key}: seen a duplicate key ({member.name!r} twice), expected unique keys")
+            raise ValueError(f"{path}:{key}: seen a duplicate key ({name!r} twice), expected unique keys")
         if parts and key != last:
-            raise ValueError(
-                f"{path}:{key}: seen {member.name!r} away from its record, expected its members side by side"
-            )
-        parts[extension], last = (member.offset, member.size, crc), key
+            raise ValueError(f"{path}:{key}: seen {name!r} away from its record, expected its members side by side")
+        parts[extension], last = (offset, size, crc), key
         if extension == "json":
             parsed[key] = _questions(data, key)
         elif (why := header_fault(data)) is not None:
@@ -131,7 +132,7 @@ def _records(path: str, members: Iterable[tuple[Member, int, bytes]]) -> list[Re
     for key, parts in found.items():
         if key not in parsed:
             raise ValueError(f"{path}:{key}: seen a record without json, expected {key}.json")
-        numbers = sorted(image_order(name) for name in parts if name != "json")
+        numbers = sorted([image_order(name) for name in parts if name != "json"])
         count, questions = parsed[key]
         expected = max(1, len(numbers)) if count is None else count
         if not numbers and expected:
@@ -203,25 +204,27 @@ def _members(path: str, forward: _Forward, size: int) -> Iterator[tuple[Member, 
         try:
             member = next_member(forward.read_at, position)
         except NotATar as error:
-            raise ValueError(f"{path}: {error}{f' (behind {last})' if last else ''}") from None
-        if not member.name:
-            _check_end(path, forward, member.offset, size, last or "nothing")
+            raise ValueError(f"{path}: {error}{f' (behind member {last})' if last else ''}") from None
+        name, offset, count = member
+        if not name:
+            _check_end(path, forward, offset, size, f"member {last}" if last else "nothing")
             return
-        if member.offset + member.size > size:
+        if offset + count > size:
             raise ValueError(
-                f"{path}: member {member.name}: seen {max(0, size - member.offset)} of {member.size} bytes, "
+                f"{path}: member {name}: seen {max(0, size - offset)} of {count} bytes, "
                 "expected all of them (the tar is cut)"
             )
-        if not _SKIPPED.match(member.name):
-            is_json = member.name[-5:].lower() == ".json"
-            if member.size > (limit := MAX_JSON if is_json else MAX_MEMBER):
-                raise ValueError(f"{path}: member {member.name!r}: seen {member.size} bytes, expected at most {limit}")
-            data = forward.read_at(member.offset, member.size if is_json else min(member.size, _CHUNK))
+        if not (name.startswith("__") and _SKIPPED.match(name)):
+            is_json = name[-5:].lower() == ".json"
+            if count > (limit := MAX_JSON if is_json else MAX_MEMBER):
+                raise ValueError(f"{path}: member {name!r}: seen {count} bytes, expected at most {limit}")
+            data = forward.read_at(offset, count if is_json else min(count, _CHUNK))
             crc = crc32(data)
-            for start in range(len(data), member.size, _CHUNK):
-                crc = crc32(forward.read_at(member.offset + start, min(_CHUNK, member.size - start)), crc)
+            if count > len(data):
+                for start in range(len(data), count, _CHUNK):
+                    crc = crc32(forward.read_at(offset + start, min(_CHUNK, count - start)), crc)
             yield member, crc, data
-        position, last = member.end, f"member {member.name}"
+        position, last = member.end, name
 
 
 def _check_end(path: str, forward: _Forward, position: int, size: int, last: str) -> None:
@@ -250,6 +253,8 @@ def next_member(read_at: ReadAt, position: int) -> Member:
     long_name, pax, chain = None, dict[bytes, bytes](), 0
     while True:
         block = read_at(position, _BLOCK)
+        if not chain and (size := _size_of_usual(block)) >= 0:
+            return Member(_safe(_name(block, None)), position + _BLOCK, size)
         if not (block[:1].strip(b"\0") or block.strip(b"\0")):
             if chain:
                 raise NotATar("seen a long name without its member, expected a whole tar")
@@ -287,9 +292,24 @@ def next_member(read_at: ReadAt, position: int) -> Member:
             if not pax[b"size"].isdigit() or len(pax[b"size"]) > 15:
                 raise NotATar(f"member {name!r}: seen the size {pax[b'size'][:20]!r}, expected a number")
             size = int(pax[b"size"])
-        if not _SAFE.fullmatch(name) or (".." in name and ".." in name.split("/")):
-            raise NotATar(f"member {name[:80]!r}: seen an unsafe name, expected a relative path")
-        return Member(name, position + _BLOCK, size)
+        return Member(_safe(name), position + _BLOCK, size)
+
+
+def _safe(name: str) -> str:
+    """The name of a file; NotATar for one that is no plain relative path."""
+    if not _SAFE.fullmatch(name) or (".." in name and ".." in name.split("/")):
+        raise NotATar(f"member {name[:80]!r}: seen an unsafe name, expected a relative path")
+    return name
+
+
+def _size_of_usual(block: bytes) -> int:
+    """The size of a regular file in a header as tar programs write it, whose sum fits; -1: to be looked at closely."""
+    match = _USUAL.match(block, 124)
+    if match is None or len(block) != _BLOCK:
+        return -1
+    size, stored = match.groups()
+    wrong = adler32(block) - 1 - sum(stored) - _BLANKS - int(stored, 8)
+    return -1 if wrong & 0xFFFF else int(size, 8)
 
 
 def _checksum_fits(block: bytes) -> bool:
@@ -348,6 +368,7 @@ def split_name(name: str) -> tuple[str, str]:
     return (match[1], match[2].lower()) if match else ("", "")
 
 
+@lru_cache(maxsize=1024)
 def image_order(extension: str) -> int:
     """0 for "jpg", k for "k.jpg", -1 for "json"."""
     match = _IMAGE.fullmatch(extension)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.unit.data_samples import picture, sample, shards
 from ts_lightning.cli import main
-from ts_lightning.data import index, index_shards
+from ts_lightning.data import index, index_shards, tar
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.write import write_shards
 
@@ -42,6 +42,39 @@ def refused(path: object) -> str:
     assert "seen" in str(error.value)
     assert "expected" in str(error.value)
     return str(error.value)
+
+
+def read_headers(data: bytes) -> list[tuple[str, int, int]] | str:
+    """Every member, or what is wrong."""
+    found, position = [], 0
+    try:
+        while (member := tar.next_member(lambda start, count: data[start : start + count], position)).name:
+            found.append(tuple(member))
+            position = member.end
+    except tar.NotATar as error:
+        return str(error)
+    return found
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_the_short_way_through_a_header_sees_what_the_long_way_sees(form, monkeypatch):
+    info = tarfile.TarInfo("folder/k0.jpg")
+    info.size, info.mtime = 5, 1_700_000_000
+    whole = info.tobuf(form) + b"abcde".ljust(512, b"\0") + bytes(1024)
+    assert tar._size_of_usual(whole[:512]) == 5
+    long = tarfile.TarInfo("k" * 98 + "/" + "n" * 90 + ".jpg")
+    changed = [whole, long.tobuf(form) + bytes(1024), whole[:400]]
+    for place in range(512):  # a byte changed alone breaks the sum; changed with the sum it is a header again
+        for byte in b"\0 08:\xff":
+            header = bytearray(whole[:512])
+            header[place] = byte
+            changed.append(bytes(header) + whole[512:])
+            header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * 32)
+            changed.append(bytes(header) + whole[512:])
+    found = [read_headers(data) for data in changed]
+    assert found[0] == [("folder/k0.jpg", 512, 5)]
+    monkeypatch.setattr(tar, "_size_of_usual", lambda block: -1)
+    assert found == [read_headers(data) for data in changed]
 
 
 def test_every_member_lies_where_the_index_says(tmp_path):
