@@ -43,9 +43,12 @@ def main() -> int:
     case.add_argument("--device", default="cpu")
     case.add_argument("--shapes", nargs="+", choices=tuple(twin.SHAPES))
     case.set_defaults(run=twin.main)
-    cases.add_parser("sft", help="one training step against training everything").set_defaults(run=sft.main)
+    case = cases.add_parser("sft", help="one training step against training everything")
+    _full_geometry(case)
+    case.set_defaults(run=sft.main)
     case = cases.add_parser("packing", help="a step on the questions of a picture in one row, or in a row each")
     case.add_argument("--pictures", type=int, default=4)
+    _full_geometry(case)
     case.set_defaults(run=packing.main)
     case = cases.add_parser("grouped", help="attention of decoding steps of grouped-query models")
     case.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
@@ -79,6 +82,11 @@ def main() -> int:
     torch.set_num_threads(arguments.pop("threads"))
     run, _ = arguments.pop("run"), arguments.pop("case")
     return run(**arguments)
+
+
+def _full_geometry(case: argparse.ArgumentParser) -> None:
+    case.add_argument("--model", choices=MODELS, help="a paper's, at full geometry; without it a small one on the CPU")
+    case.add_argument("--device", default="cuda", choices=("cpu", "cuda"), help="of --model")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tools.bench.full_step import batch_of, compare, make_twin, rows_about, skipped
 from tools.bench.harness import Step, interleave, ratio, relative_error, report, spread
 from ts_lightning.data.collate import collate, deal, join
 from ts_lightning.losses import Stepwise
@@ -107,8 +108,32 @@ def pad_share(batches: list[dict[str, Any]]) -> float:
     return round(1 - sum(int(batch["valid"].sum()) for batch in batches) / positions, 4)
 
 
-def main(rounds: int = 5, pictures: int = 4) -> int:
-    """Compare loss, gradients and prompts of one picture's questions, then time; ratios are packed / separate."""
+def full(rounds: int, pictures: int, model: str, device: str) -> int:
+    """Steps of a paper's model, its questions behind their picture, in a row each, or joined too."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return skipped("packing", model)
+    vlm = make_twin(model, device)
+    records = [rows_about(vlm, picture, QUESTIONS) for picture in range(pictures)]
+    rows = [row for record in records for row in record]
+    packed = [row for record in records for row in pack_questions(record, vlm.backbone.image_token_id)]
+    pairs = [packed[i : i + 2] for i in range(0, len(packed), 2)]
+    separate = [rows[i : i + MICRO_BATCH] for i in range(0, len(rows), MICRO_BATCH)]
+    forms = {
+        "packed": (loss_of, [batch_of(vlm, part, device) for part in pairs]),
+        "separate_rows": (loss_of, [batch_of(vlm, part, device) for part in separate]),
+    }
+    if vlm.encoder.joins:
+        forms["joined"] = (loss_of, [batch_of(vlm, part, device, joined=True) for part in pairs])
+    return compare("packing", model, device, vlm, forms, forms, rounds)
+
+
+def main(rounds: int = 5, pictures: int = 4, model: str | None = None, device: str = "cuda") -> int:
+    """Compare loss, gradients and prompts of one picture's questions, then time; ratios are packed / separate.
+
+    `model` is one of the papers', at full geometry on `device`; None: the small one on the CPU.
+    """
+    if model is not None:
+        return full(rounds, pictures, model, device)
     vlm = make_vlm()
     records = make_rows(vlm, pictures)
     image_id = vlm.backbone.image_token_id

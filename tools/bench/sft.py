@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from tools.bench.full_step import batch_of, compare, make_twin, rows_about, skipped
 from tools.bench.harness import Step, interleave, ratio, relative_error, report, saved_bytes, spread
 from ts_lightning.data.collate import collate
 from ts_lightning.losses import answer_nll, stepwise_loss
@@ -25,6 +26,7 @@ from ts_lightning.models.moe import MoE, moe_loop
 
 LENGTHS, PICTURE, ANSWER = (420, 320), 36, 60  # tokens of each row, of them its picture's, and its answer's
 HIDDEN, LAYERS, HEADS = 768, 4, 12
+PICTURES = 4  # of a step at full geometry, one question each
 VOCABULARY = 4096  # the tiny tokenizer is smaller; a head of a real model weighs more
 
 
@@ -169,8 +171,31 @@ def gradients(vlm: TwinExpertVLM, loss: Callable[..., Tensor], batch: dict[str, 
     return value.detach(), {name: p.grad.clone() for name, p in vlm.named_parameters() if p.grad is not None}
 
 
-def main(rounds: int = 5) -> int:
-    """Compare loss and gradients of all, then time them; each ratio is ours / the peer."""
+def full(rounds: int, model: str, device: str) -> int:
+    """Steps of a paper's model on a question about each of four pictures, against the plain form of the twin."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return skipped("sft", model)
+    vlm = make_twin(model, device)
+    batches = [batch_of(vlm, [row for picture in range(PICTURES) for row in rows_about(vlm, picture, 1)], device)]
+    forms = {"ours": (answer_loss, batches), "plain_twin": (full_loss, batches)}
+
+    def around(name: str, step: Callable[[], Any]) -> Callable[[], Any]:
+        def plain() -> Any:
+            with patch.object(MoE, "_path", lambda moe, x_TH: moe_loop):  # what is recomputed in backward, too
+                return step()
+
+        return plain if name == "plain_twin" else step
+
+    return compare("sft", model, device, vlm, forms, forms, rounds, around)
+
+
+def main(rounds: int = 5, model: str | None = None, device: str = "cuda") -> int:
+    """Compare loss and gradients of all, then time them; each ratio is ours / the peer.
+
+    `model` is one of the papers', at full geometry on `device`; None: the small one on the CPU.
+    """
+    if model is not None:
+        return full(rounds, model, device)
     frozen, trainable = make_vlm(train_all=False), make_vlm(train_all=True)
     batch = make_batch(frozen)
     expected_loss, expected = gradients(frozen, answer_loss, batch)

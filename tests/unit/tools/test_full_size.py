@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from tests.unit.models.test_backbones import MAKERS
-from tools.bench import full_size
+from tools.bench import full_size, full_step, packing, sft
 from tools.bench.geometry import MODELS, memory, rows
+from ts_lightning.models.flops import step_flops
+from ts_lightning.models.packing import pack_questions
 
 
 def last_line(capsys: pytest.CaptureFixture) -> dict:
@@ -16,8 +18,9 @@ def last_line(capsys: pytest.CaptureFixture) -> dict:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would run at full size")
 def test_without_cuda_it_says_so(capsys: pytest.CaptureFixture) -> None:
-    assert full_size.main(1, "Qwen2-VL-7B") == 0
-    assert "seen no CUDA device" in last_line(capsys)["skipped"]
+    for run in (full_size.main, sft.main, packing.main):
+        assert run(1, model="Qwen2-VL-7B") == 0
+        assert "seen no CUDA device" in last_line(capsys)["skipped"]
 
 
 @pytest.mark.parametrize("name", ["moe_llava", "qwen2_vl"])
@@ -29,6 +32,31 @@ def test_it_trains_and_generates(name: str, monkeypatch: pytest.MonkeyPatch, cap
     figures = last_line(capsys)
     assert figures["step_s"] > 0
     assert figures["new_tokens_per_s"] > 0
+
+
+@pytest.mark.parametrize("name", ["moe_llava", "qwen2_vl"])
+def test_steps_beside_their_peers(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = []
+    monkeypatch.setattr(full_step, "backbone", lambda model: MAKERS[name]())
+    monkeypatch.setattr(full_step, "step_flops", lambda vlm: made.append(vlm) or step_flops(vlm))
+    assert sft.main(1, name, "cpu") == 0
+    assert last_line(capsys)["ratios"].keys() == {"plain_twin"}
+    assert packing.main(1, 2, name, "cpu") == 0
+    said = last_line(capsys)
+    assert said["ratios"].keys() == {"separate_rows", "joined"}
+    asked = [row for picture in range(2) for row in full_step.rows_about(made[0], picture, packing.QUESTIONS)]
+    separate, packed = (
+        full_step.batch_of(made[0], each, "cpu")["counts"]
+        for each in (asked, pack_questions(asked, made[0].backbone.image_token_id))
+    )
+    lengths = [len(row["input_ids"]) for row in asked]
+    assert separate["tokens"] == sum(lengths) > packed["tokens"]
+    assert separate["pairs"] == sum(n * (n + 1) // 2 for n in lengths) > packed["pairs"] > 0
+    assert separate["answers"] == packed["answers"] == sum(int((row["step_ids"] >= 0).sum()) for row in asked)
+    monkeypatch.setattr(full_step, "TOLERANCE", {"loss": -1.0})
+    assert sft.main(1, name, "cpu") == 1
 
 
 def test_trainable_parameters_are_the_papers() -> None:
