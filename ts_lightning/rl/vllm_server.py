@@ -100,7 +100,7 @@ class VLLMServer:
     def is_ready(self) -> bool:
         """Whether it answers."""
         try:
-            self.call("/health", patience=10)
+            self.call("/health", patience=min(10.0, self.patience))
         except ServerError:
             return False
         return True

@@ -110,7 +110,7 @@ class GRPO(BaseModule):
             for rollout in self.rollouts:
                 rewards_BG = rollout.total.view(len(rollout.completions), -1)
                 rollout.advantages = self.algorithm.advantages(rewards_BG).flatten() * rollout.emphasis
-            if "ahead" in batch:
+            if "ahead" in batch and not self._is_last_batch():
                 callback.draw_ahead(self.vlm, batch["ahead"], self.trainer.global_step)
             if not self.updates:
                 callback.report(self.trainer, self, micro_batches, self.rollouts)
@@ -123,6 +123,11 @@ class GRPO(BaseModule):
         if not self.updates:
             self.rollouts = []
         return loss
+
+    def _is_last_batch(self) -> bool:
+        """Whether `max_steps` ends the run with the updates on this batch."""
+        left = self.updates_per_batch - self.updates
+        return 0 <= getattr(self.trainer, "max_steps") <= self.trainer.global_step + left  # noqa: B009
 
     @property
     def draws_ahead(self) -> bool:
