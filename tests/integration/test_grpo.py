@@ -137,6 +137,9 @@ def test_what_is_logged(fitted: dict[str, Path]) -> None:
     assert {f"train/{name}" for name in names} <= first.keys()
     assert 0 < float(first["train/completion_length"]) <= 6
     assert float(first["train/loss"]) == pytest.approx(0, abs=1e-5)  # ratios of one, advantages of mean zero
+    lines = (fitted["twin"] / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line).get("step") for line in lines]
+    assert steps == [0, 1, 2, 3, None]  # the last says that the run is finished; saves write no row again
 
 
 def test_the_policy_learns_its_reward(shards: str, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from ts_lightning.rl.handover import served, write_weights
 from ts_lightning.rl.vllm_engine import URL
 from ts_lightning.rl.vllm_server import OwnServer
 from ts_lightning.runs.load import load
+from ts_lightning.runs.metrics_log import read_metrics
 
 STEPS, PROMPTS, GROUP, TOKENS = 10, 6, 4, 72
 BACKBONE = {"codec": "mirg", "codec_grid": "100", "max_length": 1024, "max_pixels": 12544}
@@ -141,8 +142,7 @@ def one_distribution(folder: Path, url: str, prompts: int, group: int) -> None:
 
 def figures(root: Path, name: str) -> list[float]:
     """A figure of a run at each of its steps."""
-    rows = map(json.loads, (root / "metrics.jsonl").read_text().splitlines())
-    return [row[name] for row in rows if name in row]
+    return [row[name] for row in read_metrics(root) if name in row]
 
 
 def killed(config: Path, root: Path, server: OwnServer) -> None:

@@ -36,6 +36,7 @@ class MetricsLog(Logger):
     def __init__(self, folder: str | Path, lock: RunLock | None = None) -> None:
         super().__init__()
         self.path, self.lock = Path(folder) / NAME, lock
+        self.last: dict[str, Any] | None = None  # the row that was written last
 
     @property
     def save_dir(self) -> str:
@@ -43,7 +44,10 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        self._append({"step": int(step or 0), **{name: _plain(value) for name, value in metrics.items()}})
+        row = {"step": int(step or 0), **{name: _plain(value) for name, value in metrics.items()}}
+        if self.last is None or not row.items() <= self.last.items():  # a save writes its step's row before Lightning
+            self._append(row)
+            self.last = row
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: they are in config.yaml and in every checkpoint."""
@@ -55,6 +59,7 @@ class MetricsLog(Logger):
             for row in _csv_rows(self.path.with_name(TABLE)):  # of an earlier version, which wrote the table alone
                 self._append(row)
         self._append({name: steps})
+        self.last = None
 
     @rank_zero_only
     def sync(self) -> None:

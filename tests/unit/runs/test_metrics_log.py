@@ -47,6 +47,15 @@ def test_the_last_value_of_a_step_counts(tmp_path: Path) -> None:
     ]
 
 
+def test_a_row_that_a_save_has_written_is_not_written_again(tmp_path: Path) -> None:
+    """ModelCheckpoint saves, twice with save_last, before Lightning writes the step's row."""
+    saved = {"train/a": 1.0, "train/speed": 7.0, "epoch": 0}
+    logger = log(tmp_path, [(0, saved), (0, saved), (0, {"epoch": 0, "train/a": torch.tensor(1.0)})])
+    logger.log_metrics({"train/a": 1.0, "epoch": 0}, 1)
+    logger.log_metrics({"train/a": 2.0, "epoch": 0}, 1)
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [0, 1, 1]
+
+
 def test_the_table_is_made_at_the_end(tmp_path: Path) -> None:
     logger = log(tmp_path, [(1, {"train/a": 1.5, "epoch": 0}), (0, {"train/a": 2.0, "epoch": 0}), (1, {"val/b": 0.5})])
     assert not (tmp_path / "metrics.csv").exists()
