@@ -8,6 +8,7 @@ import copy
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from tests.unit.models.hf_checks import sample, steps
 from tests.unit.models.hf_families import FAMILIES, ROPE, make_folder
+from tests.unit.reports.planted import Change, bgr, changed, nearest
 from ts_lightning.data.collate import collate
 from ts_lightning.data.sample import Sample
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
@@ -249,6 +251,34 @@ def test_what_differs_is_named(server: OwnServer, parts: dict[str, VLM], folder:
     smaller = TwinExpertVLM(QwenVLBackbone(str(folder), codec="scout", max_length=512, max_pixels=28 * 28 * 4))
     ask = parity.server_asker(server, smaller, 8)
     assert parity.why_not(smaller, samples, ask, 8, 1e-3).startswith("pictures: another resize")
+
+
+class Planted(VLLMServer):
+    """The same server with a fault in what happens to pictures on the way."""
+
+    def __init__(self, url: str, change: Change) -> None:
+        super().__init__(url)
+        self.change = change
+
+    def call(self, path: str, body: Any = None, patience: float | None = None) -> Any:
+        return super().call(path, changed(body, self.change) if body and "messages" in body else body, patience)
+
+
+def test_planted_preprocessing_fails_the_certificate_and_is_named(
+    server: OwnServer, parts: dict[str, VLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm, asked = parts["boxes"], questions("grounding", 6)
+    for one in asked:
+        one.task = "boxes"
+    faults = {
+        "pictures: channels in the other order (BGR)": bgr,
+        "pictures: another resize: with pixels": nearest(vlm.encoder.resized),
+    }
+    for why, change in faults.items():
+        monkeypatch.setattr(parity, "VLLMServer", partial(Planted, change=change))
+        found = parity.certify_against(vlm, server.url, asked, 8, TOLERANCE, 0.999, tmp_path)
+        assert not found["passed"], why
+        assert found["why"].startswith(why), found["why"]
 
 
 def test_a_policy_that_trains_and_a_server_that_is_killed(

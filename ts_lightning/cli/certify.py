@@ -92,6 +92,10 @@ def _against(
 
     print(f"questions        {result['questions']}, prompts equal {said('equal_prompts')}")
     print(f"answers          {said('equal_answers')} equal")
+    for one in result["differing"][:1]:
+        place = "one is the other's beginning" if one["token"] is None else f"from token {one['token']} on: "
+        place += "" if one["token"] is None else f"{one['own']!r} here, {one['theirs']!r} there"
+        print(f"                 the first that differs: {one['question']}, {place}")
     print(f"boxes            {result['boxes']}, mean IoU {said('mean_iou')} (at least {min_iou})")
     difference = f"{said('mean_logp_difference')} on average (at most {max_difference}), {said('max_logp_difference')}"
     print(f"log-probability  differs by {difference} at most, {result['tokens']} tokens")

@@ -4,6 +4,7 @@ Legend: B questions, R those that are still answered, V vocabulary.
 """
 
 import io
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,23 +26,30 @@ from ts_lightning.models.generate import banned_tokens, decode, prefill
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.handover import adapters, base_folder, model_of, served, write_adapter, write_weights
 from ts_lightning.rl.vllm_engine import UNLIKELY
-from ts_lightning.rl.vllm_server import OwnServer, VLLMServer, data_url
+from ts_lightning.rl.vllm_server import OwnServer, Refused, VLLMServer, data_url
 from ts_lightning.runs.load import load
 
 QUANTILES = (0.0, 0.01, 0.05, 0.5)
 PICTURE = "<image>"
 AT_ONCE = 32  # questions under way
 TRIED = 8  # questions that are asked again in other forms, where the answers differ
+LISTED = 20  # differing answers that are named
+FULL, BAD = 503, (400, 422)  # statuses of a server whose line is full, and of one that does not know a field
 Asker = Callable[[Sample], "Told"]
 
 
 @dataclass(frozen=True)
 class Told:
-    """One answer: its text, and where they are known its tokens' log-probabilities and the prompt's tokens."""
+    """One answer: its text, and where they are known its tokens with log-probabilities, and the prompt's tokens.
+
+    `length`: of the prompt, where that alone is known.
+    """
 
     text: str
+    tokens: list[str]
     logp: list[float]
     prompt: list[int] | None = None
+    length: int | None = None
 
 
 def own_answers(vlm: VLM, samples: Sequence[Sample], max_new_tokens: int, batch_size: int = 16) -> list[Told]:
@@ -68,17 +76,28 @@ def _own(vlm: VLM, samples: Sequence[Sample], max_new_tokens: int) -> list[Told]
     told = []
     for row, ids, logp in zip(rows, tokens, torch.stack(logps, 1).tolist(), strict=True):
         spoken = list(takewhile(lambda token: token != eos, ids))
-        text = vlm.tokenizer.decode(spoken, skip_special_tokens=False)
-        told.append(Told(text.strip(), logp[: len(spoken) + (len(spoken) < len(ids))], row["input_ids"].tolist()))
+        text, prompt = vlm.tokenizer.decode(spoken, skip_special_tokens=False), row["input_ids"].tolist()
+        said = ids[: len(spoken) + 1]
+        told.append(Told(text.strip(), _texts(vlm, said), logp[: len(said)], prompt, len(prompt)))
     return told
+
+
+def _texts(vlm: VLM, ids: Sequence[int]) -> list[str]:
+    return [vlm.tokenizer.decode([token], skip_special_tokens=False) for token in ids]
 
 
 def server_asker(server: VLLMServer, vlm: VLM, max_new_tokens: int) -> Asker:
     """Asks a server as its clients do: pictures as they are, turns by its own template.
 
-    Where it has no model of the name that `handover` gives, its first one answers.
+    Where it has no model of the name that `handover` gives, its first one answers. One that does not know vLLM's own
+    fields is asked without them.
     """
     end, models = vlm.tokenizer.eos_token, server.models()
+    of_vllm = {
+        "logit_bias": {str(token): UNLIKELY for token in banned_tokens(vlm)},
+        "skip_special_tokens": False,
+        "return_token_ids": True,
+    }
 
     def ask(sample: Sample) -> Told:
         name = model_of(vlm, vlm.encoder.task_index(sample.task, sample.key))
@@ -88,21 +107,34 @@ def server_asker(server: VLLMServer, vlm: VLM, max_new_tokens: int) -> Asker:
             "temperature": 0.0,
             "max_tokens": max_new_tokens,
             "logprobs": True,
-            "logit_bias": {str(token): UNLIKELY for token in banned_tokens(vlm)},
-            "skip_special_tokens": False,
-            "return_token_ids": True,
         }
-        answer = server.call("/v1/chat/completions", body)
+        try:
+            answer = _answer(server, body | of_vllm)
+        except Refused as refused:
+            if refused.status not in BAD:
+                raise
+            answer = _answer(server, body)
         choice = answer["choices"][0]
         listed = ((choice.get("logprobs") or {}).get("content")) or []
-        text = choice["message"]["content"] or ""
+        text, tokens = choice["message"]["content"] or "", [token["token"] for token in listed]
         if ids := choice.get("token_ids"):  # the same tokens are the same text, whoever puts them together
-            text = vlm.tokenizer.decode(ids, skip_special_tokens=False)
-        return Told(
-            text.removesuffix(end).strip(), [token["logprob"] for token in listed], answer.get("prompt_token_ids")
-        )
+            text, tokens = vlm.tokenizer.decode(ids, skip_special_tokens=False), _texts(vlm, ids)
+        prompt, length = answer.get("prompt_token_ids"), (answer.get("usage") or {}).get("prompt_tokens")
+        return Told(text.removesuffix(end).strip(), tokens, [token["logprob"] for token in listed], prompt, length)
 
     return ask
+
+
+def _answer(server: VLLMServer, body: dict[str, Any]) -> Any:
+    """The answer to a chat request, when its turn comes."""
+    end = time.monotonic() + server.patience
+    while True:
+        try:
+            return server.call("/v1/chat/completions", body)
+        except Refused as refused:
+            if refused.status != FULL or time.monotonic() > end:
+                raise
+        time.sleep(0.2)
 
 
 def messages_of(vlm: VLM, sample: Sample) -> list[dict[str, Any]]:
@@ -130,7 +162,8 @@ def folder_asker(other: VLM, max_new_tokens: int) -> Asker:
 def compared(vlm: VLM, samples: Sequence[Sample], own: Sequence[Told], theirs: Sequence[Told]) -> dict[str, Any]:
     """Shares of equal answers and prompts, the IoU of boxes in order, and log-probabilities up to the first difference.
 
-    A box that only one of the two has counts as 0. Differences are means over tokens; None where nothing is known.
+    `differing`: which answers differ, and from which token on (None: one is the other's beginning). A box that only one
+    of the two has counts as 0. Differences are means over tokens; None where nothing is known.
     """
     overlaps, differences, prompts = list[float](), list[float](), list[bool]()
     for sample, mine, other in zip(samples, own, theirs, strict=True):
@@ -141,6 +174,7 @@ def compared(vlm: VLM, samples: Sequence[Sample], own: Sequence[Told], theirs: S
         if other.prompt is not None:
             prompts.append(mine.prompt == other.prompt)
     sorted_overlaps = sorted(overlaps)
+    apart = [one for one in zip(samples, own, theirs, strict=True) if one[1].text != one[2].text]
     return {
         "questions": len(samples),
         "equal_answers": sum(a.text == b.text for a, b in zip(own, theirs, strict=True)) / len(samples),
@@ -151,13 +185,26 @@ def compared(vlm: VLM, samples: Sequence[Sample], own: Sequence[Told], theirs: S
         "mean_logp_difference": sum(differences) / len(differences) if differences else None,
         "max_logp_difference": max(differences, default=None),
         "tokens": len(differences),
+        "differing": [{"question": one.id, **first_difference(a, b)} for one, a, b in apart[:LISTED]],
     }
 
 
+def first_difference(mine: Told, other: Told) -> dict[str, Any]:
+    """The place of the first token that two answers do not share, and what each says there."""
+    for place, (own, theirs) in enumerate(zip(mine.tokens, other.tokens, strict=False)):
+        if own != theirs:
+            return {"token": place, "own": own, "theirs": theirs}
+    return {"token": None}
+
+
 def differing(mine: Told, other: Told) -> list[float]:
-    """|difference| of each token's log-probability; of texts that differ, of the first token alone."""
-    count = min(len(mine.logp), len(other.logp)) if mine.text == other.text else min(len(mine.logp), len(other.logp), 1)
-    return [abs(a - b) for a, b in zip(mine.logp[:count], other.logp[:count], strict=True)]
+    """|difference| of log-probabilities up to and with the first token that the answers do not share.
+
+    Both have read the same until there; the likeliest token's log-probability is no further apart than all of them.
+    """
+    place = first_difference(mine, other)["token"]
+    both = list(zip(mine.logp, other.logp, strict=False))
+    return [abs(a - b) for a, b in (both if place is None else both[: place + 1])]
 
 
 def why_not(vlm: VLM, samples: Sequence[Sample], ask: Asker, max_new_tokens: int, bound: float) -> str:
@@ -173,6 +220,14 @@ def why_not(vlm: VLM, samples: Sequence[Sample], ask: Asker, max_new_tokens: int
             place = next(i for i, (a, b) in enumerate(zip(mine.prompt, other.prompt, strict=True)) if a != b)
             return f"prompt: another template: token {other.prompt[place]} in place of {mine.prompt[place]} at {place}"
 
+    bare = [_without_pictures(sample) for sample in samples]
+    for sample, mine, other in zip(bare, own, theirs, strict=True):
+        if other.prompt is None and other.length not in (None, mine.length):
+            seen = f"{other.length} tokens of the prompt in place of {mine.length}"
+            if ask(sample).length == own_answers(vlm, [sample], 1)[0].length:
+                return f"pictures: another resize: {seen}, and as many without pictures"
+            return f"prompt: another template: {seen}"
+
     def agree(change: Callable[[Sample], Sample], expected: Sequence[Told]) -> bool:
         told = [ask(change(sample)) for sample in samples]
         found = [value for mine, other in zip(expected, told, strict=True) for value in differing(mine, other)]
@@ -182,7 +237,6 @@ def why_not(vlm: VLM, samples: Sequence[Sample], ask: Asker, max_new_tokens: int
         return "pictures: another resize: with pixels of the trainer's size the answers are the trainer's"
     if agree(lambda sample: _with_pixels(vlm, sample, reverse=True), own):
         return "pictures: channels in the other order (BGR): with reversed pixels the answers are the trainer's"
-    bare = [_without_pictures(sample) for sample in samples]
     if agree(_without_pictures, own_answers(vlm, bare, max_new_tokens)):
         return "pictures: other pixels (normalisation?) or another vision tower: without pictures the answers are equal"
     return "weights, dtype or code of the language model: questions without pictures differ, too"

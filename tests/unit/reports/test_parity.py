@@ -15,6 +15,7 @@ from ts_lightning.reports.parity import (
     certify_against,
     compared,
     differing,
+    first_difference,
     first_differing_layer,
     messages_of,
     own_answers,
@@ -29,14 +30,27 @@ def vlm() -> PlainVLM:
 def test_boxes_in_order_and_log_probabilities_up_to_the_first_difference(vlm: PlainVLM) -> None:
     parts = [Region.from_box(box) for box in ((0.0, 0.0, 0.5, 0.5), (0.0, 0.0, 0.25, 0.5))]
     first, second = (vlm.codec.format([part], (80, 60)) for part in parts)
-    own = [Told(f"{first} {first}", [-1.0, -2.0], [1, 2]), Told("no", [-1.0, -3.0], [3])]
-    theirs = [Told(f"{second}", [-1.5, -9.0], [1, 2]), Told("no", [-1.0, -3.5], [4])]
+    own = [Told(f"{first} {first}", ["a", "b"], [-1.0, -2.0], [1, 2]), Told("no", ["n", "o"], [-1.0, -3.0], [3])]
+    theirs = [Told(f"{second}", ["c", "b"], [-1.5, -9.0], [1, 2]), Told("no", ["n", "o"], [-1.0, -3.5], [4])]
     found = compared(vlm, [sample("grounding"), sample("grounding")], own, theirs)
     assert (found["equal_answers"], found["equal_prompts"], found["boxes"]) == (0.5, 0.5, 2)
     assert found["mean_iou"] == pytest.approx((0.5 + 0.0) / 2)  # the second box is missing
     assert (found["tokens"], found["max_logp_difference"]) == (3, 0.5)
     assert found["mean_logp_difference"] == pytest.approx((0.5 + 0.0 + 0.5) / 3)
     assert differing(own[0], theirs[0]) == [0.5]
+    assert found["differing"] == [{"question": "grounding0", "token": 0, "own": "a", "theirs": "c"}]
+
+
+def test_log_probabilities_count_up_to_the_first_token_that_is_not_shared() -> None:
+    """Behind it the two have read other texts, and nothing is to be compared."""
+    mine = Told("one two six", ["one", " two", " six", " x"], [-1.0, -2.0, -3.0, -4.0])
+    other = Told("one two ten", ["one", " two", " ten", " x"], [-1.5, -2.0, -3.25, -9.0])
+    assert differing(mine, other) == [0.5, 0.0, 0.25]
+    assert first_difference(mine, other) == {"token": 2, "own": " six", "theirs": " ten"}
+    shorter = Told("one two", ["one", " two"], [-1.5, -2.5])
+    assert differing(mine, shorter) == [0.5, 0.5]
+    assert first_difference(mine, shorter) == {"token": None}
+    assert differing(mine, Told("one two six", [], [])) == []  # a server that tells no log-probabilities
 
 
 def test_turns_in_the_form_of_openai(vlm: PlainVLM) -> None:
@@ -85,4 +99,5 @@ def test_own_answers_do_not_depend_on_the_batch(vlm: PlainVLM) -> None:
     together, alone = own_answers(vlm, samples, 6, 2), own_answers(vlm, samples, 6, 1)
     assert [told.text for told in together] == [told.text for told in alone]
     for a, b in zip(together, alone, strict=True):
+        assert len(a.tokens) == len(a.logp)
         assert a.logp == pytest.approx(b.logp, abs=1e-5)
