@@ -25,6 +25,7 @@ from ts_lightning.rl.vllm_server import OwnServer, Prompt, Refused, Said, Server
 
 log = logging.getLogger("ts_lightning.rl")
 URL, FOLDER = "TS_LIGHTNING_VLLM_URL", "TS_LIGHTNING_VLLM_FOLDER"
+START = "start"  # subfolder of what a server starts with: packages, adapters, and its `arguments`, one a line
 UNLIKELY = -100.0  # added to the logits of banned tokens: the least that vLLM takes
 
 
@@ -229,15 +230,19 @@ class VLLMEngine:
         """A server that answers: the one of `url`, waited for, or one of our own, started again where it has ended."""
         if self.url is None:
             if self.server is None:
-                folders = {name: self._place() / "start" / name for name in adapters(vlm)}
-                for name, folder in folders.items():
-                    write_adapter(vlm, name, folder)
-                arguments, file = [*served(vlm, folders), *self.arguments], self._place() / "vllm.log"
+                arguments = [*written_start(vlm, self._place() / START), *self.arguments]
+                file = self._place() / "vllm.log"
                 self.server = OwnServer(base_folder(vlm), self.python, arguments, file, self.patience)
                 atexit.register(self.server.close)
             self.server.start()  # type: ignore[attr-defined]
             return
-        self.server = self.server or VLLMServer(self.url, self.patience)
+        if self.server is None:
+            if self.folder is not None:  # whoever starts the server may wait for them
+                lines = ["--model", str(base_folder(vlm)), *written_start(vlm, Path(self.folder) / START)]
+                new = Path(self.folder) / START / "new"
+                new.write_text("".join(f"{line}\n" for line in lines))
+                new.rename(new.with_name("arguments"))
+            self.server = VLLMServer(self.url, self.patience)
         end = time.monotonic() + self.patience
         while not self.server.is_ready():
             if time.monotonic() > end:
@@ -289,6 +294,15 @@ def request_of(
     }
     models = [model_of(vlm, task) for task in batch["task"].tolist()]
     return Request(prompts_of(vlm, batch), models, sampling)
+
+
+def written_start(vlm: VLM, folder: Path) -> list[str]:
+    """Write the packages or adapters that a server has from its start; returns its arguments."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folders = {name: folder / name for name in adapters(vlm)}
+    for name, its in folders.items():
+        write_adapter(vlm, name, its)
+    return served(vlm, folders)
 
 
 def prompts_of(vlm: VLM, batch: Mapping[str, Any]) -> list[Prompt]:
