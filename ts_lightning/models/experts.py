@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ts_lightning.models.working_copies import working_copy
+
 Activation = Callable[[Tensor], Tensor]
 CACHED_ELEMENTS = 2**18  # of one tensor, on a CPU; a GPU takes all rows at once
 INNER_ELEMENTS = 2**15  # of one of the six that an activation's derivative works on: they fit a core's own cache
@@ -70,7 +72,7 @@ def compute_type(x_TH: Tensor) -> torch.dtype:
 
 
 def _cast(tensor: Any, dtype: torch.dtype) -> Any:
-    return None if tensor is None else tensor.to(dtype)
+    return None if tensor is None else working_copy(tensor, dtype)
 
 
 def _combine(y_NH: Tensor, slots_N: Tensor, top_k: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from ts_lightning.training.base import BaseModule
 from ts_lightning.training.callbacks import PredictionWriter, Throughput
+from ts_lightning.training.cast_once import CastOnce
 from ts_lightning.training.grpo import GRPO
 from ts_lightning.training.lora_sft import LoRASFT
 from ts_lightning.training.progress import Progress
@@ -13,6 +14,7 @@ __all__ = [
     "GRPO",
     "SFT",
     "BaseModule",
+    "CastOnce",
     "LoRASFT",
     "PredictionWriter",
     "Progress",
