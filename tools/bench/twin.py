@@ -31,6 +31,7 @@ SHAPES = {"H512_F2048_T2048": (512, 2048, 2048), "H1024_F4096_T2048": (1024, 409
 PADDING = 0.2  # of a row, in the mixed cases
 ROWS = 8
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+TOLERANCE_GROUPED = {torch.float32: 1e-5, torch.bfloat16: 5e-2}  # torch sums its experts' bias gradients in bf16
 
 
 def make_twin(hidden: int, size: int) -> TwinExpert:
@@ -274,11 +275,9 @@ def measure(
         modules["deepspeed"] = peer.to(device)
     steps = {name: backward_step(module, x, upstream) for name, module in modules.items()}
     ours, *peers = (steps[name]() for name in ("ours", "naive_loop", "grouped_mm"))
-    error = 0.0
-    for theirs in peers:
-        assert ours.keys() <= theirs.keys()
-        error = max(error, *(relative_error(ours[name], theirs[name]) for name in ours))
-    correct = error <= TOLERANCE[dtype]
+    assert all(ours.keys() <= theirs.keys() for theirs in peers)
+    errors = [max(relative_error(ours[name], theirs[name]) for name in ours) for theirs in peers]
+    correct = errors[0] <= TOLERANCE[dtype] and errors[1] <= TOLERANCE_GROUPED[dtype]
     weights = list(twin.parameters())
     kept = {
         name: saved_bytes(partial(modules[name], x.detach().requires_grad_()), weights)
@@ -289,7 +288,7 @@ def measure(
     others = [name for name in modules if name != "ours"] if correct else []
     return {
         "correct": correct,
-        "max_relative_error": error,
+        "max_relative_error": max(errors),
         "ratios": {name: ratio(seconds, "ours", name) for name in others},
         "spread": {name: spread(seconds, "ours", name) for name in others},
         "floor_ratio": ratio(seconds, "ours", "floor") if correct else None,
