@@ -4,13 +4,18 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.integration import tiny
 from ts_lightning.cli import main
+from ts_lightning.data.write import write_shards
+from ts_lightning.runs.ask import encoded
+from ts_lightning.runs.load import load
 
 
 @pytest.fixture(autouse=True)
@@ -191,3 +196,54 @@ def test_output_folder_that_is_a_file(shards: str, tmp_path: Path, capsys: pytes
 
 def test_no_model_and_no_checkpoint(capsys: pytest.CaptureFixture) -> None:
     assert "validate.model" in error(capsys, "validate")
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.0])
+def test_one_bad_picture_over_three_epochs(
+    fraction: float, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture
+) -> None:
+    """Of eight records the third has a picture that no decoder reads: the run counts it once, or ends by its name."""
+    folder = tmp_path / "shards"
+    broken = replace(tiny.sample(2, "rec"), image_bytes=[b"\xff\xd8\xff<html>no picture</html>"])
+    shard = write_shards([broken if i == 2 else tiny.sample(i, "rec") for i in range(8)], folder, "train")[0]
+    config = tiny.config(str(shard), tmp_path / "run")
+    config["trainer"] |= {"max_steps": -1, "max_epochs": 3}
+    config["data"]["init_args"] |= {"max_bad_fraction": fraction, "val": {}}
+    status = main(["fit", "-c", tiny.save(config, tmp_path / "given.yaml")])
+    where = f"{shard}:0002: image: seen 26 bytes"
+    if fraction == 0.0:
+        assert status == 2
+        assert f"1 bad records, expected at most 0 (max_bad_fraction 0.0 of 8): {where}" in capsys.readouterr().err
+        return
+    assert status == 0
+    assert [line.split(" (")[0] for line in caplog.messages if "bad record" in line] == [f"bad record {where}"]
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    steps = {row["step"] for row in rows if any("loss" in name for name in row)}
+    assert steps == set(range(6)), rows  # two steps of four records in each epoch
+
+
+def test_a_checkpoint_that_somebody_changed(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole, path = torch.load(checkpoint, weights_only=True), str(tmp_path / "x.ckpt")
+    for change, said in (
+        ({"state_dict": {"vlm.x": "text"}}, "state_dict: vlm.x: seen str, expected a tensor"),
+        ({"state_dict": [1]}, "state_dict: seen list, expected tensors by their names"),
+        ({"base": None}, "base: seen NoneType, expected what the weights were trained on"),
+    ):
+        torch.save(whole | change, path)
+        assert said in (message := error(capsys, "validate", "--ckpt_path", path))
+        assert path in message
+        with pytest.raises(ValueError, match=said) as refusal:
+            load(path)
+        assert path in str(refusal.value)
+    torch.save(whole | {"loops": {}, "callbacks": "x", "optimizer_states": 1, "ShardDataModule": "x"}, path)
+    load(path)  # what only training reads is not read
+    assert main(["validate", "--ckpt_path", path, "--trainer.limit_val_batches", "1"]) == 0
+
+
+def test_a_broken_picture_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cut.jpg").write_bytes(tiny.jpeg((1, 2, 3))[:-40])
+    with pytest.raises(ValueError, match=r"image: .*cut.jpg: seen \d+ bytes .* expected a whole jpg, png or webp"):
+        encoded(tmp_path / "cut.jpg")

@@ -20,31 +20,69 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import __version__ as lightning_version
 from PIL import Image
 from safetensors.torch import save
 
 from tests.reliability import tiny_run
+from ts_lightning import cli
 from ts_lightning.data import index_shards
-from ts_lightning.data.images import inspect_image
-from ts_lightning.data.reader import ShardReader
+from ts_lightning.data.images import displayed_size, inspect_image
+from ts_lightning.data.reader import ShardDataset, ShardReader
 from ts_lightning.data.write import write_shards
 from ts_lightning.models.package import read_package, write_package
 from ts_lightning.models.pixels import load_pixels
+from ts_lightning.models.vlm import VLM
+from ts_lightning.runs.ask import encoded
 from ts_lightning.runs.checkpoint_io import CheckpointIO
+from ts_lightning.runs.class_paths import instantiate
+from ts_lightning.runs.load import load
+from ts_lightning.training import StepwiseSFT
 
-COUNTS = {"tar": 10_000, "picture": 2_000, "checkpoint": 1_500, "safetensors": 1_500}
-MAX_SECONDS, MAX_MEGABYTES = 5.0, 600
+# "loaded" are checkpoints too, by the doors that users have: `load(FILE)` and `validate --ckpt_path FILE`.
+COUNTS = {"tar": 10_000, "picture": 2_000, "checkpoint": 1_200, "loaded": 300, "safetensors": 1_500}
+MAX_SECONDS, MAX_HOLE_SECONDS, MAX_MEGABYTES = 5.0, 1.0, 600
 Members = list[tuple[str, bytes]]
 
 
 def fuzz(folder: Path, quick: bool) -> dict[str, Any]:
     """The figures of every kind; AssertionError with the cases that crashed, hung, or were refused without a name."""
-    return {kind: run(folder / kind, kind, count // (50 if quick else 1)) for kind, count in COUNTS.items()}
+    figures = {kind: run(folder / kind, kind, count // (50 if quick else 1)) for kind, count in COUNTS.items()}
+    return {**figures, "hole_of_3_GB_s": hole(folder)}
+
+
+def hole(folder: Path) -> float:
+    """Seconds until 3 GB of nothing are refused, as each kind of header; AssertionError for more than one."""
+    slowest = 0.0
+    for kind in (b"L", b"K", b"x", b"g", b"0", b"S"):
+        path = folder / "hole.tar"
+        with path.open("wb") as file:
+            file.write(_header(b"a.jpg", 3 << 30, kind))
+            file.truncate(3 << 30)
+        began, said = worked(), ""
+        try:
+            index_shards(str(path))
+        except ValueError as refusal:
+            said = str(refusal)
+        assert str(path) in said, f"a hole of 3 GB as the header {kind!r}: {said or 'taken'}"
+        slowest = max(slowest, worked() - began)
+    assert slowest < MAX_HOLE_SECONDS, f"{slowest:.2f} s until a hole of 3 GB is refused"
+    return round(slowest, 3)
+
+
+def worked() -> float:
+    """Seconds by the clock without those for which this thread waited for a core: sleeping and reading do count.
+
+    Where the kernel doesn't say how long it waited (no Linux), the clock alone.
+    """
+    waited = Path("/proc/thread-self/schedstat")
+    return time.monotonic() - (int(waited.read_text().split()[1]) / 1e9 if waited.exists() else 0.0)
 
 
 def run(folder: Path, kind: str, count: int) -> dict[str, Any]:
@@ -82,7 +120,7 @@ def _cases(folder: str, kind: str, start: int, count: int, results: Any) -> None
     warnings.simplefilter("ignore")
     for number in range(start, count):
         with tempfile.TemporaryDirectory(dir=folder) as place:
-            faulthandler.dump_traceback_later(20 * MAX_SECONDS, exit=True)  # by the clock; the limit is CPU time
+            faulthandler.dump_traceback_later(20 * MAX_SECONDS, exit=True)  # what never ends; cores may be shared
             outcome, seconds = case(Path(place), kind, number)
             faulthandler.cancel_dump_traceback_later()
         if seconds > MAX_SECONDS:
@@ -91,15 +129,13 @@ def _cases(folder: str, kind: str, start: int, count: int, results: Any) -> None
 
 
 def case(folder: Path, kind: str, number: int) -> tuple[str, float]:
-    """What becomes of one mutated file ("read", "bad record", "refused", "fault: why"), CPU seconds of the look at it.
+    """What becomes of one mutated file ("read", "bad record", "refused", "fault: why"), seconds `worked` on it.
 
     The making is not counted: writing a JSON of 40 MB takes longer than refusing it.
     """
     rng = random.Random(f"{kind} {number}")
-    path, look = {"tar": tar, "picture": picture, "checkpoint": checkpoint, "safetensors": safetensors}[kind](
-        folder, rng
-    )
-    began = time.process_time()
+    path, look = globals()[kind](folder, rng)
+    began = worked()
     try:
         outcome = look()
     except (ValueError, OSError) as refusal:
@@ -109,7 +145,7 @@ def case(folder: Path, kind: str, number: int) -> tuple[str, float]:
             outcome = f"fault: the refusal {text[:200]!r} does not name {path.name} in one line"
     except BaseException as error:
         outcome = f"fault: {type(error).__name__}: {str(error)[:200]}"
-    return outcome, time.process_time() - began
+    return outcome, worked() - began
 
 
 Case = tuple[Path, Callable[[], str]]
@@ -437,7 +473,12 @@ def _mutated_picture(rng: random.Random) -> bytes:
 
 
 def picture(folder: Path, rng: random.Random) -> Case:
+    """As bytes, which have no name; as a file that is asked about; and as a record that is trained on."""
     path, data = folder / "x.jpg", _mutated_picture(rng)
+    path.write_bytes(data)
+    sample = json.loads(tiny_run.sample(0).to_json())
+    sample["images"][0]["width"], sample["images"][0]["height"] = displayed_size(data) or (40, 30)
+    _write(folder / "x.tar", [("k.jpg", data), ("k.json", json.dumps(sample).encode())])
 
     def look() -> str:
         refusals = []
@@ -449,7 +490,13 @@ def picture(folder: Path, rng: random.Random) -> Case:
         assert all("\n" not in line and line.startswith("image: seen") and " at 0x" not in line for line in refusals), (
             refusals
         )
-        return "refused" if refusals else "read"
+        manifest = index_shards(str(folder / "x.tar"))
+        bad = ShardDataset(manifest, lambda sample, **_: {"x": load_pixels(sample.image_bytes[0], 24)}).row(0)["bad"]
+        assert bool(bad) == bool(refusals), (bad, refusals)
+        assert bad is None or (bad[0].startswith(f"{folder / 'x.tar'}:") and "\n" not in bad[1]), bad
+        encoded(path)
+        assert not refusals, refusals
+        return "read"
 
     return path, look
 
@@ -466,7 +513,21 @@ def _checkpoint() -> bytes:
 
 
 def checkpoint(folder: Path, rng: random.Random) -> Case:
-    path, data = folder / "x.ckpt", _checkpoint()
+    path = folder / "x.ckpt"
+    path.write_bytes(_mutated_checkpoint(_checkpoint(), rng))
+    if rng.random() < 0.1:
+        (folder / "x.ckpt.sha256").write_bytes(
+            rng.choice([b"", b"\xff\xfe", b"x" * 100, b"\n \n", b"0" * 64 + b"  x.ckpt\n"])
+        )
+
+    def look() -> str:
+        CheckpointIO().load_checkpoint(path)
+        return "read"
+
+    return path, look
+
+
+def _mutated_checkpoint(data: bytes, rng: random.Random) -> bytes:
     pickled = data.find(b"\x80\x02")
     end = data.find(b"PK", pickled)
     choice = rng.randrange(5)
@@ -483,14 +544,80 @@ def checkpoint(folder: Path, rng: random.Random) -> Case:
         data = rng.choice(
             [b"", b"PK\x03\x04", data[pickled:end], b"\x80\x02" + rng.randbytes(300), data + b"x" * 70_000]
         )
-    path.write_bytes(data)
-    if rng.random() < 0.1:
-        (folder / "x.ckpt.sha256").write_bytes(
-            rng.choice([b"", b"\xff\xfe", b"x" * 100, b"\n \n", b"0" * 64 + b"  x.ckpt\n"])
+    return data
+
+
+@cache
+def _trained() -> bytes:
+    """The checkpoint of the run that is tortured, after no step."""
+    config = tiny_run.config("train-*.tar", Path("run"), 1)
+    module = StepwiseSFT(instantiate(VLM, **config["model"]["init_args"]["vlm"]))
+    counted = {"batch_progress": {"total": {"ready": 1, "completed": 1}}, "state_dict": {}}
+    stored: dict[str, Any] = {
+        **{"config": config, "epoch": 0, "global_step": 1, "pytorch-lightning_version": lightning_version},
+        **{"callbacks": {"SaveCheckpoints": {"kept": []}}, "lr_schedulers": [{"last_epoch": 1}]},
+        "loops": {f"{verb}_loop": counted for verb in ("fit", "validate", "test", "predict")},
+        "optimizer_states": [{"state": {0: {"step": torch.ones(())}}, "param_groups": [{"lr": 0.01, "params": [0]}]}],
+        "ShardDataModule": {"version": 1, "epoch": 0, "samples_consumed": 4, "served": 0},
+    }
+    module.on_save_checkpoint(stored)
+    data = io.BytesIO()
+    torch.save(stored, data)
+    return data.getvalue()
+
+
+def _tampered(rng: random.Random) -> bytes:
+    """A value of a whole checkpoint replaced by another, taken out, or put beside."""
+    stored = torch.load(io.BytesIO(_trained()), weights_only=True)
+    for _ in range(rng.randint(1, 2)):
+        spot: Any = stored
+        while True:
+            key = rng.choice(list(spot) if isinstance(spot, dict) else list(range(len(spot))))
+            if not (isinstance(spot[key], dict | list) and spot[key] and rng.random() < 0.9):
+                break
+            spot = spot[key]
+        tensors = [
+            torch.tensor(float("nan")),
+            torch.zeros(0),
+            torch.zeros(3, 1 << 14),
+            torch.ones(2, dtype=torch.int64),
+        ]
+        value = rng.choice(
+            [_hostile(rng), rng.choice(tensors), rng.choice(["ts_lightning.models.LoRAVLM", "os.system"])]
         )
+        if rng.random() < 0.2 and isinstance(spot, dict):
+            spot.pop(key)
+        elif rng.random() < 0.2 and isinstance(spot, dict):
+            spot["more"] = value
+        else:
+            spot[key] = value
+        if not spot:
+            break
+    data = io.BytesIO()
+    torch.save(stored, data)
+    return data.getvalue()
+
+
+def loaded(folder: Path, rng: random.Random) -> Case:
+    """A checkpoint by the doors that users have."""
+    path = folder / "x.ckpt"
+    path.write_bytes(_tampered(rng) if rng.random() < 0.8 else _mutated_checkpoint(_trained(), rng))
+    validates = rng.random() < 0.5
+    (folder / "x.tar").write_bytes(_shard())
 
     def look() -> str:
-        CheckpointIO().load_checkpoint(path)
+        if not validates:
+            load(path)
+            return "read"
+        suite = ["--data.init_args.val", json.dumps({"toy": {"shards": str(folder / "x.tar")}})]
+        trainer = {"default_root_dir": folder / "out", "accelerator": "cpu", "enable_progress_bar": "false"}
+        options = [f"--trainer.{name}={value}" for name, value in trainer.items()]
+        said = io.StringIO()
+        with redirect_stdout(said), redirect_stderr(said):
+            status = cli.main(["validate", "--ckpt_path", str(path), *suite, *options])
+        if status == 2:
+            raise ValueError("\n".join(line for line in said.getvalue().splitlines() if ": error: " in line))
+        assert status == 0, status
         return "read"
 
     return path, look

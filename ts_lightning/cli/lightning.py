@@ -28,7 +28,7 @@ from ts_lightning.data.loader import lost_worker
 from ts_lightning.runs import CheckpointIO
 from ts_lightning.runs.allowed_classes import refuse_code
 from ts_lightning.runs.class_paths import FLAG, allowing, not_from_a_file, one_line, take_flag
-from ts_lightning.runs.load import answering, folder_model, run_checkpoint, stored_data, stored_model
+from ts_lightning.runs.load import AnswersIO, answering, folder_model, run_checkpoint, stored_data, stored_model
 from ts_lightning.runs.metrics_log import MetricsLog
 from ts_lightning.runs.resume import Finished, begin_run, first_process, set_aside
 from ts_lightning.runs.run_folder import check_folder, check_writers
@@ -155,7 +155,7 @@ class TSLightningCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config_init[str(self.subcommand)]["trainer"]
         trainer = super().instantiate_trainer(
-            plugins=_with_our_io(_as_list(config.get("plugins"))),
+            plugins=_with_our_io(_as_list(config.get("plugins")), self.subcommand == "fit"),
             logger=self._loggers(config["default_root_dir"], config.get("logger"), config.get("fast_dev_run")),
             callbacks=_as_list(config.get("callbacks")) + self._callbacks(),
             **kwargs,
@@ -309,13 +309,14 @@ def _with_folder(args: list[str], folder: str) -> list[str]:
     return [args[0], "--config", json.dumps({"model": folder_model(folder), "data": DATA}), *rest]
 
 
-def _with_our_io(plugins: list[Any]) -> list[Any]:
+def _with_our_io(plugins: list[Any], trains: bool) -> list[Any]:
     """The plugins with our CheckpointIO: Lightning's unpickle whatever a URL or `weights_only: false` leads to."""
     for plugin in plugins:
         if isinstance(plugin, LightningCheckpointIO) and not isinstance(plugin, CheckpointIO):
             expected = "expected no CheckpointIO: checkpoints are read and written by ts_lightning's alone"
             raise ValueError(f"trainer.plugins: seen {type(plugin).__name__}, {expected}")
-    return plugins if any(isinstance(plugin, CheckpointIO) for plugin in plugins) else [*plugins, CheckpointIO()]
+    others = [plugin for plugin in plugins if not isinstance(plugin, CheckpointIO)]
+    return [*others, CheckpointIO() if trains else AnswersIO()]
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -346,6 +347,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     _quiet()
     restrict_yaml()
+    rest: list[str] = []
     try:
         rest, names = take_flag(named_configurations(sys.argv[1:] if args is None else args))
         with allowing(names):
@@ -359,7 +361,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        print(f"ts-lightning: error: {one_line(error)}", file=sys.stderr)
+        print(f"ts-lightning: error: {_with_checkpoint(one_line(error), rest)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         line = lost_worker(error)  # torch raises it wherever the main process is when the signal comes
@@ -368,6 +370,12 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"ts-lightning: error: {line}", file=sys.stderr)
         return 1
     return 0
+
+
+def _with_checkpoint(line: str, args: Sequence[str]) -> str:
+    """A refusal with the name of the checkpoint that the settings came from."""
+    path = _option(list(args), "--ckpt_path")
+    return line if path is None or path in line else f"{line} (with --ckpt_path {path})"
 
 
 def _of_one_verb(words: Sequence[str]) -> type[TSLightningCLI]:

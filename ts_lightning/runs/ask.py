@@ -11,7 +11,6 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -20,10 +19,11 @@ from PIL import Image
 
 from ts_lightning.data.collate import collate
 from ts_lightning.data.sample import Sample, SampleImage, Turn
+from ts_lightning.data.tar import MAX_MEMBER, open_regular
 from ts_lightning.grounding.answer import read_answer
 from ts_lightning.grounding.boxes import Box
 from ts_lightning.models.encode import UNDERSTANDING
-from ts_lightning.models.pixels import image_size
+from ts_lightning.models.pixels import image_size, load_pixels
 from ts_lightning.models.vlm import VLM
 
 BATCH = 8
@@ -105,14 +105,23 @@ def sample_of(pictures: Any, question: str, task: str) -> Sample:
 
 
 def encoded(picture: Any) -> bytes:
-    """The bytes of a picture that is a path, a PIL image, an array or bytes; ValueError for anything else."""
+    """The bytes of a picture that is a path, a PIL image, an array or bytes; ValueError for anything else.
+
+    A file is decoded once: who decodes its bytes later doesn't know its name.
+    """
     if isinstance(picture, bytes):
         return picture
     if isinstance(picture, str | os.PathLike):
         try:
-            return Path(picture).read_bytes()
+            with open_regular(picture, MAX_MEMBER) as file:
+                data = file.read()
         except OSError as error:
             raise ValueError(f"image: {picture}: {error.strerror}, expected a file of a picture") from None
+        try:
+            load_pixels(data, 1)
+        except ValueError as error:
+            raise ValueError(f"image: {picture}: {str(error).removeprefix('image: ')}") from None
+        return data
     if torch.is_tensor(picture):
         picture = picture.cpu().numpy()
     if isinstance(picture, np.ndarray):

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
+from torch import Tensor
 
 from ts_lightning.data.remote import is_url
 from ts_lightning.models.hub import on_disk
@@ -23,6 +24,10 @@ STANDALONE = "ts_lightning.json"
 BASE = "base"  # of a standalone folder of twin experts; folders of before hold it beside the package
 RUN_LAST = "checkpoints/last.ckpt"
 PLAIN_TOKENS = 256  # of an answer by a model that says nothing of it
+_OF_TRAINING = (
+    *("loops", "callbacks", "optimizer_states", "lr_schedulers", "ShardDataModule"),
+    *("rollout", "reference"),  # of GRPO
+)
 
 
 def load(path: str | Path) -> Any:
@@ -36,9 +41,30 @@ def load(path: str | Path) -> Any:
     if Path(path).is_dir():
         return _build(folder_model(path)).eval()
     checkpoint = CheckpointIO().load_checkpoint(path)
-    module = _build(answering(stored_model(checkpoint, path)))
-    module.on_load_checkpoint(checkpoint)
+    model = answering(stored_model(checkpoint, path))
+    try:
+        module = _build(model)
+        module.on_load_checkpoint(what_answers(checkpoint))
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"checkpoint {path}: {error}") from error
     return module.eval()
+
+
+class AnswersIO(CheckpointIO):
+    """For evaluation: Lightning is given what answers, and its own version, so that it converts nothing."""
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        return what_answers(super().load_checkpoint(path, map_location, weights_only))
+
+
+def what_answers(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint without what only training goes on from: it would be read before anybody has looked at it."""
+    kept = {name: value for name, value in checkpoint.items() if name not in _OF_TRAINING}
+    return kept | {"pytorch-lightning_version": L.__version__}
 
 
 def run_checkpoint(path: str | Path) -> str | Path:
@@ -119,6 +145,7 @@ def stored_model(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]
     arguments = model.get("init_args")
     if not isinstance(model.get("class_path"), str) or not isinstance(arguments, dict):
         raise ValueError(f"checkpoint {path}: seen no module class, expected a checkpoint written by ts_lightning")
+    _check_weights(checkpoint["state_dict"], path)
     vlm = _described(arguments.get("vlm"), f"checkpoint {path}: vlm")
     backbone = vlm["init_args"].get("backbone")
     if isinstance(backbone, str):  # a configuration's plain folder; left as text a file of this name would be read
@@ -173,6 +200,15 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _texts(item)
+
+
+def _check_weights(state: Any, path: str | Path) -> None:
+    """ValueError for anything but named tensors."""
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"checkpoint {path}: state_dict: seen {type(state).__name__}, expected tensors by their names")
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"checkpoint {path}: state_dict: {name}: seen {type(value).__name__}, expected a tensor")
 
 
 def _check_size(vlm: dict[str, Any], backbone: dict[str, Any], checkpoint: dict[str, Any], path: str | Path) -> None:

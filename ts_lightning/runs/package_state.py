@@ -69,7 +69,9 @@ def unpack(module: "TrainedModule", checkpoint: dict[str, Any]) -> None:
             f"checkpoint: seen class {seen}, expected {class_path(module)} "
             "(to start from its weights alone use the vlm's init_from)"
         )
-    check_base(checkpoint["base"], module.vlm.identity())
+    if not isinstance(base := checkpoint.get("base"), dict):
+        raise ValueError(f"checkpoint: base: seen {type(base).__name__}, expected what the weights were trained on")
+    check_base(base, module.vlm.identity())
     state = {key.removeprefix(PREFIX): value for key, value in checkpoint["state_dict"].items()}
     module.vlm.load_trainable_state_dict(state)
 
