@@ -1,6 +1,7 @@
 """What a stranger's configuration or checkpoint may try, through the command: nothing runs or is overwritten."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 
 from tests.integration import tiny
 from tests.reliability import hostile_places
+from tests.unit.models.hf_families import make_folder
 from ts_lightning.cli import main
 from ts_lightning.data import index_shards
+from ts_lightning.models.backbones.hf import HFBackbone
 from ts_lightning.runs.load import load
 
 INSTANTIATE = "lightning.pytorch.cli.instantiate_class"
@@ -179,6 +182,41 @@ def test_a_text_in_place_of_a_description_is_no_file(
         assert "root:x" not in message
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_the_code_of_a_models_folder_does_not_run(
+    known: bool, hit: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """auto_map in all its files; with a kind that transformers knows its own classes are taken, else it is refused."""
+    folder = make_folder("internvl", tmp_path / "model")
+    (folder / "evil.py").write_text(f"import pathlib\npathlib.Path({str(hit)!r}).touch()\nclass Evil: pass\n")
+    names = ("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoProcessor", "AutoImageProcessor")
+    for file in ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"):
+        if (folder / file).exists():
+            stored = json.loads((folder / file).read_text())
+            stored["auto_map"] = {name: "evil.Evil" for name in names}
+            if file == "config.json" and not known:
+                stored |= {"model_type": "evil", "architectures": ["Evil"]}
+            (folder / file).write_text(json.dumps(stored))
+    tiny.write(tmp_path / "data", ["rec"] * 40)
+    init = ["init", "--vlm", str(folder), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    if known:
+        HFBackbone(str(folder))
+        load(folder)
+        assert main(init) == 0
+    else:
+        for door in (lambda: HFBackbone(str(folder)), lambda: load(folder)):
+            with pytest.raises(ValueError, match="seen model_type 'evil'"):
+                door()
+        assert "seen model_type 'evil'" in run(capsys, *init)
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    for door in (lambda: HFBackbone(str(folder)), lambda: load(folder)):
+        with suppress(ValueError):  # refused, or its kind's own tokenizer is taken
+            door()
+    assert not hit.exists()
+
+
 @pytest.mark.parametrize("manifest", ["/dev/zero", "fifo"])
 def test_a_manifest_is_a_file(manifest: str, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     import os
@@ -214,4 +252,5 @@ def test_offers_in_some_places(tmp_path: Path) -> None:
     """Every eighth place; `python -m tests.reliability 11` goes through all of them for each command."""
     figures = hostile_places.walk(tmp_path, every=8, commands=("fit",))
     assert (figures["executed"], figures["connections"], figures["files"]) == (0, 0, 0)
-    assert figures["places"] > 0
+    assert figures["places"] >= hostile_places.LEAST_PLACES // 8 - 1
+    assert figures["checkpoint_fields"] >= 3

@@ -7,6 +7,9 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -15,13 +18,14 @@ from jsonargparse import ArgumentError
 
 from tests.reliability import tiny_run
 from ts_lightning.cli.lightning import TSLightningCLI
-from ts_lightning.runs.allowed_classes import OTHERS, OURS
+from ts_lightning.runs.allowed_classes import BACKBONES, OPTIONAL, OTHERS, OURS
 from ts_lightning.runs.class_paths import restrict_class_paths
 from ts_lightning.runs.load import answering, stored_data, stored_model
 from ts_lightning.training import BaseModule
 
 Steps = tuple[str, ...]  # the keys that lead to a place; "[]" is a list of one
 DEPTH = 4
+LEAST_PLACES = 60
 COMMANDS = ("fit", "validate", "test", "predict")
 REFUSED = (ValueError, ArgumentError, OSError, SystemExit)
 _PLAIN = (str, int, float, bool, type(None), list, dict, tuple, set, bytes, object)
@@ -47,10 +51,17 @@ class Place:
         return given
 
 
+@cache
 def listed() -> dict[str, type]:
-    """The classes that a configuration may name."""
-    modules = {name: __import__(name, fromlist=["x"]) for name in OURS | OTHERS}
-    return {f"{m}.{c}": getattr(modules[m], c) for m, names in (OURS | OTHERS).items() for c in names}
+    """The classes that a configuration may name; those of libraries that are missing here can't be built either."""
+    names = (
+        OURS
+        | OTHERS
+        | BACKBONES
+        | {name: names for name, names in OPTIONAL.items() if find_spec(name.partition(".")[0])}
+    )
+    modules = {name: import_module(name) for name in names}
+    return {f"{module}.{cls}": getattr(modules[module], cls) for module, classes in names.items() for cls in classes}
 
 
 def places(config: dict[str, Any], root: str) -> Iterator[Place]:
@@ -147,18 +158,24 @@ def _with(config: dict[str, Any], steps: Steps, value: Any) -> dict[str, Any]:
 
 
 def offers(place: Place, hit: Path, port: int) -> dict[str, Any]:
-    """A function, the function that builds anything, a class of another base, a class that is not listed."""
+    """A function, the function that builds anything, classes of another base, a class that is not listed.
+
+    A class of another base is none that the configuration around it names: so it is seen where it is kept.
+    """
     shell = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(hit)]}}
     builder = {"args": ["touch", str(hit)], "init": shell}
-    wrong = next(path for path, cls in listed().items() if not issubclass(cls, tuple(place.bases) or (int,)))
-    wrong = "torch.optim.AdamW" if not place.bases else wrong
+    named = json.dumps(place.around)
+    bases = tuple(place.bases) or (type(None),)
+    wrong = [path for path, cls in listed().items() if not issubclass(cls, bases) and path not in named]
     address = {"pretrained_model_name_or_path": f"http://127.0.0.1:{port}/x"}
     by_name = {} if place.takes_text else {"function by its name": "lightning.pytorch.seed_everything"}  # else a text
     return by_name | {
         "function": {"class_path": "ts_lightning.cli.main", "init_args": {"args": ["quickstart"]}},
         "instantiate_class": {"class_path": "lightning.pytorch.cli.instantiate_class", "init_args": builder},
         "method of a listed class": {"class_path": "ts_lightning.models.LoRAVLM.from_pretrained", "init_args": {}},
-        "wrong base": {"class_path": wrong},
+        "wrong base": {"class_path": wrong[0]},
+        "wrong base, of a library": {"class_path": next(path for path in wrong if not path.startswith("ts_lightning"))},
+        "wrong base, a backbone": {"class_path": next((path for path in wrong if ".backbones." in path), wrong[-1])},
         "not listed": shell,
         "not listed, of another library": {
             "class_path": "transformers.AutoModel.from_pretrained",
@@ -216,7 +233,10 @@ def from_checkpoint(parser: _Parser, given: dict[str, Any]) -> None:
 
 
 def walk(folder: Path, every: int = 1, commands: tuple[str, ...] = COMMANDS) -> dict[str, int]:
-    """Offer everything everywhere (in each `every`th place); the counts. AssertionError names what was accepted."""
+    """Offer everything everywhere (in each `every`th place); the counts.
+
+    AssertionError names what was accepted, or says that too little was found or reached for the walk to mean anything.
+    """
     hit, listener, accepted = folder / "HIT", Listener(), []
     root = folder / "run"
     config = tiny_run.config(tiny_run.write(folder / "shards", 4), root, 1)
@@ -225,7 +245,9 @@ def walk(folder: Path, every: int = 1, commands: tuple[str, ...] = COMMANDS) -> 
     parser = _Parser()
     before = {path for path in folder.rglob("*")}
     figures = {"places": 0, "checkpoint_fields": 0, "offers": 0, "not_reached": 0, "left_out": 0}
-    every_place = list(places(config, str(root)))[::every]
+    every_place = list(places(config, str(root)))
+    assert len(every_place) >= LEAST_PLACES, f"{len(every_place)} places: the walk does not see the parameters"
+    every_place = every_place[::every]
     for command in commands:
         for place in every_place:
             try:
@@ -252,16 +274,16 @@ def walk(folder: Path, every: int = 1, commands: tuple[str, ...] = COMMANDS) -> 
                 from_checkpoint(parser, left_out)
             except REFUSED:
                 continue
-            kept = json.dumps(answering(stored_model({"state_dict": {}, "config": left_out}, "x")))
-            data = json.dumps(stored_data({"state_dict": {}, "config": left_out}, "x"))
+            stored = {"state_dict": {}, "config": left_out}
+            kept = json.dumps([answering(stored_model(stored, "x")), stored_data(stored, "x")])
             figures["left_out"] += 1
-            if any(
-                text in kept + data for text in ("instantiate_class", "Popen", "main", "seed_every", "from_pretrained")
-            ):
+            if (offer if isinstance(offer, str) else offer["class_path"]) in kept:
                 accepted.append(f"checkpoint {'.'.join(place.steps)}: {name}")
     listener.socket.close()
     figures |= {"executed": int(hit.exists()), "connections": listener.count}
     figures["files"] = len({path for path in folder.rglob("*")} - before)
+    assert figures["not_reached"] <= len(commands), figures
+    assert figures["offers"] >= 8 * (figures["places"] + figures["checkpoint_fields"]) > 0, figures
     assert not accepted, f"{len(accepted)} accepted: {accepted[:8]}"
     assert not hit.exists()
     assert (figures["connections"], figures["files"]) == (0, 0), figures
