@@ -49,6 +49,7 @@ class Server:
         for _ in range(1800):
             try:
                 socket.create_connection(("127.0.0.1", self.port)).close()
+                self.idle = self.memory()
                 return
             except OSError:
                 assert self.process.poll() is None, log.read_text()
@@ -83,10 +84,14 @@ class Server:
         (found,) = re.findall(rf"^{name}:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text(), re.M)
         return int(found) * 1024
 
-    def forget_peak(self) -> int:
-        """The memory from which the next peak is measured."""
+    def forget_peak(self) -> None:
+        """The next peak begins with what there is now."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
-        return self.memory()
+
+    def grown(self) -> int:
+        """The peak above the idle server, whatever came before."""
+        print(f"{(most := self.memory('VmHWM') - self.idle) / 2**20:.0f} MB above the idle {self.idle / 2**20:.0f}")
+        return most
 
     def lives(self) -> bool:
         """Whether the page comes within 2 s."""
@@ -97,7 +102,7 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started = Server(tmp_path_factory.mktemp("server") / "log")
     name = started.upload(PICTURE)[1]["id"]
-    assert '"done"' in started.ask(name)[1]  # from here on it is the idle server
+    assert '"done"' in started.ask(name)[1]
     yield started
     started.process.kill()
     started.process.wait()
@@ -136,40 +141,36 @@ def test_clients_that_go_do_not_keep_the_line_full(server: Server) -> None:
 
 
 def test_a_body_of_800_megabytes_is_refused(server: Server) -> None:
-    idle = server.forget_peak()
+    server.forget_peak()
     for path, headers in (("/api/ask", JSON), ("/api/image", RAW)):
         status, _ = server.send("POST", path, (b" " * 2**20 for _ in range(800)), headers)
         assert status in (0, 413)
         status, _ = server.send("POST", path, b" ", headers | {"Content-Length": "800000000"})
         assert status == 413
-    grown = server.memory("VmHWM") - idle
-    print(f"{grown / 2**20:.0f} MB")
-    assert grown < ROOM
+    assert server.grown() < ROOM
     assert server.lives()
 
 
 def test_twelve_pictures_of_forty_megapixels_at_once(server: Server) -> None:
-    data, idle = png("RGBA", (12_000, 3_300)), server.forget_peak()
+    data = png("RGBA", (12_000, 3_300))
+    server.forget_peak()
     with ThreadPoolExecutor(13) as crowd:
         others = crowd.submit(server.ask)
         added = list(crowd.map(lambda _: server.upload(data), range(12)))
         assert others.result()[0] == 200
     assert all((status, one["width"]) == (200, 12_000) for status, one in added)
     assert '"done": true' in server.ask(added[-1][1]["id"])[1]
-    grown = server.memory("VmHWM") - idle
-    print(f"{grown / 2**20:.0f} MB")
-    assert grown < ROOM
+    assert server.grown() < ROOM
     assert server.lives()
 
 
 def test_sixty_six_pictures_of_19_megabytes_at_once(server: Server) -> None:
-    data, idle = PICTURE + bytes(19 * 2**20), server.forget_peak()
+    data = PICTURE + bytes(19 * 2**20)
+    server.forget_peak()
     with ThreadPoolExecutor(66) as crowd:
         added = list(crowd.map(lambda _: server.upload(data), range(66)))
     assert all(status == 200 for status, _ in added)
-    grown = server.memory("VmHWM") - idle
-    print(f"{grown / 2**20:.0f} MB")
-    assert grown < ROOM
+    assert server.grown() < ROOM
     kept = [status for status, _ in (server.ask(one["id"]) for _, one in added)]
     assert kept.count(200) == 3  # 64 MB of one visitor
     assert server.lives()

@@ -15,6 +15,7 @@ from tests.unit.data_samples import picture, sample, shards
 from ts_lightning.cli import main
 from ts_lightning.data import index, index_shards, tar
 from ts_lightning.data.reader import ShardReader
+from ts_lightning.data.tar import _Forward
 from ts_lightning.data.write import write_shards
 
 
@@ -203,8 +204,9 @@ def test_every_shard_of_the_braces_has_to_be_there(tmp_path):
     assert "seen more than 1000000 shards" in refused(f"{tmp_path}/s{{0..99999999}}.tar")
 
 
-def test_a_hole_of_gigabytes_is_refused_without_being_read(tmp_path):
-    path = tmp_path / "x.tar"
+def test_a_hole_of_gigabytes_is_refused_without_being_read(tmp_path, monkeypatch):
+    path, more, read = tmp_path / "x.tar", _Forward._more, []
+    monkeypatch.setattr(_Forward, "_more", lambda self, count: read.append(len(data := more(self, count))) or data)
     for kind, name in ((b"L", "././@LongLink"), (b"x", "pax"), (b"0", "a.jpg"), (b"0", "a.json"), (None, "")):
         with open(path, "wb") as file:
             if kind is not None:
@@ -214,6 +216,8 @@ def test_a_hole_of_gigabytes_is_refused_without_being_read(tmp_path):
             file.truncate(3 << 30)
         tracemalloc.start()
         assert refused(path).startswith(f"{path}: ")
+        assert 0 < sum(read) <= 2 << 20  # of 3 GB; that's why it takes no second
+        read.clear()
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
         tracemalloc.stop()
 
