@@ -1,4 +1,7 @@
-"""Every backbone on a CUDA device; skipped where there is none."""
+"""Every backbone on a CUDA device; skipped where there is none.
+
+Bitwise: the same modules on the same rows.
+"""
 
 from typing import Any
 

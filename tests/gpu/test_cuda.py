@@ -1,4 +1,7 @@
-"""The vlm on a CUDA device; skipped where there is none."""
+"""The vlm on a CUDA device; skipped where there is none.
+
+Bitwise: the same kernels of one device on the same shapes and rows.
+"""
 
 from itertools import groupby
 

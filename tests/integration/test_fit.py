@@ -1,4 +1,7 @@
-"""fit, validate, predict through the command line, resume, and what one training step touches."""
+"""fit, validate, predict through the command line, resume, and what one training step touches.
+
+Bitwise: the same steps, their shapes, rows and order alike, and weights that are copied.
+"""
 
 import csv
 import functools

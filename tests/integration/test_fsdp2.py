@@ -1,4 +1,7 @@
-"""FSDP2 on two processes is DDP on two processes: weights, optimizer, checkpoints, skipped steps, GRPO."""
+"""FSDP2 on two processes is DDP on two processes: weights, optimizer, checkpoints, skipped steps, GRPO.
+
+Bitwise: the same steps, their shapes, rows and order alike, and weights that are copied.
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""Training on rows of several questions: the step of separate rows, on two ranks, and resumed in the middle."""
+"""Training on rows of several questions: the step of separate rows, on two ranks, and resumed in the middle.
+
+Bitwise: the same steps, their shapes, rows and order alike.
+"""
 
 import csv
 from dataclasses import replace

@@ -112,7 +112,7 @@ def metrics(root: Path) -> list[dict[str, str]]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Bitwise equality of nested values."""
+    """Bitwise equality of nested values: of runs whose steps have the same shapes, rows and order."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):

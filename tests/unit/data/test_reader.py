@@ -1,4 +1,7 @@
-"""Writing and reading back: by our reader, by webdataset, in workers, and with damaged records."""
+"""Writing and reading back: by our reader, by webdataset, in workers, and with damaged records.
+
+Bitwise: whole numbers.
+"""
 
 import os
 import pickle

@@ -128,7 +128,7 @@ def rows(case: Case) -> None:
         row, expected = case.twin.encode(one, True), case.inputs(one)
         assert row["input_ids"].tolist() == expected["input_ids"][0].tolist()
         for name, value in row["pictures"].items():
-            assert torch.equal(value, expected[name]), name
+            assert torch.equal(value, expected[name]), name  # bitwise: the same processor on the same picture
 
 
 def same_logits(case: Case) -> None:
@@ -191,9 +191,8 @@ def saved(case: Case) -> None:
         backbone.save(Path(folder) / "base")
         again = HFBackbone(str(Path(folder) / "base"))
         assert again.identity()["sha256"] == case.twin.identity()["sha256"]
-        assert torch.equal(
-            expected, logits(TwinExpertVLM.from_pretrained(Path(folder) / "package", again), case.samples)
-        )
+        seen = logits(TwinExpertVLM.from_pretrained(Path(folder) / "package", again), case.samples)
+        torch.testing.assert_close(seen, expected, rtol=1e-6, atol=1e-6)  # weights that were read lie elsewhere
 
 
 def lora(case: Case) -> None:

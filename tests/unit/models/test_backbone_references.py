@@ -1,4 +1,7 @@
-"""Every backbone against transformers: logits, positions, pixels."""
+"""Every backbone against transformers: logits, positions, pixels.
+
+Bitwise: whole numbers.
+"""
 
 import io
 import re

@@ -1,4 +1,7 @@
-"""Tokenizer, encoder, packing."""
+"""Tokenizer, encoder, packing.
+
+Bitwise: whole numbers.
+"""
 
 import copy
 import multiprocessing

@@ -1,4 +1,7 @@
-"""Decoding: the growing cache holds what transformers' own does, and a step takes few calls."""
+"""Decoding: the growing cache holds what transformers' own does, and a step takes few calls.
+
+Bitwise: keys and values that are copied.
+"""
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache

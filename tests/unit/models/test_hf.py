@@ -1,4 +1,7 @@
-"""Any backbone: small random models of many families, each in its public folder layout."""
+"""Any backbone: small random models of many families, each in its public folder layout.
+
+Bitwise: whole numbers.
+"""
 
 import json
 import shutil

@@ -1,4 +1,7 @@
-"""Folders by way of a hub: a local server that speaks its routes, huggingface_hub as the client."""
+"""Folders by way of a hub: a local server that speaks its routes, huggingface_hub as the client.
+
+Bitwise: weights that are copied.
+"""
 
 import base64
 import hashlib

@@ -1,4 +1,7 @@
-"""A LLaVA out of a LLaMA and a CLIP: the parts are theirs, the projector is new."""
+"""A LLaVA out of a LLaMA and a CLIP: the parts are theirs, the projector is new.
+
+Bitwise: weights that are copied.
+"""
 
 import json
 from pathlib import Path

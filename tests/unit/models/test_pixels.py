@@ -1,4 +1,7 @@
-"""Pixels against PIL and against transformers' image processor; odd formats, orientation, broken bytes."""
+"""Pixels against PIL and against transformers' image processor; odd formats, orientation, broken bytes.
+
+Bitwise: one value of a pixel after the other.
+"""
 
 import io
 import struct

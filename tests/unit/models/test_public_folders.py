@@ -1,4 +1,7 @@
-"""Folders as their authors publish them: key names, config fields, sharded files, tokenizers without padding."""
+"""Folders as their authors publish them: key names, config fields, sharded files, tokenizers without padding.
+
+Bitwise: weights that are copied.
+"""
 
 import json
 import re

@@ -166,4 +166,4 @@ def test_pad_left_moves_rows_and_nothing_else() -> None:
     rows = [vlm.encode(prompt(i, 1), for_generation=True) for i in (0, 2)]
     moved, expected = pad_left(collate(rows, vlm.pad_id)), collate(rows, vlm.pad_id, "left")
     for name in ("input_ids", "valid", "position_ids", "step_ids"):
-        assert torch.equal(moved[name], expected[name]), name
+        assert torch.equal(moved[name], expected[name]), name  # whole numbers

@@ -1,4 +1,7 @@
-"""The tiny backbone: its layout on disk, its lessons, its training's checkpoints."""
+"""The tiny backbone: its layout on disk, its lessons, its training's checkpoints.
+
+Bitwise: weights that are copied, and the same steps in the same order.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""The twin layer against TWIST eq. 5-6 written out, its bitwise guarantee, and gradients that always exist."""
+"""The twin layer against TWIST eq. 5-6 written out, its bitwise guarantee, and gradients that always exist.
+
+Bitwise: the same modules run on the same rows.
+"""
 
 import pytest
 import torch

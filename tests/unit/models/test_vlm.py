@@ -1,4 +1,7 @@
-"""The twin-expert vlm over the tiny backbone: retention, gradients, isolation, decoding."""
+"""The twin-expert vlm over the tiny backbone: retention, gradients, isolation, decoding.
+
+Bitwise: token ids, weights that are copied, and what runs the same modules on the same rows.
+"""
 
 import pytest
 import torch

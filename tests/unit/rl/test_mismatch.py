@@ -1,4 +1,7 @@
-"""Another engine's draws: truncated weights, the divergence, what a checkpoint keeps, the loss they give."""
+"""Another engine's draws: truncated weights, the divergence, what a checkpoint keeps, the loss they give.
+
+Bitwise: the same function on the same rows, and numbers that are copied.
+"""
 
 import math
 

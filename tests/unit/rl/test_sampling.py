@@ -1,4 +1,7 @@
-"""Sampling: the noise of a completion, nucleus, stops, and what can never be said."""
+"""Sampling: the noise of a completion, nucleus, stops, and what can never be said.
+
+Bitwise: token ids.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""What goes to vLLM: prompts with one placeholder a picture, the very pixels, files of weights; wrong options."""
+"""What goes to vLLM: prompts with one placeholder a picture, the very pixels, files of weights; wrong options.
+
+Bitwise: weights that are copied.
+"""
 
 import io
 from pathlib import Path

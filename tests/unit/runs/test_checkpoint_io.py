@@ -16,7 +16,7 @@ def test_round_trip_and_sidecar(tmp_path: Path) -> None:
     CheckpointIO().save_checkpoint(STATE, path)
     assert sorted(p.name for p in path.parent.iterdir()) == ["a.ckpt", "a.ckpt.sha256"]
     loaded = CheckpointIO().load_checkpoint(path)
-    assert torch.equal(loaded["state_dict"]["w"], STATE["state_dict"]["w"])
+    assert torch.equal(loaded["state_dict"]["w"], STATE["state_dict"]["w"])  # what was written
     check = subprocess.run(["sha256sum", "-c", sidecar(path).name], cwd=path.parent, capture_output=True)
     assert check.returncode == 0
 
