@@ -5,8 +5,7 @@ from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DeepSpeedStrategy
-from lightning.pytorch.strategies.strategy import Strategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from torch import Tensor
 from torch.nn import Parameter
 

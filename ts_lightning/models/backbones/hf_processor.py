@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers import PROCESSOR_MAPPING, AutoImageProcessor
 
 from ts_lightning.grounding.coordinates import Size
 from ts_lightning.grounding.resizing import smart_size
