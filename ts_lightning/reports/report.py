@@ -94,10 +94,11 @@ def table(report: Mapping[str, Any]) -> str:
     rule_line = "-" * max(map(len, lines))
     lines.insert(1, rule_line)
     minutes, seconds = divmod(round(report["seconds"]), 60)
+    speed = report["samples_per_second"]
     below = (
         ("retention certificate", _certificate(report["certificate"])),
         ("time", f"{minutes} min {seconds} s"),
-        ("training speed", f"{report['samples_per_second']:.0f} samples/s"),
+        ("training speed", f"{speed:.0f} samples/s" if _is_number(speed) else "too short to tell"),
         ("peak memory", f"{report['peak_rss_mb']:.0f} MB"),
     )
     return "\n".join([*lines, rule_line, *(f"{name:<{wide}}  {value}" for name, value in below)])

@@ -66,6 +66,12 @@ def test_table_holds_the_numbers() -> None:
     assert not any("new objects" in line for line in lines)  # none was asked for
     assert any("passed: 211 of 211 frozen tensors equal, logits bitwise equal" in line for line in lines)
     assert any(line.split() == ["time", "9", "min", "12", "s"] for line in lines)
+    assert any(line.split() == ["training", "speed", "122", "samples/s"] for line in lines)
+
+
+def test_a_run_that_logged_no_speed_says_so() -> None:
+    lines = table({**REPORT, "samples_per_second": math.nan}).splitlines()
+    assert any(line.split() == ["training", "speed", "too", "short", "to", "tell"] for line in lines)
 
 
 def test_a_failed_certificate_is_loud() -> None:
