@@ -124,22 +124,12 @@ class VLLMEngine:
             [[one.stopped for one in answers] for answers in said],
         )
 
-    def begin(
-        self,
-        vlm: VLM,
-        batch: Mapping[str, Any],
-        group: int,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        stop_after: str | None,
-        seed: int,
-        step: int,
-        all_done: Callable[[Tensor], bool],
-        names: Sequence[str],
-    ) -> None:
-        """Ask for what the next `sample_groups` of these names will want, with the weights of now, and go on."""
-        request = request_of(vlm, batch, group, max_new_tokens, temperature, top_p, stop_after)
+    def begin(self, vlm: VLM, batch: Mapping[str, Any], names: Sequence[str], step: int, **drawing: Any) -> None:
+        """Ask for what the next `sample_groups` of these names will want, with the weights of now, and go on.
+
+        drawing: What `sample_groups` will be given beside them.
+        """
+        request = request_of(vlm, batch, **drawing)
         try:
             self.hand_over(vlm, step)
         except ServerError as down:
@@ -277,8 +267,9 @@ def request_of(
     temperature: float,
     top_p: float,
     stop_after: str | None,
+    **ours: Any,
 ) -> Request:
-    """A draw as vLLM is asked for it; ValueError for what it can't draw."""
+    """A draw as vLLM is asked for it, without what our own loop alone needs; ValueError for what it can't draw."""
     if top_p < 1:
         raise ValueError(f"top_p: seen {top_p} with VLLMEngine, expected 1: its log-probabilities are cut off, too")
     check_room(vlm, batch, max_new_tokens)
