@@ -1,4 +1,4 @@
-"""The runs that test_fsdp2 compares: `python fsdp2_runs.py FOLDER`. Ranks are forked, imports are paid for once."""
+"""The runs that test_fsdp2 compares, in a process of their own. Ranks are forked, imports are paid for once."""
 
 import json
 import sys
@@ -147,7 +147,7 @@ def text_on_rank_one(rank: int) -> None:
     SFT.row_losses = row_losses  # type: ignore[method-assign]
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, rank: int = 0) -> None:
     shards = tiny.write(folder, tiny.MIXED * 2)
     write_shards(multi_image_samples("rl", 12), folder, "rl")
     write_shards(grounding_samples("train", 40, per_scene=4), folder, "scenes")
@@ -178,7 +178,3 @@ def main(folder: Path) -> None:
             rollout = RolloutCallback(num_generations=3, max_new_tokens=6, rewards=REWARDS)
             root = folder / f"grpo_{kind}_{strategy}"
             fit(root, str(folder / "rl-*.tar"), strategy, GRPO(vlm), callbacks=[rollout])
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests import ranks
 from tests.integration import tiny
 from ts_lightning.cli import main
 from ts_lightning.data.order import EpochOrder
@@ -26,9 +28,15 @@ def run_one(command: str, config: dict[str, Any], root: Path) -> None:
 
 def run_two(command: str, config: dict[str, Any], root: Path, *args: str) -> None:
     root.mkdir(exist_ok=True)
-    given = tiny.save(config, root / "given.yaml")
+    words = [command, "-c", tiny.save(config, root / "given.yaml"), *args]
+    ranks.finish(partial(ranks.command, words), root / "ranks.log", 2)
+
+
+def launch(config: dict[str, Any], root: Path, *args: str) -> None:
+    """As a user does: the command, which starts the second process itself."""
+    root.mkdir(exist_ok=True)
+    line = [sys.executable, "-m", "ts_lightning", "fit", "-c", tiny.save(config, root / "given.yaml"), *args]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "ts_lightning", command, "-c", given, *args]
     done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -60,7 +68,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         if root == roots[0]:
             run_one("fit", config, root)
         else:
-            run_two("fit", config, root, "-c", str(DDP), "--trainer.accelerator", "cpu")
+            launch(config, root, "-c", str(DDP), "--trainer.accelerator", "cpu")
     return roots
 
 

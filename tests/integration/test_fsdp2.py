@@ -4,16 +4,15 @@ Bitwise: the same steps, their shapes, rows and order alike, and weights that ar
 """
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.integration import tiny
+from tests import ranks
+from tests.integration import fsdp2_runs, tiny
 from tests.integration.test_ddp import rows
 from ts_lightning.cli import main
 from ts_lightning.runs.load import load
@@ -23,10 +22,9 @@ from ts_lightning.runs.load import load
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All runs of `fsdp2_runs`, by name."""
     folder = tmp_path_factory.mktemp("fsdp2")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TS_LIGHTNING_CLASS_PREFIXES": "tests.integration.test_grpo"}
-    line = [sys.executable, "-m", "tests.integration.fsdp2_runs", str(folder)]
-    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TS_LIGHTNING_CLASS_PREFIXES", "tests.integration.test_grpo")
+        ranks.finish(partial(fsdp2_runs.main, folder), folder / "log", seconds=400)
     return folder
 
 

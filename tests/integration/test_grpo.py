@@ -8,8 +8,7 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import ranks
 from tests.integration import tiny
 from ts_lightning.cli import main
 from ts_lightning.data.write import write_shards
@@ -87,11 +87,8 @@ def run(given: dict[str, Any], root: Path, *args: str) -> int:
 
 def run_on_two_ranks(given: dict[str, Any], root: Path, *args: str) -> None:
     root.mkdir()
-    line = [sys.executable, "-m", "ts_lightning", "fit", "-c", tiny.save(given, root / "given.yaml")]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    more = ["-c", str(DDP), "--trainer.accelerator", "cpu", *args]
-    done = subprocess.run([*line, *more], env=env, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-2000:]
+    words = ["fit", "-c", tiny.save(given, root / "given.yaml"), "-c", str(DDP), "--trainer.accelerator", "cpu", *args]
+    ranks.finish(partial(ranks.command, words), root / "ranks.log", 2)
 
 
 def rows(root: Path) -> list[dict[str, str]]:
@@ -186,13 +183,20 @@ def test_resume_gives_the_same_rewards_losses_and_weights(
 
 
 def test_a_killed_run_goes_on_with_the_same_command(
-    fitted: dict[str, Path], shards: str, tmp_path: Path, capsys: pytest.CaptureFixture
+    fitted: dict[str, Path],
+    shards: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     """SIGKILL at call 40 of the reward: in step 4, twelve completions a step, with a checkpoint after step 2."""
     given = config(shards, tmp_path, reward="deadly")
-    line = [sys.executable, "-m", "ts_lightning", "fit", "-c", tiny.save(given, tmp_path / "given.yaml")]
-    died = subprocess.run(line, env={**os.environ, "DIE_AT_CALL": "40"}, capture_output=True, text=True, timeout=900)
-    assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
+    words, log = ["fit", "-c", tiny.save(given, tmp_path / "given.yaml")], tmp_path / "died.log"
+    with monkeypatch.context() as patched:
+        patched.setenv("DIE_AT_CALL", "40")
+        (died,) = ranks.start(partial(ranks.command, words), log)
+    died.join(900)
+    assert died.exitcode == -signal.SIGKILL, log.read_text()[-2000:]
     assert [path.name for path in (tmp_path / "checkpoints").glob("*.ckpt")] == ["step=2.ckpt"]
     assert run(given, tmp_path) == 0
     assert "step=2.ckpt after step 2" in capsys.readouterr().out

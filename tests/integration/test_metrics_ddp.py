@@ -1,12 +1,13 @@
 """Metrics over two CPU processes: the same numbers as one process, with uneven batches and with an idle rank."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from tests import ranks
 from ts_lightning.grounding import get_codec
 from ts_lightning.grounding.boxes import Box
 from ts_lightning.metrics import AnswerAccuracy, BoxAccuracy, MeanIoU, StepAnswer, StepMetrics, box_tensor
@@ -66,7 +67,7 @@ def record(name: str, i: int, box: Box | None, true: torch.Tensor, word: str) ->
     return Record(name, text=said, truth=Truth(answers=("yes",)), choices=("yes", "no"), meta=meta, **asked)
 
 
-def worker(rank: int, folder: str) -> None:
+def worker(folder: str, rank: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     torch.save({name: fill(split[rank]) for name, split in SPLITS.items()}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -76,7 +77,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     expected = fill(range(COUNT))
     assert len(expected) > 60
     assert all(torch.isfinite(value) for value in expected.values())
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    ranks.finish(partial(worker, str(tmp_path)), tmp_path / "log", 2)
     for rank in range(2):
         results = torch.load(tmp_path / f"{rank}.pt")
         for split in SPLITS:

@@ -4,22 +4,27 @@ Bitwise: the same weights in the same place on the same rows.
 """
 
 import copy
-import subprocess
-import sys
+import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
 
+from tests import ranks
 from tests.unit.models.test_shared_prefix import VLMS, prompt, tiny, twin
 from ts_lightning.data.collate import collate
 from ts_lightning.models import LoRAVLM, TwinExpertVLM
 from ts_lightning.models.packing import PAD_BRANCH, pack_groups
+from ts_lightning.models.sharding import all_ranks_done, local, shard
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl import ReferencePolicy, RolloutCallback
 from ts_lightning.rl.diagnostics import Watch, rollout_figures, sum_over_ranks
 from ts_lightning.rl.log_probs import group_log_probs
-from ts_lightning.rl.sampling import Sampled
+from ts_lightning.rl.sampling import Sampled, sample_groups
 from ts_lightning.training import GRPO
 
 
@@ -258,95 +263,74 @@ def test_plain_reference_of_other_weights_is_refused() -> None:
         other.load_state_dict(reference.state_dict())
 
 
-RANKS = """
-import sys, torch
-from torch import distributed
-from tests.unit.models.test_shared_prefix import prompt, twin
-from ts_lightning.data.collate import collate
-from ts_lightning.models import generate
-from ts_lightning.models.sharding import all_ranks_done
-from ts_lightning.rl.sampling import sample_groups
-
-rank = int(sys.argv[1])
-distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-vlm = twin().eval()
-logits, steps = vlm.logits, []
-def scripted(hidden, task, context):
-    steps.append(1)
-    out = torch.zeros_like(logits(hidden, task, context))
-    out[:, vlm.tokenizer.eos_token_id if len(steps) > (2, 7)[rank] else 40] = 1000
-    return out
-vlm.__dict__["logits"] = scripted
-batch = collate([vlm.encode(prompt(0, 0), for_generation=True)], vlm.pad_id)
-sampled = sample_groups(vlm, batch, 2, 30, all_done=all_ranks_done)
-print(len(steps), len(sampled.tokens[0][0]), sampled.logp_NS.shape[1])
-"""
+def meet(store: Path, rank: int) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 
 
-SHARDED = """
-import sys, torch
-from torch import distributed
-from torch.distributed.device_mesh import init_device_mesh
-from tests.unit.models.test_shared_prefix import prompt, twin
-from ts_lightning.data.collate import collate
-from ts_lightning.models.sharding import local, shard
-from ts_lightning.rl import RolloutCallback
-from ts_lightning.rl.log_probs import group_log_probs
+def scripted_rollout(folder: Path, rank: int) -> None:
+    """Rank 0's answers end at their third token, those of rank 1 at their eighth."""
+    meet(folder / "store", rank)
+    vlm = twin().eval()
+    logits, steps = vlm.logits, []
 
-rank = int(sys.argv[1])
-distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-mesh = init_device_mesh("cpu", (2,))
-vlm, half = twin().eval(), twin().eval()
-batch = collate([vlm.encode(prompt(i, i), for_generation=True) for i in range(2)], vlm.pad_id)
+    def scripted(hidden: torch.Tensor, task: torch.Tensor, context: object) -> torch.Tensor:
+        steps.append(1)
+        out = torch.zeros_like(logits(hidden, task, context))
+        out[:, vlm.tokenizer.eos_token_id if len(steps) > (2, 7)[rank] else 40] = 1000
+        return out
 
-def tokens(limit):
-    callback = RolloutCallback(num_generations=2, max_new_tokens=limit, stop_after=None)
-    return callback.roll_out(vlm, [batch])[0].token_ids
-
-whole = tokens(9)
-shard(vlm, vlm.backbone.layers, mesh)
-gathers = []
-for limit in (1, 2, 9):
-    with torch.profiler.profile() as seen:
-        sharded = tokens(limit)
-    gathers.append(sum(e.count for e in seen.key_averages() if e.key == "c10d::_allgather_base_"))
-print(len(vlm.backbone.layers), gathers, whole == sharded)
-
-with torch.autocast("cpu", torch.bfloat16):
-    before = half.run(group_log_probs, batch, sharded).logp_NT
-    shard(half, half.backbone.layers, mesh, torch.bfloat16)
-    after = half.run(group_log_probs, batch, sharded).logp_NT
-after.sum().backward()
-gradients = [local(p.grad) for p in half.parameters() if p.grad is not None]
-near = (after - before).abs().max().item() < 0.1
-print(near, {g.dtype for g in gradients}, all(g.isfinite().all() for g in gradients))
-"""
+    vlm.__dict__["logits"] = scripted
+    batch = collate([vlm.encode(prompt(0, 0), for_generation=True)], vlm.pad_id)
+    sampled = sample_groups(vlm, batch, 2, 30, all_done=all_ranks_done)
+    said = [len(steps), len(sampled.tokens[0][0]), sampled.logp_NS.shape[1]]
+    (folder / f"{rank}.json").write_text(json.dumps(said))
 
 
-def two_ranks(script: str, folder: Path) -> list[str]:
-    """What two processes print that are given their rank and a file to meet at."""
-    here = str(Path(__file__).parents[3])
-    line = [sys.executable, "-c", f"import sys; sys.path.insert(0, {here!r})\n{script}"]
-    both = [
-        subprocess.Popen([*line, str(rank), str(folder / "store")], stdout=subprocess.PIPE, text=True)
-        for rank in (0, 1)
-    ]
-    return [process.communicate(timeout=120)[0] for process in both]
+def sharded_rollout(folder: Path, rank: int) -> None:
+    """Gathers of weights for one token, two and nine; then log-probabilities and gradients in bf16."""
+    meet(folder / "store", rank)
+    mesh = init_device_mesh("cpu", (2,))
+    vlm, half = twin().eval(), twin().eval()
+    batch = collate([vlm.encode(prompt(i, i), for_generation=True) for i in range(2)], vlm.pad_id)
+
+    def tokens(limit: int) -> list:
+        callback = RolloutCallback(num_generations=2, max_new_tokens=limit, stop_after=None)
+        return callback.roll_out(vlm, [batch])[0].token_ids
+
+    whole = tokens(9)
+    shard(vlm, vlm.backbone.layers, mesh)
+    gathers = []
+    for limit in (1, 2, 9):
+        with torch.profiler.profile() as seen:
+            sharded = tokens(limit)
+        gathers.append(sum(e.count for e in seen.key_averages() if e.key == "c10d::_allgather_base_"))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        before = half.run(group_log_probs, batch, sharded).logp_NT
+        shard(half, half.backbone.layers, mesh, torch.bfloat16)
+        after = half.run(group_log_probs, batch, sharded).logp_NT
+    after.sum().backward()
+    gradients = [local(p.grad) for p in half.parameters() if p.grad is not None]
+    near = (after - before).abs().max().item() < 0.1
+    kinds = sorted({str(g.dtype) for g in gradients})
+    said = [len(vlm.backbone.layers), gathers, whole == sharded, near, kinds]
+    (folder / f"{rank}.json").write_text(json.dumps([*said, all(bool(g.isfinite().all()) for g in gradients)]))
+
+
+def two_ranks(call: Callable[[Path, int], None], folder: Path) -> list[list]:
+    """What each of two processes writes."""
+    ranks.finish(partial(call, folder), folder / "log", 2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
 def test_weights_are_gathered_once_a_rollout(tmp_path: Path) -> None:
     """Two layers and the rest, for one token, two and nine; completions are those of whole weights. Then in bf16."""
-    for said in two_ranks(SHARDED, tmp_path):
-        assert [line for line in said.splitlines() if line[:1] in "2TF"] == [
-            "2 [3, 3, 3] True",
-            "True {torch.float32} True",
-        ]
+    assert two_ranks(sharded_rollout, tmp_path) == [[2, [3, 3, 3], True, True, ["torch.float32"], True]] * 2
 
 
 def test_ranks_stop_together(tmp_path: Path) -> None:
-    said = [printed.split() for printed in two_ranks(RANKS, tmp_path)]
     # forwards, tokens of the own completion: eight forwards each, three and eight tokens
-    assert said == [["8", "3", "3"], ["8", "8", "8"]]
+    assert two_ranks(scripted_rollout, tmp_path) == [[8, 3, 3], [8, 8, 8]]
 
 
 def test_padding_of_the_packed_form_is_not_valid() -> None:

@@ -1,12 +1,13 @@
 """A server of our own ends with the process that started it, and its children with it, however that ends."""
 
-import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests import ranks
 from ts_lightning.rl.vllm_server import OwnServer, VLLMServer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG and /proc are Linux's")
@@ -25,15 +26,6 @@ class Healthy(BaseHTTPRequestHandler):
 
 HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Healthy).serve_forever()
 """
-PARENT = """
-import sys, time
-from ts_lightning.rl.vllm_server import OwnServer
-
-server = OwnServer("folder", sys.argv[1], patience=60)
-server.start()
-print(server.url, flush=True)
-time.sleep(600)
-"""
 
 
 def stub(folder: Path) -> Path:
@@ -43,19 +35,29 @@ def stub(folder: Path) -> Path:
     return file
 
 
+def keep_a_server(folder: Path, rank: int) -> None:
+    server = OwnServer("folder", str(stub(folder)), patience=60)
+    server.start()
+    print(server.url)
+    time.sleep(600)
+
+
 def runs(process: int) -> bool:
     stat = Path(f"/proc/{process}/stat")
     return stat.is_file() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 def test_a_server_ends_with_its_killed_parent(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(stub(tmp_path))], stdout=subprocess.PIPE, text=True
-    ) as parent:
-        assert parent.stdout is not None
-        server = VLLMServer(parent.stdout.readline().strip())
-        assert server.is_ready()
-        parent.kill()
+    log = tmp_path / "url"
+    (parent,) = ranks.start(partial(keep_a_server, tmp_path), log)
+    end = time.monotonic() + 60
+    while not (log.exists() and log.read_text().endswith("\n")):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    server = VLLMServer(log.read_text().strip())
+    assert server.is_ready()
+    parent.kill()
+    parent.join()
     end = time.monotonic() + 20
     while server.is_ready():
         assert time.monotonic() < end
