@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -11,6 +9,7 @@ from random import Random
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
+from ts_lightning.cli import main
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.data.write import write_shards
 from ts_lightning.grounding import CoordinateSpace, get_codec
@@ -110,7 +109,7 @@ def test_frames_that_coincide_or_leave_no_trace_cannot_be_told() -> None:
     assert "seen 49 images" in verdict(few, frame_reports(few, resize), resize)
 
 
-def test_the_command_names_the_frame_and_fails(tmp_path: Path) -> None:
+def test_the_command_names_the_frame_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     samples = []
     for i, label in enumerate(random_labels(lambda i: (64, 48), 60, 0.0)):
         x1, y1, x2, y2 = label.box
@@ -126,21 +125,15 @@ def test_the_command_names_the_frame_and_fails(tmp_path: Path) -> None:
         sample.answer, sample.image_bytes = Answer(regions=[0]), [jpeg(1)]
         samples.append(sample)
     write_shards(samples, tmp_path, "train")
-    command = [
-        *(sys.executable, "-m", "ts_lightning", "data", "check"),
-        f"{tmp_path}/train-*.tar",
-        *("--out", str(tmp_path)),
-    ]
-    done = subprocess.run([*command, "--config", "fit/toy_twist.yaml"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    assert "verdict: padded square read as original" in done.stdout
+    command = ["data", "check", f"{tmp_path}/train-*.tar", "--out", str(tmp_path)]
+    assert main([*command, "--config", "fit/toy_twist.yaml"]) == 1
+    assert "verdict: padded square read as original" in capsys.readouterr().out
     assert Image.open(tmp_path / "seen.png").width > 300
     assert json.loads((tmp_path / "report.json").read_text())["boxes"] == 240
     none = tmp_path / "none.yaml"
     none.write_text("seed_everything: 0\n")
-    broken = subprocess.run([*command, "--config", str(none)], cwd=ROOT, capture_output=True, text=True)
-    assert broken.returncode == 2
-    assert broken.stderr.startswith(f"ts-lightning: error: {none}: seen no model")
+    assert main([*command, "--config", str(none)]) == 2
+    assert capsys.readouterr().err.startswith(f"ts-lightning: error: {none}: seen no model")
 
 
 def jpeg(orientation: int, size: Size = (64, 48), mark: tuple[int, int, int, int] = (8, 8, 24, 20)) -> bytes:
