@@ -59,12 +59,13 @@ def test_trainer_overlay(path: Path, overrides: list[str], tmp_path: Path, capsy
     if path.name == "adamw_8bit.yaml":
         pytest.importorskip("bitsandbytes", reason="bitsandbytes, of the extra quantization, is missing")
     args = ["fit", "-c", str(CONFIGS / "fit/toy_twist.yaml"), "-c", str(path), *overrides]
+    if path.name not in MORE_THAN_ONE_PROCESS | MISSING:
+        assert main([*args, "--trainer.default_root_dir", str(tmp_path), "--trainer.fast_dev_run", "true"]) == 0
+        return
     with pytest.raises(SystemExit) as stop:
         main([*args, "--print_config"])
     assert stop.value.code == 0
     assert "TwinExpertVLM" in capsys.readouterr().out
-    if path.name not in MORE_THAN_ONE_PROCESS | MISSING:
-        assert main([*args, "--trainer.default_root_dir", str(tmp_path), "--trainer.fast_dev_run", "true"]) == 0
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("eval/*.yaml")), ids=lambda path: path.stem)

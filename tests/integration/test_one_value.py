@@ -29,6 +29,8 @@ SUITES = {
     for path in sorted(CONFIGS.glob("*.yaml"))
     for name, rule in yaml.safe_load(path.read_text())["data"]["init_args"]["val"].items()
 }
+# Suites of one rule differ in their shards and names, and here all have the same questions: the first of each rule.
+RULES = {(rule["protocol"], rule.get("reading")): name for name, rule in reversed(SUITES.items())}
 COUNT = 200
 CODEC = get_codec("shikra")  # of a padded square: read with the picture's size
 SIZE = (80, 60)
@@ -125,7 +127,7 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize("name", sorted(RULES.values()))
 def test_every_command_gives_the_same_figure(
     name: str, coco: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
