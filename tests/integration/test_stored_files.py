@@ -1,4 +1,7 @@
-"""Files written by version 0.1.0 (`tests/fixtures/v1`) load and give the numbers that they gave then."""
+"""Files written by version 0.1.0 (`tests/fixtures/v1`) load and give the numbers that they gave then.
+
+Answers, boxes and counts exactly; the losses of training to 1e-6, since other processors round otherwise.
+"""
 
 import csv
 import json
@@ -13,6 +16,7 @@ from ts_lightning.cli import main
 from ts_lightning.runs.load import load
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/v1"
+TOY = Path(__file__).parents[2] / "data_shards/toy"
 FIGURES = json.loads((FIXTURES / "figures.json").read_text())
 RUNS = ("stepwise", "lora", "full", "grpo")
 SUITE = json.dumps({"toy": {"shards": "shards/train-*.tar"}})
@@ -44,6 +48,10 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def texts(old: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in (old / "out/predictions.jsonl").read_text().splitlines()]
+
+
 def configuration(old: Path, name: str) -> Any:
     text = (old / f"{name}.json").read_text()
     for before, now in MOVED.items():
@@ -59,7 +67,8 @@ def test_validation_gives_the_stored_figures(old: Path, name: str) -> None:
     assert main(["validate", "--ckpt_path", source, *given, *QUIET, *root]) == 0
     (seen,) = rows(old / "out/validate/metrics.csv")
     expected = FIGURES["validation"][name]
-    assert {key: float(seen[key]) for key in expected} == pytest.approx(expected, abs=1e-6)
+    # All of them are counts, and sums over a few boxes that were read from greedy answers: equal to the last bit.
+    assert {key: float(seen[key]) for key in expected} == expected
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -67,16 +76,30 @@ def test_answers_are_the_stored_ones(old: Path, name: str) -> None:
     given = DATA if name == "full" else []
     args = ["--ckpt_path", f"{name}.checkpoint", *given, *QUIET, "--trainer.default_root_dir", "out"]
     assert main(["predict", *args]) == 0
-    lines = (old / "out/predictions.jsonl").read_text().splitlines()
-    assert [json.loads(line)["text"] for line in lines] == FIGURES["texts"][name]
+    assert texts(old) == FIGURES["texts"][name]
+
+
+def check_curve(old: Path, name: str) -> None:
+    curve = [float(row["train/loss"]) for row in rows(old / f"outputs/{name}/metrics.csv") if row["train/loss"]]
+    # Other processors add in another order, and fifty steps carry that on.
+    assert curve == pytest.approx(FIGURES["train_loss"][name], abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["stepwise", "lora", "grpo"])
 def test_training_gives_the_stored_curve(old: Path, name: str) -> None:
+    """Fifty steps; three of GRPO."""
     (old / "given.json").write_text(json.dumps(configuration(old, name)))
     assert main(["fit", "-c", "given.json"]) == 0
-    curve = [float(row["train/loss"]) for row in rows(old / f"outputs/{name}/metrics.csv") if row["train/loss"]]
-    assert curve == pytest.approx(FIGURES["train_loss"][name], abs=1e-6)
+    check_curve(old, name)
+
+
+def test_the_quickstart_of_then_gives_the_stored_curve_and_answers(old: Path) -> None:
+    (old / "toy").symlink_to(TOY)
+    assert main(["fit", "-c", "quickstart.yaml"]) == 0
+    check_curve(old, "quickstart")
+    last = ["--ckpt_path", "outputs/quickstart/checkpoints/last.ckpt", "--trainer.default_root_dir", "out"]
+    assert main(["predict", *last, *QUIET]) == 0
+    assert texts(old) == FIGURES["texts"]["quickstart"]
 
 
 @pytest.mark.parametrize("name", ["stepwise", "lora", "grpo"])
