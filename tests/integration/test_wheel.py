@@ -88,8 +88,9 @@ def run(command: Path, folder: Path) -> Run:
 @pytest.fixture(scope="module")
 def checkpoint(run: Run, folder: Path) -> str:
     """The quickstart's, trained for a few steps on a little data."""
-    assert "5 shards in data_shards/toy_world" in run("data toy --train 128 --val 20")
-    table = run("quickstart --steps 60 --train 128 --val 20")
+    assert "5 shards in data_shards/toy_world" in run("data toy --train 128 --val 8")
+    few = "--data.init_args.global_batch_size 2 --data.init_args.micro_batch_size 1"
+    table = run(f"quickstart --steps 60 --train 128 --val 8 {few}")
     assert re.search(r"retention certificate +passed", table)
     assert (folder / "outputs/quickstart/report.md").is_file()
     return "outputs/quickstart/fit/checkpoints/last.ckpt"
