@@ -11,8 +11,7 @@ from random import Random
 import pytest
 
 from tests.unit.generation_samples import detection
-from ts_lightning.cli import main, parsing  # noqa: F401  # imported once, before the processes are forked
-from ts_lightning.cli.data import generate  # noqa: F401
+from ts_lightning.cli import main
 from ts_lightning.data import index_shards
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines.shard_work import only_one, remove_unfinished
