@@ -228,9 +228,9 @@ class VLLMEngine:
             return
         if self.server is None:
             if self.folder is not None:  # whoever starts the server may wait for them
-                lines = ["--model", str(base_folder(vlm)), *written_start(vlm, Path(self.folder) / START)]
+                arguments = written_start(vlm, Path(self.folder) / START)
                 new = Path(self.folder) / START / "new"
-                new.write_text("".join(f"{line}\n" for line in lines))
+                new.write_text("".join(f"{line}\n" for line in arguments))
                 new.rename(new.with_name("arguments"))
             self.server = VLLMServer(self.url, self.patience)
         end = time.monotonic() + self.patience

@@ -46,7 +46,7 @@ def program(folder: Path, name: str, text: str) -> str:
 def test_the_job_starts_the_server_with_what_the_trainer_wrote(tmp_path: Path) -> None:
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         program(tmp_path, name, text)
-    asked = ["--model", "a folder", "--enable-lora", "--additional-config", '{"ts_lightning_packages": ["a b"]}']
+    asked = ["--dtype", "float32", "--enable-lora", "--additional-config", '{"ts_lightning_packages": ["a b"]}']
     (tmp_path / "asked").write_text("".join(f"{line}\n" for line in asked))
     stale = tmp_path / "shared/start"
     stale.mkdir(parents=True)
@@ -58,14 +58,15 @@ def test_the_job_starts_the_server_with_what_the_trainer_wrote(tmp_path: Path) -
         **{"TS_LIGHTNING_VLLM_FOLDER": str(tmp_path / "shared"), "TS_LIGHTNING_VLLM_ARGUMENTS": "--seed 1"},
     }
     subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
-    line = ["bash", str(SCRIPT), "-c", "run.yaml"]
+    line = ["bash", str(SCRIPT), "a folder", "-c", "run.yaml"]
     done = subprocess.run(line, env=os.environ | known, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     expected = ["http://last:8000", "first", "-m", "ts_lightning", "fit", "-c", "run.yaml"]
     assert done.stdout.splitlines() == expected
     served = (tmp_path / "shared/served").read_text().splitlines()
-    assert served[:6] == ["-m", "vllm.entrypoints.openai.api_server", "--host", "0.0.0.0", "--port", "8000"]
-    assert served[6:] == [*ARGUMENTS, *asked, "--seed", "1"]
+    assert served[:4] == ["-m", "vllm.entrypoints.openai.api_server", "--model", "a folder"]
+    assert served[4:8] == ["--host", "0.0.0.0", "--port", "8000"]
+    assert served[8:] == [*ARGUMENTS, *asked, "--seed", "1"]
 
 
 def backbone(folder: Path) -> TinyBackbone:
@@ -83,16 +84,13 @@ def test_the_trainer_writes_what_its_policy_needs(kind: str, tmp_path: Path) -> 
     with running(Stub(base.image_token_id, 0)) as stub:
         VLLMEngine(url=stub.url, folder=str(folder)).hand_over(vlm, 0)
     lines = (folder / "start/arguments").read_text().splitlines()
-    assert lines[:6] == [
-        *("--model", str(tmp_path / "base"), "--dtype", "float32"),
-        *("--max-model-len", str(vlm.encoder.max_length)),
-    ]
+    assert lines[:4] == ["--dtype", "float32", "--max-model-len", str(vlm.encoder.max_length)]
     named = {"lora": "policy", "twin": "boxes"}.get(kind)
     if named is None:
-        assert lines[6:] == []
+        assert lines[4:] == []
         return
     place = folder / "start" / named
     assert place.is_dir()
     packages = json.dumps({"ts_lightning_packages": [str(place)]})
     own = {"lora": ["--max-lora-rank", "16"], "twin": ["--enforce-eager", "--additional-config", packages]}[kind]
-    assert lines[6:] == [*own, "--enable-lora", "--max-loras", "1", "--lora-modules", f"{named}={place}"]
+    assert lines[4:] == [*own, "--enable-lora", "--max-loras", "1", "--lora-modules", f"{named}={place}"]
