@@ -48,11 +48,11 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Stub]:
 
 
 def fit(root: Path, **engine: Any) -> int:
-    """Four steps of GRPO with a LoRA, two prompts of two completions each."""
+    """Four steps of GRPO with a LoRA, one prompt of two completions each."""
     vlm = {"class_path": "ts_lightning.models.LoRAVLM", "init_args": {"backbone": tiny.BACKBONE, "rank": 2}}
     given = tiny.config(tiny.write(root / "shards", ["rec"] * 8), root / "run", vlm, kl_coeff=0.0)
     given["model"]["class_path"] = "ts_lightning.training.GRPO"
-    given["data"]["init_args"]["global_batch_size"] = 2
+    given["data"]["init_args"] |= {"global_batch_size": 1, "micro_batch_size": 1}
     rollout = {"num_generations": 2, "max_new_tokens": 4, "stop_after": None}
     rollout["rewards"] = {"handed": "tests.unit.rl.test_vllm_rollouts.hand_overs"}
     rollout["engine"] = {"class_path": "ts_lightning.rl.VLLMEngine", "init_args": {"max_mismatch_kl": 1e9, **engine}}
@@ -76,11 +76,11 @@ def test_ahead_trains_on_draws_of_weights_that_are_one_step_old(stub: Stub, tmp_
     assert fit(tmp_path, ahead=1) == 0
     assert logged(tmp_path, "reward/handed") == [1, 1, 2, 3]
     assert logged(tmp_path, "staleness") == [0, 1, 1, 1]
-    assert [handed for path, handed in stub.asked if path == GENERATE] == [1, 1, 1, 1, 2, 2, 3, 3]
+    assert [handed for path, handed in stub.asked if path == GENERATE] == [1, 1, 2, 3]
 
 
 def test_what_was_lost_ahead_is_asked_of_the_weights_of_now(stub: Stub, tmp_path: Path) -> None:
-    stub.trouble[GENERATE] = iter([200, 200, 500, 500])  # the two prompts of step 0, then those of step 1, ahead
+    stub.trouble[GENERATE] = iter([200, 500])  # the prompt of step 0, then that of step 1, ahead
     assert fit(tmp_path, ahead=1) == 0
     assert logged(tmp_path, "reward/handed") == [1, 2, 2, 3]
     assert logged(tmp_path, "staleness") == [0, 0, 1, 1]
@@ -88,10 +88,10 @@ def test_what_was_lost_ahead_is_asked_of_the_weights_of_now(stub: Stub, tmp_path
 
 @pytest.mark.parametrize("trouble", [503, "drop"])
 def test_two_failures_cost_nothing_but_time(trouble: int | str, stub: Stub, tmp_path: Path) -> None:
-    stub.trouble[GENERATE] = iter([trouble] * 4)  # two prompts, twice
+    stub.trouble[GENERATE] = iter([trouble] * 2)
     assert fit(tmp_path, retries=2) == 0
     assert logged(tmp_path, "reward/handed") == [1, 2, 3, 4]
-    assert len([path for path, _ in stub.asked if path == GENERATE]) == 4 * 2 + 4
+    assert len([path for path, _ in stub.asked if path == GENERATE]) == 4 + 2
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_server_that_never_answers_ends_the_run_with_one_line(
     told = [row for row in capsys.readouterr().err.splitlines() if "error: " in row]
     assert len(told) == 1
     assert f"vLLM at {stub.url}: {GENERATE}: {line}" in told[0]
-    assert len([path for path, _ in stub.asked if path == GENERATE]) == 2 * 2
+    assert len([path for path, _ in stub.asked if path == GENERATE]) == 2
 
 
 def test_no_server_at_all_is_one_line(
