@@ -91,7 +91,8 @@ def run(folder: Path, kind: str, count: int) -> dict[str, Any]:
     outcomes: Counter[str] = Counter()
     faults: list[str] = []
     slowest, peak, start, jumps = 0.0, 0.0, 0, Counter[str]()
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # a process begins with everything imported
+    context.set_forkserver_preload([__name__])
     while start < count:  # a process that crashed or hung is replaced by one that begins behind that case
         reader, writer = context.Pipe(duplex=False)
         process = context.Process(target=_cases, args=(str(folder), kind, start, count, writer))
