@@ -1,4 +1,4 @@
-"""Processes of a test, alone or the ranks of one run. Forked where there is no GPU: imports are paid for once."""
+"""Processes of a test, alone or the ranks of one run. Forked where that is safe: imports are paid for once."""
 
 import multiprocessing
 import os
@@ -10,11 +10,10 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from torch import distributed
 
 from ts_lightning.cli import main
 
-# With a GPU autograd has threads, after which it refuses a forked process.
-_context = multiprocessing.get_context("spawn" if torch.accelerator.is_available() else "fork")
 Call = Callable[[int], object]
 
 
@@ -24,7 +23,8 @@ def start(call: Call, log: Path, ranks: int = 1) -> Sequence[BaseProcess]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    made = [_context.Process(target=_child, args=(call, log, rank, ranks, port)) for rank in range(ranks)]
+    context = multiprocessing.get_context("fork" if _may_fork() else "spawn")
+    made = [context.Process(target=_child, args=(call, log, rank, ranks, port)) for rank in range(ranks)]
     for process in made:
         process.start()
     return made
@@ -45,6 +45,14 @@ def command(words: Sequence[str], rank: int = 0) -> int:
     return main(words)
 
 
+def _may_fork() -> bool:
+    """Not with a GPU (autograd has threads and refuses), nor with OpenMP's threads (a child waits for them for ever).
+
+    Nor out of a process that has a process group: the child would have it, too.
+    """
+    return not torch.accelerator.is_available() and torch.get_num_threads() == 1 and not distributed.is_initialized()
+
+
 def _child(call: Call, log: Path, rank: int, ranks: int, port: int) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
@@ -53,6 +61,6 @@ def _child(call: Call, log: Path, rank: int, ranks: int, port: int) -> None:
     if ranks > 1:
         os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(ranks)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        torch.set_num_threads(1)
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
-    torch.set_num_threads(1)
     sys.exit(call(rank) or 0)  # type: ignore[arg-type]

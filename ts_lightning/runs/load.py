@@ -145,7 +145,7 @@ def stored_model(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]
     arguments = model.get("init_args")
     if not isinstance(model.get("class_path"), str) or not isinstance(arguments, dict):
         raise ValueError(f"checkpoint {path}: seen no module class, expected a checkpoint written by ts_lightning")
-    _check_weights(checkpoint["state_dict"], path)
+    _check_weights(checkpoint.get("state_dict"), path)
     vlm = _described(arguments.get("vlm"), f"checkpoint {path}: vlm")
     backbone = vlm["init_args"].get("backbone")
     if isinstance(backbone, str):  # a configuration's plain folder; left as text a file of this name would be read

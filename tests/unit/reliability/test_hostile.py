@@ -90,6 +90,8 @@ def test_settings_of_a_checkpoint_that_are_none(given: object) -> None:
         stored_model({"hyper_parameters": given}, "x.ckpt")
     odd = {"_class_path": "ts_lightning.training.SFT", "vlm": "x"}
     with pytest.raises(ValueError, match=r"^checkpoint x\.ckpt: vlm: seen str, expected class_path and init_args"):
+        stored_model({"hyper_parameters": odd, "state_dict": {}}, "x.ckpt")
+    with pytest.raises(ValueError, match=r"^checkpoint x\.ckpt: state_dict: seen NoneType, expected tensors"):
         stored_model({"hyper_parameters": odd}, "x.ckpt")
 
 
