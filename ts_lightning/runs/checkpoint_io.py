@@ -12,6 +12,8 @@ from typing import IO, Any
 import torch
 from lightning.fabric.plugins import CheckpointIO as LightningCheckpointIO
 
+from ts_lightning.data.loader import lost_worker
+
 
 class CheckpointIO(LightningCheckpointIO):
     """Atomic save in the target's own folder, verified load.
@@ -43,6 +45,8 @@ class CheckpointIO(LightningCheckpointIO):
             sync(path.parent)
             _write_sidecar(path, [digest])
         except (OSError, RuntimeError) as error:  # torch wraps what the disk says
+            if lost_worker(error):  # its signal comes wherever the trainer is
+                raise
             reason = str(error.__cause__ or error.__context__ or error).splitlines()[0]
             raise OSError(f"checkpoint {path}: not saved ({reason}); the one before is untouched") from error
         finally:

@@ -37,6 +37,18 @@ def test_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ckpt", "a.ckpt.sha256"]
 
 
+def test_a_loader_process_that_dies_during_a_save_is_not_the_disks_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def died(*args: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(torch, "save", died)
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker"):
+        CheckpointIO().save_checkpoint(STATE, tmp_path / "a.ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("crash_at", [1, 2, 3])
 def test_crash_between_renames_leaves_a_file_that_verifies(
     crash_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
