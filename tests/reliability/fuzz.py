@@ -5,6 +5,7 @@ python -m tests.reliability.fuzz tar 1234
 """
 
 import faulthandler
+import gc
 import hashlib
 import io
 import json
@@ -616,6 +617,8 @@ def loaded(folder: Path, rng: random.Random) -> Case:
         said = io.StringIO()
         with redirect_stdout(said), redirect_stderr(said):
             status = cli.main(["validate", "--ckpt_path", str(path), *suite, *options])
+        gc.unfreeze()  # a command keeps all that it imports: it ends with its process, which here goes on
+        gc.collect()
         if status == 2:
             raise ValueError("\n".join(line for line in said.getvalue().splitlines() if ": error: " in line))
         assert status == 0, status
