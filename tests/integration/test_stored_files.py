@@ -25,6 +25,11 @@ DATA += ["--data.init_args.eval_batch_size", "3"]
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 MOVED = {"ts_lightning.training.SaveCheckpoints": "ts_lightning.runs.SaveCheckpoints"}  # in the configurations
 
+same_base = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
+    reason="torch draws other last bits here: the random base that these files were trained on can't be made",
+)
+
 
 @pytest.fixture
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -59,6 +64,7 @@ def configuration(old: Path, name: str) -> Any:
     return json.loads(text)
 
 
+@same_base
 @pytest.mark.parametrize("name", [*RUNS, "package", "adapter"])
 def test_validation_gives_the_stored_figures(old: Path, name: str) -> None:
     source, given = (name, DATA) if name in ("package", "adapter") else (f"{name}.checkpoint", [])
@@ -71,6 +77,7 @@ def test_validation_gives_the_stored_figures(old: Path, name: str) -> None:
     assert {key: float(seen[key]) for key in expected} == expected
 
 
+@same_base
 @pytest.mark.parametrize("name", RUNS)
 def test_answers_are_the_stored_ones(old: Path, name: str) -> None:
     given = DATA if name == "full" else []
@@ -102,6 +109,7 @@ def test_the_quickstart_of_then_gives_the_stored_curve_and_answers(old: Path) ->
     assert texts(old) == FIGURES["texts"]["quickstart"]
 
 
+@same_base
 @pytest.mark.parametrize("name", ["stepwise", "lora", "grpo"])
 def test_a_run_goes_on_from_its_stored_checkpoint(old: Path, name: str) -> None:
     """With the configuration of then: two more steps after the stored ones."""
@@ -114,6 +122,7 @@ def test_a_run_goes_on_from_its_stored_checkpoint(old: Path, name: str) -> None:
     assert [int(step) for step in losses] == [steps, steps + 1]
 
 
+@same_base
 @pytest.mark.parametrize("name", [*(f"{run}.checkpoint" for run in RUNS), "package", "adapter"])
 def test_load_gives_the_module(old: Path, name: str) -> None:
     module = load(name)
