@@ -11,11 +11,14 @@ from typing import Any
 
 import yaml
 
+from tools.experiments import toy_captions
 from tools.experiments.fit_once import fit_once
 from ts_lightning.cli.asked_in_words import score_in_words
 from ts_lightning.cli.configurations import read_configuration
-from ts_lightning.data import ShardDataModule, ShardSource
+from ts_lightning.data import ShardDataModule, ShardSource, index_shards
+from ts_lightning.data.reader import ShardReader
 from ts_lightning.metrics.protocols import make_protocol
+from ts_lightning.metrics.protocols.captions import GIC
 from ts_lightning.metrics.record import Record
 from ts_lightning.metrics.suites import by_suite, score_suites
 from ts_lightning.models import PlainVLM
@@ -23,6 +26,7 @@ from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.runs.load import load
 from ts_lightning.runs.run import quiet_trainer
 from ts_lightning.training import SFT, BaseModule
+from ts_lightning.training.records import record_of
 
 SHARDS = "data_shards/toy_world"  # as the shipped configurations and the rows name it
 CHECKPOINT_EVERY = 25  # steps
@@ -33,17 +37,24 @@ RESULTS = Path(__file__).parent / "results"
 class World:
     """What a table's rows learn from and are asked: `render(folder, size)`, and the held-out suites.
 
-    suites: name -> (shards in the folder, protocol), and by how much the boxes of the questions are off.
+    suites: name -> (shards in the folder, protocol), and by how much the boxes of the questions are off. coco: the file
+    in the folder that says what is in the scenes of captions.
     """
 
     render: Callable[[Path, float], None]
     suites: Mapping[str, tuple[str, str] | tuple[str, str, float]]
+    coco: str = ""
+
+    def file(self, shards: Path, protocol: str) -> str | None:
+        """The annotations of a suite of this protocol."""
+        return str(shards / self.coco) if protocol == "gic" else None
 
 
 KEPT = {  # the figures of a protocol that are kept
     "rec": ("acc50", "miou", "unparsed"),
     "answers": ("accuracy",),
     "steps": ("right", "answer_acc", "step_recall", "rejection_rate", "false_rejection_rate"),
+    "gic": ("AP", "AP50", "pairs", "names_of_no_class"),
 }
 
 
@@ -52,7 +63,8 @@ class Row:
     """One line of a table: a configuration of configs/fit, what lies over it, and how the result is asked.
 
     config: None for the untouched base. after: the row whose checkpoint the run starts from. ask: `task` and `alpha` of
-    the answering; {"words": True} asks the base for ranges in words. paper: the paper's own figure, as printed there.
+    the answering; {"words": True} asks the base for ranges in words,
+    {"truth": True} nobody: the true captions are the answers. paper: the paper's own figure, as printed there.
     reason: why the row is not run at all.
     """
 
@@ -97,6 +109,8 @@ class Bench:
         run: dict[str, Any] = {}
         if row.ask.get("words"):
             scored = in_words(world, self.shards)
+        elif row.ask.get("truth"):
+            scored = scored_records(of_the_truth(world, self.shards))
         else:
             if row.config is None:
                 module: BaseModule = SFT(PlainVLM(TinyBackbone(), train=["*"]))
@@ -156,24 +170,51 @@ class Bench:
 def scores(module: BaseModule, world: World, shards: Path, ask: Mapping[str, Any] = {}) -> dict[str, Any]:
     """`figures` ("known/acc50": 0.9) and `right` (a digit a question, 1 where it is answered rightly) of all suites."""
     suites = {
-        name: ShardSource(f"{shards}/{files}", protocol=protocol, box_noise=sum(noise))
+        name: ShardSource(
+            f"{shards}/{files}", protocol=protocol, box_noise=sum(noise), annotations=world.file(shards, protocol)
+        )
         for name, (files, protocol, *noise) in world.suites.items()
     }
     module.answer_as(**ask)
     loaders = quiet_trainer().predict(module, ShardDataModule(val=suites, eval_batch_size=100)) or []
     if loaders and isinstance(loaders[0][0], dict):
         loaders = [loaders]  # Lightning's form for one suite
-    records = [Record.from_json(values) for batches in loaders for batch in batches for values in batch]
+    scored = scored_records([Record.from_json(values) for batches in loaders for batch in batches for values in batch])
+    alpha = {name: round(value, 4) for name, value in module.vlm.log_values().items()}  # where there is one
+    return scored | {"figures": scored["figures"] | alpha}
+
+
+def scored_records(records: Sequence[Record]) -> dict[str, Any]:
+    """`figures` and `right` of the records of all suites."""
     figures, right = {}, {}
-    for name, entry in score_suites(records).items():
+    for name, entry in score_suites(records, prepare=toy_captions.by_words).items():
         for part, one in {"": entry["figures"], **{f"{sub}/": one for sub, one in entry["subtasks"].items()}}.items():
             known = {key: one[key] for key in KEPT[entry["protocol"]] if one[key] == one[key]}  # not over nothing
             figures |= {f"{name}/{part}{key}": round(value, 4) for key, value in known.items()}
-        protocol = make_protocol(entry["protocol"])
+        protocol = make_protocol(entry["protocol"], annotations=by_suite(records)[name][0].annotations)
         protocol.update(by_suite(records)[name])
-        right[name] = "".join(str(int(value >= 0.5)) for value in protocol.values(protocol.rows())[1])
-    figures |= {name: round(value, 4) for name, value in module.vlm.log_values().items()}  # alpha, where there is one
+        if isinstance(protocol, GIC):
+            values = [float(toy_captions.whole(row, protocol.truth)) for row in protocol.rows()]
+            figures[f"{name}/right"] = round(sum(values) / len(values), 4)
+        else:
+            values = protocol.values(protocol.rows())[1]
+        right[name] = "".join(str(int(value >= 0.5)) for value in values)
     return {"figures": figures, "right": right}
+
+
+def of_the_truth(world: World, shards: Path) -> list[Record]:
+    """The records of one who answers every suite's questions with the truth, as the tiny base would write it."""
+    encoder = PlainVLM(TinyBackbone(), train=["*"]).encoder
+    records = []
+    for name, (files, protocol, *_) in world.suites.items():
+        reader = ShardReader(index_shards(f"{shards}/{files}"))
+        rule = {"protocol": protocol, "annotations": world.file(shards, protocol)}
+        for i in range(reader.manifest.num_samples):
+            sample = reader.read(i)
+            asked, said = (encoder.render(sample, for_generation)[0] for for_generation in (True, False))
+            text = said.removeprefix(asked).removesuffix(encoder.tokenizer.eos_token)
+            records.append(record_of(sample, text, encoder.codec, name, rule=rule))
+    return records
 
 
 def in_words(world: World, shards: Path) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from tools.experiments import paper_picture, paper_report
 from tools.experiments.paper_rows import RESULTS, Bench, Size, by_name
-from tools.experiments.paper_tables import chatspot, mirg, second_skill, small, twist
+from tools.experiments.paper_tables import captions, chatspot, mirg, second_skill, small, twist
 
-TABLES = (*twist.TABLES, *second_skill.TABLES, *small.TABLES, *chatspot.TABLES, *mirg.TABLES)
+TABLES = (*twist.TABLES, *captions.TABLES, *second_skill.TABLES, *small.TABLES, *chatspot.TABLES, *mirg.TABLES)
 DOCS, PICTURE = Path("docs/papers.md"), Path("docs/images/skill_retention.png")
 
 
