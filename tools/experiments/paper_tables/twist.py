@@ -165,8 +165,8 @@ TABLES = (
             Finding("replay costs grounding: new objects", JOINT.name, TWIST.name, "new"),
             Finding("TWIST retains understanding exactly", BASE.name, TWIST.name, "understanding", True),
         ),
-        "All rows take as many steps. With replay each step has half as many grounding questions: the run has not begun "
-        "to find objects by its end, and what more steps would give it is not shown here.",
+        "All rows take as many steps. With replay each step has half as many grounding questions: the run has not "
+        "begun to find objects by its end, and what more steps would give it is not shown here.",
     ),
     Table(
         "4",
