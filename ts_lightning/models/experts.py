@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ts_lightning.models.working_copies import working_copy
+from ts_lightning.models.working_copies import WorkingCopies
 
 Activation = Callable[[Tensor], Tensor]
 CACHED_ELEMENTS = 2**18  # of one tensor, on a CPU; a GPU takes all rows at once
@@ -51,18 +51,21 @@ def expert_form(expert: nn.Module, plain: bool = True) -> ExpertForm | None:
     return None
 
 
-def sorted_experts(x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: nn.ModuleList) -> Tensor:
-    """Return sum_k weights[t, k] * expert_{ids[t, k]}(x[t]) for experts of one known form.
+def sorted_experts(
+    x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: nn.ModuleList, copies: WorkingCopies | None = None
+) -> Tensor:
+    """Return sum_k weights[t, k] * expert_{ids[t, k]}(x[t]) for experts of one known form: the fast form.
 
-    Computes in the autocast dtype if autocast is on, else in the dtype of `x`; parameters of any dtype are cast. An
-    expert without tokens gets zero gradients.
+    Computes in the autocast dtype if autocast is on, else in the dtype of `x`; parameters of any dtype are cast, or
+    taken from `copies`. An expert without tokens gets zero gradients.
     """
     form = expert_form(experts[0])
     assert form is not None, "experts of an unknown form take the loop"
     linears = [getattr(expert, name) for expert in experts for name in (*form.inputs, form.output)]
     parameters = [tensor for linear in linears for tensor in (linear.weight, linear.bias)]
     activation = resolve(getattr(experts[0], form.activation), x_TH.device.type)
-    return _SortedExperts.apply(x_TH.to(compute_type(x_TH)), weights_TK, ids_TK, len(experts), activation, *parameters)
+    x_TH = x_TH.to(compute_type(x_TH))
+    return _SortedExperts.apply(x_TH, weights_TK, ids_TK, len(experts), activation, copies, *parameters)
 
 
 def compute_type(x_TH: Tensor) -> torch.dtype:
@@ -71,8 +74,10 @@ def compute_type(x_TH: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TH.dtype
 
 
-def _cast(tensor: Any, dtype: torch.dtype) -> Any:
-    return None if tensor is None else working_copy(tensor, dtype)
+def _cast(tensor: Any, dtype: torch.dtype, copies: WorkingCopies | None) -> Any:
+    if tensor is None or copies is None:
+        return None if tensor is None else tensor.to(dtype)
+    return copies.of(tensor, dtype)
 
 
 def _combine(y_NH: Tensor, slots_N: Tensor, top_k: int) -> Tensor:
@@ -96,6 +101,7 @@ class _SortedExperts(torch.autograd.Function):
         ids_TK: Tensor,
         num_experts: int,
         activation: Activation,
+        copies: WorkingCopies | None,
         *parameters: Tensor | None,
     ) -> Tensor:
         top_k, size, dtype = ids_TK.shape[1], len(parameters) // num_experts, x_TH.dtype
@@ -106,14 +112,14 @@ class _SortedExperts(torch.autograd.Function):
         with torch.autocast(x_TH.device.type, enabled=False):
             parts = zip(slots_N.split(counts), weights_N1.split(counts), y_NH.split(counts), strict=True)
             for e, (slots_n, weight_n1, y_nH) in enumerate(parts):
-                *inputs, w_out, b_out = (_cast(p, dtype) for p in parameters[e * size : (e + 1) * size])
+                *inputs, w_out, b_out = (_cast(p, dtype, copies) for p in parameters[e * size : (e + 1) * size])
                 x_nH = x_TH.index_select(0, slots_n // top_k)
                 pre = [F.linear(x_nH, w, b) for w, b in zip(inputs[::2], inputs[1::2], strict=True)]
                 torch.mul(F.linear(hidden(activation, pre), w_out, b_out), weight_n1, out=y_nH)
                 saved += pre
             out_TH = _combine(y_NH, slots_N, top_k)
         ctx.save_for_backward(x_TH, weights_TK, slots_N, *parameters, *saved)
-        ctx.counts, ctx.num_parameters, ctx.activation = counts, len(parameters), activation
+        ctx.counts, ctx.num_parameters, ctx.activation, ctx.copies = counts, len(parameters), activation, copies
         return out_TH
 
     @staticmethod
@@ -121,10 +127,10 @@ class _SortedExperts(torch.autograd.Function):
     def backward(ctx: Any, grad_TH: Tensor) -> tuple[Tensor | None, ...]:
         x_TH, weights_TK, slots_N, *rest = ctx.saved_tensors
         parameters, saved = rest[: ctx.num_parameters], rest[ctx.num_parameters :]
-        counts, top_k, dtype = ctx.counts, weights_TK.shape[1], x_TH.dtype
+        counts, copies, top_k, dtype = ctx.counts, ctx.copies, weights_TK.shape[1], x_TH.dtype
         size = len(parameters) // len(counts)
         per_expert = len(saved) // len(counts)
-        need_x, need_weights, *need = ctx.needs_input_grad[:2] + ctx.needs_input_grad[5:]
+        need_x, need_weights, *need = ctx.needs_input_grad[:2] + ctx.needs_input_grad[6:]
         weights_N1 = weights_TK.flatten().index_select(0, slots_N).to(dtype)[:, None]
         dx_NH = x_TH.new_empty(len(slots_N), x_TH.shape[1]) if need_x else None
         dweight_N = weights_TK.new_empty(len(slots_N))
@@ -133,7 +139,7 @@ class _SortedExperts(torch.autograd.Function):
             start = 0
             for e, slots_n in enumerate(slots_N.split(counts)):
                 mine = slice(start, start := start + counts[e])
-                *inputs, w_out, b_out = (_cast(p, dtype) for p in parameters[e * size : (e + 1) * size])
+                *inputs, w_out, b_out = (_cast(p, dtype, copies) for p in parameters[e * size : (e + 1) * size])
                 pre = saved[e * per_expert : (e + 1) * per_expert]
                 grad_nH = grad_TH.index_select(0, slots_n // top_k)
                 needed = need[e * size : (e + 1) * size]
@@ -156,7 +162,7 @@ class _SortedExperts(torch.autograd.Function):
                     dparameters.append(d_out.sum(0).to(bias.dtype) if needed[2 * i + 1] else None)
             dx_TH = None if dx_NH is None else _combine(dx_NH, slots_N, top_k)
         dweights_TK = torch.empty_like(dweight_N).index_copy_(0, slots_N, dweight_N).view_as(weights_TK)
-        return dx_TH, dweights_TK if need_weights else None, None, None, None, *dparameters
+        return dx_TH, dweights_TK if need_weights else None, None, None, None, None, *dparameters
 
 
 def resolve(activation: Activation, device: str) -> Activation:

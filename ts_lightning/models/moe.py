@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ts_lightning.models.experts import Activation, compute_type, expert_form, resolve, sorted_experts
 from ts_lightning.models.routing import Routing, current_routing
+from ts_lightning.models.working_copies import WorkingCopies
 
 STATIC_TOKENS = 128  # on a GPU, up to here reading every expert costs no more than reading those that are hit
 SMALL_EXPERTS = 2**20  # weights of a layer's experts, on a CPU: up to here calls cost more than their arithmetic
@@ -43,11 +45,6 @@ def moe_loop(x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: Iterable
         y_nH = expert(x_TH[tokens])
         out_TH = out_TH.to(y_nH.dtype).index_add(0, tokens, y_nH * weights_TK[tokens, slots, None].to(y_nH.dtype))
     return out_TH
-
-
-def moe_sorted(x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: nn.ModuleList) -> Tensor:
-    """Run each expert on its tokens: the fast form, for experts made of plain linear layers."""
-    return sorted_experts(x_TH, weights_TK, ids_TK, experts)
 
 
 def moe_static(x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, experts: Sequence[nn.Module]) -> Tensor:
@@ -114,6 +111,7 @@ class MoE(nn.Module):
     experts: nn.ModuleList
     router: nn.Linear
     top_k: int
+    working_copies: WorkingCopies | None = None  # of its experts' weights, while `CastOnce` holds them
 
     def __init__(self, experts: nn.ModuleList, router: nn.Linear, top_k: int) -> None:
         super().__init__()
@@ -163,7 +161,9 @@ class MoE(nn.Module):
     def _path(self, x_TH: Tensor) -> Callable[..., Tensor]:
         if is_static(x_TH):
             return moe_static
-        return moe_sorted if all(map(expert_form, self.experts)) else moe_loop
+        if not all(map(expert_form, self.experts)):
+            return moe_loop
+        return partial(sorted_experts, copies=self.working_copies)
 
     def _joined(self, x_TH: Tensor, context: Routing | None) -> Joined | None:
         """What decoding keeps of the experts; None where it does not, and for a prompt."""

@@ -17,33 +17,32 @@ class _Copy(NamedTuple):
     copy: Tensor
 
 
-_held: dict[tuple[int, torch.dtype], _Copy] | None = None
+class WorkingCopies:
+    """Copies of parameters, made when they are first asked for.
 
-
-def hold_copies(hold: bool) -> None:
-    """Keep copies from now on, none yet; or drop them."""
-    global _held
-    _held = {} if hold else None
-
-
-def working_copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in `dtype`: the copy that is held, where it is of these very values.
-
-    It is not where its source was written to, or points to other memory, since the copy was made. A fused optimizer's
-    step writes without a trace: copies have to be dropped before it.
+    A fused optimizer's step writes without a trace: they have to be dropped before it.
     """
-    if _held is None or tensor.dtype == dtype:
-        return tensor.to(dtype)
-    key = tensor.data_ptr(), dtype
-    found = _held.get(key)
-    if (
-        found is not None
-        and found.copy.shape == tensor.shape
-        and found.source.data_ptr() == key[0]
-        and found.version == found.source._version == tensor._version
-    ):
-        return found.copy
-    copy = tensor.to(dtype)
-    if tensor.requires_grad:  # a parameter itself, which lives on; in backward it may come as another object
-        _held[key] = _Copy(tensor, tensor._version, copy)
-    return copy
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, torch.dtype], _Copy] = {}
+
+    def of(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """The tensor in `dtype`: the copy that is held, where it is of these very values.
+
+        It is not where its source was written to, or points to other memory, since the copy was made.
+        """
+        if tensor.dtype == dtype:
+            return tensor
+        key = tensor.data_ptr(), dtype
+        found = self._held.get(key)
+        if (
+            found is not None
+            and found.copy.shape == tensor.shape
+            and found.source.data_ptr() == key[0]
+            and found.version == found.source._version == tensor._version
+        ):
+            return found.copy
+        copy = tensor.to(dtype)
+        if tensor.requires_grad:  # a parameter itself, which lives on; in backward it may come as another object
+            self._held[key] = _Copy(tensor, tensor._version, copy)
+        return copy

@@ -10,7 +10,7 @@ from transformers.models.phi.modeling_phi import PhiMLP
 
 from ts_lightning.models import experts
 from ts_lightning.models import moe as moe_module
-from ts_lightning.models.moe import MoE, join, moe_joined, moe_loop, moe_sorted, moe_static, route
+from ts_lightning.models.moe import MoE, join, moe_joined, moe_loop, moe_static, route
 from ts_lightning.models.routing import routing
 
 H, F_SIZE, T = 16, 40, 57
@@ -51,7 +51,7 @@ def gradients(output: Tensor, x: Tensor, moe: MoE) -> list[Tensor]:
 
 @pytest.mark.parametrize("form", ["phi", "llama", "biased"])
 @pytest.mark.parametrize("top_k", [1, 2])
-@pytest.mark.parametrize("path", [moe_loop, moe_sorted, moe_static])
+@pytest.mark.parametrize("path", [moe_loop, experts.sorted_experts, moe_static])
 def test_paths_equal_the_dense_oracle(form: str, top_k: int, path) -> None:
     moe = make_moe(form, top_k=top_k)
     x = torch.randn(T, H, requires_grad=True)
@@ -130,7 +130,7 @@ def test_frozen_experts_pass_the_gradient_and_get_none() -> None:
     assert all(parameter.grad is None for parameter in moe.parameters())
 
 
-@pytest.mark.parametrize("path", [moe_loop, moe_sorted])
+@pytest.mark.parametrize("path", [moe_loop, experts.sorted_experts])
 def test_expert_without_tokens_gets_zero_gradients(path) -> None:
     moe = make_moe(num_experts=3, top_k=1)
     x = torch.randn(T, H)

@@ -1,6 +1,5 @@
 """Copies of what trains are cast once while they are held, and are never those of other values."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -13,16 +12,10 @@ from transformers import PhiConfig
 from transformers.models.phi.modeling_phi import PhiMLP
 
 from ts_lightning.models.moe import MoE
-from ts_lightning.models.working_copies import hold_copies, working_copy
+from ts_lightning.models.working_copies import WorkingCopies
 from ts_lightning.training import CastOnce
 
 HIDDEN, SIZE = 40, 72  # more than the tokens of a micro-batch
-
-
-@pytest.fixture(autouse=True)
-def dropped() -> Iterator[None]:
-    yield
-    hold_copies(False)
 
 
 class Casts(TorchDispatchMode):
@@ -64,9 +57,8 @@ def test_same_gradients_by_one_cast_a_weight(again: bool, fused: bool) -> None:
         optimizer = torch.optim.AdamW(moe.parameters(), lr=0.1, fused=fused)
         done = []
         for _ in range(2):  # the second one starts from other weights
-            hold_copies(held)
+            moe.working_copies = WorkingCopies() if held else None
             done.append(step(moe, optimizer, again))
-            hold_copies(False)
         return [gradients for gradients, _ in done], [count for _, count in done]
 
     (plain, often), (kept, once) = steps(False), steps(True)
@@ -80,13 +72,13 @@ def test_same_gradients_by_one_cast_a_weight(again: bool, fused: bool) -> None:
 def test_no_copy_of_other_values() -> None:
     weight = nn.Parameter(torch.ones(4, 4))
     optimizer = torch.optim.AdamW([weight], lr=0.5)
-    hold_copies(True)
+    copies = WorkingCopies()
 
     def right() -> bool:
-        return torch.equal(working_copy(weight, torch.bfloat16), weight.detach().bfloat16())
+        return torch.equal(copies.of(weight, torch.bfloat16), weight.detach().bfloat16())
 
     assert right()
-    assert working_copy(weight, torch.bfloat16) is working_copy(weight.detach(), torch.bfloat16)
+    assert copies.of(weight, torch.bfloat16) is copies.of(weight.detach(), torch.bfloat16)
     weight.grad = torch.ones(4, 4)
     optimizer.step()  # while they are held, which the callback does not do
     assert right()
@@ -95,8 +87,6 @@ def test_no_copy_of_other_values() -> None:
     assert right()
     weight.data = own
     assert right()
-    hold_copies(False)
-    assert working_copy(weight, torch.bfloat16) is not working_copy(weight, torch.bfloat16)
 
 
 class Module(L.LightningModule):
@@ -107,8 +97,7 @@ class Module(L.LightningModule):
         self.moe, self.seen = make(), list[bool]()
 
     def training_step(self, x: Tensor, number: int) -> Tensor:
-        first = self.moe.experts[0].fc1.weight
-        self.seen.append(working_copy(first, torch.bfloat16) is working_copy(first, torch.bfloat16))
+        self.seen.append(self.moe.working_copies is not None)
         return self.moe(x).float().square().sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -126,6 +115,5 @@ def test_the_callback_holds_them_for_a_step(callbacks: list[Any]) -> None:
 
     module, plain = fitted(callbacks), fitted([])
     assert module.seen == [bool(callbacks)] * 2
-    weight = module.moe.experts[0].fc1.weight
-    assert working_copy(weight, torch.bfloat16) is not working_copy(weight, torch.bfloat16)
+    assert module.moe.working_copies is None
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), plain.parameters(), strict=True))
