@@ -45,9 +45,8 @@ TABLES = (
         "TWIST of LoRA's size: rates on a development split",
         World(render, {"development": ("dev-*.tar", "rec")}),
         {"development/miou": "mIoU", "development/acc50": "Acc@0.5"},
-        (
-            *(row(form, rate, f"{form}, {rate:g}") for form, (_, _, rates) in FORMS.items() for rate in rates),
-            *(row(form, rate, f"{form}, {rate:g}") for form, (_, _, rates) in OTHERS.items() for rate in rates),
+        tuple(
+            row(form, rate, f"{form}, {rate:g}") for form, (_, _, rates) in (FORMS | OTHERS).items() for rate in rates
         ),
         (),
     ),
