@@ -9,26 +9,35 @@ from tools.experiments.paper_tables import twist
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines.toy_world.shards import grounding_samples
 
+TWIST, EQUAL, FULL = "fit/toy_twist.yaml", "fit/lora_toy_equal.yaml", "fit/toy_full.yaml"
 LORA = {"rank": 7, "lora_alpha": 14}  # as many parameters as rank 8 trains
-# form -> configuration, options of its vlm, the rates that are tried; the first is taken
-FORMS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
-    "rank 8": ("fit/toy_twist.yaml", {"expert_rank": 8}, (1e-2, 2e-2)),
-    "full copies": ("fit/toy_twist.yaml", {}, (5e-3, 3e-3)),
-    "LoRA, rank 8's parameters": ("fit/lora_toy_equal.yaml", LORA, (1e-2, 5e-3)),
-    "rank 4": ("fit/toy_twist.yaml", {"expert_rank": 4}, (1.5e-2, 3e-2)),
-    "rank 16": ("fit/toy_twist.yaml", {"expert_rank": 16}, (7e-3, 1.4e-2)),
-    "rank 64": ("fit/toy_twist.yaml", {"expert_rank": 64}, (5e-3, 1e-2)),
-}
-OTHERS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {  # rows of the other tables
-    "LoRA, as many parameters": ("fit/lora_toy_equal.yaml", {}, (5e-3, 2.5e-3)),
-    "full tuning on grounding": ("fit/toy_full.yaml", {}, (5e-4, 1e-3)),
-}
 
 
-def row(form: str, rate: float, name: str) -> Row:
-    """The shipped run of a form at a rate: 200 steps of half as many questions teach nobody where an object is."""
-    config, options, _ = (FORMS | OTHERS)[form]
-    return twist.run(name, config, twist.vlm(**options), twist.rate(rate))
+def small(rank: int, lr: float, times: float) -> Row:
+    """Small experts at a rate, alpha at so many times that rate."""
+    alpha = {"model": {"init_args": {"alpha_lr_factor": times}}}
+    name = f"rank {rank}, {lr:g}, alpha at {times:g} times"
+    return twist.run(name, TWIST, twist.vlm(expert_rank=rank), twist.rate(lr), alpha)
+
+
+def other(form: str, config: str, lr: float, **options: Any) -> Row:
+    """Another form at a rate."""
+    return twist.run(f"{form}, {lr:g}", config, twist.vlm(**options), twist.rate(lr))
+
+
+# what is tried of each form; the first is taken
+TRIED: dict[str, tuple[Row, ...]] = {
+    "full copies": tuple(other("full copies", TWIST, lr) for lr in (5e-3, 3e-3)),
+    "rank 64": tuple(small(64, *one) for one in ((5e-3, 1.0), (5e-3, 10.0), (1e-2, 10.0))),
+    "rank 16": tuple(small(16, *one) for one in ((7e-3, 1.0), (7e-3, 10.0), (1.4e-2, 10.0))),
+    "rank 8": tuple(small(8, *one) for one in ((1e-2, 1.0), (1e-2, 0.25), (2e-2, 0.25), (1e-2, 10.0), (2e-2, 10.0))),
+    "rank 4": tuple(small(4, *one) for one in ((1.5e-2, 1.0), (1.5e-2, 10.0), (3e-2, 10.0))),
+    "LoRA, rank 8's parameters": tuple(other("LoRA, rank 8's parameters", EQUAL, lr, **LORA) for lr in (1e-2, 5e-3)),
+}
+OTHERS = (  # rows of the other tables
+    *(other("LoRA, as many parameters", EQUAL, lr) for lr in (5e-3, 2.5e-3)),
+    *(other("full tuning on grounding", FULL, lr) for lr in (5e-4, 1e-3)),
+)
 
 
 def render(folder: Path, share: float) -> None:
@@ -45,9 +54,7 @@ TABLES = (
         "TWIST of LoRA's size: rates on a development split",
         World(render, {"development": ("dev-*.tar", "rec")}),
         {"development/miou": "mIoU", "development/acc50": "Acc@0.5"},
-        tuple(
-            row(form, rate, f"{form}, {rate:g}") for form, (_, _, rates) in (FORMS | OTHERS).items() for rate in rates
-        ),
+        (*(row for rows in TRIED.values() for row in rows), *OTHERS),
         (),
     ),
     Table(
@@ -55,7 +62,7 @@ TABLES = (
         "TWIST of LoRA's size beside full copies and LoRA",
         twist.WORLD,
         {"known/miou": "known, mIoU"} | twist.SKILL | twist.STEPPED | twist.KEPT,
-        (twist.BASE, *(row(form, rates[0], form) for form, (_, _, rates) in FORMS.items())),
+        (twist.BASE, *(twist.again(rows[0], form, "") for form, rows in TRIED.items())),
         (
             Finding("rank 8 finds known objects as full copies do, or better", "full copies", "rank 8", "known"),
             Finding("rank 8 finds more than rank 4", "rank 4", "rank 8", "known"),
