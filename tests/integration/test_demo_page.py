@@ -14,8 +14,9 @@ from PIL import Image
 
 from ts_lightning.models import PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.pipelines.toy_world.new_objects import FIRST_SEED, KINDS, sample_new_scene
 from ts_lightning.pipelines.toy_world.render import render
-from ts_lightning.pipelines.toy_world.scene import sample_scene
+from ts_lightning.pipelines.toy_world.scene import Scene, sample_scene
 from ts_lightning.runs.load import load
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -92,9 +93,9 @@ def page(browser: "playwright.Browser", url: tuple[str, str]) -> Iterator["playw
     assert errors == []
 
 
-def picture(seed: int = 11) -> dict:
+def picture(seed: int = 11, scene: Scene | None = None) -> dict:
     buffer = io.BytesIO()
-    render(sample_scene(seed)).save(buffer, "PNG")
+    render(scene or sample_scene(seed)).save(buffer, "PNG")
     return {"name": f"scene{seed}.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
 
 
@@ -232,16 +233,14 @@ def test_the_badge_names_the_path(page: "playwright.Page", url: tuple[str, str])
     add(page, picture(), picture(12))
     assert page.locator("#thumbs button").count() == 2
     page.click("#clear")
-    add(page, picture(int(os.environ.get("TS_LIGHTNING_SCREENSHOT_SCENE", "11"))))
-    scene = sample_scene(int(os.environ.get("TS_LIGHTNING_SCREENSHOT_SCENE", "11")))
-    phrase = f"{scene.things[0].color} {scene.things[0].shape}"
-    assert "grounding (automatic)" in ask(page, f"Find the {phrase} and answer with its box.")
+    scene = sample_new_scene(FIRST_SEED["test"] + int(os.environ.get("TS_LIGHTNING_SCREENSHOT_SCENE", "11")))
+    add(page, picture(scene=scene))
+    name = next(thing.shape for thing in scene.things if thing.shape in KINDS)
+    assert "grounding (automatic)" in ask(page, f"Find the {name} and answer with its box.")
     shoot(page, "box")
-    assert "understanding (automatic)" in ask(page, f"What color is the {scene.things[0].shape}?", turns=2)
+    assert "understanding (automatic)" in ask(page, f"What color is the {name}?", turns=2)
     page.select_option("#task", "grounding")
-    assert "grounding (forced)" in ask(
-        page, f"What color is the {scene.things[0].shape}? Answer step by step.", turns=3
-    )
+    assert "grounding (forced)" in ask(page, f"What color is the {name}? Answer step by step.", turns=3)
     shoot(page, "steps")
 
 
