@@ -233,14 +233,16 @@ def test_the_badge_names_the_path(page: "playwright.Page", url: tuple[str, str])
     add(page, picture(), picture(12))
     assert page.locator("#thumbs button").count() == 2
     page.click("#clear")
-    scene = sample_new_scene(FIRST_SEED["test"] + int(os.environ.get("TS_LIGHTNING_SCREENSHOT_SCENE", "11")))
+    scene = sample_new_scene(FIRST_SEED["test"] + int(os.environ.get("TS_LIGHTNING_SCREENSHOT_SCENE", "12")))
     add(page, picture(scene=scene))
     name = next(thing.shape for thing in scene.things if thing.shape in KINDS)
     assert "grounding (automatic)" in ask(page, f"Find the {name} and answer with its box.")
     shoot(page, "box")
     assert "understanding (automatic)" in ask(page, f"What color is the {name}?", turns=2)
+    page.click("#clear")
+    add(page, picture(scene=scene))
     page.select_option("#task", "grounding")
-    assert "grounding (forced)" in ask(page, f"What color is the {name}? Answer step by step.", turns=3)
+    assert "grounding (forced)" in ask(page, f"What color is the {name}? Answer step by step with boxes.")
     shoot(page, "steps")
 
 
