@@ -65,8 +65,11 @@ TABLES = (
         (twist.BASE, *(twist.again(rows[0], form, "") for form, rows in TRIED.items())),
         (
             Finding("rank 8 finds known objects as full copies do, or better", "full copies", "rank 8", "known"),
+            Finding("rank 8 finds new objects as full copies do, or better", "full copies", "rank 8", "new"),
+            Finding("full copies find more known objects than rank 4", "rank 4", "full copies", "known"),
             Finding("rank 8 finds more than rank 4", "rank 4", "rank 8", "known"),
             Finding("rank 8 finds known objects better than LoRA", "LoRA, rank 8's parameters", "rank 8", "known"),
+            Finding("rank 8 finds new objects better than LoRA", "LoRA, rank 8's parameters", "rank 8", "new"),
             Finding("rank 8 forgets nothing", "base", "rank 8", "understanding", True),
             Finding("rank 8 keeps what LoRA forgets", "LoRA, rank 8's parameters", "rank 8", "understanding"),
         ),
