@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from tools.experiments.fit_once import fit_once
+from tools.experiments.paper_rows import over
 from tools.experiments.paper_tables import twist
 from ts_lightning.cli.main_job import validate
 from ts_lightning.data import ShardSource
@@ -114,7 +115,9 @@ def stages(folder: Path, shards: Path, steps: int) -> dict[str, dict[str, Any]]:
     projector = ["model.multi_modal_projector.*"]
     return {
         "projector": made("fit/toy_full.yaml", start, 2e-3, "replay", train=projector),
-        "small TWIST, rank 8": made("fit/toy_twist.yaml", base, 2e-3, "train", expert_rank=8, train_token_rows=None),
+        "small TWIST, rank 8": over(
+            made("fit/toy_twist.yaml", base, 2e-3, "train", expert_rank=8, train_token_rows=None), twist.SLOW
+        ),
         "full tuning": made("fit/toy_full.yaml", base, 1e-4, "train", train=["model.language_model.*", *projector]),
     }
 

@@ -85,9 +85,8 @@ def run(name: str, config: str, *changes: Any, paper: str = "") -> Row:
 TWIST = run("TWIST", "fit/toy_twist.yaml")
 BASE = Row("base")
 WORDS = Row("base, asked in words", ask={"words": True})
-SLOW = {
-    "model": {"init_args": {"alpha_lr_factor": 1.0}}
-}  # the rates' search: at ten times a small expert's rate alpha rises too fast
+# the rates' search: at ten times a small expert's rate alpha rises too fast
+SLOW = {"model": {"init_args": {"alpha_lr_factor": 1.0}}}
 SMALL = run("small TWIST, rank 8", "fit/toy_twist.yaml", vlm(expert_rank=8), rate(1e-2), SLOW)
 LORA = run("LoRA, as many parameters", "fit/lora_toy_equal.yaml")
 LORA_128 = run("LoRA, rank 128", "fit/lora_toy_r128.yaml")
