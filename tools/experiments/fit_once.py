@@ -11,21 +11,18 @@ import torch
 from ts_lightning.cli import main as command
 
 
-def fit_once(
-    config: Path, root: Path, options: Sequence[str] = (), steps: int | None = None, anew: bool = False
-) -> dict[str, Any]:
+def fit_once(config: Path, root: Path, options: Sequence[str] = (), steps: int | None = None) -> dict[str, Any]:
     """Train `config` in the folder `root`; its checkpoint, its optimizer steps and the seconds that they took.
 
     A finished run is not repeated. One that was stopped, or is to have more `steps` than before, goes on from its last
-    checkpoint; with `anew` it begins again, so that its time can be compared with others'. SystemExit where the command
-    refuses.
+    checkpoint. SystemExit where the command refuses.
     """
     checkpoint, stamp = root / "checkpoints" / "last.ckpt", root / "run.json"
     run = json.loads(stamp.read_text()) if stamp.is_file() else {"seconds": 0.0, "steps": 0}
     if run["steps"] < (steps or 1):
         newest = max((path.stat().st_mtime for path in checkpoint.parent.glob("*.ckpt")), default=None)
-        resumed = newest is not None and not anew
-        if newest is not None and resumed and "began" in run:  # stopped in the middle: what it has saved was paid for
+        resumed = newest is not None
+        if newest is not None and "began" in run:  # stopped in the middle: what it has saved was paid for
             run["seconds"] += max(0.0, newest - run["began"])
         root.mkdir(parents=True, exist_ok=True)
         began = time.time()

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from tools.experiments import paper_picture, paper_report
 from tools.experiments.paper_rows import RESULTS, Bench, Size, by_name
-from tools.experiments.paper_tables import captions, chatspot, mirg, rec_grpo, second_skill, small, twist
+from tools.experiments.paper_tables import captions, chatspot, grpo, mirg, rec_grpo, second_skill, small, twist
 
-ROOMS = (twist, captions, second_skill, small, chatspot, mirg, rec_grpo)
+ROOMS = (twist, captions, second_skill, small, chatspot, mirg, grpo, rec_grpo)
 TABLES = tuple(table for room in ROOMS for table in room.TABLES)
 DOCS, PICTURE = Path("docs/papers.md"), Path("docs/images/skill_retention.png")
 

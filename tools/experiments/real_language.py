@@ -109,7 +109,8 @@ def stages(folder: Path, shards: Path, steps: int) -> dict[str, dict[str, Any]]:
         args = {"backbone": {**backbone, "init_args": {"pretrained": str(pretrained)}}, **vlm}
         model = {"init_args": {"vlm": {"init_args": args}, "optimizer": {"init_args": {"lr": lr}}}}
         data = {"init_args": {"train": {"shards": f"{shards}/{source}-*.tar"}, "val": None}}
-        return {"over": below, "trainer": {"max_steps": steps}, "model": model, "data": data}
+        trainer = {"max_steps": steps, "precision": "bf16-mixed"}  # two to three times as fast where the CPU has it
+        return {"over": below, "trainer": trainer, "model": model, "data": data}
 
     start, base = folder / "start", folder / "base"
     projector = ["model.multi_modal_projector.*"]

@@ -7,6 +7,7 @@ import pytest
 
 from tools.experiments.paper_report import FAILS, HOLDS, OPEN, UNSEEN, Finding, Table, markdown, verdict, write_docs
 from tools.experiments.paper_rows import Bench, Row, World, by_name, over
+from tools.experiments.paper_tables import grpo, mirg
 from tools.experiments.papers import DOCS, TABLES
 from ts_lightning.cli.configurations import read_configuration
 
@@ -86,3 +87,14 @@ def test_every_table_is_whole(one: Table) -> None:
     for row in one.rows:
         assert row.config is None or read_configuration(row.config)["model"]
     assert f"<!-- table {one.name} -->" in DOCS.read_text()
+
+
+def test_grpo_settings() -> None:
+    """The first is the shipped run, whose figures the other tables have; the others change what they say."""
+    assert grpo.setting(*grpo.SETTINGS[0]).settings == mirg.GROUNDED_RL.settings
+    made = grpo.setting("DAPO", True, 2).settings["made"]
+    model = made["model"]["init_args"]
+    assert model["algorithm"] == {"class_path": "ts_lightning.losses.DAPO", "init_args": {"advantage_eps": 0.3}}
+    assert model["num_iterations"] == 2
+    (rollout,) = made["trainer"]["callbacks"]
+    assert list(rollout["init_args"]["rewards"]) == ["format", "image", "object", "thought"]
