@@ -18,6 +18,7 @@ from ts_lightning.cli import main
 from ts_lightning.training import BaseModule
 
 STEPS = 8
+MODEL_CHECKPOINT = "lightning.pytorch.callbacks.ModelCheckpoint"
 
 
 @pytest.fixture(autouse=True)
@@ -228,11 +229,26 @@ def test_epochs_and_checkpoints_of_lightning_go_on_exactly(
         assert same(ours[part], theirs[part]), part
 
 
+@pytest.mark.parametrize(("every", "steps"), [(2, 5), (2, 4), (9, 5)])
+def test_the_last_step_is_kept(shards: str, tmp_path: Path, every: int, steps: int) -> None:
+    """Lightning's ModelCheckpoint leaves out what comes behind the last multiple of `every_n_train_steps`."""
+    given = config(shards, tmp_path)
+    saver = {"every_n_train_steps": every, "save_last": True, "enable_version_counter": False}
+    given["trainer"] |= {"max_steps": steps, "callbacks": [{"class_path": MODEL_CHECKPOINT, "init_args": saver}]}
+    command = ["fit", "-c", tiny.save(given, tmp_path / "given.yaml")]
+    assert main(command) == 0
+    path = tmp_path / "checkpoints/last.ckpt"
+    assert torch.load(path, weights_only=True)["global_step"] == steps
+    before = path.read_bytes()
+    assert main(command) == 0  # nothing is left to do
+    assert path.read_bytes() == before
+
+
 def fit_epochs(shards: str, root: Path) -> int:
     given = tiny.config(shards, root)
     saver = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}
     given["trainer"] |= {"max_steps": -1, "max_epochs": 3, "limit_val_batches": 1.0}
-    given["trainer"]["callbacks"] = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver}]
+    given["trainer"]["callbacks"] = [{"class_path": MODEL_CHECKPOINT, "init_args": saver}]
     root.mkdir(exist_ok=True)
     return main(["fit", "-c", tiny.save(given, root / "given.yaml")])
 

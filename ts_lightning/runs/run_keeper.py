@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from ts_lightning.runs.metrics_log import FINISHED, MetricsLog
 from ts_lightning.runs.position import between_steps
@@ -19,9 +19,10 @@ class RunKeeper(Callback):
     """Keeps lock, configuration and metrics in step with the checkpoints, and makes up for lost validations.
 
     A checkpoint says whether the validation of its last step is still to come. Then that runs first when the run goes
-    on, also where no step is left. Rows of metrics are on the disk before the checkpoint of their step. Every step
-    begins with its own seed, so that what draws from the global generators (a dropout, code of your own) draws the
-    same after a restart.
+    on, also where no step is left. A run ends with `last.ckpt` at its last step: Lightning leaves out the steps behind
+    the last multiple of `every_n_train_steps`. Rows of metrics are on the disk before the checkpoint of their step.
+    Every step begins with its own seed, so that what draws from the global generators (a dropout, code of your own)
+    draws the same after a restart.
     """
 
     def __init__(self, lock: RunLock, metrics: MetricsLog | None) -> None:
@@ -31,10 +32,12 @@ class RunKeeper(Callback):
         self.validation_follows: bool | None = False  # None: it may, which Lightning decides after the step's hooks
         self.last_validation: int | None = None  # the step of a run that has only its validation left
         self.max_steps = -1
+        self.saved = 0  # the step of the newest checkpoint
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
         checkpoint["validation_follows"] = self.validation_follows
+        self.saved = trainer.global_step
         self.lock.check()
         if self.metrics is not None:
             if self.validation_follows is None and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -51,6 +54,7 @@ class RunKeeper(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if not checkpoint.get("loops"):
             return
+        self.saved = checkpoint["global_step"]
         total = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
         follows = checkpoint.get("validation_follows", None if total["completed"] < total["processed"] else False)
         epoch_ends = trainer.check_val_every_n_epoch is not None and trainer.val_check_interval == 1.0
@@ -108,6 +112,10 @@ class RunKeeper(Callback):
         self.validation_follows = False
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.saved != trainer.global_step:
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint) and callback.last_model_path:
+                    trainer.save_checkpoint(callback.last_model_path, callback.save_weights_only)
         if self.metrics is not None and self.config is not None:
             self.metrics.mark(FINISHED, trainer.global_step)
 
