@@ -51,7 +51,19 @@ def test_what_needs_a_gpu_is_parsed(path: Path, capsys: pytest.CaptureFixture) -
     with pytest.raises(SystemExit) as stop:
         main(["fit", "-c", str(path), "--print_config"])
     assert stop.value.code == 0
-    assert "class_path: ts_lightning.models.backbones" in capsys.readouterr().out
+    parsed = yaml.safe_load(capsys.readouterr().out)
+    assert "ts_lightning.models.backbones" in str(parsed["model"]["init_args"]["vlm"])
+    read = read_configuration(str(path))["data"]["init_args"]  # what the tools believe that a command trains on
+    for sources in ("mix", "val"):
+        assert (parsed["data"]["init_args"][sources] or {}).keys() == (read.get(sources) or {}).keys(), sources
+
+
+def test_tuning_on_both_trains_on_both() -> None:
+    """The mixture of Table 5's "both": grounding's sources, whole, and LLaVA's."""
+    mix = read_configuration("fit/full_ft_joint.yaml")["data"]["init_args"]["mix"]
+    alone = read_configuration("fit/full_ft_moe_llava.yaml")["data"]["init_args"]["mix"]
+    assert mix.keys() == {*alone, "llava"}
+    assert {name: mix[name] for name in alone} == alone
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)

@@ -10,6 +10,7 @@ from ts_lightning.cli.nearest import nearest
 
 SHIPPED = Path(__file__).parents[1] / "configs"
 OVER = "over"  # the key of an overlay that names the configuration below it
+WHOLE = ("mix", "val", "test", "predict")  # sources by name: an overlay's stand in place of those below it
 
 
 def find_configuration(name: str) -> Path:
@@ -75,7 +76,10 @@ def verb_description(verb: str) -> str:
 
 
 def read_configuration(name: str) -> dict[str, Any]:
-    """The values of a configuration, those of an overlay over what is below it; ValueError for no mapping."""
+    """The values of a configuration, those of an overlay over what is below it, as a command takes them.
+
+    ValueError for no mapping.
+    """
     import yaml
 
     merged: dict[str, Any] = {}
@@ -93,10 +97,10 @@ def read_configuration(name: str) -> dict[str, Any]:
 
 
 def _over(below: Any, above: Any) -> Any:
-    """Mappings are merged, anything else is replaced."""
+    """Mappings are merged but for sources by name, anything else is replaced."""
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
-    return below | {key: _over(below.get(key), value) for key, value in above.items()}
+    return below | {key: value if key in WHOLE else _over(below.get(key), value) for key, value in above.items()}
 
 
 def named_configurations(words: Sequence[str]) -> list[str]:
