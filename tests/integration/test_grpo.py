@@ -133,7 +133,7 @@ def test_kl_is_exactly_zero_in_bf16(shards: str, tmp_path: Path) -> None:
 def test_what_is_logged(fitted: dict[str, Path]) -> None:
     first = rows(fitted["twin"])[0]
     names = {"loss", "kl", "entropy", "clipped", "reward/own", "reward/object", "reward/total", "zero_variance"}
-    names |= {"completion_length", "cut_off", "reward_by_task/reasoning", "alpha"}
+    names |= {"completion_length", "cut_off", "reward_by_task/reasoning", "alpha", "expert_load"}
     assert {f"train/{name}" for name in names} <= first.keys()
     assert 0 < float(first["train/completion_length"]) <= 6
     assert float(first["train/loss"]) == pytest.approx(0, abs=1e-5)  # ratios of one, advantages of mean zero
@@ -274,7 +274,8 @@ def several_updates(shards: str, root: Path, **model: Any) -> dict[str, Any]:
     given = config(shards, root, algorithm=DAPO, num_iterations=2, num_mini_batches=2, **model)
     given["data"]["init_args"] |= {"global_batch_size": 4, "micro_batch_size": 1}
     given["trainer"]["max_steps"] = 6
-    given["trainer"]["callbacks"][0]["init_args"]["rewards"] = {"own": "tests.integration.test_grpo.length"}
+    rewards = {"own": "tests.integration.test_grpo.length"}
+    given["trainer"]["callbacks"][0]["init_args"] |= {"rewards": rewards, "table_every": 2}
     return given
 
 
@@ -293,6 +294,8 @@ def test_several_updates_of_a_rollout_and_resume_in_their_middle(shards: str, se
     steps = rows(whole)
     assert float(steps[0]["train/clipped"]) == 0
     assert all(float(row["train/clipped"]) > 0 for row in steps[2:4])
+    tables = {path.name[:11] for path in (whole / "rollouts").iterdir()}
+    assert tables == {"step-000000"}  # of every second rollout: the next was made at step 4
     rewards = [row["train/reward/own"] for row in steps]
     assert len(set(rewards[:4])) == len(set(rewards[4:])) == 1
     assert "rollout" not in torch.load(whole / "checkpoints/step=4.ckpt", weights_only=True)

@@ -16,14 +16,20 @@ NORMALISE = ("length", "none")
 class GRPOTerms(NamedTuple):
     """Per completion [N]: the loss is sum(loss) / sum(weight) over all ranks and micro-batches.
 
-    `kl` and `clipped`: a completion's mean divergence from the reference, and the share of its tokens where a bound on
-    the ratio acted.
+    `kl` and `clipped`: a completion's mean divergence from the reference (of MIRG without normalisation the sum, as it
+    is in the loss), and the share of its tokens where a bound on the ratio acted.
     """
 
     loss: Tensor
     weight: Tensor
     kl: Tensor
     clipped: Tensor
+
+
+def equal_rewards(rewards_NG: Tensor) -> Tensor:
+    """[N]: whether a group's completions got one and the same reward, but for what sums are rounded by (1e-6)."""
+    low_N, high_N = rewards_NG.aminmax(dim=1)
+    return high_N - low_N <= 1e-6 * high_N.abs().clamp(min=1)
 
 
 def group_advantages(rewards_NG: Tensor, eps: float = 0.0, divide: bool = True) -> Tensor:
@@ -33,7 +39,7 @@ def group_advantages(rewards_NG: Tensor, eps: float = 0.0, divide: bool = True) 
     divide: False leaves the deviation out (Dr. GRPO).
     """
     centred_NG = rewards_NG - rewards_NG.mean(1, keepdim=True)
-    equal_N1 = (rewards_NG == rewards_NG[:, :1]).all(1, keepdim=True)
+    equal_N1 = equal_rewards(rewards_NG)[:, None]
     if not divide:
         return torch.where(equal_N1, 0.0, centred_NG)
     std_N1 = torch.where(
@@ -198,9 +204,15 @@ class DrGRPO(GRPO):
     """Dr. GRPO ("Understanding R1-Zero-Like Training", eq. 4): A_i = r_i - mean(r), a sum over tokens.
 
     1/N sum_i 1/L sum_t min(...), L the token limit: neither short answers nor easy prompts weigh more.
+    ValueError for an `advantage_eps`: there is no deviation to add it to.
     """
 
     mean: ClassVar[str] = "limit"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.advantage_eps:
+            raise ValueError(f"advantage_eps: seen {self.advantage_eps}, expected 0: Dr. GRPO divides by no deviation")
 
     def advantages(self, rewards_BG: Tensor) -> Tensor:
         return group_advantages(rewards_BG, divide=False)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import distributed
 
+from ts_lightning.losses.grpo import equal_rewards
+
 if TYPE_CHECKING:
     from ts_lightning.rl.rollout import Rollout
 
@@ -36,7 +38,7 @@ def rollout_figures(micro_batches: Sequence[Mapping[str, Any]], rollouts: Sequen
             total = total_BG[b].double().sum().item()
             add("reward/total", total, len(group))
             add(f"reward_by_task/{sample.subtask or sample.task}", total, len(group))
-            add("zero_variance", float((total_BG[b] == total_BG[b, 0]).all()), 1)
+            add("zero_variance", float(equal_rewards(total_BG[b : b + 1])), 1)
             add("completion_length", sum(len(one.token_ids) for one in group), len(group))
             add("tagged", sum("<answer>" in one.text or "<think>" in one.text for one in group), len(group))
             add("cut_off", sum(not one.stopped for one in group), len(group))
@@ -58,8 +60,8 @@ def sum_over_ranks(sums: Sums) -> dict[str, float]:
 class Watch:
     """Says once each, in one line, that a run has collapsed, has nothing to learn from, or learns the format alone.
 
-    It looks at means over the last `window` steps. Collapsed: the total reward is below half of its best, and lower by
-    `rise` at least. Nothing to learn: more than 95% of the groups have equal rewards. Format alone: since the first
+    It looks at means over the last `window` rollouts. Collapsed: the total reward is below half of its best, and lower
+    by `rise` at least. Nothing to learn: more than 95% of the groups have equal rewards. Format alone: since the first
     window the format reward rose by `rise` and the object reward by less than a tenth of that, or they stand above 0.9
     and below 0.1. The fields are plain values: what a checkpoint keeps.
     """
@@ -72,7 +74,7 @@ class Watch:
     said: list[str] = field(default_factory=list)
 
     def add(self, step: int, figures: Mapping[str, float], example: str = "") -> list[str]:
-        """Look at one more step; the lines to say about it. `example` is one of its completions."""
+        """Look at one more rollout, made at `step`; the lines to say about it. `example` is one of its completions."""
         kept = {name: figures[name] for name in WATCHED if name in figures}
         self.recent = [*self.recent, kept][-self.window :]
         if len(self.recent) < self.window:

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, distributed
 
 from ts_lightning.data.sample import Sample
+from ts_lightning.losses.grpo import equal_rewards
 from ts_lightning.models.packing import joined
 from ts_lightning.models.sharding import all_ranks_done, kept_whole
 from ts_lightning.models.vlm import VLM
@@ -81,7 +82,7 @@ class RolloutCallback(Callback):
             sampling takes other prompts; here the data of a step stay what they are.
         seed: With step, sample id and completion number it names the noise.
         engine: What draws in place of our own loop: `VLLMEngine`.
-        table_every: Write a table of prompts with pictures and completions every so many steps (0: never).
+        table_every: Write a table of prompts with pictures and completions every so many rollouts (0: never).
         table_prompts: Prompts of one table.
     """
 
@@ -226,11 +227,12 @@ class RolloutCallback(Callback):
         for line in self.watch.add(step, figures, rollouts[0].completions[0][0].text):
             if trainer.is_global_zero:
                 log.warning(line)
-        if self.table_every and step % self.table_every == 0 and trainer.is_global_zero:
+        rollout = step // pl_module.updates_per_batch
+        if self.table_every and rollout % self.table_every == 0 and trainer.is_global_zero:
             write_table(trainer, pl_module.vlm, micro_batches[0], rollouts[0], step, self.table_prompts)
 
     def scored(self, vlm: VLM, samples: list[Sample], sampled: Sampled) -> Rollout:
-        """Completions with their rewards and advantages."""
+        """Completions with their rewards; their advantages are the algorithm's to fill in."""
         completions, values = [], []
         for sample, group, stopped in zip(samples, sampled.tokens, sampled.stopped, strict=True):
             completions.append([_completion(vlm, sample, ids, end) for ids, end in zip(group, stopped, strict=True)])
@@ -286,7 +288,7 @@ def on_no_rank(flag: bool) -> bool:
 def _equal(batch: Mapping[str, Any], rollout: Rollout) -> list[bool]:
     """Of each prompt that counts, whether all of its completions got the same reward."""
     total_BG = rollout.total.view(len(rollout.completions), -1)
-    return ((total_BG == total_BG[:, :1]).all(1) & batch["row_valid"].to(total_BG.device)).tolist()
+    return (equal_rewards(total_BG) & batch["row_valid"].to(total_BG.device)).tolist()
 
 
 def _completion(vlm: VLM, sample: Sample, ids: list[int], stopped: bool) -> Completion:

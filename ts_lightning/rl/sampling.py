@@ -77,7 +77,7 @@ def sample_groups(
 
     A completion's noise depends on (`seed`, `step`, its prompt's name, its number) alone: not on the batch, the rank or
     the device. `names` are the sample ids by default. wanted: prompts to answer (None: all); the completions of others
-    are one padding token. Log-probabilities are those at `temperature` without the banned tokens, before `top_p`.
+    are padding tokens. Log-probabilities are those at `temperature` without the banned tokens, before `top_p`.
     ValueError for a prompt that has no room for `max_new_tokens`.
     """
     check_room(vlm, batch, max_new_tokens)
@@ -101,7 +101,7 @@ def sample_groups(
         done_N = None if wanted is None else ~torch.tensor(wanted, device=device).repeat_interleave(group)
         steps = decode(state, draw, eos, max_new_tokens, ends, all_done, look_every(device), done_N)
         token_NS = torch.stack(list(steps), 1)
-    lengths = [_length(row, eos, ends, vlm.pad_id) for row in token_NS.tolist()]
+    lengths = [_length(row, eos, ends) for row in token_NS.tolist()]
     kept = [row[:length] for row, (length, _) in zip(token_NS.tolist(), lengths, strict=True)]
     mask_NS = torch.arange(token_NS.shape[1]) < torch.tensor([length for length, _ in lengths])[:, None]
     longest = max(length for length, _ in lengths)
@@ -173,7 +173,7 @@ def _noise(seed: int, step: int, name: str, number: int, count: int) -> Tensor:
     return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
-def _length(row: list[int], eos: set[int], ends: Sequence[int], pad_id: int) -> tuple[int, bool]:
+def _length(row: list[int], eos: set[int], ends: Sequence[int]) -> tuple[int, bool]:
     """(tokens that count, whether it ended by itself)."""
     for i, token in enumerate(row):
         if token in eos or (ends and row[max(0, i + 1 - len(ends)) : i + 1] == list(ends)):

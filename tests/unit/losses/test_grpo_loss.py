@@ -34,6 +34,20 @@ def test_advantages_by_hand() -> None:
     assert not group_advantages(torch.tensor([[2.0]])).any()
 
 
+def test_rewards_that_differ_by_their_rounding_are_equal() -> None:
+    """0.1 + 0.2 is one unit in the last place above 0.3; divided by its own deviation it would weigh like a success."""
+    one = torch.tensor(1.9)
+    above = torch.nextafter(one, torch.tensor(2.0))
+    assert not group_advantages(torch.stack([one, one, one, above])[None]).any()
+    got = group_advantages(torch.tensor([[1.9, 1.9, 1.9, 1.9001]]))  # a hundredth of a pixel: mean + 0.75 of the gap
+    torch.testing.assert_close(got, torch.tensor([[-0.5, -0.5, -0.5, 1.5]]), atol=2e-3, rtol=0)
+
+
+def test_a_deviation_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"advantage_eps: seen 0.3, expected 0: Dr. GRPO"):
+        DrGRPO(advantage_eps=0.3)
+
+
 def test_equation_5_by_hand() -> None:
     # two completions of two and one tokens; log-ratios (ln 2, 0) and (-ln 2): sequence ratios sqrt(2) and 1/2
     ln2 = math.log(2)
