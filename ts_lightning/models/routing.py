@@ -77,6 +77,11 @@ class Routing:
         rows_N = tokens_N.div(self.valid_BT.shape[1], rounding_mode="floor")
         self.routed[moe] = Routed(probs_TE, ids_TK, rows_N, tokens_N)
 
+    def of_trained(self) -> list[Routed]:
+        """What the routers that train did, by layer."""
+        routers: Any = self.routed
+        return [routed for moe, routed in routers.items() if moe.router.weight.requires_grad]
+
 
 def rows_of(package: str, packages: Sequence[str], task_X: Tensor) -> Tensor:
     """True where a task (any shape) is answered by `package`: task k by the k-th of `packages`, any by an only one."""

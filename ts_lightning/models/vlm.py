@@ -128,8 +128,7 @@ class VLM(Recorded, nn.Module):
         row_N, predictor_N = rows_Q[question_N], predictors(step_ids_QL, isolated)[question_N, column_N]
         hidden_NH = hidden_BTH[row_N, columns_QL[question_N, predictor_N]]
         logits_NV = self.logits(hidden_NH, batch["task"][row_N], context)
-        routers: Any = context.routed
-        routed = [r for moe, r in routers.items() if moe.router.weight.requires_grad]
+        routed = context.of_trained()
         if "columns" in batch:
             routed = [by_question(r, batch) for r in routed]
         return {

@@ -18,11 +18,13 @@ CHUNK = 1024  # tokens whose logits exist at a time: those of a whole group woul
 class TokenScores(NamedTuple):
     """[N, T] log-probability of each token (with gradient), and the entropy it was drawn at; 0 behind the end.
 
-    Entropies are 0 where they were not asked for.
+    `expert_ids` are the choices of each trainable router. Entropies are 0, and there are no choices, where they were
+    not asked for.
     """
 
     logp_NT: Tensor
     entropy_NT: Tensor
+    expert_ids: Sequence[Tensor] = ()
 
 
 def tempered(logits_KV: Tensor, temperature: float, banned: Sequence[int]) -> Tensor:
@@ -39,19 +41,19 @@ def group_log_probs(
     completions: Sequence[Sequence[Sequence[int]]],
     temperature: float = 1.0,
     package: str | None = None,
-    entropy: bool = True,
+    watched: bool = True,
 ) -> TokenScores:
     """Score the completions of each prompt of `batch` (any padding side) in one forward; `package` as in `VLM.routing`.
 
     The prompt and its pictures are computed once a group, where the model's layers can branch; gradients flow through
     them. Equal to a forward over the prompt repeated for each completion. The completions of prompt b are rows b * G,
-    b * G + 1 ... of the result.
+    b * G + 1 ... of the result. watched: with what is for the logs alone, entropies and experts' choices.
     """
     if not vlm.backbone.branches:
         batch = repeated(batch, len(completions[0]))
         completions = [[completion] for group in completions for completion in group]
     packed = pack_groups(batch, completions, vlm.pad_id)
-    with vlm.routing(packed, package=package) as context:
+    with vlm.routing(packed, watched, package) as context:
         hidden_BTH = vlm.backbone.decoder(
             **vlm.decoder_inputs(packed, context),
             attention_mask=vlm.mask(packed["branch"], packed),
@@ -63,7 +65,7 @@ def group_log_probs(
     parts = [part.split(CHUNK) for part in (hidden_KH, task_K, packed["targets"])]
     scored = []
     for hidden_CH, task_C, targets_C in zip(*parts, strict=True):
-        chunk = hidden_CH, task_C, context, targets_C, temperature, entropy
+        chunk = hidden_CH, task_C, context, targets_C, temperature, watched
         if len(parts[0]) > 1 and torch.is_grad_enabled():
             scored.append(checkpoint(_score, vlm, *chunk, use_reentrant=False))
         else:
@@ -71,7 +73,8 @@ def group_log_probs(
     logp_K, entropy_K = (torch.cat(values) for values in zip(*scored, strict=True))
     steps = max(len(tokens) for group in completions for tokens in group)
     grid_NT = logp_K.new_zeros(packed["num_completions"], steps)
-    return TokenScores(*(torch.index_put(grid_NT, packed["places"], values) for values in (logp_K, entropy_K)))
+    logp_NT, entropy_NT = (torch.index_put(grid_NT, packed["places"], values) for values in (logp_K, entropy_K))
+    return TokenScores(logp_NT, entropy_NT, [routed.ids_NK for routed in context.of_trained()])
 
 
 def _score(

@@ -1,6 +1,7 @@
 """What every LightningModule of the project shares. Shapes: B rows of a micro-batch."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -83,9 +84,13 @@ class BaseModule(ShardedModule):
     def row_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Loss of each row, [B] with gradient under "loss"; other [B] entries are parts of it, for the logs."""
         output = self.vlm(batch, isolated=self.loss.isolated)
-        for routed_E, ids_NK in zip(self.routed_LE, output["expert_ids"], strict=False):  # none in understanding rows
-            routed_E += torch.bincount(ids_NK.flatten(), minlength=len(routed_E))
+        self.count_experts(output["expert_ids"])
         return self.loss(output, batch)
+
+    def count_experts(self, expert_ids: Sequence[Tensor]) -> None:
+        """Add up how often each expert of each trainable router was chosen in this step, for the logs."""
+        for routed_E, ids_NK in zip(self.routed_LE, expert_ids, strict=False):  # none in understanding rows
+            routed_E += torch.bincount(ids_NK.flatten(), minlength=len(routed_E))
 
     def loss_weight(self, batch: dict[str, Any]) -> Tensor:
         """What a micro-batch adds to the loss's divisor: its rows with a loss token."""

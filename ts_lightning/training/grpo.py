@@ -173,6 +173,7 @@ class GRPO(BaseModule):
                 scores = self.vlm.run(group_log_probs, batch, rollout.token_ids, rollout.temperature, package, False)
             reference_NS = scores.logp_NT
         scores = self.vlm.run(group_log_probs, batch, rollout.token_ids, rollout.temperature)
+        self.count_experts(scores.expert_ids)
         terms = self.terms(batch, scores.logp_NT, rollout.old_logp_NS, reference_NS)
         entropy_N = scores.entropy_NT.sum(1) / rollout.mask_NS.sum(1).clamp(min=1)
         means = {"kl": terms.kl, "clipped": terms.clipped, "entropy": entropy_N}  # averaged as the loss is
