@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +27,8 @@ from ts_lightning.data.index import (
 from ts_lightning.data.paths import Paths, expand
 from ts_lightning.data.record import SCHEMA_VERSION
 from ts_lightning.data.tar import open_regular
+
+log = logging.getLogger("ts_lightning.data")
 
 MAX_MANIFEST = 1 << 30  # bytes
 _SHA_FORMAT = 1  # of `Manifest.sha256`; the shards' own sums cover what is in them, of either schema
@@ -144,15 +147,20 @@ class Manifest:
         return replace(self, questions_per_row=questions_per_row)
 
     def with_tags(self, include: Iterable[str] | None, exclude: Iterable[str] | None) -> "Manifest":
-        """The questions with one of `include` (None: any) and none of `exclude`; ValueError when none is left."""
+        """The questions with one of `include` (None: any) and none of `exclude`; ValueError when none is left.
+
+        A tag that no question has gets a line in the log.
+        """
         if not include and not exclude:
             return self
         chosen = replace(self, include=frozenset(include or ()), exclude=frozenset(exclude or ()))
         count = int(chosen._chosen_ends[-1])
+        tags = set().union(*(text.split("\t") for shard in self.shards for text in shard.tag_sets))
+        seen = (", ".join(sorted(tags - {""})) or "no tags")[:200]
         if not count:
-            tags = set().union(*(text.split("\t") for shard in self.shards for text in shard.tag_sets))
-            seen = ", ".join(sorted(tags - {""})) or "no tags"
-            raise ValueError(f"include_tags, exclude_tags: seen no such record, expected some (tags: {seen[:200]})")
+            raise ValueError(f"include_tags, exclude_tags: seen no such record, expected some (tags: {seen})")
+        for tag in sorted((chosen.include | chosen.exclude) - tags):
+            log.warning("include_tags, exclude_tags: seen %r, which no record has; the tags here: %s", tag, seen)
         return replace(chosen, num_samples=count)
 
     def _starts(self, s: int) -> np.ndarray:

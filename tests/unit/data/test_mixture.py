@@ -123,7 +123,7 @@ def tagged(number: int, tags: list[str]):
     return one
 
 
-def test_tags_choose_and_max_samples_are_nested(tmp_path: Path) -> None:
+def test_tags_choose_and_max_samples_are_nested(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tags = [["cot", "x"], ["negative"], ["cot"], [], ["cot", "negative"], ["x"]]
     write_shards([tagged(i, own) for i, own in enumerate(tags)], tmp_path, "s", maxcount=4)
     pattern = f"{tmp_path}/*.tar"
@@ -141,6 +141,9 @@ def test_tags_choose_and_max_samples_are_nested(tmp_path: Path) -> None:
     assert len(sums) == 3
     with pytest.raises(ValueError, match=r"seen no such record, expected some \(tags: cot, negative, x\)"):
         ShardSource(pattern, include_tags=["dog"]).load()
+    assert not caplog.messages
+    assert len(chosen(exclude_tags=["dog"])) == 6
+    assert "seen 'dog', which no record has; the tags here: cot, negative, x" in caplog.messages[0]
 
 
 def test_remote_shards_are_fetched_once_and_again_when_they_change(
