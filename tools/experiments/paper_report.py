@@ -66,6 +66,8 @@ def cell(lines: Sequence[Mapping[str, Any]], figure: str) -> str:
     values = [line["figures"][figure] for line in lines if figure in line["figures"]]
     if not values:
         return "-" if lines else ""
+    if max(values) > 1:  # a count
+        return f"{statistics.mean(values):.0f}"
     mean = f"{statistics.mean(values):.3f}"
     return mean if len(set(values)) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
 

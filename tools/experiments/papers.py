@@ -6,7 +6,8 @@
     python -m tools.experiments.papers --table all --show   # what is there, and docs/papers.md anew; runs nothing
     python -m tools.experiments.papers --table all --quick  # every row for a few steps: does it run
 
-It can be stopped at any time. Figures are kept in tools/experiments/results, one line a row and seed.
+A call with --row or --seeds prints its table and leaves the page as it is. It can be stopped at any time. Figures are
+kept in tools/experiments/results, one line a row and seed.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", default="all", choices=["all", *(table.name for table in TABLES)])
     parser.add_argument("--row", help="this row alone")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", help="0 1 2 without this")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so long")
     parser.add_argument("--quick", action="store_true", help="4 steps, a fiftieth of the questions, kept apart")
     parser.add_argument("--show", action="store_true", help="run nothing")
@@ -39,6 +40,8 @@ def main() -> int:
     warnings.filterwarnings("ignore", ".*does not have many workers.*|.*litlogger.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     began = time.monotonic()
+    whole = args.row is None and args.seeds is None and not args.quick  # what docs/papers.md and its picture show
+    args.seeds = args.seeds or [0, 1, 2]
     bench = Bench(args.shards, args.out, RESULTS)
     if args.quick:
         args.seeds = args.seeds[:1]
@@ -57,9 +60,9 @@ def main() -> int:
         for table in chosen:
             text = paper_report.markdown(table, bench, args.seeds)
             print(f"\n{text}")
-            if not args.quick:
+            if whole:
                 paper_report.write_docs(DOCS, table, text)
-        if not args.quick:
+        if whole:
             drawn = [table for table in TABLES if table.name in ("1", "3")]
             print(f"{PICTURE}: {paper_picture.draw(drawn, bench, args.seeds, PICTURE)} rows")
     except (OSError, ValueError) as error:

@@ -41,7 +41,7 @@ TABLES = (
         (
             TRUTH,
             twist.BASE,
-            twist.cited(twist.TWIST, "AP 15.0, AP50 49.3"),
+            twist.cited(twist.TWIST, "AP 15.0%, AP50 49.3%"),
             twist.SMALL,
             twist.LORA,
             twist.FULL,

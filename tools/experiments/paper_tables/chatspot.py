@@ -43,7 +43,7 @@ TABLES = (
         (BOTH, AUGMENTED),
         (
             Finding(
-                "boxes that are off by 0.1 cost little: exact against 0.1",
+                "boxes that are off by 0.1 cost accuracy",
                 *[BOTH.name] * 2,
                 "regions",
                 False,

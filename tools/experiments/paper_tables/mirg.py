@@ -70,6 +70,6 @@ TABLES = (
             Finding("the image reward helps", NO_IMAGE_RL.name, GROUNDED_RL.name, "pictures"),
         ),
         "Table 2 compares two bases (Qwen2-VL, Qwen2.5-VL), and there is one tiny base here. The paper's figures are "
-        "MIG-Bench's average.",
+        "MIG-Bench's average. RL is further training, too: SFT for as long stands in the table of GRPO beside SFT.",
     ),
 )

@@ -54,7 +54,13 @@ TABLES = (
         (
             Finding("TWIST learns the names better than tuning on both", JOINT.name, TWIST.name, "names"),
             Finding("tuning on both costs understanding", JOINT.name, BASE.name, "understanding"),
-            Finding("TWIST costs none", BASE.name, TWIST.name, "understanding", True),
+            Finding(
+                "TWIST is right where the base is",
+                BASE.name,
+                TWIST.name,
+                "understanding",
+                True,
+            ),
         ),
     ),
 )
