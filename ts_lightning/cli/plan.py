@@ -35,7 +35,7 @@ def plan(
         answer: those of them that have a loss, and new tokens of an answer in evaluation
         pictures: of a row
         side: of a picture in pixels, where the model takes any size
-        optimizer_bits: of AdamW's states: 32, or 8 (docs/options.md)
+        optimizer_bits: of AdamW's states: 32, or 8 (docs/one_card.md)
     """
     from ts_lightning.reports.memory_plan import Geometry, GiB, Load, forms, largest_micro_batch, largest_twist, room_of
     from ts_lightning.reports.memory_plan import plan as planned

@@ -25,7 +25,7 @@ def toy(
 
     Args:
         out: folder of the shards
-        train: grounding questions for training, up to eight about a scene
+        train: grounding questions for training, up to four about a scene
         val: held-out records of each validation suite
         regions: region conversations for training (ChatSpot)
         region_val: held-out region questions
