@@ -7,6 +7,7 @@ prompts), `trl` (whole steps beside `trl.GRPOTrainer`; with 1 and 4 pictures as 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from tools.bench.grpo_operations import operations_a_token
 from tools.bench.grpo_step import COMPLETION, GROUP, PROMPT, StepCase, make_batch
 from tools.bench.grpo_trl import trl_steps
 from tools.bench.harness import interleave, ratio, report, saved_bytes, spread
-from ts_lightning.models.packing import joined
-from ts_lightning.rl.sampling import sample_groups
+from ts_lightning.models.packing import joined, pad_left
+from ts_lightning.rl.sampling import prompts_read, sample_groups
 
 MEAN_LENGTH = 30  # of answers that end by themselves, up to COMPLETION
 BARS = {  # what is wanted; timing alone fails no run
@@ -38,11 +39,11 @@ def met(figures: Mapping[str, float]) -> dict[str, bool]:
     return {f"{name} <= {bar}": figures[name] <= bar for name, bar in BARS.items() if name in figures}
 
 
-def timed(name: str, pair: Mapping[str, Callable[[], Any]], rounds: int) -> int:
+def timed(name: str, pair: Mapping[str, Callable[[], Any]], rounds: int, **more: Any) -> int:
     """Report ours / the other of two forms, and the spread over the rounds."""
     ours, peer = pair
     seconds = interleave(pair, rounds, time.process_time)
-    return _report(f"{name}/{peer}" if ours == "ours" else f"{ours}/{peer}", seconds, ours, peer)
+    return _report(f"{name}/{peer}" if ours == "ours" else f"{ours}/{peer}", seconds, ours, peer, **more)
 
 
 def forms(rounds: int) -> int:
@@ -84,12 +85,35 @@ def rollouts(rounds: int, prompts: int = 8) -> int:
         drawn = [sample_groups(case.vlm, group, GROUP, COMPLETION, stop_after=None) for group in groups]
         return [tokens for sampled in drawn for tokens in sampled.tokens]
 
+    @torch.no_grad()
+    def read() -> None:
+        for batch in batches:
+            prompts_read(case.vlm, pad_left(batch), GROUP)
+
     together = [joined(batches, case.vlm.pad_id)]
     correct = answers(together) == answers(batches)
     if not correct:
         return report("grpo", False, ratios={}, prompts=prompts)
     pair = {"together": lambda: answers(together), "one_by_one": lambda: answers(batches)}
-    return timed("rollouts", pair, rounds)
+    layers = [layer for layer in case.vlm.backbone.layers.modules() if isinstance(layer, torch.nn.Linear)]
+
+    @torch.no_grad()
+    def products(times: int, rows: int) -> None:
+        for _ in range(times):
+            for layer in layers:
+                layer(torch.ones(rows, layer.in_features))
+
+    parts: dict[str, Callable[[], Any]] = {
+        "reading": read,  # either form pays it
+        "all_rows": lambda: products(COMPLETION, prompts * GROUP),
+        "few_rows": lambda: products(COMPLETION * prompts, GROUP),
+    }
+    floor = interleave(parts, rounds, time.process_time)
+    more = {
+        "reading_seconds": round(median(floor["reading"]), 2),
+        "products_ratio": ratio(floor, "all_rows", "few_rows"),  # what is left of the layers' products
+    }
+    return timed("rollouts", pair, rounds, **more)
 
 
 def trl(rounds: int, pictures: Sequence[int] = (0, 1, 4)) -> int:
