@@ -4,9 +4,10 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,8 +39,12 @@ Tags = frozenset[str]
 
 @dataclass(frozen=True)
 class Manifest:
-    """Shards in order; of their questions the first `num_samples` count that have one of `include` (empty: any) and
-    none of `exclude` of the tags.
+    """Shards in order; of their questions `num_samples` count that have one of `include` (empty: any) and none of
+    `exclude` of the tags.
+
+    They are the first ones of each kind of shard, in proportion: records of two and of three pictures lie in shards of
+    their own, one kind behind the other, and the first few of all would be of one kind. Smaller choices lie within
+    larger ones.
 
     A row is what is read at once: up to `questions_per_row` of them about the pictures of one record. `sha256` names
     the shards' content and the choice, not their place.
@@ -57,13 +62,20 @@ class Manifest:
         return cls(shards, sum(shard.num_questions for shard in shards))
 
     @cached_property
-    def _chosen_ends(self) -> np.ndarray:
-        """Questions with the right tags up to the end of each shard, at most `num_samples`."""
+    def _counts(self) -> np.ndarray:
+        """The questions of each shard that count: its first ones with the right tags."""
         if self.include or self.exclude:
             counts = [len(_chosen(shard, self.include, self.exclude)) for shard in self.shards]
         else:
             counts = [shard.num_questions for shard in self.shards]
-        return np.minimum(np.cumsum(counts, dtype=np.int64), self.num_samples)
+        kinds = list(dict.fromkeys(shard.extensions for shard in self.shards))
+        kind_S = np.array([kinds.index(shard.extensions) for shard in self.shards])
+        found = np.array(counts, dtype=np.int64)
+        shares = _shares(np.bincount(kind_S, found).astype(np.int64).tolist(), self.num_samples)
+        for kind, share in enumerate(shares):
+            own = kind_S == kind
+            found[own] = np.diff(np.minimum(np.cumsum(found[own]), share), prepend=0)
+        return found
 
     @property
     def shard_sizes(self) -> list[int]:
@@ -72,10 +84,9 @@ class Manifest:
 
     @cached_property
     def _sizes(self) -> np.ndarray:
-        counts = np.diff(self._chosen_ends, prepend=0)
         if self.questions_per_row == 1:
-            return counts
-        return np.array([len(self._starts(s)) - 1 for s in range(len(counts))], dtype=np.int64)
+            return self._counts
+        return np.array([len(self._starts(s)) - 1 for s in range(len(self.shards))], dtype=np.int64)
 
     @cached_property
     def _row_ends(self) -> np.ndarray:
@@ -89,12 +100,17 @@ class Manifest:
     def sha256(self) -> str:
         parts = [_SHA_FORMAT, self.num_samples, [(s.sha256, s.num_questions) for s in self.shards]]
         if self.include or self.exclude:
-            chosen, start, left = hashlib.sha256(), 0, self.num_samples
-            for shard in self.shards:
-                own = _chosen(shard, self.include, self.exclude)[:left] + np.int64(start)
+            chosen, start = hashlib.sha256(), 0
+            for shard, count in zip(self.shards, self._counts.tolist(), strict=True):
+                own = _chosen(shard, self.include, self.exclude)[:count] + np.int64(start)
                 chosen.update(own.tobytes())
-                start, left = start + shard.num_questions, left - len(own)
+                start += shard.num_questions
             parts.append(chosen.hexdigest())
+        elif (
+            self.num_samples < sum(s.num_questions for s in self.shards)
+            and len({s.extensions for s in self.shards}) > 1
+        ):
+            parts.append(self._counts.tolist())
         if self.questions_per_row > 1:
             parts.append(self.questions_per_row)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -106,8 +122,8 @@ class Manifest:
     @property
     def bad(self) -> list[tuple[str, str]]:
         """(shard:key, why) of every question that counts and is not a valid sample."""
-        found, counts = [], np.diff(self._chosen_ends, prepend=0).tolist()
-        for shard, count in zip(self.shards, counts, strict=True):
+        found = []
+        for shard, count in zip(self.shards, self._counts.tolist(), strict=True):
             if shard.bad and count:
                 kept = _chosen(shard, self.include, self.exclude)[:count]
                 bad = sorted(shard.bad.keys() & set(kept.tolist()))
@@ -135,7 +151,7 @@ class Manifest:
         return shard, questions[0]
 
     def head(self, count: int | None) -> "Manifest":
-        """The first `count` questions (all when None)."""
+        """The first `count` questions, of each kind of shard in proportion (all when None)."""
         if count is not None and count < 1:
             raise ValueError(f"max_samples: seen {count}, expected at least 1")
         return self if count is None else replace(self, num_samples=min(count, self.num_samples))
@@ -154,7 +170,7 @@ class Manifest:
         if not include and not exclude:
             return self
         chosen = replace(self, include=frozenset(include or ()), exclude=frozenset(exclude or ()))
-        count = int(chosen._chosen_ends[-1])
+        count = int(chosen._counts.sum())
         tags = set().union(*(text.split("\t") for shard in self.shards for text in shard.tag_sets))
         seen = (", ".join(sorted(tags - {""})) or "no tags")[:200]
         if not count:
@@ -164,8 +180,7 @@ class Manifest:
         return replace(chosen, num_samples=count)
 
     def _starts(self, s: int) -> np.ndarray:
-        counts = np.diff(self._chosen_ends, prepend=0)
-        return _row_starts(self.shards[s], self.include, self.exclude, int(counts[s]), self.questions_per_row)
+        return _row_starts(self.shards[s], self.include, self.exclude, int(self._counts[s]), self.questions_per_row)
 
     def summary(self) -> dict[str, object]:
         """Counts and hashes as plain values, for a manifest file; its `shardlist` is a wids shard index, of records."""
@@ -191,6 +206,21 @@ class Manifest:
                 for s in shards
             ],
         }
+
+
+def _shares(sizes: Sequence[int], count: int) -> list[int]:
+    """How many of `count` each of several kinds gives (Webster's method): none loses one when `count` grows."""
+    total = sum(sizes)
+    if count >= total:
+        return list(sizes)
+    shares = [(2 * size * count + total) // (2 * total) for size in sizes]
+    kinds = [kind for kind, size in enumerate(sizes) if size]
+    while (left := count - sum(shares)) > 0:
+        shares[min(kinds, key=lambda kind: (Fraction(2 * shares[kind] + 1, sizes[kind]), kind))] += 1
+    while left < 0:
+        shares[max(kinds, key=lambda kind: (Fraction(2 * shares[kind] - 1, sizes[kind]), kind))] -= 1
+        left += 1
+    return shares
 
 
 @lru_cache(maxsize=MAPPED)

@@ -146,6 +146,23 @@ def test_tags_choose_and_max_samples_are_nested(tmp_path: Path, caplog: pytest.L
     assert "seen 'dog', which no record has; the tags here: cot, negative, x" in caplog.messages[0]
 
 
+def test_the_first_of_several_kinds_are_of_all_kinds(tmp_path: Path) -> None:
+    """Six records of one picture and three of two lie in shards of their own: of six, four and two are taken."""
+    records = [sample(i) for i in range(9)]
+    for one in records[::3]:
+        one.images, one.image_bytes = one.images * 2, one.image_bytes * 2
+        one.turns[0].text = f"<image>{one.turns[0].text}"
+    write_shards(records, tmp_path, "s", maxcount=2)
+
+    def chosen(count: int) -> set[str]:
+        manifest = ShardSource(f"{tmp_path}/*.tar", max_samples=count).load()
+        assert manifest.num_rows == count
+        return {manifest.locate(i)[0].question_keys()[manifest.locate(i)[1]] for i in range(count)}
+
+    assert chosen(6) == {f"k0000{i}" for i in (1, 2, 4, 5, 0, 3)}
+    assert all(chosen(count) < chosen(count + 1) for count in range(1, 9))
+
+
 def test_remote_shards_are_fetched_once_and_again_when_they_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
