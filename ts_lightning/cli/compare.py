@@ -22,7 +22,10 @@ def compare(*runs: Path, table: bool = False, out: Path | None = None) -> None:
 
     if table:
         reports = [path / "report.json" if path.is_dir() else path for path in runs]
-        print(understanding_table({path.resolve().parent.name: read_report(path) for path in reports}))
+        names = [path.resolve().parent.name for path in reports]
+        if len({*names}) < len(names):  # outputs/base/eval, outputs/tuned/eval
+            names = [str(path) for path in runs]
+        print(understanding_table({name: read_report(path) for name, path in zip(names, reports, strict=True)}))
         return
     if len(runs) != 2:
         raise ValueError(f"compare: seen {len(runs)} runs, expected two, or --table")

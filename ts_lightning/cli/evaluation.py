@@ -48,7 +48,8 @@ def merged_overlays(names: Sequence[str]) -> dict[str, Any]:
             origin.setdefault(one, str(path))
         init_args |= data["init_args"]
         suites |= own
-    return {"data": {"class_path": module, "init_args": init_args | {"val": suites}}}
+    asked = {"val": suites, "predict": None, "suites": None}  # not what the checkpoint's own run had to answer
+    return {"data": {"class_path": module, "init_args": init_args | asked}}
 
 
 def stored(

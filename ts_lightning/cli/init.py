@@ -41,6 +41,8 @@ def init(
         frame: of these boxes, where it is not the notation's own: original (of the picture) or padded_square
         gpu: GiB of the card that it will run on; this machine's when missing
     """
+    if frame is not None and codec is None:
+        raise ValueError(f"frame: seen {frame!r} alone, expected --codec, the notation of these boxes")
     if (out / "fit.yaml").exists():
         raise ValueError(f"out: seen {out / 'fit.yaml'}, expected a new folder")
     from ts_lightning.cli.fit_yaml import Start, fit_yaml
@@ -48,6 +50,8 @@ def init(
     from ts_lightning.pipelines.recognise import recognise
 
     kind = recognise(data)
+    if images is not None and kind.converter is None:
+        raise ValueError(f"images: seen {images} for {kind.reason}, expected none: they hold their pictures")
     if codec is not None:
         if kind.converter != "llava":
             raise ValueError(f"codec: seen {codec!r} for {kind.reason}, expected it for a LLaVA JSON only")

@@ -36,7 +36,7 @@ def submit(
 
     Args:
         job: train (`fit`), validate, generate (`data generate NAME`) or array_generate (`predict` of a list of shards)
-        config: configurations, one over the other
+        config: configurations, one over the other; none for generate
         nodes: how many
         devices: ranks on each node
         gpus_per_node: as many as --devices where ranks use GPUs
@@ -50,15 +50,18 @@ def submit(
     """
     if job == "train" and not config:
         raise ValueError("--config: seen none, expected a YAML file")
+    if job == "generate" and config:
+        raise ValueError(f"--config: seen {config[0]} for --job generate, expected none: it takes options alone")
     files = [str(find_configuration(name)) for name in config]
     line = ["sbatch", f"--nodes={nodes}", f"--ntasks-per-node={devices}"]
     named = {"gpus-per-node": gpus_per_node, "cpus-per-task": cpus_per_task, "time": time, "partition": partition}
     line += [f"--{name}={value}" for name, value in named.items() if value]
     line += [f"--signal=USR1@{signal}"] if job == "train" else []
     line += [*sbatch, f"--export=ALL,PYTHON={sys.executable}", str(SCRIPTS / f"{job}.sbatch")]
+    given = [part for path in files for part in ("-c", path)]
     if job in ("train", "validate"):
-        line += [part for path in files for part in ("-c", path)]
-        line += ["--trainer.num_nodes", str(nodes), "--trainer.devices", str(devices)]
-    line += rest
+        line += [*given, "--trainer.num_nodes", str(nodes), "--trainer.devices", str(devices), *rest]
+    else:
+        line += [*rest[:2], *given, *rest[2:]]  # array_generate: LIST OUT come first
     print(shlex.join(line), flush=True)
     return 0 if dry_run else subprocess.run(line, check=False).returncode

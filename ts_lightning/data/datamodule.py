@@ -115,7 +115,9 @@ class ShardDataModule(L.LightningDataModule):
             return source
         if self._train is None:
             raise ValueError(f"data.val: seen {TRAIN_SHARDS} without data.train, expected data.train.shards")
-        return replace(source, shards=self._train.shards)
+        own = {name: getattr(source, name) for name in ("max_samples", "include_tags", "exclude_tags")}
+        chosen = {name: getattr(self._train, name) if value is None else value for name, value in own.items()}
+        return replace(source, shards=self._train.shards, **chosen)
 
     @property
     def val_suites(self) -> list[str]:
@@ -130,9 +132,9 @@ class ShardDataModule(L.LightningDataModule):
     def predict_suites(self) -> list[str]:
         return list(self._predict)
 
-    def suite_rule(self, suite: str) -> dict[str, str | None]:
-        """How a suite is scored, as its YAML says: `protocol`, `reading`, `annotations`."""
-        source = (self._val | self._test | self._predict).get(suite, ShardSource(""))
+    def suite_rule(self, kind: str, suite: str) -> dict[str, str | None]:
+        """How a suite of `kind` (val, test, predict) is scored by its YAML: `protocol`, `reading`, `annotations`."""
+        source = {"val": self._val, "test": self._test, "predict": self._predict}[kind].get(suite, ShardSource(""))
         return {"protocol": source.protocol, "reading": source.reading, "annotations": source.annotations}
 
     def suite_questions(self, kind: str, suite: str, number: int) -> list[Sample]:

@@ -17,7 +17,8 @@ class ShardSource:
 
     With tags, a record needs one of `include_tags` and none of `exclude_tags`. Of what is left the first
     `max_samples` are used (None: all), so smaller choices lie within larger ones. `weight` is the share in a mixture.
-    The word "@train" in a suite stands for the training source's shards (scores on them are memorization). `box_noise`
+    The word "@train" in a suite stands for the training source's shards, and for its choice of them where the suite
+    makes none (scores on them are memorization). `box_noise`
     moves each edge of a question's boxes by up to this share of the side (`data.noise`). With `manifest`, a file of
     ts-lightning data index, every shard's bytes are checked against it at the start.
 

@@ -236,7 +236,7 @@ class BaseModule(ShardedModule):
 
     def _rule(self, suite: str) -> dict[str, str | None]:
         rule = getattr(self.trainer.datamodule, "suite_rule", None)  # type: ignore[attr-defined]
-        return {"protocol": None, "reading": None, "annotations": None} if rule is None else rule(suite)
+        return {"protocol": None, "reading": None, "annotations": None} if rule is None else rule(self._kind, suite)
 
     @property
     def _kind(self) -> str:

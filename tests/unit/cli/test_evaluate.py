@@ -33,6 +33,8 @@ def test_every_suite_of_every_overlay_is_asked(tmp_path: Path, monkeypatch: pyte
     assert settings == {
         "val": {"one": {"shards": "1.tar"}, "both": {"shards": "3.tar"}, "two": {"shards": "2.tar"}},
         "eval_batch_size": 16,
+        "predict": None,  # what the checkpoint's own run had to answer
+        "suites": None,
     }
 
 

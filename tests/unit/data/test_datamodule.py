@@ -276,3 +276,20 @@ def test_samples_are_not_copied_to_a_device(tars):
     moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
     assert moved["micro_batches"][0]["input_ids"].device.type == "meta"
     assert moved["micro_batches"][0]["samples"][0] is batch["micro_batches"][0]["samples"][0]
+
+
+def test_a_suite_is_scored_by_the_rule_of_its_own_stage() -> None:
+    val, test = ShardSource("v.tar", protocol="rec"), ShardSource("t.tar", protocol="localization", reading="strict")
+    data = ShardDataModule(val={"g": val}, test={"g": test}, predict=ShardSource("p.tar"))
+    asked = {"val": "g", "test": "g", "predict": "predict"}
+    rules = {kind: data.suite_rule(kind, suite) for kind, suite in asked.items()}
+    assert [rule["protocol"] for rule in rules.values()] == ["rec", "localization", None]
+    assert rules["test"]["reading"] == "strict"
+    assert ShardDataModule(val={"g": val}).suite_rule("predict", "g")["protocol"] == "rec"
+
+
+def test_memorization_asks_what_is_trained_on() -> None:
+    train = ShardSource("a.tar", max_samples=8, exclude_tags=["cot"])
+    data = ShardDataModule(train=train, val={"m": ShardSource("@train"), "few": ShardSource("@train", max_samples=3)})
+    assert data._val["m"] == train
+    assert data._val["few"] == ShardSource("a.tar", max_samples=3, exclude_tags=["cot"])

@@ -44,5 +44,8 @@ def lmms_eval(
         notation = load(ckpt).vlm.codec
     else:
         notation = get_codec(codec, None if grid is None else CoordinateSpace(grid))
-    written, figures = write_task(shards, protocol, reading, notation, out, name or out.name, max_new_tokens, limit)
+    name = name or out.name
+    written, figures = write_task(
+        shards, protocol, reading, notation, out, name, max_new_tokens, limit, annotations
+    )
     print(f"{written} questions, {', '.join(figures)}: {out}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from ts_lightning.data.paths import expand
 from ts_lightning.data.sample import REGION_MARK, Sample
 from ts_lightning.grounding.boxes import Box
 from ts_lightning.grounding.steps import step_spans
@@ -38,8 +39,9 @@ def report(
         shown: how many samples the page has
     """
     dropped: Counter[str] = Counter()
-    for note in notes(out, "*"):
-        dropped.update(note.get("dropped", {}))
+    for folder in dict.fromkeys(Path(path).parent for one in shards for path in expand(one)):
+        for note in notes(folder, "*"):
+            dropped.update(note.get("dropped", {}))
     figures, chosen = figures_of(records(shards), annotated(annotations), dropped, seed, shown)
     if marks is not None:
         figures["by_hand"] = marked(json.loads(marks.read_text()))
