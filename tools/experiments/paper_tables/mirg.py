@@ -9,7 +9,7 @@ from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines.toy_world.multi_image import multi_image_samples
 from ts_lightning.pipelines.toy_world.shards import write_multi_image_shards, write_toy_shards
 
-STYLES = ("answer", "reasoning")  # beside "grounded", which is mirg_train
+STYLES = ("answer", "reasoning", "grounded")  # 600 trajectories of each, about the same questions
 
 
 def render(folder: Path, share: float) -> None:
@@ -47,7 +47,7 @@ WORLD = World(render, {"pictures": ("val_mirg-*.tar", "rec")})
 BASE = Row("base with boxes in one picture", "fit/toy_mirg_base.yaml", paper="29.04")
 ANSWER = sft("+ SFT, answers alone", "mirg_answer", "50.96")
 REASONING = sft("+ SFT, reasoning", "mirg_reasoning", "57.74")
-GROUNDED = sft("+ SFT, reasoning and grounding", "mirg_train", "60.60")
+GROUNDED = sft("+ SFT, reasoning and grounding", "mirg_grounded", "60.60")
 RL = grpo("+ RL", BASE, "35.90")
 ANSWER_RL = grpo("+ SFT, answers alone + RL", ANSWER, "55.55")
 REASONING_RL = grpo("+ SFT, reasoning + RL", REASONING, "62.05")
