@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ts_lightning.data.sample import REGION_MARK, Sample, SampleRegion
 from ts_lightning.grounding.boxes import Box
 from ts_lightning.grounding.codecs import Codec
 from ts_lightning.grounding.regions import Region
+from ts_lightning.pipelines.converters.source import Dropped
 
 
 def to_llava(samples: Iterable[Sample], out: Path, codec: Codec) -> int:
@@ -71,12 +73,14 @@ def to_ms_swift(samples: Iterable[Sample], out: Path) -> int:
     return count
 
 
-def to_coco(samples: Iterable[Sample], out: Path, split: str = "export") -> int:
+def to_coco(samples: Iterable[Sample], out: Path, split: str = "export", dropped: Dropped | None = None) -> int:
     """Write COCO's folder: annotations/instances_SPLIT.json, captions_SPLIT.json, SPLIT/ with the photos.
 
-    Every picture's regions with a category and a box count once, by annotation id or by category and box; captions are
-    the answers of caption questions. Ids are those of `meta` where they are numbers. Returns the number of photos.
+    Every box of a region with a category is an annotation, once by its id or by category and box; regions without
+    either are counted in `dropped`. Captions are the answers of caption questions. Ids are those of `meta` where they
+    are numbers. Returns the number of photos.
     """
+    dropped = Dropped() if dropped is None else dropped
     photos: dict[str, dict[str, Any]] = {}
     objects: dict[str, dict[Any, dict[str, Any]]] = {}
     captions: dict[str, list[str]] = {}
@@ -95,27 +99,41 @@ def to_coco(samples: Iterable[Sample], out: Path, split: str = "export") -> int:
             objects[image.name], captions[image.name] = {}, []
         if sample.subtask == "caption" and sample.task == "understanding":
             captions[image.name] += [text for text in sample.answers or [] if text not in captions[image.name]]
-        ids = meta.get("annotation_ids") or [meta.get("annotation_id")] * len(sample.regions)
         categories = meta.get("category_ids") or [None] * len(sample.regions)
         found: dict[Any, dict[str, Any]] = {}
-        for region, annotation, category in zip(sample.regions, ids, categories, strict=True):
-            if region.box is None or region.category is None:
+        for region, ids, category in zip(sample.regions, _ids(sample, meta), categories, strict=True):
+            if not region.all_boxes or region.category is None:
+                dropped.note("regions without a box or a category", sample.where)
                 continue
             if category is not None or region.category not in names:
                 names[region.category] = category if category is not None else max(names.values(), default=0) + 1
-            key = annotation if annotation is not None else (region.category, region.box)
-            found[key] = _annotation(region, annotation, image.width, image.height)
+            for annotation, box in zip(ids, region.all_boxes, strict=True):
+                key = annotation if annotation is not None else (region.category, box)
+                found[key] = _annotation(region, box, annotation, image.width, image.height)
         # The record of all objects has the order of the annotations.
-        listing, rest = (found, objects[image.name]) if len(ids) > 1 else (objects[image.name], found)
+        listing, rest = (found, objects[image.name]) if len(sample.regions) > 1 else (objects[image.name], found)
         objects[image.name] = listing | {key: one for key, one in rest.items() if key not in listing}
     _write_coco(out, split, photos, objects, captions, names)
     return len(photos)
 
 
-def _annotation(region: SampleRegion, number: Any, width: int, height: int) -> dict[str, Any]:
-    x1, y1, x2, y2 = region.box or (0, 0, 0, 0)
+def _ids(sample: Sample, meta: dict[str, Any]) -> list[list[Any]]:
+    """The annotation ids of each region's boxes: `meta` has one a region, or one a box; None where it has none."""
+    counts = [len(region.all_boxes) for region in sample.regions]
+    ids = meta.get("annotation_ids") or [meta.get("annotation_id")] * len(counts)
+    if len(ids) == len(counts):  # one id can't stand for several boxes
+        return [[one] if count == 1 else [None] * count for one, count in zip(ids, counts, strict=True)]
+    if len(ids) != sum(counts):
+        expected = f"one a region ({len(counts)}) or a box ({sum(counts)})"
+        raise ValueError(f"{sample.where}: meta.annotation_ids: seen {len(ids)}, expected {expected}")
+    rest = iter(ids)
+    return [[*islice(rest, count)] for count in counts]
+
+
+def _annotation(region: SampleRegion, box: Box, number: Any, width: int, height: int) -> dict[str, Any]:
+    x1, y1, x2, y2 = box
     bbox = [x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height]
-    area = bbox[2] * bbox[3] if region.area_px is None else region.area_px
+    area = bbox[2] * bbox[3] if region.area_px is None or len(region.all_boxes) > 1 else region.area_px
     return {"id": number, "bbox": bbox, "area": area, "iscrowd": region.iscrowd, "name": region.category}
 
 

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ class Role(NamedTuple):
     """Who answers: offline, openai:MODEL, openai:MODEL@URL (key: OPENAI_API_KEY) or local:FOLDER; its notation."""
 
     backend: str
-    codec: str
+    codec: str = "cogvlm"
 
 
 def backend(role: Role, told: Generation, usage: Usage, vocabulary: list[str]) -> Chat:
@@ -110,21 +111,26 @@ def run(
     roles: Mapping[str, Role],
     make: Maker,
     items: Items = scenes,
-    negatives: float | None = None,
+    **own: Any,
 ) -> int:
-    """Work through the shards; 0, or 1 where requests failed (run again to go on). ValueError for bad input."""
+    """Work through the shards; 0, or 1 where requests failed (run again to go on). ValueError for bad input.
+
+    `own` are the generator's own options that change what is written: a shard made with others is made anew.
+    """
     paths = input_shards(shards)
     mine = my_shards(paths, *(share(told.share) if told.share else (None, None)))
     told.out.mkdir(parents=True, exist_ok=True)
     if told.vocabulary:
-        vocabulary = [line.strip() for line in told.vocabulary.read_text().splitlines() if line.strip()]
+        data = told.vocabulary.read_bytes()
+        vocabulary = [line.strip() for line in data.decode().splitlines() if line.strip()]
+        own["vocabulary"] = sha256(data).hexdigest()
     else:
         vocabulary = names_in(paths)
     failed = 0
     for path in mine:
         with only_one(told.out, f"{prefix}-{path.stem}") as free:
             if free:
-                failed += not _one(path, told, prefix, roles, make, vocabulary, items, negatives)
+                failed += not _one(path, told, prefix, roles, make, vocabulary, items, own)
             else:
                 print(f"{path.name}: another process is at it; run again to see it done", file=sys.stderr)
                 failed += 1
@@ -141,7 +147,7 @@ def _one(
     make: Maker,
     vocabulary: list[str],
     items: Items,
-    negatives: float | None,
+    own: Mapping[str, Any],
 ) -> bool:
     usage, dropped, out = Usage(told.price_in, told.price_out), Dropped(), told.out
     made: dict[Role, Chat] = {}  # one backend for two roles is one object
@@ -159,11 +165,12 @@ def _one(
     workers = 1 if offline else told.workers or told.concurrency  # the offline backend is told of one picture at a time
     settings = {
         "generator": {name: role.backend for name, role in roles.items()},
+        "codecs": {name: role.codec for name, role in roles.items()},
         "templates": getattr(maker, "template_hash", ""),
         "seed": told.seed,
         "most": told.most,
         "max_tokens": told.max_tokens,
-        "negatives": negatives,
+        **own,
     }
     try:
         result = work(items, path, out, prefix, maker, settings, dropped, usage, workers)

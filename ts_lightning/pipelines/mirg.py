@@ -29,9 +29,9 @@ class Trajectories:
     "answer" makes the answer-only row (of a trajectory, or of the question itself), "reasoning" rewrites a trajectory:
     the names of its objects in place of their boxes, then the answer's box. Neither asks a model.
 
-    `reason` writes the chain of thought, `locate` places each object that it mentions in a picture, `rewrite` puts the
-    text together. Without `rewrite` the marks are set where the objects stood. A trajectory whose answer object is not
-    where the truth is (another picture, IoU below 0.5) is left out.
+    `reason` writes the chain of thought, `locate` places each object that it mentions in a picture (it alone writes
+    boxes, in its codec), `rewrite` puts the text together. Without `rewrite` the marks are set where the objects stood.
+    A trajectory whose answer object is not where the truth is (another picture, IoU below 0.5) is left out.
     """
 
     reason: Chat
@@ -51,6 +51,9 @@ class Trajectories:
         """The sample with its new answer, or nothing."""
         if sample.answer is None or len(sample.answer.regions) != 1 or len(sample.images) < 2:
             self.dropped["records without several pictures and one true region"] += 1
+            return
+        if len(sample.turns) != 2:  # its answer is the last turn's, and the turns before it ask for something else
+            self.dropped.note("conversations of several questions", sample.where)
             return
         true = sample.answer.regions[0]
         if "image" in (sample.meta or {}) and sample.meta["image"] is None:  # type: ignore[index]
@@ -102,14 +105,19 @@ class Trajectories:
         if hasattr(self.locate, "look"):
             known = int(name.rsplit("#", 1)[-1])
             return known
-        prompt = self.prompts["map"].replace("<OBJECT>", name)
-        said = self.locate.chat(_messages("map", prompt), sample.image_bytes)
-        number, mentions = _IMAGE.search(said), get_codec("qwen2_vl").parse(said)
-        if number is None or not mentions or not mentions[0].boxes:
+        codec = get_codec(self.locate.codec)
+        prompt = self.prompts["map"]
+        for slot, shape in (("<BOX>", (0.1, 0.2, 0.8, 0.9)), ("<WHOLE>", (0.0, 0.0, 1.0, 1.0))):
+            prompt = prompt.replace(slot, codec.format([shape], sample.sizes[0]))
+        said = self.locate.chat(_messages("map", prompt.replace("<OBJECT>", name)), sample.image_bytes)
+        if (number := _IMAGE.search(said)) is None:
             raise Rejected("object that is placed nowhere")
-        image, box = int(number[1]) - 1, mentions[0].boxes[0]
-        if not 0 <= image < len(sample.images):
+        if not 0 <= (image := int(number[1]) - 1) < len(sample.images):
             raise Rejected("object in a picture that does not exist")
+        mentions = codec.parse(said, sample.sizes[image])
+        if not mentions or not mentions[0].boxes:
+            raise Rejected("object that is placed nowhere")
+        box = mentions[0].boxes[0]
         for i, region in enumerate(regions):
             if region.image == image and region.box is not None and iou(region.box, box) >= AGREE:
                 if region.phrase is None:

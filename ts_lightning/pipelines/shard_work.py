@@ -73,9 +73,9 @@ def work(
     """Make `out/PREFIX-NAME-*.tar` from one input shard and `PREFIX-NAME.json` beside it; None where that was done.
 
     `items` makes what `make` takes (scenes, or the samples themselves) from the records. Done is a file of results with
-    the same settings and input. Samples keep the order of the input whatever `workers` is. RequestFailed stops the
-    shard; answers that came before are in the cache, so the next run goes on from there. Call it under
-    `only_one(out, NAME)`: what a killed process left over is removed first.
+    the same settings and input; where these differ, a line says so and the shard is made anew. Samples keep the order
+    of the input whatever `workers` is. RequestFailed stops the shard; answers that came before are in the cache, so the
+    next run goes on from there. Call it under `only_one(out, NAME)`: what a killed process left over is removed first.
     """
     name = f"{prefix}-{path.stem}"
     note = out / f"{name}.json"
@@ -83,6 +83,9 @@ def work(
     known = read_note(note)
     if known and known["settings"] == wanted and all((out / shard).is_file() for shard in known["shards"]):
         return None
+    if known and known["settings"] != wanted:
+        differ = "; ".join(differences(known["settings"], wanted))
+        print(f"{path.name}: done before with other settings, made anew: {differ}", file=sys.stderr)
     note.unlink(missing_ok=True)
     remove_unfinished(out, name)
     counts = {"scenes": 0, "samples": 0}
@@ -151,7 +154,14 @@ def read_note(note: Path) -> dict[str, Any] | None:
         known = json.loads(note.read_text())
     except (OSError, ValueError):
         return None
-    return known if isinstance(known, dict) and {"settings", "shards", "samples"} <= known.keys() else None
+    whole = isinstance(known, dict) and {"settings", "shards", "samples"} <= known.keys()
+    return known if whole and isinstance(known["settings"], dict) else None
+
+
+def differences(known: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """The settings in which a note differs; one of an older version lacks some."""
+    names = [name for name in {**known, **wanted} if known.get(name) != wanted.get(name)]
+    return [f"{name}: seen {known.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}" for name in names]
 
 
 def replace_text(path: Path, text: str) -> None:

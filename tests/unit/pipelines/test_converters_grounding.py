@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,13 @@ class Evil:
 
     def __reduce__(self) -> tuple:
         return (print, ("made",))
+
+
+def test_documented_commands_choose_one_of_refcocos_splits() -> None:
+    for page in (Path(__file__).parents[3] / "docs").glob("*.md"):
+        text = page.read_text().replace("\\\n", "")
+        for command in re.findall(r"^ts-lightning data convert refcoco .*--split .*", text, re.MULTILINE):
+            assert "--split-by" in command, f"{page.name}: {command}"
 
 
 def test_pickles_with_a_class_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from ts_lightning.data.write import write_shards
 from ts_lightning.grounding import get_codec
 from ts_lightning.pipelines.converters import coco, llava, ms_swift
 from ts_lightning.pipelines.converters.source import Pictures
-from ts_lightning.pipelines.export import to_llava, to_ms_swift
+from ts_lightning.pipelines.export import to_coco, to_llava, to_ms_swift
 
 REAL = Path(__file__).parents[4] / "shared/real/coco_mini"
 
@@ -103,6 +103,48 @@ def test_what_other_tools_read(tmp_path: Path) -> None:
     other.images[0].name, other.image_bytes = "1-0.jpg", [picture(9)]
     with pytest.raises(ValueError, match=r"seen two pictures called '1-0\.jpg'"):
         to_ms_swift([other], tmp_path)
+
+
+@pytest.mark.parametrize("tasks", [("all",), ("localization", "all", "detection")])
+def test_coco_gets_every_box_of_a_region(tasks: tuple[str, ...], tmp_path: Path) -> None:
+    boxes = {7: (1, [4, 3, 8, 6]), 8: (1, [20, 12, 12, 6]), 9: (2, [0, 0, 40, 30])}
+    notes = [
+        {"id": number, "image_id": 5, "category_id": category, "bbox": box, "area": 10.0, "iscrowd": 0}
+        for number, (category, box) in boxes.items()
+    ]
+    photo = {"id": 5, "file_name": "5.jpg", "width": 40, "height": 30}
+    names = [{"id": 1, "name": "dog"}, {"id": 2, "name": "sea"}]
+    folder = tmp_path / "in"
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "x").mkdir()
+    (folder / "x/5.jpg").write_bytes(picture(5, (40, 30)))
+    data = {"images": [photo], "annotations": notes, "categories": names}
+    (folder / "annotations/instances_x.json").write_text(json.dumps(data))
+    first = list(coco.read(folder, tasks=tasks))
+    assert [one.regions[0].boxes is not None for one in first].count(True) == 1
+    for number, samples in enumerate((first, first[::-1])):  # an object's own record knows more than "all dogs"
+        assert to_coco(samples, tmp_path / f"out{number}", "x") == 1
+        found = json.loads((tmp_path / f"out{number}/annotations/instances_x.json").read_text())["annotations"]
+        expected = {n: box for n, (_, box) in boxes.items() if "detection" in tasks or n < 9}
+        assert {one["id"]: pytest.approx(one["bbox"]) for one in found} == expected
+        assert ({one["area"] for one in found} == {10.0}) == ("detection" in tasks)
+    one = first[[sample.subtask for sample in first].index("localization_all")]
+    one.meta = {"annotation_id": 3}  # one id for two boxes: both stay, numbered anew
+    to_coco([one], tmp_path / "out2")
+    found = json.loads((tmp_path / "out2/annotations/instances_export.json").read_text())["annotations"]
+    assert [one["id"] for one in found] == [1, 2]
+    one.meta = {"annotation_ids": [1, 2, 3]}
+    expected = r"meta.annotation_ids: seen 3, expected one a region \(1\) or a box \(2\)"
+    with pytest.raises(ValueError, match=expected):
+        to_coco([one], tmp_path / "out3")
+
+
+def test_regions_that_coco_has_no_place_for_are_counted(tmp_path: Path, capsys) -> None:
+    one = sample(1)
+    one.regions[0] = SampleRegion(category="dog", polygon=[(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)])
+    write_shards([one], tmp_path, "x")
+    assert run("export", "coco", f"{tmp_path}/x-*.tar", "--out", tmp_path / "out") == 0
+    assert "left out: 1 regions without a box or a category (" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no COCO photos in {REAL}")

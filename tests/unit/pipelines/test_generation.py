@@ -139,6 +139,15 @@ def test_offline_scout_is_right_by_the_rule_and_the_rule_finds_errors() -> None:
     assert marked({"a": True, "b": False, "c": True, "d": True}) == {"marked": 4, "right": 3, "accuracy": 0.75}
 
 
+def test_a_report_elsewhere_counts_what_the_shards_folder_left_out(tmp_path: Path) -> None:
+    path, made = input_shard(tmp_path / "in", 2), tmp_path / "made"
+    assert main(["data", "generate", "scout", str(path), "--out", str(made)]) == 0
+    (note,) = made.glob("scout-*.json")
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"dropped": {"a reason": 3}}))
+    assert main(["data", "report", f"{made}/scout-*.tar", "--out", str(tmp_path / "elsewhere")]) == 0
+    assert json.loads((tmp_path / "elsewhere/report.json").read_text())["dropped"] == {"a reason": 3}
+
+
 def test_the_caption_baseline_never_shows_the_picture() -> None:
     backend = OfflineChat("cogvlm", 6, KINDS)
     samples = list(Scout(backend, None, most=6, negatives=0.0)(scene()))
@@ -262,6 +271,42 @@ def test_trajectories_in_three_stages() -> None:
     assert made.turns[1].text.endswith("is in the second image: {region:0}.</think><answer>{region:0}</answer>")
     (made,) = Trajectories(offline, offline, style="answer")(multi())
     assert made.turns[1].text == "<answer>{region:0}</answer>"
+
+
+@pytest.mark.parametrize("style", ["trajectory", "answer"])
+def test_the_first_question_is_never_put_to_the_last_answer(style: str) -> None:
+    one = multi()
+    one.turns[:0] = [Turn("user", one.turns[0].text), Turn("assistant", "There.")]
+    one.turns[2] = Turn("user", "And the cat?")
+    one.validate()
+    maker = Trajectories(OfflineChat(), OfflineChat(), style=style)
+    assert list(maker(one)) == []
+    assert maker.dropped.lines() == [f"left out: 1 conversations of several questions ({one.where})"]
+
+
+@pytest.mark.parametrize(
+    ("name", "box", "whole"),
+    [
+        ("cogvlm", "[[100,200,500,600]]", "[[000,000,999,999]]"),
+        ("qwen2_5_vl", '{"bbox_2d": [4, 6, 20, 18]}', '{"bbox_2d": [0, 0, 40, 30]}'),  # pixels of that picture
+    ],
+)
+def test_objects_are_placed_in_the_notation_of_their_model(name: str, box: str, whole: str) -> None:
+    asked = []
+
+    class Places(Says):
+        codec = name
+
+        def chat(self, messages, images=(), schema=None, attempt=0) -> str:
+            asked.append(messages[-1]["content"])
+            return f"Image 2: {box}"
+
+    one = multi()
+    one.images = [replace(one.images[0], width=40, height=30), replace(one.images[1], width=40, height=30)]
+    (made,) = Trajectories(Says("<think>It is [the dog].</think><answer>[the dog]</answer>"), Places())(one)
+    assert made.turns[1].text == "<think>It is {region:0}.</think><answer>{region:0}</answer>"
+    shape = get_codec(name).format([(0.1, 0.2, 0.8, 0.9)], (40, 30))
+    assert f"as: Image N: {shape}. The whole of image 1 would be Image 1: {whole}." in asked[0]
 
 
 def test_reasoning_alone_is_a_trajectory_without_boxes_in_its_thought() -> None:

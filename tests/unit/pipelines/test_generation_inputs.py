@@ -16,6 +16,7 @@ from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines.llm_client import LocalChat, RequestFailed
 from ts_lightning.pipelines.scenes import describe, scene_of
 from ts_lightning.pipelines.shard_work import my_shards
+from ts_lightning.pipelines.toy_world.multi_image import multi_image_samples
 
 REAL = Path(__file__).parents[4] / "shared/real/coco_mini"
 
@@ -32,6 +33,63 @@ def test_a_picture_with_several_captions_is_asked_once(tmp_path, monkeypatch) ->
     assert len(set(questions)) == len(questions) > 10
     (note,) = (tmp_path / "out").glob("scout-*.json")
     assert json.loads(note.read_text())["dropped"]["near-duplicate question about the same picture"] > 5
+
+
+@pytest.mark.parametrize(
+    ("verb", "one", "two"),
+    [
+        ("scout", "", "--second"),
+        ("scout", "", "--answers-codec scout"),
+        ("gic", "--least 1", "--least 0.5"),
+        ("gic", "", "--captions-codec scout"),
+        ("region-chat", "--turns 2", "--turns 1"),
+        ("region-chat", "--vocabulary ONE", "--vocabulary TWO"),
+        ("mirg", "--limit 1", "--limit 2"),
+        ("mirg", "", "--locate-codec scout"),
+    ],
+)
+def test_a_shard_made_with_other_options_is_named_and_made_anew(verb, one, two, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("ONE", "TWO"):
+        Path(name).write_text(name)
+    made = multi_image_samples("sft", 8) if verb == "mirg" else [detection(0), detection(1)]
+    path = write_shards(made, tmp_path, "in")[0]
+    told = []
+    for words in (one, one, two):
+        assert main(["data", "generate", verb, str(path), "--out", "out", *words.split()]) == 0
+        out, err = capsys.readouterr()
+        told.append((": done before\n" in out, ": done before with other settings, made anew: " in err))
+    assert told == [(False, False), (True, False), (False, True)]
+    if "--limit" in two:
+        assert len(read("out/*.tar")) == 2
+
+
+def test_a_note_of_an_older_version_is_named_and_made_anew(tmp_path, capsys) -> None:
+    (path,) = write_shards([detection(0)], tmp_path, "in")
+    words = [*SCOUT, str(path), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    (note,) = (tmp_path / "out").glob("scout-*.json")
+    first = json.loads(note.read_text())
+    old = {name: value for name, value in first["settings"].items() if name not in ("codecs", "second")}
+    note.write_text(json.dumps(first | {"settings": old}))
+    capsys.readouterr()
+    assert main(words) == 0
+    line = "done before with other settings, made anew: codecs: seen nothing, expected {'questions': 'cogvlm', "
+    assert (
+        f"{path.name}: {line}'answers': 'cogvlm'}}; second: seen nothing, expected False\n" in capsys.readouterr().err
+    )
+    assert json.loads(note.read_text())["settings"] == first["settings"]
+    note.write_text(json.dumps(first | {"settings": "another file's"}))
+    assert main(words) == 0
+
+
+def test_who_asks_and_who_answers_offline_know_each_other_in_any_notation(tmp_path) -> None:
+    (path,) = write_shards([detection(0)], tmp_path, "in")
+    for codec in ("cogvlm", "scout"):
+        assert main([*SCOUT, str(path), "--out", str(tmp_path / codec), "--answers-codec", codec]) == 0
+    one, two = ([sample.turns for sample in read(f"{tmp_path}/{codec}/*.tar")] for codec in ("cogvlm", "scout"))
+    assert one == two
+    assert len(one) > 5
 
 
 def test_captions_with_boxes_are_scenes_too() -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 from ts_lightning.data import index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.grounding import get_codec
+from ts_lightning.pipelines.converters.source import Dropped
 from ts_lightning.pipelines.export import to_coco, to_llava, to_ms_swift
 
 
@@ -34,7 +35,8 @@ def export(
     reader = ShardReader(manifest)
     samples = (reader.read(i) for i in range(manifest.num_samples))
     if format == "coco":
-        print(f"{to_coco(samples, out, split)} photos in {out}")
+        dropped = Dropped()
+        print("\n".join([f"{to_coco(samples, out, split, dropped)} photos in {out}", *dropped.lines()]))
     elif format == "llava":
         print(f"{to_llava(samples, out, get_codec(codec))} rows in {out / 'llava.json'}")
     else:

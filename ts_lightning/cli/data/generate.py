@@ -22,7 +22,6 @@ def scout(
     *shards: str,
     told: Generation,
     questions: str = "offline",
-    questions_codec: str = "cogvlm",
     answers: str = "offline",
     answers_codec: str = "cogvlm",
     answerer: Literal["vlm", "caption"] = "vlm",
@@ -42,7 +41,6 @@ def scout(
         told: what every generation is told
         shards: input shards (tars or patterns): detection or boxed caption records
         questions: who asks: offline, openai:MODEL, openai:MODEL@URL (key: OPENAI_API_KEY) or local:FOLDER
-        questions_codec: the notation of this model's boxes
         answers: who answers, named likewise
         answers_codec: the notation of this model's boxes
         answerer: caption never shows the picture (the caption-only baseline)
@@ -55,9 +53,10 @@ def scout(
         sees = None if answerer == "caption" else chats["answers"]
         return Scout(chats["questions"], sees, negatives, told.most, told.seed, second, dropped, templates)
 
-    roles = {"questions": Role(questions, questions_codec), "answers": Role(answers, answers_codec)}
+    # Who asks writes no boxes; a backend of both roles is one object only where the roles are equal.
+    roles = {"questions": Role(questions, answers_codec), "answers": Role(answers, answers_codec)}
     prefix = "scout" if answerer == "vlm" else "scout_caption"
-    return run(shards, told, prefix, roles, make, negatives=negatives)
+    return run(shards, told, prefix, roles, make, negatives=negatives, second=second)
 
 
 def gic(
@@ -84,14 +83,13 @@ def gic(
     def make(chats: dict[str, Chat], dropped: Dropped) -> Captions:
         return Captions(chats["captions"], told.seed, least, dropped, templates)
 
-    return run(shards, told, "gic", {"captions": Role(captions, captions_codec)}, make)
+    return run(shards, told, "gic", {"captions": Role(captions, captions_codec)}, make, least=least)
 
 
 def region_chat(
     *shards: str,
     told: Generation,
     dialogues: str = "offline",
-    dialogues_codec: str = "cogvlm",
     templates: str | None = None,
     turns: int = 2,
 ) -> int:
@@ -103,7 +101,6 @@ def region_chat(
         told: what every generation is told
         shards: input shards (tars or patterns): detection or boxed caption records
         dialogues: who writes: offline, openai:MODEL, openai:MODEL@URL (key: OPENAI_API_KEY) or local:FOLDER
-        dialogues_codec: the notation of this model's boxes
         templates: folder with an edited copy of ts_lightning/pipelines/templates
         turns: pairs of turns of a dialogue
     """
@@ -111,18 +108,16 @@ def region_chat(
     def make(chats: dict[str, Chat], dropped: Dropped) -> RegionChat:
         return RegionChat(chats["dialogues"], told.most, turns, told.seed, dropped=dropped, templates=templates)
 
-    return run(shards, told, "region_chat", {"dialogues": Role(dialogues, dialogues_codec)}, make)
+    return run(shards, told, "region_chat", {"dialogues": Role(dialogues)}, make, turns=turns)
 
 
 def mirg(
     *shards: str,
     told: Generation,
     reason: str = "offline",
-    reason_codec: str = "cogvlm",
     locate: str = "offline",
-    locate_codec: str = "cogvlm",
+    locate_codec: str = "qwen2_vl",
     rewrite: str = "offline",
-    rewrite_codec: str = "cogvlm",
     style: Literal["trajectory", "reasoning", "answer"] = "trajectory",
     limit: int | None = None,
 ) -> int:
@@ -135,11 +130,9 @@ def mirg(
         told: what every generation is told
         shards: input shards (tars or patterns)
         reason: who reasons: offline, openai:MODEL, openai:MODEL@URL (key: OPENAI_API_KEY) or local:FOLDER
-        reason_codec: the notation of this model's boxes
         locate: who finds the objects, named likewise
         locate_codec: the notation of this model's boxes
         rewrite: who puts the parts together, named likewise
-        rewrite_codec: the notation of this model's boxes
         style: trajectory (SFT), reasoning (the same without boxes) or answer (GRPO)
         limit: records of one shard at most (the paper: 10k and 7k in all)
     """
@@ -150,9 +143,6 @@ def mirg(
     def items(samples: Iterator[Sample]) -> Iterator[Sample]:
         return islice(samples, limit)
 
-    roles = {
-        "reason": Role(reason, reason_codec),
-        "locate": Role(locate, locate_codec),
-        "rewrite": Role(rewrite, rewrite_codec),
-    }
-    return run(shards, told, f"mirg_{style}", roles, make, items)
+    roles = {"reason": reason, "locate": locate, "rewrite": rewrite}
+    named = {role: Role(name, locate_codec) for role, name in roles.items()}  # the others write no boxes
+    return run(shards, told, f"mirg_{style}", named, make, items, limit=limit)
