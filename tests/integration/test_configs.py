@@ -66,6 +66,31 @@ def test_tuning_on_both_trains_on_both() -> None:
     assert {name: mix[name] for name in alone} == alone
 
 
+def test_a_longer_run_warms_up_for_the_same_share_of_its_steps() -> None:
+    for name in ("fit/full_ft_moe_llava.yaml", "fit/full_ft_joint.yaml"):
+        read = read_configuration(name)
+        warmup = read["model"]["init_args"]["lr_scheduler"]["init_args"]["warmup_steps"]
+        assert warmup == pytest.approx(0.03 * read["trainer"]["max_steps"], abs=1), name
+
+
+@pytest.mark.parametrize("path", EVERY_FIT, ids=lambda path: path.stem)
+def test_the_last_step_is_validated(path: Path) -> None:
+    """Lightning validates at multiples of the interval alone; an interval by epoch may never come in a short run."""
+    read = read_configuration(str(path))
+    trainer = read["trainer"]
+    if "max_steps" in trainer and "val" in read["data"]["init_args"]:
+        assert trainer["check_val_every_n_epoch"] is None
+        assert trainer["max_steps"] % trainer["val_check_interval"] == 0
+
+
+@pytest.mark.parametrize("path", EVERY_FIT, ids=lambda path: path.stem)
+def test_mig_bench_is_scored_as_by_its_overlay(path: Path) -> None:
+    suites = read_configuration(str(path))["data"]["init_args"].get("val", {})
+    if "mig_bench" in suites:
+        overlay = read_configuration("eval/mig_bench.yaml")["data"]["init_args"]["val"]["mig_bench"]
+        assert suites["mig_bench"].get("protocol") == overlay["protocol"] == "mig"
+
+
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
 def test_trainer_overlay(path: Path, overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     if path.name == "adamw_8bit.yaml":

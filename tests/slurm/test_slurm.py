@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.reliability import slurm
+from ts_lightning.cli import main
 
 SUBMIT = [sys.executable, "-m", "ts_lightning", "submit"]
 
@@ -25,6 +26,17 @@ def test_submit_prints_what_it_would_run(tmp_path: Path) -> None:
     done = subprocess.run([*SUBMIT, "--config", "no.yaml", "--dry-run"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "configuration: seen 'no.yaml', which is no file" in done.stderr
+
+
+def test_a_job_takes_its_configuration_or_says_that_it_takes_none(capsys: pytest.CaptureFixture) -> None:
+    words = ["submit", "--config", "configs/eval/rec.yaml", "--dry-run", "--job"]
+    assert main([*words, "array_generate", "--", "list.txt", "OUT", "--ckpt_path", "FILE"]) == 0
+    told = capsys.readouterr().out.split()[-6:]
+    assert [told[3].rpartition("configs/")[2], *told[:3], *told[4:]] == [
+        "eval/rec.yaml", "list.txt", "OUT", "-c", "--ckpt_path", "FILE",
+    ]  # fmt: skip
+    assert main([*words, "generate", "--", "scout", "x"]) == 2
+    assert "--config: seen configs/eval/rec.yaml for --job generate, expected none" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -10,8 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.unit.cli.test_init import coco
 from ts_lightning.cli import evaluation, main
 from ts_lightning.cli.data.convert import arguments
+from ts_lightning.data.manifest import index_shards
+from ts_lightning.data.reader import ShardReader
+from ts_lightning.grounding.codecs import get_codec
+from ts_lightning.metrics.protocols import make_protocol
+from ts_lightning.training.records import record_of
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -63,8 +69,26 @@ def test_the_head_of_an_overlay_has_commands_that_parse(path: Path) -> None:
     text = path.read_text()
     head = text[: text.index("\ndata:")].replace(" \\\n#", "")
     sources = yaml.safe_load(text)["data"]["init_args"]["val"].values()
+    wanted = [source["shards"] for source in sources]
+    for name, rest in re.findall(r"data generate (\S+) ([^#\n]*)", head):
+        photos, _, out = shlex.split(rest)
+        shard = f"{out}/{name}-data-000000-000000.tar"
+        assert any(fnmatch(shard, pattern) for pattern in wanted), shard
+        wanted.append(photos)
     for name, rest in re.findall(r"data convert (\S+) ([^#\n]*)", head):
         told, _ = arguments(name, shlex.split(rest))
         shard = f"{told.out}/{told.prefix}-000000.tar"
-        assert any(fnmatch(shard, source["shards"]) for source in sources), shard
+        assert any(fnmatch(shard, pattern) for pattern in wanted), shard
     assert "--help" not in head
+
+
+def test_the_head_of_gic_makes_a_question_of_every_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (CONFIGS / "eval/gic.yaml").read_text()
+    coco(tmp_path / "COCO", 3)
+    monkeypatch.chdir(tmp_path)
+    for command in re.findall(r"ts-lightning (data .*)", text):
+        assert main(shlex.split(command)) == 0
+    manifest = index_shards(yaml.safe_load(text)["data"]["init_args"]["val"]["gic_coco"]["shards"])
+    reader = ShardReader(manifest)
+    asked = [record_of(reader.read(i), "", get_codec("scout"), "gic_coco") for i in range(manifest.num_rows)]
+    assert [record.meta["image_id"] for record in asked if make_protocol("gic").takes(record)] == [0, 1, 2]

@@ -139,8 +139,21 @@ def test_shards_with_their_own_validation_are_taken_as_they_are_and_polygons_in_
     words = ["init", "--vlm", str(vlm), "--data", str(tmp_path / "tars"), "--out", str(out), "--method", "grpo"]
     assert cli.main(words) == 0
     written = yaml.safe_load((out / "fit.yaml").read_text())
+    assert written["trainer"]["max_steps"] % written["trainer"]["val_check_interval"] == 0  # the last step is scored
     assert not (out / "shards").exists()
     assert written["data"]["init_args"]["train"]["shards"] == f"{tmp_path}/tars/train-*.tar"
     vlm_args = written["model"]["init_args"]["vlm"]
     assert vlm_args["class_path"].endswith("LoRAVLM")
     assert vlm_args["init_args"]["backbone"]["init_args"]["codec"] == "chatspot"
+
+
+def test_options_that_the_data_has_no_use_for_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shards([sample(0)], tmp_path / "tars", "train")
+    words = ["init", "--data", str(tmp_path / "tars"), "--out", str(tmp_path / "run")]
+    for more, expected in (
+        (["--frame", "original"], "frame: seen 'original' alone, expected --codec"),
+        (["--images", str(tmp_path)], f"images: seen {tmp_path} for shards"),
+    ):
+        assert cli.main([*words, *more]) == 2
+        assert expected in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

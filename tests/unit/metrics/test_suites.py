@@ -126,6 +126,18 @@ def test_a_table_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().err.startswith(f"ts-lightning: error: {paths[1]}: seen no JSON")
 
 
+def test_runs_whose_folders_have_one_name_are_rows_by_their_paths(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    runs = [tmp_path / "base/eval", tmp_path / "tuned/eval"]
+    for run, accuracy in zip(runs, (0.9, 0.1), strict=True):
+        run.mkdir(parents=True)
+        (run / "report.json").write_text(json.dumps({"gqa": {"figures": {"accuracy": accuracy}}}))
+    assert main(["compare", "--table", *map(str, runs)]) == 0
+    rows = [line.split(" | ")[:2] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows == [[f"| {runs[0]}", "90.0"], [f"| {runs[1]}", "10.0"]]
+
+
 def test_report_files(shards: str, tmp_path: Path) -> None:
     some = records(shards, [RIGHT, RIGHT, WRONG, "<script>alert(1)</script>", RIGHT, RIGHT])
     page = write_suite_report(score_suites(some), some, tmp_path, "A <title>").read_text()

@@ -62,6 +62,12 @@ def test_right_answers_score_one_in_every_column(
         assert hooks.acc50_official([row["acc50"] for row in right]) == 0  # it reads numbers in [0, 1] alone
 
 
+def test_the_task_knows_the_annotations(tmp_path: Path) -> None:
+    shard, file = str(ROOT / "data_shards/toy/val_grounding-000000.tar"), tmp_path / "instances.json"
+    lmms_eval(shard, protocol="rec", out=tmp_path / "task", limit=1, annotations=file)
+    assert utils(tmp_path / "task").HOW["annotations"] == str(file)
+
+
 def test_shards_without_such_questions_are_named(tmp_path: Path) -> None:
     shard = str(ROOT / "data_shards/toy/val_understanding-000000.tar")
     with pytest.raises(ValueError, match="seen none of its questions"):

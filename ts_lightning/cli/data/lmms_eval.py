@@ -45,7 +45,5 @@ def lmms_eval(
     else:
         notation = get_codec(codec, None if grid is None else CoordinateSpace(grid))
     name = name or out.name
-    written, figures = write_task(
-        shards, protocol, reading, notation, out, name, max_new_tokens, limit, annotations
-    )
+    written, figures = write_task(shards, protocol, reading, notation, out, name, max_new_tokens, limit, annotations)
     print(f"{written} questions, {', '.join(figures)}: {out}")
