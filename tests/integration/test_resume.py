@@ -15,6 +15,7 @@ import torch
 
 from tests.integration import tiny
 from ts_lightning.cli import main
+from ts_lightning.runs import CheckpointIO
 from ts_lightning.training import BaseModule
 
 STEPS = 8
@@ -229,12 +230,17 @@ def test_epochs_and_checkpoints_of_lightning_go_on_exactly(
         assert same(ours[part], theirs[part]), part
 
 
-@pytest.mark.parametrize(("every", "steps"), [(2, 5), (2, 4), (9, 5)])
-def test_the_last_step_is_kept(shards: str, tmp_path: Path, every: int, steps: int) -> None:
-    """Lightning's ModelCheckpoint leaves out what comes behind the last multiple of `every_n_train_steps`."""
+@pytest.mark.parametrize(("every", "steps", "beside"), [(2, 5, False), (2, 4, False), (9, 5, False), (2, 5, True)])
+def test_the_last_step_is_kept(shards: str, tmp_path: Path, every: int, steps: int, beside: bool) -> None:
+    """Lightning's ModelCheckpoint leaves out what comes behind the last multiple of `every_n_train_steps`.
+
+    beside: where SaveCheckpoints, as in trainer/slurm.yaml, saves the last step as well, before it.
+    """
     given = config(shards, tmp_path)
     saver = {"every_n_train_steps": every, "save_last": True, "enable_version_counter": False}
-    given["trainer"] |= {"max_steps": steps, "callbacks": [{"class_path": MODEL_CHECKPOINT, "init_args": saver}]}
+    callbacks = given["trainer"]["callbacks"] if beside else []
+    callbacks = [*callbacks, {"class_path": MODEL_CHECKPOINT, "init_args": saver}]
+    given["trainer"] |= {"max_steps": steps, "callbacks": callbacks}
     command = ["fit", "-c", tiny.save(given, tmp_path / "given.yaml")]
     assert main(command) == 0
     path = tmp_path / "checkpoints/last.ckpt"
@@ -242,6 +248,22 @@ def test_the_last_step_is_kept(shards: str, tmp_path: Path, every: int, steps: i
     before = path.read_bytes()
     assert main(command) == 0  # nothing is left to do
     assert path.read_bytes() == before
+
+
+def test_a_linked_last_checkpoint_of_a_run_that_is_made_longer(shards: str, tmp_path: Path) -> None:
+    given = config(shards, tmp_path)
+    saver = {"every_n_train_steps": 2, "save_last": "link", "save_top_k": -1}
+    given["trainer"] |= {"callbacks": [{"class_path": MODEL_CHECKPOINT, "init_args": saver}]}
+    command = ["fit", "-c", tiny.save(given, tmp_path / "given.yaml"), "--trainer.max_steps"]
+    for steps in ("3", "6", "7"):
+        assert main([*command, steps]) == 0
+        path = tmp_path / "checkpoints/last.ckpt"
+        assert CheckpointIO().load_checkpoint(path)["global_step"] == int(steps)
+
+
+def test_accumulation_by_lightning_is_refused(shards: str, tmp_path: Path, capsys: Any) -> None:
+    assert fit(shards, tmp_path, "--trainer.accumulate_grad_batches=2") == 2
+    assert "trainer.accumulate_grad_batches: seen 2, expected 1 (data.global_batch_size" in capsys.readouterr().err
 
 
 def fit_epochs(shards: str, root: Path) -> int:

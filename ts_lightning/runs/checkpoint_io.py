@@ -62,6 +62,8 @@ class CheckpointIO(LightningCheckpointIO):
         is truncated, or if it is no checkpoint.
         """
         path = Path(path)
+        if path.is_symlink():  # save_last: link; the sum is that of the file
+            path = path.resolve()
         if not path.is_file():
             kind = "no file, but something else" if path.exists() else "no such file"
             raise FileNotFoundError(f"checkpoint {path}: {kind}")

@@ -70,11 +70,11 @@ def what_answers(checkpoint: dict[str, Any]) -> dict[str, Any]:
 def run_checkpoint(path: str | Path) -> str | Path:
     """The newest checkpoint of a run's folder; the fetched folder of a `hub:NAME`; `path` itself for anything else.
 
-    That is last.ckpt, or the one that a signal had the run save after it.
+    That is last.ckpt, one of `SaveCheckpoints`, or the one that a signal had the run save.
     """
     path = on_disk(path)
     last = Path(path) / RUN_LAST
-    kept = [one for one in (last, last.with_name(STOPPED)) if one.is_file()]
+    kept = [one for one in (last, last.with_name(STOPPED), *last.parent.glob("step=*.ckpt")) if one.is_file()]
     return max(kept, key=lambda one: one.stat().st_mtime_ns, default=path)
 
 

@@ -2,6 +2,8 @@
 
 import os
 import random
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -11,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from ts_lightning.runs.metrics_log import FINISHED, MetricsLog
 from ts_lightning.runs.position import between_steps
-from ts_lightning.runs.resume import Start, settle
+from ts_lightning.runs.resume import Start, read_place, settle
 from ts_lightning.runs.run_lock import RunLock
 
 
@@ -32,12 +34,10 @@ class RunKeeper(Callback):
         self.validation_follows: bool | None = False  # None: it may, which Lightning decides after the step's hooks
         self.last_validation: int | None = None  # the step of a run that has only its validation left
         self.max_steps = -1
-        self.saved = 0  # the step of the newest checkpoint
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
         checkpoint["validation_follows"] = self.validation_follows
-        self.saved = trainer.global_step
         self.lock.check()
         if self.metrics is not None:
             if self.validation_follows is None and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -54,7 +54,6 @@ class RunKeeper(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if not checkpoint.get("loops"):
             return
-        self.saved = checkpoint["global_step"]
         total = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
         follows = checkpoint.get("validation_follows", None if total["completed"] < total["processed"] else False)
         epoch_ends = trainer.check_val_every_n_epoch is not None and trainer.val_check_interval == 1.0
@@ -112,10 +111,10 @@ class RunKeeper(Callback):
         self.validation_follows = False
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.saved != trainer.global_step:
-            for callback in trainer.checkpoint_callbacks:
-                if isinstance(callback, ModelCheckpoint) and callback.last_model_path:
-                    trainer.save_checkpoint(callback.last_model_path, callback.save_weights_only)
+        savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
+        for saver in savers:
+            if saver.last_model_path and _step_of(trainer, saver.last_model_path) != trainer.global_step:
+                trainer.save_checkpoint(saver.last_model_path, saver.save_weights_only)
         if self.metrics is not None and self.config is not None:
             self.metrics.mark(FINISHED, trainer.global_step)
 
@@ -124,3 +123,12 @@ class RunKeeper(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.lock.release()
+
+
+def _step_of(trainer: L.Trainer, path: str) -> int:
+    """The step of a checkpoint as rank 0 reads it; -1 of one that has none to be read, as a folder of shards."""
+    step = -1
+    if trainer.is_global_zero:
+        with suppress(ValueError):
+            step = read_place(Path(path)).steps
+    return int(trainer.strategy.broadcast(step))

@@ -32,9 +32,9 @@ def test_a_base_that_is_gone_is_told_in_one_line(tmp_path: Path) -> None:
 
 def test_a_stopped_run_is_what_its_signal_saved_until_it_goes_on(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    last, stopped = (tmp_path / "checkpoints" / name for name in ("last.ckpt", "stopped.ckpt"))
-    for newest in (stopped, last):
-        for path in (last, stopped):
+    every = [tmp_path / "checkpoints" / name for name in ("last.ckpt", "stopped.ckpt", "step=9.ckpt")]
+    for newest in every:
+        for path in every:
             path.touch()
             os.utime(path, (1, 2 if path == newest else 1))
         assert run_checkpoint(tmp_path) == newest
