@@ -159,8 +159,12 @@ class BaseModule(ShardedModule):
     def setup(self, stage: str) -> None:
         """With bf16-mixed, frozen weights are held in bf16; what trains, and AdamW's states, are fp32.
 
-        That holds for a backbone that was loaded in bf16 too: a step of 2e-5 is lost in a weight of 8 bits.
+        That holds for a backbone that was loaded in bf16 too: a step of 2e-5 is lost in a weight of 8 bits. ValueError
+        for Lightning's accumulation: `training_step` has its own, and would lose the gradients of earlier batches.
         """
+        if stage == "fit" and (seen := self.trainer.accumulate_grad_batches) != 1:
+            instead = "data.global_batch_size is one step's, data.micro_batch_size what is in memory at once"
+            raise ValueError(f"trainer.accumulate_grad_batches: seen {seen}, expected 1 ({instead})")
         if str(self.trainer.precision) == "bf16-mixed":
             for parameter in filter(torch.is_floating_point, self.vlm.parameters()):
                 parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch.bfloat16)
