@@ -80,10 +80,10 @@ class Encoder:
         own). Steps are counted through all the assistant's turns. Raises ValueError, with the sample's key, for a row
         that can't be encoded.
         """
-        text, spans = self.render(sample, for_generation)
         index = self.task_index(task or sample.task, sample.key)
-        tokenizer = self.tokenizer if index or self.base_tokenizer is None else self.base_tokenizer
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        encoder = self if index or self.base_tokenizer is None else self._of_base
+        text, spans = encoder.render(sample, for_generation)
+        encoded = encoder.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = torch.tensor(encoded["input_ids"])
         if len(ids) > self.max_length:
             raise ValueError(f"{sample.key}: seen {len(ids)} tokens, expected at most {self.max_length}")
@@ -167,6 +167,11 @@ class Encoder:
     def _in_mark(self, text: str, place: int) -> bool:
         """Whether a cut at `place` goes through a mark."""
         return any(start.start() < place < start.end(1) for start in self._marks.finditer(text))
+
+    @cached_property
+    def _of_base(self) -> "Encoder":
+        """The encoder without the tokens that were added: to the base their texts are no marks either."""
+        return replace(self, tokenizer=self.base_tokenizer or self.tokenizer, base_tokenizer=None)
 
     @cached_property
     def _marks(self) -> re.Pattern[str]:

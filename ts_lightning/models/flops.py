@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch import nn
-from torch.nn import Parameter
 
 from ts_lightning.models.moe import MoE
+from ts_lightning.models.quantization import QuantizedLinear
 
 
 class StepFlops(NamedTuple):
@@ -35,9 +35,9 @@ def step_flops(vlm: Any) -> StepFlops:
     backbone, config = vlm.backbone, vlm.backbone.decoder.config
     chosen = getattr(config, "num_experts_per_tok", None)
     token = sum(
-        2 * weight.numel() * share * (3 if weight.requires_grad else 2)
+        2 * size * share * (3 if trains else 2)
         for layer in backbone.layers
-        for weight, share in _weights(layer, chosen)
+        for size, trains, share in _weights(layer, chosen)
     )
     size_of_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     pair = 3 * 2 * 2 * len(backbone.layers) * config.num_attention_heads * size_of_head
@@ -46,11 +46,15 @@ def step_flops(vlm: Any) -> StepFlops:
     return StepFlops(token, pair, 2 * head.numel() * (3 if head.requires_grad else 2))
 
 
-def _weights(module: nn.Module, chosen: int | None, share: float = 1.0) -> Iterator[tuple[Parameter, float]]:
-    """The matrices of a module and the share of tokens that each one meets; a block's packed experts are [E, a, b]."""
+def _weights(module: nn.Module, chosen: int | None, share: float = 1.0) -> Iterator[tuple[int, bool, float]]:
+    """Of a module's matrices: size, whether it trains, the share of tokens that meet it; packed experts: [E, a, b]."""
+    if isinstance(module, QuantizedLinear):  # its codes have another shape
+        yield module.in_features * module.out_features, False, share
+        return
     for weight in module.parameters(recurse=False):
         if weight.ndim >= 2:
-            yield weight, share * (chosen / len(weight) if chosen and weight.ndim == 3 else 1)
+            met = share * (chosen / len(weight) if chosen and weight.ndim == 3 else 1)
+            yield weight.numel(), weight.requires_grad, met
     for child in module.children():
         answered = isinstance(module, MoE) and child is module.experts
         yield from _weights(child, chosen, share * module.top_k / len(child) if answered else share)  # type: ignore[arg-type, operator, union-attr]

@@ -37,7 +37,7 @@ class LoRAVLM(VLM):
         dropout: Of the adapters' input.
         targets: Names of the linear layers inside decoder layers that get adapters; "all-linear" is every one
             but routers.
-        dora: DoRA: the length of each column of B A + W is trained apart from its direction.
+        dora: DoRA: the length of each column of B A + W is trained apart from its direction (without `quantization`).
         train_token_rows: Tokens whose embedding and head rows train as well ("codec": those of the codec), as in
             `TwinExpertVLM`, but for every task: plain peft has no tasks.
         activation_checkpointing: What is recomputed in backward: "none" (False), the "attention" of each decoder
@@ -61,6 +61,8 @@ class LoRAVLM(VLM):
         quantization: str | None = None,
         init_from: str | None = None,
     ) -> None:
+        if dora and quantization is not None:  # peft would take lengths of codes
+            raise ValueError(f"quantization: seen {quantization!r} with dora, expected null or dora: false")
         super().__init__(backbone, activation_checkpointing, attention, quantization)
         backbone = self.backbone
         if rank < 1:
@@ -72,18 +74,20 @@ class LoRAVLM(VLM):
         if missing := [name for name in self.targets if name not in linears]:
             expected = f"{ALL_LINEAR}, or linear layers of the decoder: {', '.join(linears)}"
             raise ValueError(f"targets: seen {missing[0]!r}, expected {expected}")
-        named_modules = dict(backbone.model.named_modules())
-        layers = next(name for name, module in named_modules.items() if module is backbone.layers)
-        named = backbone.encoder.row_tokens(train_token_rows)
-        embedding = next(name for name, module in named_modules.items() if module is backbone.embedding)
-        rows = {embedding.rsplit(".", 1)[-1]: backbone.encoder.token_ids(list(dict.fromkeys(named)))} if named else None
+        names = {module: name for name, module in backbone.model.named_modules()}
+        layers = names[backbone.layers]
+        ids = backbone.encoder.token_ids(backbone.encoder.row_tokens(train_token_rows))
+        tied = backbone.head.weight is backbone.embedding.weight  # peft lets a tied head follow the embedding
+        matrices = [backbone.embedding] if tied else [backbone.embedding, backbone.head]
+        if ids and backbone.head.bias is not None:
+            raise ValueError("train_token_rows: seen a head with a bias, which peft leaves out, expected none")
         config = LoraConfig(
             r=rank,
             lora_alpha=lora_alpha,  # type: ignore[arg-type]
             lora_dropout=dropout,
             target_modules=rf"{re.escape(layers)}\.\d+\..*?({'|'.join(map(re.escape, self.targets))})",
             use_dora=dora,
-            trainable_token_indices=rows,
+            trainable_token_indices={names[m].rsplit(".", 1)[-1]: ids for m in matrices} if ids else None,
         )
         self.__dict__["adapter"] = get_peft_model(backbone.model, config)  # not a child: it holds backbone.model
         init_from = None if init_from is None else str(on_disk(init_from))

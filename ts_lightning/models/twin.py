@@ -5,7 +5,7 @@ tokens.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -181,13 +181,14 @@ class TokenRows(nn.Module):
         self.output = None if tied else nn.Parameter(torch.zeros(len(ids), hidden_size))
 
     @torch.no_grad()
-    def start_from(self, pieces: Sequence[Sequence[int]], embedding: Tensor, head: Tensor) -> None:
-        """Start each new token's rows at the mean of the base's rows of the `pieces` that spell it."""
-        new = [row for row, token in enumerate(self.ids.tolist()) if token >= len(self.slot_V) - self.added]
-        for row, ids in zip(new, pieces, strict=True):
-            self.embed[row] = embedding[list(ids)].float().mean(0)
-            if self.output is not None:
-                self.output[row] = head[list(ids)].float().mean(0)
+    def start_from(self, pieces: Mapping[int, Sequence[int]], embedding: Tensor, head: Tensor) -> None:
+        """Start each new token at the mean of the base's rows of the `pieces` that spell it, by the token's id."""
+        matrices = [(self.embed, embedding), *([] if self.output is None else [(self.output, head)])]
+        for row, token in enumerate(self.ids.tolist()):
+            for own, weight in matrices if token in pieces else ():
+                own[row] = weight[list(pieces[token])].float().mean(0)
+                if token < len(weight):  # a spare row, which nothing trained: ours is added to it
+                    own[row] -= weight[token].float()
 
     def add_embeddings(self, embeds_BTH: Tensor, ids_BT: Tensor, rows_BT: Tensor) -> Tensor:
         """Embeddings plus these rows where the package answers (`rows_BT` True)."""

@@ -254,8 +254,7 @@ class TwinExpertVLM(VLM):
             return None
         tied = self.backbone.head.weight is weight
         rows = TokenRows(ids, len(weight), weight.shape[1], tied)
-        beyond = [p for text, p in zip(new, pieces, strict=True) if encoder.token_ids([text])[0] >= len(weight)]
-        rows.start_from(beyond, weight, self.backbone.head.weight)
+        rows.start_from(dict(zip(encoder.token_ids(new), pieces, strict=True)), weight, self.backbone.head.weight)
         return rows
 
     def package_tensors(self, name: str) -> dict[str, Tensor]:

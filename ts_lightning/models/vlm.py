@@ -298,6 +298,7 @@ class PlainVLM(VLM):
         """A row for each text, which starts at the mean of the rows of the pieces that spelled it."""
         encoder, pieces = self.encoder.with_tokens(texts)
         self.encoder = replace(encoder, base_tokenizer=None)  # every task says them
+        self.backbone.encoder = self.encoder  # a saved backbone brings their texts beside their rows
         ids = self.encoder.token_ids(texts)
         if max(ids) >= len(self.backbone.embedding.weight):
             self.backbone.model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)

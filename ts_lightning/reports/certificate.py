@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ts_lightning.data import Sample, index_shards
 from ts_lightning.data.collate import collate
@@ -52,21 +53,30 @@ def weights_sha256(path: Path) -> str:
 
 
 def certify_on(tuned: VLM, samples: Sequence[Sample], batch_size: int = 32, max_new_tokens: int = 32) -> dict[str, Any]:
-    """`certify` for a tuned vlm, against a freshly loaded base, on understanding samples that carry their images."""
+    """`certify` for a tuned vlm, against a freshly loaded base, on understanding samples that carry their images.
+
+    Both answer the base's rows; `read_otherwise` has the keys of samples whose own row of the tuned vlm is another.
+    """
     tuned, base = tuned.eval(), untouched(tuned)
     parts = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
 
     def collated(for_generation: bool) -> Iterator[dict[str, Any]]:
         for part in parts:
-            rows = [tuned.encode(sample, for_generation) for sample in part]
-            yield collate(rows, tuned.pad_id, "left" if for_generation else "right")
+            rows = [base.encode(sample, for_generation) for sample in part]
+            yield collate(rows, base.pad_id, "left" if for_generation else "right")
 
     result = certify(tuned, base, collated(False), collated(True), max_new_tokens)
+    result["read_otherwise"] = [s.key for s in samples if not torch.equal(*(_ids(vlm, s) for vlm in (tuned, base)))]
+    result["passed"] = result["passed"] and not result["read_otherwise"]
     if kind := base.identity().get("quantization"):
         full = untouched(tuned, quantized=False)
         result["quantization"] = {"kind": kind, **changed(base, full, collated(False), collated(True), max_new_tokens)}
     machine = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     return {**result, "base": base.identity(), "machine": machine}
+
+
+def _ids(vlm: VLM, sample: Sample) -> Tensor:
+    return vlm.encode(sample)["input_ids"]
 
 
 def untouched(tuned: VLM, quantized: bool = True) -> VLM:

@@ -111,6 +111,22 @@ def test_who_leaves_makes_room_and_changes_nothing_for_the_others(twins: TwinExp
     assert [text(twins, found[i]) for i in (0, 2)] == [text(twins, alone[i]) for i in (1, 3)]
 
 
+@pytest.mark.parametrize(("codec", "why"), [("scout", "left"), ("molmo", "constrain: seen codec molmo")])
+def test_who_ends_before_its_first_token_ends_nobody_else(codec: str, why: str) -> None:
+    """Its client has gone while its prompt was read, or boxes can't be asked for."""
+    vlm = TwinExpertVLM(TinyBackbone(codec=codec)).eval()
+    batch, encoded = Batch(vlm, 2), rows(vlm)[3:5]
+    found = [Writing(TOKENS, constrain=(96, 96) if codec == "scout" else None), Writing(TOKENS, constrain=(96, 96))]
+    batch.join(collate(encoded, vlm.pad_id, "left"), found)
+    found[1].ended = why if why == "left" else ""
+    batch.step()
+    assert found[1].ended.startswith(why)
+    assert (batch.active, len(found[0].tokens)) == ([found[0]], 1)
+    batch.clear()
+    assert batch._constraint is not None
+    assert not batch._constraint.notations  # the rows of those that were written are forgotten, too
+
+
 def test_columns_that_nobody_needs_are_dropped(twins: TwinExpertVLM) -> None:
     batch, row, said = Batch(twins, 2), rows(twins)[0], torch.tensor([100])
     for _ in range(20):  # always one older and one younger

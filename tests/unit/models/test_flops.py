@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.unit.models.test_packed_questions import BACKBONES, questions
 from ts_lightning.data.collate import collate
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
+from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.flops import step_flops
 
 INPLACE = {torch.ops.aten.addmm_: lambda own, a, b, *given, **named: 2 * a[0] * a[1] * b[1]}
@@ -44,6 +45,15 @@ def test_tokens_and_logits(kind: type, backbone: str) -> None:
     batch = text_batch(vlm)
     expected = step_flops(vlm).of_step(tokens=80, pairs=0, answers=14)
     assert counted(vlm, batch) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_codes_count_as_the_matrix_that_they_stand_for(kind: str) -> None:
+    def made(held: str | None) -> Any:
+        backbone = TinyBackbone(pretrained=None, hidden_size=64, intermediate_size=64, num_layers=2, vision_layers=1)
+        return TwinExpertVLM(backbone, expert_rank=4, quantization=held)
+
+    assert step_flops(made(kind)) == step_flops(made(None))
 
 
 def test_pairs_by_hand() -> None:

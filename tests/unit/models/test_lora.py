@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import LlavaForConditionalGeneration
 
+from tests.unit.models.test_backbones import MAKERS
 from tools.bench.geometry import MOE_LLAVA_PHI2
 from ts_lightning.cli.configurations import read_configuration
 from ts_lightning.data.collate import collate
@@ -121,6 +122,23 @@ def test_save_and_load_give_the_same_logits(tmp_path: Path) -> None:
         LoRAVLM.from_pretrained(tmp_path, backbone())
 
 
+@torch.no_grad()
+def test_rows_of_a_head_of_its_own_train_too(tmp_path: Path) -> None:
+    """As in TWIST; a tied head has none of its own."""
+    trained = {"embed_tokens", "lm_head"}
+    for make, expected in ((backbone, {"embed_tokens"}), (MAKERS["llava"], trained), (MAKERS["qwen2_5_vl"], trained)):
+        vlm = LoRAVLM(make(), rank=2, train_token_rows=["0", "1"])
+        rows = {n: p for n, p in vlm.named_parameters() if "trainable_tokens_delta" in n and p.requires_grad}
+        assert {name.split(".token_adapter")[0].rsplit(".", 1)[-1] for name in rows} == expected
+        assert all(len(p) == 2 for p in rows.values())
+    base = PlainVLM(MAKERS["qwen2_5_vl"](), train=()).eval()
+    inputs = batch(vlm.eval())
+    torch.testing.assert_close(vlm(inputs)["logits"], base(inputs)["logits"], rtol=1e-6, atol=1e-6)
+    shaken(vlm).save_pretrained(tmp_path)
+    again = LoRAVLM.from_pretrained(tmp_path, MAKERS["qwen2_5_vl"]())
+    torch.testing.assert_close(again(inputs)["logits"], vlm(inputs)["logits"], rtol=1e-6, atol=1e-6)
+
+
 def test_all_linear_layers_but_routers_by_default(tmp_path: Path) -> None:
     vlm = LoRAVLM(backbone(), rank=3)
     assert vlm.targets == ["dense", "fc1", "fc2", "k_proj", "q_proj", "v_proj"]
@@ -138,6 +156,12 @@ def test_refusals() -> None:
         LoRAVLM(backbone(), targets=["gate"])
     with pytest.raises(ValueError, match="rank: seen 0"):
         LoRAVLM(backbone(), rank=0)
+    with pytest.raises(ValueError, match="quantization: seen 'int8' with dora, expected null or dora: false"):
+        LoRAVLM(backbone(), dora=True, quantization="int8")
+    biased = backbone()
+    biased.head.bias = torch.nn.Parameter(torch.zeros(len(biased.head.weight)))
+    with pytest.raises(ValueError, match="train_token_rows: seen a head with a bias"):
+        LoRAVLM(biased, train_token_rows=["codec"])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.package import read_package
 from ts_lightning.models.vlm import VLM
 from ts_lightning.pipelines.toy_world.shards import grounding_samples, understanding_samples
+from ts_lightning.reports.certificate import certify_on
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 4, "vision_layers": 1, "num_heads": 2}
 GROUNDING = list(grounding_samples("train", 4, ("localization", "rec")))
@@ -181,6 +183,39 @@ def test_an_understanding_row_with_a_region_has_the_base_tokens() -> None:
     sample.regions = [SampleRegion(box=(0.1, 0.1, 0.5, 0.5))]
     sample.turns = [Turn("user", "<image>\nWhat is in {region:0}?"), Turn("assistant", "x")]
     assert torch.equal(vlm.encode(sample)["input_ids"], base.encode(sample)["input_ids"])
+
+
+def test_each_new_token_starts_at_its_own_pieces() -> None:
+    """In whatever order rows are named, and where the matrices have a spare row for the token."""
+    plain, spare = backbone(), backbone()
+    spare.model.resize_token_embeddings(len(spare.embedding.weight) + 8)
+    for bare in (plain, spare):
+        weight, tokenizer = bare.embedding.weight.detach().clone(), bare.encoder.tokenizer
+        vlm = TwinExpertVLM(bare, new_tokens=NEW, train_token_rows=[*NEW[::-1], "<box>"])
+        ids = vlm.encoder.token_ids(NEW)
+        assert vlm.token_rows["grounding"].ids.tolist()[:2] == ids[::-1]
+        in_base = ids[1] < len(weight)
+        assert in_base == (bare is spare)
+        *started, known = vlm.token_rows["grounding"].embed
+        assert not known.any()
+        for text, token, own in zip(NEW, ids, started[::-1], strict=True):
+            pieces = tokenizer(text, add_special_tokens=False)["input_ids"]
+            torch.testing.assert_close(own + (weight[token] if in_base else 0), weight[pieces].mean(0))
+
+
+def test_the_text_of_a_new_token_is_no_mark_in_understanding() -> None:
+    """The base's row, character by character; the certificate sees a row that differs."""
+    vlm, base = TwinExpertVLM(backbone(), new_tokens=["<part>"]).eval(), PlainVLM(backbone(), train=())
+    question = UNDERSTANDING[1]
+    sample = replace(question, turns=[Turn("user", "<image>\nWhat does <part> mean?"), *question.turns[1:]])
+    assert torch.equal(vlm.encode(sample)["input_ids"], base.encode(sample)["input_ids"])
+    skill = replace(sample, task="grounding")  # may not say it in its text
+    assert vlm.encoder.token_ids(["<part>"])[0] not in vlm.encode(skill)["input_ids"]
+    found = certify_on(vlm, [question, sample], max_new_tokens=2)
+    assert (found["passed"], found["read_otherwise"]) == (True, [])
+    vlm.encoder = replace(vlm.encoder, base_tokenizer=None)
+    found = certify_on(vlm, [question, sample], max_new_tokens=2)
+    assert (found["passed"], found["read_otherwise"]) == (False, [sample.key])
 
 
 def test_refusals_are_one_line(tmp_path: Path) -> None:

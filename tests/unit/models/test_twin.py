@@ -3,6 +3,8 @@
 Bitwise: the same modules run on the same rows.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from transformers import PhiConfig
 from transformers.models.phi.modeling_phi import PhiMLP
 
 from ts_lightning.models.moe import MoE
+from ts_lightning.models.package import PackageOptions
 from ts_lightning.models.routing import routing
 from ts_lightning.models.twin import Alpha, Package, TwinExpert
 
@@ -193,3 +196,10 @@ def test_bad_alpha_is_refused() -> None:
         Alpha(0.0, "sigmoid")
     with pytest.raises(ValueError, match="alpha_param: seen 'tanh', expected 'raw' or 'sigmoid'"):
         Alpha(0.5, "tanh")
+
+
+@pytest.mark.parametrize("name", ["num_experts", "every", "top_k", "eval_top_k"])
+def test_counts_begin_at_one(name: str) -> None:
+    options: dict[str, Any] = {name: 0}
+    with pytest.raises(ValueError, match=f"^{name}: seen 0, expected at least 1$"):
+        PackageOptions(**options)

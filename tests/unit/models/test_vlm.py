@@ -3,6 +3,8 @@
 Bitwise: token ids, weights that are copied, and what runs the same modules on the same rows.
 """
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -12,6 +14,9 @@ from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.generate import decode, greedy, prefill
 from ts_lightning.models.vlm import VLM, Recomputed, predictors
 from ts_lightning.pipelines.toy_world.shards import grounding_samples, understanding_samples
+from ts_lightning.runs.export import export
+from ts_lightning.runs.load import load
+from ts_lightning.training import SFT
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 4, "vision_layers": 1, "num_heads": 2}
 GROUNDING = list(grounding_samples("train", 6, ("localization", "scout")))
@@ -208,3 +213,11 @@ def test_new_tokens_of_a_plain_vlm_are_rows_of_its_matrices() -> None:
     vlm.backbone.embedding.weight.data += 1.0
     again.load_trainable_state_dict(vlm.trainable_state_dict())
     assert torch.equal(again.backbone.embedding.weight, vlm.backbone.embedding.weight)
+
+
+def test_a_standalone_model_has_its_new_tokens(tmp_path: Path) -> None:
+    vlm, new = PlainVLM(backbone(), new_tokens=["<point>"]), "a <point> b"
+    export(SFT(vlm), "standalone", tmp_path)
+    again = load(tmp_path).vlm
+    assert again.tokenizer(new)["input_ids"] == vlm.tokenizer(new)["input_ids"]
+    assert len(vlm.tokenizer) - 1 in vlm.tokenizer(new)["input_ids"]

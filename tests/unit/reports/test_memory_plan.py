@@ -1,5 +1,6 @@
 """The plan of a card's memory: counts against built models, and the three models that a 24 GB card has to hold."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 from tools.bench.geometry import CLIP_L, LLAVA_7B, MOE_LLAVA_PHI2, QWEN2_VL_7B
 from ts_lightning.cli import main
+from ts_lightning.data import ShardDataModule
 from ts_lightning.models import LoRAVLM, TwinExpertVLM
 from ts_lightning.models.backbones.llava import LlavaBackbone
 from ts_lightning.models.backbones.moe_layout import moe_config
@@ -74,14 +76,24 @@ def test_quantised_weights_and_the_cache_by_hand(tmp_path: Path) -> None:
     eight, four = (plan(seen, Form("twist", 4, kind), Load()) for kind in ("int8", "nf4"))
     assert plain.weights - eight.weights == matrices
     assert plain.weights - four.weights == matrices * (1.5 - 2 / 64)
-    # 2 rows of 10 + 24 * 24 tokens and 5 new ones, keys and values of 4 layers in bf16
-    assert plan(seen, Form("lora", 4), Load(2, text=10, answer=5)).cache == 2 * (10 + 576 + 5) * 2 * 4 * 64 * 2
+    # 3 rows of 10 + 24 * 24 tokens and 5 new ones in bf16: keys and values of 4 layers; of the prompts, whatever a
+    # micro-batch is, three hidden states, gate, up and their product
+    made = plan(seen, Form("lora", 4), Load(2, eval_batch=3, text=10, answer=5))
+    assert made.evaluation == 3 * 2 * ((10 + 576 + 5) * 2 * 4 * 64 + (10 + 576) * (3 * 64 + 3 * 160))
+
+
+def test_an_evaluation_has_as_many_rows_as_a_fit_gives_it(tmp_path: Path) -> None:
+    seen, form = geometry(tmp_path, FULL["LLaVA-1.5-7B"]), Form("twist", 64)
+    assert Load().eval_batch == inspect.signature(ShardDataModule).parameters["eval_batch_size"].default
+    four, default = (plan(seen, form, load) for load in (Load(eval_batch=4), Load()))
+    assert default.evaluation == 4 * four.evaluation
+    assert four.peak < 23 * GiB < default.peak == default.weights + default.optimizer + default.evaluation
 
 
 @pytest.mark.parametrize("name", list(FULL))
 def test_a_card_of_24_gb_holds_low_rank_experts_over_an_nf4_base(name: str, tmp_path: Path) -> None:
     seen = geometry(tmp_path, FULL[name])
-    load = Load(picture_tokens=seen.picture_tokens())
+    load = Load(eval_batch=4, picture_tokens=seen.picture_tokens())
     made = plan(seen, Form("twist", 64, "nf4"), load)
     assert made.peak <= 22 * GiB
     assert made.package <= 400e6
@@ -94,8 +106,8 @@ def test_a_card_of_24_gb_holds_low_rank_experts_over_an_nf4_base(name: str, tmp_
 
 def test_the_largest_setting_is_the_last_that_fits(tmp_path: Path) -> None:
     seen, form = geometry(tmp_path, SMALL["moe"]), Form("twist", 8)
-    room = plan(seen, form, Load(micro_batch=4)).peak
-    assert largest_micro_batch(seen, form, Load(), room) == 4
+    room = plan(seen, form, Load(micro_batch=4, eval_batch=1)).peak
+    assert largest_micro_batch(seen, form, Load(eval_batch=1), room) == 4
     assert largest_micro_batch(seen, form, Load(), 1.0) == 0
     assert largest_twist(seen, Load(), 1.0) is None
     whole = largest_twist(seen, Load(), GiB)
@@ -105,9 +117,9 @@ def test_the_largest_setting_is_the_last_that_fits(tmp_path: Path) -> None:
 
 def test_the_verb_prints_every_form_and_says_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(MOE_LLAVA_PHI2))
-    assert main(["plan", "--vlm", str(tmp_path), "--gpu", "16", "--rank", "32"]) == 0
+    assert main(["plan", "--vlm", str(tmp_path), "--gpu", "16", "--rank", "32", "--eval_batch", "2"]) == 0
     said = capsys.readouterr().out
-    assert "5.61 B parameters, 32 decoder layers; 1 x 1088 tokens" in said
+    assert "5.61 B parameters, 32 decoder layers; 1 x 1088 tokens, 576 of a picture; evaluation: 2 rows;" in said
     assert sum(line.startswith(("TWIST", "LoRA", "full")) for line in said.splitlines()) == 8
     assert said.splitlines()[-1].startswith("largest TWIST that fits: expert_rank: 256, quantization: null (")
     assert main(["plan", "--vlm", str(tmp_path), "--gpu", "2"]) == 1
