@@ -43,12 +43,15 @@ def certify(
     if against is not None:
         return _against(ckpt, shards, out, max_samples, max_new_tokens, against, max_difference, min_iou)
     from ts_lightning.reports.certificate import certify_checkpoint
+    from ts_lightning.reports.suite_report import strict_json
 
     result = certify_checkpoint(ckpt, shards, max_samples, batch_size, max_new_tokens)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    out.write_text(json.dumps(strict_json(result), indent=1) + "\n")
     for name in result["differing"][:10]:
         print(f"differs: {name}", file=sys.stderr)
+    for key in result["read_otherwise"][:10]:
+        print(f"read as other tokens: {key}", file=sys.stderr)
     logits, accuracy = result["logits"], result["accuracy"]
     print(f"frozen tensors   {result['tensors_compared']} compared, {len(result['differing'])} differ")
     equal = "bitwise equal" if logits["bitwise_equal"] else f"differ by up to {logits['max_abs_diff']}"

@@ -218,7 +218,8 @@ def options(backbone: Backbone, method: str, machine: Machine) -> tuple[list[str
     every = 2 if layers >= 16 else 1
     geometry = Geometry.of(SHIPPED if isinstance(backbone, TinyBackbone) else backbone.init_args["pretrained"])
     itemsize = 2 if machine.dtype == "bfloat16" else 4
-    load = Load(picture_tokens=geometry.picture_tokens(), every=every, itemsize=itemsize)
+    micro = micro_batch(backbone, machine)
+    load = Load(eval_batch=micro, picture_tokens=geometry.picture_tokens(), every=every, itemsize=itemsize)
     found = largest_twist(geometry, load, room_of(machine.memory / 2**30), LOW_RANKS)
     form = found.form if found else Form("twist", LOW_RANKS[-1], "nf4")
     needs = f"full copies would need {plan(geometry, Form('twist'), load).peak / 2**30:.0f} GiB: ts-lightning plan"
@@ -234,12 +235,17 @@ def options(backbone: Backbone, method: str, machine: Machine) -> tuple[list[str
 
 
 def batches(backbone: Backbone, machine: Machine) -> str:
-    """The lines of the micro-batches: divisors of the global batch that memory has room for."""
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in backbone.model.parameters())
-    rows = max(machine.memory - 2 * weights, 0) // max(weights // 8, 2**30)
-    micro = next(size for size in (8, 4, 2, 1) if size <= max(rows, 1))
+    """The lines of the micro-batches."""
+    micro = micro_batch(backbone, machine)
     why = f"of {machine.memory / 2**30:.0f} GiB; the result is the same for any"
     return f"micro_batch_size: {micro}           # {why}\neval_batch_size: {micro}            # as above\n"
+
+
+def micro_batch(backbone: Backbone, machine: Machine) -> int:
+    """The rows that memory has room for: a divisor of the global batch."""
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in backbone.model.parameters())
+    rows = max(machine.memory - 2 * weights, 0) // max(weights // 8, 2**30)
+    return next(size for size in (8, 4, 2, 1) if size <= max(rows, 1))
 
 
 def passes(data: Data, updates: int) -> str:

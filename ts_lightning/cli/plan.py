@@ -11,6 +11,7 @@ def plan(
     num_experts: int = 2,
     every: int = 2,
     micro_batch: int = 1,
+    eval_batch: int = 16,
     text: int = 512,
     answer: int = 128,
     pictures: int = 1,
@@ -21,8 +22,9 @@ def plan(
 
         ts-lightning plan --vlm checkpoints/Qwen2.5-VL-7B-Instruct --gpu 24
 
-    In GiB, for bf16 with layers recomputed in backward; trained weights and AdamW's states are fp32. Cache: keys and
-    values of an evaluation. Package: what is saved, adapters in fp32. Exit status 1: nothing of TWIST fits.
+    In GiB, for bf16 with layers recomputed in backward; trained weights and AdamW's states are fp32. Evaluation: keys
+    and values of its rows, and what a layer makes of their prompts. Package: what is saved, adapters in fp32. Exit
+    status 1: nothing of TWIST fits.
 
     Args:
         vlm: folder with the config.json of any vlm of docs/backbones.md
@@ -31,6 +33,7 @@ def plan(
         num_experts: grounding experts of a twin layer
         every: every so many decoder layers are twin layers
         micro_batch: rows at once
+        eval_batch: rows at once in evaluation; the default is that of data.eval_batch_size
         text: tokens of a row beside its pictures
         answer: those of them that have a loss, and new tokens of an answer in evaluation
         pictures: of a row
@@ -45,6 +48,7 @@ def plan(
     geometry, room = Geometry.of(vlm), room_of(gpu)
     load = Load(
         micro_batch=micro_batch,
+        eval_batch=eval_batch,
         text=text,
         answer=answer,
         pictures=pictures,
@@ -57,8 +61,8 @@ def plan(
     print(
         f"{vlm}: {parameters / 1e9:.2f} B parameters, {len(geometry.layers)} decoder layers; {micro_batch} x", end=" "
     )
-    print(f"{load.tokens // micro_batch} tokens, {load.picture_tokens} of a picture; GiB of {gpu:g}\n")
-    heads = ("weights", "gradients", "optimizer", "activations", "cache", "peak")
+    print(f"{load.row} tokens, {load.picture_tokens} of a picture; evaluation: {eval_batch} rows; GiB of {gpu:g}\n")
+    heads = ("weights", "gradients", "optimizer", "activations", "evaluation", "peak")
     print(f"{'':22}{'base':>6}{''.join(f'{head:>13}' for head in heads)}  micro-batch  package, MB")
     for form in forms(geometry, rank, rank):
         made = planned(geometry, form, load)

@@ -140,8 +140,9 @@ class Constraint:
         self.open[row], self.begun[row] = "", False
 
     def leave(self, row: int) -> None:
-        """A row that has ended."""
-        del self.notations[row], self.open[row], self.begun[row]
+        """A row that has ended, also before it joined."""
+        for kept in (self.notations, self.open, self.begun):
+            kept.pop(row, None)
 
     def allowed(self, rows: Sequence[int], tokens_left: int) -> Tensor:
         """Bool [R, V] for the next token of some rows; `tokens_left` may follow it."""

@@ -108,8 +108,7 @@ class Batch:
                 token_B[row] = self._write(one, logits_BV[row], likeliest_B[row])
             if one is not None and one.ended:
                 self._rows[row] = None
-                if self._constraint is not None and one.constrain is not None:
-                    self._constraint.leave(id(one))
+                self._leave(one)
         if not self.active:
             self.clear()
             return told
@@ -124,7 +123,13 @@ class Batch:
 
     def clear(self) -> None:
         """Forget what is being written."""
+        for one in self.active:
+            self._leave(one)
         self._state, self._rows, self._lengths = None, [], []
+
+    def _leave(self, one: Writing) -> None:
+        if self._constraint is not None:
+            self._constraint.leave(id(one))
 
     def _write(self, one: Writing, logits_V: Tensor, likeliest: int) -> int:
         """Choose a token and take note of it."""

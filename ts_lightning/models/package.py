@@ -49,8 +49,8 @@ class PackageOptions:
     expert_targets: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for name in ("num_experts", "every", "top_k"):
-            if getattr(self, name) < 1:
+        for name in ("num_experts", "every", "top_k", "eval_top_k"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}: seen {getattr(self, name)}, expected at least 1")
         if self.expert_targets and self.expert_rank is None:
             raise ValueError(f"expert_targets: seen {self.expert_targets} without expert_rank, expected both or none")

@@ -50,13 +50,15 @@ class Form:
 class Load:
     """What a step is given.
 
-    micro_batch: rows; text, pictures, picture_tokens: of a row; answer: of its text what has a loss, and as many new
-    tokens does an evaluation make. num_experts, every: of TWIST. itemsize: bytes of a frozen weight and of what is
-    computed with (bf16: 2); what trains is in fp32. optimizer_bytes: of its states for a weight (8-bit AdamW: 2).
-    on_cpu: activations go in pieces there, and the optimizer makes no copies.
+    micro_batch: rows, eval_batch: those of an evaluation (by default as of `data`); text, pictures, picture_tokens: of
+    a row; answer: of its text what has a loss, and as many new tokens does an evaluation make. num_experts, every: of
+    TWIST. itemsize: bytes of a frozen weight and of what is computed with (bf16: 2); what trains is in fp32.
+    optimizer_bytes: of its states for a weight (8-bit AdamW: 2). on_cpu: activations go in pieces there, and the
+    optimizer makes no copies.
     """
 
     micro_batch: int = 1
+    eval_batch: int = 16
     text: int = 512
     answer: int = 128
     pictures: int = 1
@@ -70,26 +72,31 @@ class Load:
     @property
     def tokens(self) -> int:
         """N."""
-        return self.micro_batch * (self.text + self.pictures * self.picture_tokens)
+        return self.micro_batch * self.row
+
+    @property
+    def row(self) -> int:
+        """Tokens of a row."""
+        return self.text + self.pictures * self.picture_tokens
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes of one form. `cache`: keys and values of an evaluation; `package`: what is saved, of LoRA in fp32."""
+    """Bytes of one form. `evaluation`: beside weights and states; `package`: what is saved, of LoRA in fp32."""
 
     form: Form
     weights: float
     gradients: float
     optimizer: float
     activations: float
-    cache: float
+    evaluation: float
     package: float
     trained: int
 
     @property
     def peak(self) -> float:
         """The most that is there at once: a step, or an evaluation between two."""
-        return self.weights + self.optimizer + max(self.gradients + self.activations, self.cache)
+        return self.weights + self.optimizer + max(self.gradients + self.activations, self.evaluation)
 
 
 class Geometry:
@@ -176,17 +183,24 @@ def plan(geometry: Geometry, form: Form, load: Load) -> Plan:
         weights = load.itemsize * (geometry.parameters - narrow) + 4.0 * trained
         weights += narrow * QUANTISED.get(form.quantization or "", 0.0)
     copies = 0 if load.on_cpu else 4.0 * trained  # the optimizer updates all weights at once
-    rows = load.micro_batch * (load.tokens // load.micro_batch + load.answer)
     return Plan(
         form,
         weights,
         gradients=4.0 * trained,
         optimizer=float(load.optimizer_bytes * trained),
         activations=max(activations(geometry, form, load), copies),
-        cache=2.0 * rows * len(geometry.layers) * geometry.keys * load.itemsize,
+        evaluation=evaluation(geometry, load),
         package=float((4 if form.method == "lora" else load.itemsize) * trained),
         trained=trained,
     )
+
+
+def evaluation(geometry: Geometry, load: Load) -> float:
+    """Keys and values of an evaluation's rows, and what a layer's MLP makes of their prompts."""
+    cached = 2 * (load.row + load.answer) * len(geometry.layers) * geometry.keys
+    width, inputs = max(geometry.inner(i) for i in range(min(2, len(geometry.layers))))
+    made = load.row * (3 * geometry.hidden + (inputs + 1) * width)
+    return float(load.eval_batch * (cached + made) * load.itemsize)
 
 
 @cache

@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from ts_lightning.reports.suite_report import strict_json
 from ts_lightning.runs.metrics_log import read_metrics
 
 REQUIRED = (
@@ -59,7 +60,7 @@ def write_report(
         raise ValueError(f"report: seen no {', '.join(missing)}, expected {', '.join(REQUIRED)}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
+    (folder / "report.json").write_text(json.dumps(strict_json(report), indent=2, allow_nan=False) + "\n")
     text = table(report)
     parts = [f"# {title}", "```\n" + text + "\n```"]
     if history is not None:
@@ -167,12 +168,3 @@ def _is_number(value: Any) -> bool:
 
 def _share(value: Any) -> str:
     return f"{value:.3f}" if _is_number(value) else "-"
-
-
-def _plain(value: Any) -> Any:
-    """The same nested values for strict JSON: tuples as lists, NaN and infinity as null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

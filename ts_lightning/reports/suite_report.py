@@ -215,7 +215,7 @@ def number(figure: str, value: Any) -> str:
 
 
 def strict_json(value: Any) -> Any:
-    """The same nested values for strict JSON: NaN and infinity as null."""
+    """The same nested values for strict JSON: tuples as lists, NaN and infinity as null."""
     if isinstance(value, Mapping):
         return {str(k): strict_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -24,6 +24,8 @@ def adapters(vlm: VLM) -> tuple[str, ...]:
 
     ValueError for what engines can't take as an adapter.
     """
+    if codes := vlm.identity().get("quantization"):
+        raise ValueError(f"quantization: seen {codes!r} beside vLLM, expected null: it loads the base as it is stored")
     if isinstance(vlm, LoRAVLM):
         if vlm.init_args.get("train_token_rows"):
             raise ValueError(

@@ -188,7 +188,7 @@ def _check(place: Place, root: Path, config: dict[str, Any]) -> None:
         raise ValueError(
             f"{root}: seen {'; '.join(others[:LISTED])}{more}, expected the configuration of {place.path.name} in this "
             "folder (paths, ranks, workers and loggers may change; max_steps and max_epochs may grow; --resume false "
-            "starts anew, --ckpt_path goes on with the new settings)"
+            "starts anew, --ckpt_path goes on with the new settings, but for the rates of a schedule of torch's)"
         )
     trainer = config.get("trainer", {})
     if not longer and _is_finished(place, root, trainer.get("max_steps"), trainer.get("max_epochs")):

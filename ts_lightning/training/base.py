@@ -21,7 +21,7 @@ from ts_lightning.runs.fsdp2 import ShardedModule
 from ts_lightning.runs.nonfinite import SkipNonFinite
 from ts_lightning.runs.package_state import pack, stored_hparams, unpack
 from ts_lightning.training.callbacks import DataPosition, Throughput
-from ts_lightning.training.optimizer import build_optimizer, without_exchange
+from ts_lightning.training.optimizer import build_optimizer, build_schedule, without_exchange
 from ts_lightning.training.records import answer_lengths, batch_records
 from ts_lightning.training.schedule import WarmupCosine, planned_steps
 from ts_lightning.training.silence import StopWithoutGradient
@@ -146,7 +146,7 @@ class BaseModule(ShardedModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.make_optimizer, self, self.alpha_lr_factor)
-        scheduler = self.make_scheduler(optimizer)
+        scheduler = build_schedule(self.make_scheduler, optimizer, self.alpha_lr_factor)
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
             scheduler.total_steps = planned_steps(self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

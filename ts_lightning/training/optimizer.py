@@ -8,10 +8,12 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from ts_lightning.models.moe import MoE
 
 GROUPS = ("decay", "no_decay", "alpha")
+RESTORED = ("lr", "momentum")
 
 
 def groups_of(module: nn.Module) -> dict[str, list[Parameter]]:
@@ -36,7 +38,11 @@ def groups_of(module: nn.Module) -> dict[str, list[Parameter]]:
 def build_optimizer(
     make: Callable[[Iterable], Optimizer], module: nn.Module, alpha_lr_factor: float = 1.0
 ) -> Optimizer:
-    """The optimizer over the trainable parameters, in the groups of `groups_of`; alpha's rate is multiplied."""
+    """The optimizer over the trainable parameters, in the groups of `groups_of`; alpha's rate is multiplied.
+
+    Restored from a checkpoint it keeps its own numbers (weight decay, betas, eps), which may be others than the file's.
+    Rates are the schedule's to set; momentum and switches (amsgrad, fused) are the file's, as are the states they need.
+    """
     groups: list[dict[str, Any]] = [
         {"params": parameters, "name": name, **({} if name == "decay" else {"weight_decay": 0.0})}
         for name, parameters in groups_of(module).items()
@@ -48,7 +54,28 @@ def build_optimizer(
     for group in optimizer.param_groups:
         if group["name"] == "alpha":
             group["lr"] *= alpha_lr_factor
+    own = [
+        {key: value for key, value in group.items() if type(value) in (int, float, tuple) and key not in RESTORED}
+        for group in optimizer.param_groups
+    ]
+
+    def keep(restored: Optimizer) -> None:
+        for group, numbers in zip(restored.param_groups, own, strict=True):
+            cycled = "max_momentum" in group  # OneCycleLR sets betas at every step
+            group.update({key: value for key, value in numbers.items() if not (cycled and key == "betas")})
+
+    optimizer.register_load_state_dict_post_hook(keep)
     return optimizer
+
+
+def build_schedule(make: Callable[[Optimizer], Any], optimizer: Optimizer, alpha_lr_factor: float = 1.0) -> Any:
+    """The schedule of an optimizer of `build_optimizer`; OneCycleLR's own rates of alpha are multiplied, too."""
+    schedule = make(optimizer)
+    if isinstance(schedule, OneCycleLR):  # the others begin with the rates of the groups
+        for group in optimizer.param_groups:
+            if group["name"] == "alpha":
+                group.update({key: group[key] * alpha_lr_factor for key in ("lr", "initial_lr", "max_lr", "min_lr")})
+    return schedule
 
 
 def without_exchange(strategy: Any) -> AbstractContextManager:

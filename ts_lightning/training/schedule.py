@@ -42,6 +42,12 @@ class WarmupCosine(LRScheduler):
             name: super(WarmupCosine, self).state_dict()[name] for name in ("last_epoch", "_step_count", "_last_lr")
         }
 
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on from a position: the groups get this schedule's rates there, not those that the file was saved with."""
+        super().load_state_dict(state_dict)
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = rate
+
 
 def planned_steps(trainer: L.Trainer) -> int:
     """Optimizer steps of the whole run.

@@ -92,6 +92,8 @@ def test_rows_are_answered_under_the_name_of_their_part() -> None:
     assert [model_of(twin, task) for task in (0, 1)] == ["base", "boxes"]
     with pytest.raises(ValueError, match="train_token_rows: seen some beside vLLM"):
         adapters(LoRAVLM(backbone(), rank=2, targets=("gate_proj",), train_token_rows=["1"]))
+    with pytest.raises(ValueError, match="quantization: seen 'int8' beside vLLM, expected null"):
+        adapters(LoRAVLM(backbone(), rank=2, targets=("gate_proj",), quantization="int8"))
 
 
 def test_wrong_options_and_servers_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

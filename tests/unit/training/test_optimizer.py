@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from ts_lightning.models.moe import MoE
 from ts_lightning.models.twin import Alpha
-from ts_lightning.training.optimizer import build_optimizer, groups_of
+from ts_lightning.training.optimizer import build_optimizer, build_schedule, groups_of
 from ts_lightning.training.schedule import WarmupCosine, planned_steps
 
 
@@ -111,6 +112,33 @@ def test_schedule_keeps_the_factor_of_alpha() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.05, 0.5])
 
 
+def test_a_resumed_optimizer_has_the_settings_it_was_made_with() -> None:
+    def made(rate: float, decay: float, beta: float) -> torch.optim.Optimizer:
+        make = functools.partial(torch.optim.AdamW, lr=rate, weight_decay=decay, betas=(0.9, beta))
+        return build_optimizer(make, Model())
+
+    new = made(0.2, 0.0, 0.99)
+    new.load_state_dict(made(0.1, 0.3, 0.98).state_dict())
+    assert [(g["weight_decay"], g["betas"]) for g in new.param_groups] == [(0.0, (0.9, 0.99))] * 3
+    assert [g["lr"] for g in new.param_groups] == [0.1] * 3  # until the schedule sets it
+
+
+def one_cycle(optimizer: torch.optim.Optimizer) -> OneCycleLR:
+    return OneCycleLR(optimizer, max_lr=0.1, total_steps=8)
+
+
+def test_one_cycle_keeps_the_factor_of_alpha_and_its_momentum_over_a_restart() -> None:
+    optimizer, again = (build_optimizer(torch.optim.AdamW, Model(), 10) for _ in range(2))
+    schedule, _ = (build_schedule(one_cycle, made, 10) for made in (optimizer, again))
+    for _ in range(7):
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([rates[0], rates[0], 10 * rates[0]])
+        again.load_state_dict(optimizer.state_dict())
+        assert again.state_dict() == optimizer.state_dict()
+        optimizer.step()
+        schedule.step()
+
+
 def test_group_names() -> None:
     model = Model()
     assert {name: sorted(map(tuple, (p.shape for p in group))) for name, group in groups_of(model).items()} == {
@@ -134,3 +162,18 @@ def test_a_module_says_its_own_group() -> None:
 def test_nothing_to_train_is_an_error() -> None:
     with pytest.raises(ValueError, match="no trainable parameter"):
         build_optimizer(torch.optim.AdamW, Model().requires_grad_(False), 1.0)
+
+
+def test_a_longer_schedule_begins_with_its_own_rate() -> None:
+    """A finished run's last rate is 0: the first step of a longer one would be lost."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    done, longer = (torch.optim.SGD([weight], lr=1.0) for _ in range(2))
+    schedule = WarmupCosine(done, total_steps=4)
+    for _ in range(4):
+        done.step()
+        schedule.step()
+    assert done.param_groups[0]["lr"] == 0
+    later = WarmupCosine(longer, total_steps=8)
+    longer.load_state_dict(done.state_dict())
+    later.load_state_dict(schedule.state_dict())
+    assert longer.param_groups[0]["lr"] == pytest.approx(0.5)  # the middle of half a cosine
