@@ -123,11 +123,11 @@ def stages(folder: Path, shards: Path, steps: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def figures(module: Any, shards: Path, asked: int) -> dict[str, float]:
-    """The toy world's figures, the share of plain questions answered rightly, and the perplexity of docs/."""
+def figures(module: Any, shards: Path, asked: int, pages: str) -> dict[str, float]:
+    """The toy world's figures, the share of plain questions answered rightly, and the perplexity of the pages."""
     suites = {name: ShardSource(f"{shards}/{files}-*.tar", max_samples=asked) for name, files in SUITES.items()}
     found = {key.removeprefix("val/"): value for key, value in validate(module, suites).items()}
-    return {**found, "plain": plain_questions(module.vlm), "perplexity": perplexity(module.vlm)}
+    return {**found, "plain": plain_questions(module.vlm), "perplexity": perplexity(module.vlm, pages)}
 
 
 def plain_questions(vlm: VLM) -> float:
@@ -142,10 +142,10 @@ def plain_questions(vlm: VLM) -> float:
 
 
 @torch.no_grad()
-def perplexity(vlm: VLM, characters: int = 1000, chunks: int = 40) -> float:
+def perplexity(vlm: VLM, pages: str, characters: int = 1000, chunks: int = 40) -> float:
     """Exp of the mean NLL of a token of the pages, as answers without a question before them."""
     total, tokens = 0.0, 0
-    for text in _pieces(characters, chunks):
+    for text in _pieces(pages, characters, chunks):
         turns = [Turn("user", "Write a page of documentation."), Turn("assistant", text)]
         sample = Sample("page", task=UNDERSTANDING, images=[], turns=turns, regions=[], key=text[:40])
         output = vlm(collate([vlm.encode(sample)], vlm.pad_id, "right"))
@@ -154,9 +154,16 @@ def perplexity(vlm: VLM, characters: int = 1000, chunks: int = 40) -> float:
     return math.exp(total / tokens)
 
 
-def _pieces(characters: int, chunks: int) -> Iterator[str]:
-    whole = "\n".join(path.read_text() for path in sorted(PAGES.glob("*.md")))
-    whole = whole.replace("<", "(").replace(">", ")")  # a page's "<image>" would ask for a picture
+def pages_of(out: Path) -> str:
+    """The repository's pages as they were at the first call: all rows read the same."""
+    kept = out / "pages.txt"
+    if not kept.is_file():
+        whole = "\n".join(path.read_text() for path in sorted(PAGES.glob("*.md")))
+        kept.write_text(whole.replace("<", "(").replace(">", ")"))  # a page's "<image>" would ask for a picture
+    return kept.read_text()
+
+
+def _pieces(whole: str, characters: int, chunks: int) -> Iterator[str]:
     step = max(characters, len(whole) // chunks)
     for start in range(0, step * chunks, step):
         if piece := whole[start : start + characters].strip():
@@ -195,7 +202,11 @@ def main() -> int:
                 SFT(PlainVLM(HFBackbone(str(args.out / "base")))) if name == "projector" else load(run["checkpoint"])
             )
             trained = sum(p.numel() for p in load(run["checkpoint"]).vlm.parameters() if p.requires_grad)
-            found = {**figures(module, args.shards, args.asked), "trained": trained, "seconds": run["seconds"]}
+            found = {
+                **figures(module, args.shards, args.asked, pages_of(args.out)),
+                "trained": trained,
+                "seconds": run["seconds"],
+            }
             scored.write_text(json.dumps(found, indent=1) + "\n")
         rows["base: the projector alone has learned" if name == "projector" else name] = json.loads(scored.read_text())
     lines = [["", *COLUMNS.values(), "trained", "minutes"], ["---"] * (len(COLUMNS) + 3)]
