@@ -42,8 +42,10 @@ def test_there_are_configurations() -> None:
 
 @pytest.mark.parametrize("path", FIT, ids=lambda path: path.stem)
 def test_fit(path: Path, overrides: list[str], tmp_path: Path) -> None:
-    root = ["--trainer.default_root_dir", str(tmp_path)]
-    assert main(["fit", "-c", str(path), *overrides, *root, "--trainer.fast_dev_run", "true"]) == 0
+    more = ["--trainer.default_root_dir", str(tmp_path)]
+    if "include_tags" in path.read_text():  # of the toy world's records
+        more += ["--data.init_args.train.include_tags", "[]"]
+    assert main(["fit", "-c", str(path), *overrides, *more, "--trainer.fast_dev_run", "true"]) == 0
 
 
 @pytest.mark.parametrize("path", [path for path in EVERY_FIT if path not in FIT], ids=lambda path: path.stem)

@@ -310,9 +310,8 @@ def test_several_updates_of_a_rollout_and_resume_in_their_middle(shards: str, se
 def test_a_rollout_goes_on_on_another_number_of_ranks(shards: str, several: Path, tmp_path: Path) -> None:
     """The same completions, rewards and micro-batches; sums over ranks round differently."""
     given = several_updates(shards, tmp_path / "two")
-    given["trainer"]["max_steps"] = 4
     run_on_two_ranks(given, tmp_path / "two", "--ckpt_path", str(several / "checkpoints/step=2.ckpt"))
-    for seen, expected in zip(rows(tmp_path / "two"), rows(several)[2:4], strict=True):
+    for seen, expected in zip(rows(tmp_path / "two")[:2], rows(several)[2:4], strict=True):
         assert seen["train/reward/own"] == expected["train/reward/own"]
         names = [name for name in expected if name.startswith("train/") and expected[name]]
         assert [float(seen[n]) for n in names] == pytest.approx([float(expected[n]) for n in names], abs=1e-5)

@@ -73,7 +73,7 @@ class Case:
         """[N, S] log-probabilities of completions under the policy, or under another vlm."""
         vlm = vlm or self.vlm
         if shared:
-            return group_log_probs(vlm, self.batch, [tokens], entropy=torch.is_grad_enabled()).logp_NT
+            return group_log_probs(vlm, self.batch, [tokens], watched=torch.is_grad_enabled()).logp_NT
         return repeated_log_probs(vlm, self.batch, torch.tensor(tokens, device=self.tokens_NS.device))
 
     def update(self, shared: bool) -> Tensor:
