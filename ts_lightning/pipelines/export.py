@@ -1,9 +1,9 @@
 """Samples back out in other tools' formats: COCO JSON, LLaVA JSON, ms-swift JSON lines."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -78,24 +78,22 @@ def to_coco(samples: Iterable[Sample], out: Path, split: str = "export", dropped
 
     Every box of a region with a category is an annotation, once by its id or by category and box; regions without
     either are counted in `dropped`. Captions are the answers of caption questions. Ids are those of `meta` where they
-    are numbers. Returns the number of photos.
+    are numbers that nothing before has, else new ones. Returns the number of photos.
     """
     dropped = Dropped() if dropped is None else dropped
     photos: dict[str, dict[str, Any]] = {}
     objects: dict[str, dict[Any, dict[str, Any]]] = {}
     captions: dict[str, list[str]] = {}
-    names: dict[str, int] = {}
+    names: dict[str, Any] = {}
     for sample in samples:
         meta = sample.meta or {}
         if len(sample.images) != 1:
             raise ValueError(f"{sample.where}: seen {len(sample.images)} pictures, expected one (COCO's format)")
         image = sample.images[0]
-        number = meta.get("image_id")
+        _save_pictures(sample, out / split)
         if image.name not in photos:
-            _save_pictures(sample, out / split)
-            known = number if isinstance(number, int) else len(photos) + 1
             size = {"width": image.width, "height": image.height}
-            photos[image.name] = {"id": known, "file_name": image.name} | size
+            photos[image.name] = {"id": meta.get("image_id"), "file_name": image.name} | size
             objects[image.name], captions[image.name] = {}, []
         if sample.subtask == "caption" and sample.task == "understanding":
             captions[image.name] += [text for text in sample.answers or [] if text not in captions[image.name]]
@@ -105,10 +103,10 @@ def to_coco(samples: Iterable[Sample], out: Path, split: str = "export", dropped
             if not region.all_boxes or region.category is None:
                 dropped.note("regions without a box or a category", sample.where)
                 continue
-            if category is not None or region.category not in names:
-                names[region.category] = category if category is not None else max(names.values(), default=0) + 1
+            if names.get(region.category) is None:
+                names[region.category] = category
             for annotation, box in zip(ids, region.all_boxes, strict=True):
-                key = annotation if annotation is not None else (region.category, box)
+                key = (annotation, region.category, box)
                 found[key] = _annotation(region, box, annotation, image.width, image.height)
         # The record of all objects has the order of the annotations.
         listing, rest = (found, objects[image.name]) if len(sample.regions) > 1 else (objects[image.name], found)
@@ -143,22 +141,22 @@ def _write_coco(
     photos: dict[str, dict[str, Any]],
     objects: dict[str, dict[Any, dict[str, Any]]],
     captions: dict[str, list[str]],
-    names: dict[str, int],
+    names: dict[str, Any],
 ) -> None:
+    for photo, number in zip(photos.values(), _numbered([photo["id"] for photo in photos.values()]), strict=True):
+        photo["id"] = number
+    categories = dict(zip(names, _numbered(names.values()), strict=True))
     notes: list[dict[str, Any]] = []
-    used = {one["id"] for found in objects.values() for one in found.values() if one["id"] is not None}
     for name, found in objects.items():
         for one in found.values():
-            number = one["id"]
-            if number is None:
-                number = next(n for n in range(len(notes) + 1, len(notes) + len(used) + 2) if n not in used)
-                used.add(number)
-            category = names[one.pop("name")]
-            notes.append(one | {"id": number, "image_id": photos[name]["id"], "category_id": category})
+            category = categories[one.pop("name")]
+            notes.append(one | {"image_id": photos[name]["id"], "category_id": category})
+    for note, number in zip(notes, _numbered([note["id"] for note in notes]), strict=True):
+        note["id"] = number
     data = {
         "images": list(photos.values()),
         "annotations": notes,
-        "categories": [{"id": number, "name": name} for name, number in sorted(names.items(), key=lambda one: one[1])],
+        "categories": [{"id": n, "name": name} for name, n in sorted(categories.items(), key=lambda one: one[1])],
     }
     _write(out / "annotations" / f"instances_{split}.json", json.dumps(data, ensure_ascii=False))
     said = [(photos[name]["id"], text) for name, texts in captions.items() for text in texts]
@@ -166,6 +164,20 @@ def _write_coco(
         rows = [{"id": i, "image_id": number, "caption": text} for i, (number, text) in enumerate(said, 1)]
         data = {"images": list(photos.values()), "annotations": rows}
         _write(out / "annotations" / f"captions_{split}.json", json.dumps(data, ensure_ascii=False))
+
+
+def _numbered(known: Collection[Any]) -> list[int]:
+    """The known ids where they are numbers, each at its first place alone; elsewhere numbers that none of them is.
+
+    Two splits, or two data sets, have the same ids for other things.
+    """
+    numbers, used, out = {one for one in known if type(one) is int}, set(), []
+    fresh = (n for n in count(1) if n not in numbers)
+    for one in known:
+        number = one if type(one) is int and one not in used else next(fresh)
+        used.add(number)
+        out.append(number)
+    return out
 
 
 def _written(sample: Sample, write: Any) -> tuple[list[str], list[list[int]]]:

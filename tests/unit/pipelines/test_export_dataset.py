@@ -11,7 +11,7 @@ from tests.unit.data_samples import picture, sample
 from ts_lightning.cli import main
 from ts_lightning.data import index_shards
 from ts_lightning.data.reader import ShardReader
-from ts_lightning.data.sample import Sample, SampleRegion, Turn
+from ts_lightning.data.sample import Answer, Sample, SampleRegion, Turn
 from ts_lightning.data.write import write_shards
 from ts_lightning.grounding import get_codec
 from ts_lightning.pipelines.converters import coco, llava, ms_swift
@@ -137,6 +137,26 @@ def test_coco_gets_every_box_of_a_region(tasks: tuple[str, ...], tmp_path: Path)
     expected = r"meta.annotation_ids: seen 3, expected one a region \(1\) or a box \(2\)"
     with pytest.raises(ValueError, match=expected):
         to_coco([one], tmp_path / "out3")
+
+
+def test_ids_of_two_sources_stay_apart_in_coco(tmp_path: Path) -> None:
+    """Photos and annotations are numbered from 0 in both; category 2 is another one in each, and 3 comes later."""
+    samples = []
+    for i, names in enumerate((["sneakers"], ["bicycle", "car"])):
+        one = sample(i)
+        one.subtask, one.answer, one.turns[1] = "detection", Answer(regions=[0]), Turn("assistant", "{region:0}")
+        one.regions = [replace(one.regions[0], category=name) for name in names]
+        one.meta = {"image_id": 0, "annotation_ids": [*range(len(names))], "category_ids": [2, 3][: len(names)]}
+        samples.append(one)
+    assert to_coco(samples, tmp_path) == 2
+    data = json.loads((tmp_path / "annotations/instances_export.json").read_text())
+    assert [(one["id"], one["file_name"]) for one in data["images"]] == [(0, "0-0.jpg"), (1, "1-0.jpg")]
+    assert data["categories"] == [{"id": 1, "name": "bicycle"}, {"id": 2, "name": "sneakers"}, {"id": 3, "name": "car"}]
+    notes = [tuple(one[name] for name in ("id", "image_id", "category_id")) for one in data["annotations"]]
+    assert notes == [(0, 0, 2), (2, 1, 1), (1, 1, 3)]
+    samples[1].images[0].name = "0-0.jpg"  # another picture of the same name
+    with pytest.raises(ValueError, match=r"seen two pictures called '0-0\.jpg'"):
+        to_coco(samples, tmp_path)
 
 
 def test_regions_that_coco_has_no_place_for_are_counted(tmp_path: Path, capsys) -> None:
