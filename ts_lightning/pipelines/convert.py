@@ -75,7 +75,7 @@ def convert(name: str, told: Conversion, options: Mapping[str, Any]) -> Converte
     keys: dict[str, list[str]] = {}
 
     def counted() -> Iterator[Sample]:
-        for sample in _samples(name, told, prefix, options, pictures):
+        for sample in _samples(name, told.path, told, options, pictures):
             if len(sample.image_bytes) != len(sample.images):
                 dropped.note("records without their pictures (--images DIR)", sample.images[0].name)
                 continue
@@ -110,10 +110,10 @@ def list_images(name: str, told: Conversion, options: Mapping[str, Any]) -> int:
     PATH may also be a folder of such data sets' files (RefCOCO's split files), which are read one after the other.
     """
     names: set[str] = set()
-    path = Path(told.path or ".")
+    path, pictures = Path(told.path or "."), Pictures()
     many = sorted(path.glob("*.pth")) if path.is_dir() and name == "refcoco" else []
     for one in many or [path]:
-        for sample in reader(name)(str(one), Pictures(dropped=Dropped()), **options):
+        for sample in _samples(name, str(one), told, options, pictures):
             names.update(image.name for image in sample.images)
     if not names or told.list_images is None:
         raise ValueError(f"{path}: seen no picture, expected questions that name some")
@@ -123,18 +123,20 @@ def list_images(name: str, told: Conversion, options: Mapping[str, Any]) -> int:
 
 
 def _samples(
-    name: str, told: Conversion, prefix: str, options: Mapping[str, Any], pictures: Pictures
+    name: str, path: str | None, told: Conversion, options: Mapping[str, Any], pictures: Pictures
 ) -> Iterator[Sample]:
     read = reader(name)
     if name != "coco-regions":
-        if told.path is None and options.get("annotations") is None and options.get("captions") is None:
+        if path is None and options.get("annotations") is None and options.get("captions") is None:
             raise ValueError(f"{name}: seen no PATH, expected the data set's folder or file")
-        return read(told.path, pictures, **options)
-    ids = import_module(read.__module__).subset(options["annotations"], told.subset, options["seed"])
-    told.out.mkdir(parents=True, exist_ok=True)
-    known = json.dumps({"seed": options["seed"], "image_ids": ids})
-    (told.out / f"{prefix}.ids.json").write_text(known + "\n")
-    return read(told.images, image_ids=ids, dropped=pictures.dropped, **options)
+        return read(path, pictures, **options)
+    subset = import_module(read.__module__).subset
+    ids = subset(options["annotations"], told.subset, options["seed"], pictures)
+    if told.list_images is None:
+        told.out.mkdir(parents=True, exist_ok=True)
+        known = json.dumps({"seed": options["seed"], "image_ids": ids})
+        (told.out / f"{told.prefix or 'coco_regions'}.ids.json").write_text(known + "\n")
+    return read(pictures, image_ids=ids, **options)
 
 
 def subset_line(name: str, options: Mapping[str, Any], number: int, asked: int) -> str:

@@ -18,6 +18,7 @@ from ts_lightning.metrics.record import write_records
 from ts_lightning.metrics.region_class import classify, coco_ap
 from ts_lightning.metrics.robustness import by_noise, noise_table
 from ts_lightning.pipelines.converters import coco_regions
+from ts_lightning.pipelines.converters.source import Pictures
 from ts_lightning.training.records import record_of
 
 REAL = Path(__file__).parents[4] / "shared/real/coco_mini"
@@ -50,7 +51,7 @@ def test_perfect_answers_give_an_ap_of_one_and_wrong_ones_what_they_cost() -> No
     ids = [c["id"] for c in annotations["categories"]]
     chosen = coco_regions.subset(VAL, 30, seed=1)
     assert chosen == coco_regions.subset(VAL, 30, seed=1) != coco_regions.subset(VAL, 30, seed=2)
-    samples = list(coco_regions.read(REAL / "val2017", VAL, image_ids=chosen))
+    samples = list(coco_regions.read(Pictures(REAL / "val2017"), VAL, image_ids=chosen))
     assert {s.meta["image_id"] for s in samples if s.meta} <= set(chosen)
     assert len(samples) == sum(a["image_id"] in chosen and not a["iscrowd"] for a in annotations["annotations"])
     codec = get_codec("chatspot")
@@ -74,12 +75,12 @@ def test_a_detectors_boxes_keep_their_scores(tmp_path: Path) -> None:
     first = annotations["annotations"][0]
     results = [{"image_id": first["image_id"], "category_id": 1, "bbox": first["bbox"], "score": 0.7}]
     (tmp_path / "dino.json").write_text(json.dumps(results))
-    (sample,) = coco_regions.read(REAL / "val2017", VAL, tmp_path / "dino.json")
+    (sample,) = coco_regions.read(Pictures(REAL / "val2017"), VAL, tmp_path / "dino.json")
     assert sample.meta == {**results[0], "category_id": None}
     assert sample.answer is None
     (tmp_path / "dino.json").write_text("{}")
     with pytest.raises(ValueError, match="expected a COCO results file"):
-        list(coco_regions.read(REAL / "val2017", VAL, tmp_path / "dino.json"))
+        list(coco_regions.read(Pictures(REAL / "val2017"), VAL, tmp_path / "dino.json"))
 
 
 def test_the_packaged_sentence_model_knows_plain_names() -> None:
@@ -124,7 +125,7 @@ def test_one_command_from_predictions_to_table_and_plot(tmp_path: Path, capsys: 
     pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     codec, records = get_codec("chatspot"), []
     ids = coco_regions.subset(VAL, 4)
-    for sample in coco_regions.read(REAL / "val2017", VAL, image_ids=ids):
+    for sample in coco_regions.read(Pictures(REAL / "val2017"), VAL, image_ids=ids):
         record = record_of(sample, sample.turns[-1].text, codec, "cls", rule={"protocol": "region_class"})
         records += [record, replace(record, suite="cls_noise_0.1", text="person")]
     write_records(records, tmp_path / "predictions.jsonl")

@@ -472,6 +472,16 @@ def test_captions_alone_panoptic_and_roboflow(tmp_path: Path) -> None:
     assert sorted(one.source for one in made) == ["coco-train", "coco-train", "coco-valid", "coco-valid"]
 
 
+def test_splits_that_name_their_photos_alike_keep_their_own(tmp_path: Path) -> None:
+    for part, width in (("train", 100), ("val", 200)):
+        image = {"id": 1, "file_name": "0001.jpg", "width": width, "height": 80}
+        data = {"images": [image], "annotations": [cat()], "categories": [{"id": 1, "name": "cat"}]}
+        put(tmp_path / f"annotations/instances_{part}.json", data)
+        photo(tmp_path / f"im/{part}/0001.jpg", (width, 80))
+    made = list(coco.read(tmp_path, Pictures(tmp_path / "im"), tasks=("localization",)))
+    assert [sample.images[0].width for sample in made] == [100, 200]
+
+
 def test_federated_annotations_are_not_taken_for_all(tmp_path: Path) -> None:
     image = {"neg_category_ids": [2], "not_exhaustive_category_ids": [1]}
     (one,), dropped = from_coco(tmp_path, [cat()], image=image, tasks=("localization", "all", "detection"))
@@ -510,6 +520,15 @@ def test_yolo_folders(tmp_path: Path, names: str, layout: tuple[str, str]) -> No
         BAD_ROW: ["a.txt line 4: seen class 7, expected one of 2"],
         "boxes that are no box inside the picture": ["b.txt line 1"],
     }
+
+
+@pytest.mark.parametrize("layout", ["labels/train", "train/labels"])
+def test_yolo_photos_of_another_folder(tmp_path: Path, layout: str) -> None:
+    put(tmp_path / layout / "a.txt", "0 0.5 0.5 0.2 0.4\n")
+    put(tmp_path / "data.yaml", "names: [cat]\n")
+    photo(tmp_path / "photos/train/a.jpg", (100, 50))
+    (one,) = yolo.read(tmp_path, Pictures(tmp_path / "photos"), tasks=("localization",))
+    assert one.image_bytes == [(tmp_path / "photos/train/a.jpg").read_bytes()]
 
 
 def test_boxes_of_a_conversation_are_scored_in_the_frame_that_is_named(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_a_broken_row_is_left_out_by_name_and_alone(name: str, tmp_path: Path) -
         path = put(tmp_path / file, content)
         path = tmp_path if name == "coco" else path
     if name == "coco-regions":
-        made = list(reader(name)(tmp_path, path, dropped=dropped))
+        made = list(reader(name)(pictures, path))
     else:
         made = list(reader(name)(path, pictures))
     for one in made:

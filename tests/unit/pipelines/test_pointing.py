@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.unit.data_samples import photo, put
+from tests.unit.data_samples import photo, picture, put
+from ts_lightning.cli import main
 from ts_lightning.cli.data.convert import arguments
 from ts_lightning.data.sample import Sample
 from ts_lightning.grounding.prompts import templates
 from ts_lightning.grounding.region_sampling import contains
 from ts_lightning.pipelines.converters import coco_regions, llava, objects365
 from ts_lightning.pipelines.converters.pointing import outline, point_at
+from ts_lightning.pipelines.converters.source import Dropped, Pictures
 
 ROOT = Path(__file__).parents[3]
 CORNER = [(0.1, 0.2), (0.5, 0.2), (0.1, 0.8)]  # the upper left half of its box (0.1, 0.2, 0.5, 0.8)
@@ -67,7 +69,8 @@ def test_what_points_at_an_object() -> None:
 @pytest.mark.parametrize("kind", ["click", "box", "polygon", "mixed"])
 def test_region_classification_in_every_kind(annotations: Path, kind: str) -> None:
     def read(seed: int = 0) -> list[Sample]:
-        return list(coco_regions.read(annotations.parent / "images", annotations, region=kind, seed=seed))
+        pictures = Pictures(annotations.parent / "images")
+        return list(coco_regions.read(pictures, annotations, region=kind, seed=seed))
 
     samples = read()
     assert [(s.id, s.answer.text) for s in samples if s.answer] == [
@@ -83,6 +86,31 @@ def test_region_classification_in_every_kind(annotations: Path, kind: str) -> No
     assert [s.to_json() for s in samples] == [s.to_json() for s in read()]
     assert (samples == read(1)) == (kind == "box")
     assert kind == "mixed" or {s.tags[1] for s in samples} == {kind}
+
+
+def test_excluded_photos_are_not_drawn_for_region_classification(tmp_path: Path, capsys) -> None:
+    images = [IMAGE | {"id": i, "file_name": f"{i}.jpg"} for i in range(4)]
+    notes = [NOTE | {"id": i, "image_id": i} for i in range(4)]
+    file = put(tmp_path / "i.json", {"images": images, "annotations": notes, "categories": CATEGORIES})
+    for i in range(4):
+        photo(tmp_path / f"photos/{i}.jpg")
+    words = ["data", "convert", "coco-regions", "--annotations", str(file)]
+    given = [*words, "--images", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
+    left = put(tmp_path / "left.txt", "0.jpg\n2.jpg\n")
+    assert main([*given, "--exclude-images", str(left), "--subset", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "2 records: " in said
+    assert "excluded pictures: 2 of the 2 names of the list" in said
+    assert '"image_ids": [1, 3]' in (tmp_path / "out/coco_regions.ids.json").read_text()
+    assert main([*words, "--subset", "9", "--list-images", str(tmp_path / "names.txt")]) == 0
+    assert (tmp_path / "names.txt").read_text() == "0.jpg\n1.jpg\n2.jpg\n3.jpg\n"
+
+
+def test_boxes_of_a_photo_that_is_shown_turned_are_left_out(annotations: Path) -> None:
+    (annotations.parent / "images/9.jpg").write_bytes(picture(1, (100, 50), exif=6))
+    dropped = Dropped()
+    assert list(coco_regions.read(Pictures(annotations.parent / "images", dropped=dropped), annotations)) == []
+    assert dropped == {"pictures turned by a quarter (EXIF?) against their annotations": 1}
 
 
 def test_objects365_asks_for_categories_and_for_what_is_there(annotations: Path) -> None:

@@ -67,7 +67,7 @@ def arguments(name: str, words: Sequence[str]) -> tuple[Conversion, dict[str, An
     parser = new_parser(f"{PROG} {name}", about)
     parser.add_argument("path", nargs="?", help="the data set's folder or file")
     known = add_fields(parser, Conversion, skip={"path", *([] if name == "coco-regions" else ["subset"])})
-    skip: set[str | int] = {"path", "pictures", "images", "dropped", "image_ids"}
+    skip: set[str | int] = {"path", "pictures", "image_ids"}
     known += [f"--{option}" for option in parser.add_function_arguments(read, skip=skip, sub_configs=False)]
     values = vars(parse(parser, listed(words, read), f"{PROG} {name}", known))
     told = {field.name: values.pop(field.name) for field in fields(Conversion) if field.name in values}

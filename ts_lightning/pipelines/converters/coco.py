@@ -143,7 +143,7 @@ def photos(
             dropped.in_subset += subset is not None
             name = file_name(photo, annotations)
             looked += 1
-            picture = pictures.get(name, (photo["width"], photo["height"]) if "width" in photo else None)
+            picture = pictures.get(name, coco_file.size(photo))
             found += pictures.folder is None or pictures.find(name) is not None
             if picture is None:
                 continue

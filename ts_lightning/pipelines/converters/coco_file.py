@@ -73,13 +73,18 @@ def photos(path: Path, data: Item, dropped: Dropped) -> Iterator[Item]:
     found = []
     for one in whole(part(path, data, "images", ("id",)), path, dropped):
         with dropped.row(f"{path.name} image {one['id']}"):
-            size = [whole_pixels(one.get(side)) for side in ("width", "height")]
-            if None in size and {"width", "height"} & one.keys():
+            sides = [whole_pixels(one.get(side)) for side in ("width", "height")]
+            if None in sides and {"width", "height"} & one.keys():
                 dropped.note(NO_SIZE, f"{path.name} image {one['id']}", stops=False)
-            known = {"width": size[0], "height": size[1]} if None not in size else {}
+            known = {"width": sides[0], "height": sides[1]} if None not in sides else {}
             rest = {key: value for key, value in one.items() if key not in ("width", "height")}
             found.append(rest | known | {"id": as_id(one["id"])})
     return iter(sorted(found, key=lambda one: order(one["id"])))
+
+
+def size(photo: Item) -> tuple[int, int] | None:
+    """The annotated width and height of a photo of `photos`, None where the file does not say them."""
+    return (photo["width"], photo["height"]) if "width" in photo else None
 
 
 def captions(path: str | Path, data: Item, dropped: Dropped) -> dict[Id, list[Item]]:

@@ -10,22 +10,28 @@ from ts_lightning.pipelines.converters import coco_file
 from ts_lightning.pipelines.converters.coco_file import as_id, padded
 from ts_lightning.pipelines.converters.files import listed, load_json
 from ts_lightning.pipelines.converters.pointing import category_question, check_kind
-from ts_lightning.pipelines.converters.source import Dropped, Pictures, from_xywh, whole
+from ts_lightning.pipelines.converters.source import EXCLUDED, Dropped, Pictures, from_xywh, whole
 
 
-def subset(annotations: str | Path, number: int, seed: int = 0) -> list[coco_file.Id]:
-    """Ids of `number` images of an annotation file (all, where it has fewer), drawn by `seed`, ascending."""
-    file = Path(annotations)
-    ids = [photo["id"] for photo in coco_file.photos(file, coco_file.load(file), Dropped())]
+def subset(annotations: str | Path, number: int, seed: int = 0, pictures: Pictures | None = None) -> list[coco_file.Id]:
+    """Ids of `number` images of an annotation file (all, where it has fewer), drawn by `seed`, ascending.
+
+    Those that `pictures` excludes are counted there and not drawn.
+    """
+    file, pictures, ids = Path(annotations), pictures or Pictures(), []
+    for photo in coco_file.photos(file, coco_file.load(file), Dropped()):
+        if pictures.is_excluded(name := str(photo.get("file_name"))):
+            pictures.dropped.note(EXCLUDED, name)
+        else:
+            ids.append(photo["id"])
     return sorted(Random(seed).sample(ids, min(number, len(ids))), key=coco_file.order)
 
 
 def read(
-    images: str | Path,
+    pictures: Pictures,
     annotations: str | Path,
     detections: str | Path | None = None,
     image_ids: list[coco_file.Id] | None = None,
-    dropped: Dropped | None = None,
     region: str = "box",
     seed: int = 0,
 ) -> Iterator[Sample]:
@@ -39,17 +45,17 @@ def read(
     evaluation needs: {image_id, bbox, score, category_id (None for a detection)}.
     """
     check_kind(region)
-    file, dropped = Path(annotations), Dropped() if dropped is None else dropped
+    file, dropped = Path(annotations), pictures.dropped
     known = coco_file.instances(file, coco_file.load(file), dropped)
     objects = known.objects if detections is None else _results(detections, dropped)
     chosen = None if image_ids is None else set(image_ids)
-    pictures = Pictures(Path(images), dropped=dropped).naming(photo.get("file_name") for photo in known.photos)
+    pictures.naming(photo.get("file_name") for photo in known.photos)
     for photo in known.photos:
         number = photo["id"]
         if chosen is not None and number not in chosen:
             continue
         with dropped.row(f"{file.name} image {number}"):
-            picture = pictures.get(photo["file_name"])
+            picture = pictures.get(photo["file_name"], coco_file.size(photo))
             if picture is None:
                 continue
             for place, one in enumerate(objects.get(number, [])):

@@ -6,7 +6,7 @@ from pathlib import Path
 from ts_lightning.data.manifest import index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample
-from ts_lightning.pipelines.converters.source import Pictures
+from ts_lightning.pipelines.converters.source import EXCLUDED, Pictures
 
 
 def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]:
@@ -20,6 +20,6 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
             pictures.dropped.note("records that can't be read", str(error))
             continue
         if out := next((image.name for image in sample.images if pictures.is_excluded(image.name)), None):
-            pictures.dropped.note("pictures that are excluded", out, stops=False)
+            pictures.dropped.note(EXCLUDED, out, stops=False)
             continue
         yield sample

@@ -7,7 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 from zlib import crc32
@@ -20,6 +20,7 @@ from ts_lightning.grounding.prompts import templates
 from ts_lightning.pipelines.converters.files import Broken, load_json, read_text
 
 UNKNOWN = (1000, 1000)  # the size of a picture that is not here and whose file does not say it
+EXCLUDED = "pictures that are excluded"
 NOT_HERE = "pictures that are not in the folder"
 NO_BOX = "boxes that are no box inside the picture"
 CLIPPED = "boxes that leave the picture and were clipped (kept)"
@@ -145,10 +146,12 @@ class Pictures:
     _listings: dict[Path, dict[str, Path | None]] = field(default_factory=dict, repr=False)
 
     def under(self, root: Path, *names: str) -> "Pictures":
-        """These, or where no folder was given the pictures in those of `root/names` that exist."""
+        """These, also below `names`, or where no folder was given the pictures in those of `root/names` that exist.
+
+        The names of another call, for another split, stay with what that call gave.
+        """
         if self.folder is not None:
-            self.subfolders = (*self.subfolders, *names)
-            return self
+            return replace(self, subfolders=(*names, *self.subfolders), _named={})
         found = tuple(name for name in names if (root / name).is_dir())
         return Pictures(root if found else None, self.excluded, self.dropped, found)
 
@@ -213,7 +216,7 @@ class Pictures:
             raise ValueError(f"seen the picture name {name!r}, expected a file name")
         short = Path(name.replace("\\", "/")).name
         if self.excluded and any([self.is_excluded(one) for one in (short, also) if one]):
-            self.dropped.note("pictures that are excluded", short)
+            self.dropped.note(EXCLUDED, short)
             return None
         if size is not None:
             sides = [pixels for side in size if (pixels := whole_pixels(side)) is not None]
@@ -246,7 +249,7 @@ class Pictures:
 
     def is_excluded(self, name: str) -> bool:
         """Whether the list names this picture, under COCO's 2014 or 2017 name, with or without its ending."""
-        return self.excluded.holds(same_picture(name))
+        return self.excluded.holds(same_picture(name.replace("\\", "/")))
 
     def without_annotations(self, names: Iterable[str], suffixes: tuple[str, ...] = SUFFIXES) -> None:
         """List the pictures of the folders that no annotation names."""

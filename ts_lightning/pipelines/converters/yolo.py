@@ -28,12 +28,12 @@ def read(
     names, pose = _names(folder)
     spelled: dict[str, str] = {}
     names = {number: spelled.setdefault(name.casefold(), name) for number, name in names.items()}
-    part = split or "*"
     folders = sorted({p.parent for place in _places("labels", split, "*.txt") for p in folder.glob(place)})
     for place in folders or [folder]:
-        below = str(place.relative_to(folder)).replace("labels", "images")
+        parts = place.relative_to(folder).parts
+        below, alone = (str(Path(*parts)).replace("labels", "images"), str(Path(*(p for p in parts if p != "labels"))))
         here = Pictures(pictures.folder or folder / below, pictures.excluded, pictures.dropped)
-        here.subfolders = (".", below, part)
+        here.subfolders = (".", below, alone)
         files = sorted(file for file in place.glob("*.txt") if file.name != "classes.txt")
         here.without_annotations(file.stem for file in files)
         for file in files:
