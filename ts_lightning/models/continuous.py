@@ -4,6 +4,7 @@ All rows of the cache end at the same column, so that a step writes one column f
 place of one that has ended. Legend as in `models.generate`.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ts_lightning.models.vlm import VLM
 
 ROWS = 16
+FAULT = "the server could not answer"  # begins the errors that are not the question's
 
 
 class Likely(NamedTuple):
@@ -132,7 +134,15 @@ class Batch:
             self._constraint.leave(id(one))
 
     def _write(self, one: Writing, logits_V: Tensor, likeliest: int) -> int:
-        """Choose a token and take note of it."""
+        """Choose a token and take note of it; whatever fails here ends this answer alone."""
+        try:
+            return self._chosen(one, logits_V, likeliest)
+        except Exception as error:
+            logging.getLogger(__name__).exception("an answer could not be written")
+            one.ended = one.ended or f"{FAULT} ({type(error).__name__})"
+            return self.vlm.pad_id
+
+    def _chosen(self, one: Writing, logits_V: Tensor, likeliest: int) -> int:
         left = one.max_new_tokens - len(one.tokens) - 1
         if one.constrain is not None:
             try:

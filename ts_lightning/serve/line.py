@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ts_lightning.data.collate import collate
-from ts_lightning.models.continuous import Writing
+from ts_lightning.models.continuous import FAULT, Writing
 from ts_lightning.models.vlm import VLM
 from ts_lightning.runs.ask import moved
 
 PLACES = 16
-FAULT = "the server could not answer"  # begins the errors that are not the question's
+AWAY = "the server that writes the answers is away"  # begins the error of a question that may be asked again
 HELD_BYTES = 64 * 2**20  # of pictures that wait with their questions
 PROMPT_TOKENS = 4096  # of the prompts, padding included, that are read at once: their answers wait for each other
 

@@ -127,6 +127,25 @@ def test_a_fault_is_a_line_and_the_next_question_is_answered() -> None:
     with_worker(line, run)
 
 
+def test_a_row_that_fails_ends_no_other_answer() -> None:
+    line = Line()
+
+    def fail() -> None:
+        raise AssertionError
+
+    async def run() -> None:
+        failing, others = Question(lambda: begun(sampler=said(after=fail))), [Question(begun), Question(begun)]
+        for question in (others[0], failing, others[1]):  # together: they wait before the worker begins
+            line.enter(question)
+        assert (await ended(failing)).error == "the server could not answer (AssertionError)"
+        for question in others:
+            await ended(question)
+            assert question.begun is not None
+            assert (question.begun.writing.tokens, question.error) == ([100] * 3, "")
+
+    with_worker(line, run)
+
+
 def test_an_answer_ends_when_nobody_listens() -> None:
     line, written = Line(), list[int]()
 
