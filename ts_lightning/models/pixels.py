@@ -60,7 +60,8 @@ def image_size(data: bytes) -> tuple[int, int]:
 def _decode(data: bytes, fill: tuple[int, int, int]) -> np.ndarray:
     try:
         image = open_still(data)
-        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and _orientation(image) == 1:
+        orientation = _orientation(image)
+        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and orientation == 1:
             return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
         ImageOps.exif_transpose(image, in_place=True)
         return _rgb(image, fill)
@@ -69,7 +70,11 @@ def _decode(data: bytes, fill: tuple[int, int, int]) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+    """How the picture is turned, read from what stands before its pixels; PIL keeps it for `exif_transpose`.
+
+    Not `image.getexif()`: of a PNG without it that decodes everything, to look behind the pixels, too.
+    """
+    return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
 
 
 def _rgb(image: Image.Image, fill: tuple[int, int, int]) -> np.ndarray:

@@ -11,7 +11,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from transformers import CLIPImageProcessorPil
 
 from ts_lightning.models import pixels
@@ -79,6 +79,25 @@ def test_exif_orientation(orientation: int, format: str) -> None:
     data = encode(photo(80, 40), format, exif=exif)
     assert worst(load_pixels(data, SIZE), pil_pixels(data)) <= 1
     assert image_size(data) == ((40, 80) if orientation >= 5 else (80, 40))
+
+
+def test_the_size_of_a_png_is_read_without_decoding_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: PngImagePlugin.PngImageFile) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    assert image_size(encode(photo(80, 40), "PNG")) == (80, 40)
+
+
+def test_an_orientation_behind_the_pixels_turns_neither_the_size_nor_the_picture() -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = encode(photo(80, 40), "PNG")
+    late = data[:-12] + chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + data[-12:]
+    assert (image_size(late), pixels.open_picture(late).size) == ((80, 40), (80, 40))
 
 
 def test_16_bit_png_is_scaled_not_clipped() -> None:
