@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ts_lightning.data.sample import Sample, SampleImage, SampleRegion, Turn
@@ -31,15 +31,16 @@ class Conversation:
     """Pictures (encoded bytes), numbered regions as (picture, region), and the texts so far, user and model in turn.
 
     Texts name regions as #1, #2 ...; ValueError for a number without a region.
+    sizes: (width, height) of the pictures as they are displayed (none: they are read from the bytes).
     """
 
     images: Sequence[bytes]
     regions: Sequence[tuple[int, Region]] = ()
     texts: Sequence[str] = ()
-    sizes: list[tuple[int, int]] = field(init=False)
+    sizes: Sequence[tuple[int, int]] = ()
 
     def __post_init__(self) -> None:
-        self.sizes = [image_size(data) for data in self.images]
+        self.sizes = self.sizes or [image_size(data) for data in self.images]
         for number, (image, _) in enumerate(self.regions, 1):
             if not 0 <= image < len(self.images):
                 raise ValueError(f"region #{number}: seen image {image + 1}, expected 1 to {len(self.images)}")

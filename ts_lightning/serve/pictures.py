@@ -3,6 +3,7 @@
 import secrets
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from ts_lightning.models.pixels import image_size, load_pixels
 
@@ -22,8 +23,15 @@ def check_picture(data: bytes) -> tuple[int, int]:
     return width, height
 
 
+class Picture(NamedTuple):
+    """The bytes of a picture, and its (width, height) as it is displayed."""
+
+    data: bytes
+    size: tuple[int, int]
+
+
 class Pictures:
-    """Bytes of pictures by a random name, each its visitor's alone.
+    """Pictures by a random name, each its visitor's alone.
 
     Above `visitor_bytes` a visitor's longest unused picture is forgotten; above `all_bytes` that of the visitor who
     keeps the most.
@@ -31,21 +39,21 @@ class Pictures:
 
     def __init__(self, visitor_bytes: int = VISITOR_BYTES, all_bytes: int = ALL_BYTES) -> None:
         self.visitor_bytes, self.all_bytes = visitor_bytes, all_bytes
-        self._kept: dict[str, OrderedDict[str, bytes]] = {}
+        self._kept: dict[str, OrderedDict[str, Picture]] = {}
 
-    def add(self, visitor: str, data: bytes) -> str:
+    def add(self, visitor: str, picture: Picture) -> str:
         """Keep a picture; its name."""
         name = secrets.token_urlsafe(16)
-        self._kept.setdefault(visitor, OrderedDict())[name] = data
+        self._kept.setdefault(visitor, OrderedDict())[name] = picture
         while self.size(visitor) > self.visitor_bytes:
             self._forget(visitor)
         while sum(map(self.size, self._kept)) > self.all_bytes:
             self._forget(max(self._kept, key=self.size))
         return name
 
-    def get(self, visitor: str, name: str) -> bytes:
-        """The bytes; ValueError for a picture that is forgotten or another visitor's."""
-        own: Mapping[str, bytes] = self._kept.get(visitor, {})
+    def get(self, visitor: str, name: str) -> Picture:
+        """The picture; ValueError for a picture that is forgotten or another visitor's."""
+        own: Mapping[str, Picture] = self._kept.get(visitor, {})
         if name not in own:
             raise ValueError("image: the server no longer has this picture, add it again")
         self._kept[visitor].move_to_end(name)
@@ -53,7 +61,7 @@ class Pictures:
 
     def size(self, visitor: str) -> int:
         """Bytes that a visitor keeps."""
-        return sum(map(len, self._kept.get(visitor, {}).values()))
+        return sum(len(picture.data) for picture in self._kept.get(visitor, {}).values())
 
     def _forget(self, visitor: str) -> None:
         self._kept[visitor].popitem(last=False)

@@ -26,7 +26,7 @@ from ts_lightning.serve.guard import Guard, Refused, read_body, refusal
 from ts_lightning.serve.line import FAULT, Begun, Line, LineFull, Question, answer_together
 from ts_lightning.serve.metrics import Counted, Metrics
 from ts_lightning.serve.openai import Chat, Reply, UnknownModel, error_of, models_of, read_chat
-from ts_lightning.serve.pictures import MAX_BYTES, Pictures, check_picture
+from ts_lightning.serve.pictures import MAX_BYTES, Picture, Pictures, check_picture
 from ts_lightning.serve.vllm import VLLMBatch
 
 STATIC = Path(__file__).parent / "static"
@@ -89,19 +89,22 @@ def make_app(
     async def image(request: Request) -> Response:
         data = await received(request, MAX_BYTES)
         width, height = await lines[""].in_thread(check_picture, data)
-        name = pictures.add(_visitor(request), data)
+        name = pictures.add(_visitor(request), Picture(data, (width, height)))
         return JSONResponse({"id": name, "width": width, "height": height})
 
     async def ask(request: Request) -> Response:
-        asked, visitor = read_asked(await read_body(request, MAX_ASKED_BYTES)), _visitor(request)
-        images = [pictures.get(visitor, name) for name in asked.images]  # here for its errors: a question in the
-        talk = Conversation(images, asked.regions, asked.texts)  # line holds names alone: bytes are counted once
-        sizes = talk.sizes
+        body, visitor = await read_body(request, MAX_ASKED_BYTES), _visitor(request)
+        asked = read_asked(body)
+
+        def talk() -> Conversation:
+            images = [pictures.get(visitor, name) for name in asked.images]
+            sizes = [image.size for image in images]
+            return Conversation([image.data for image in images], asked.regions, asked.texts, sizes)
+
+        sizes = talk().sizes  # its errors come now; a question in the line holds names alone: bytes are counted once
 
         def prepare() -> Begun:
-            images = [pictures.get(visitor, name) for name in asked.images]
-            talk = Conversation(images, asked.regions, asked.texts)
-            return begin(vlm, talk, asked.task, task_of, constrain=asked.constrain)
+            return begin(vlm, talk(), asked.task, task_of, constrain=asked.constrain)
 
         question = Question(prepare)
         return Answer(enter(question), question, page_events(vlm, question, sizes), "application/x-ndjson")
@@ -115,7 +118,7 @@ def make_app(
 
         def prepare() -> Begun:
             sizes.extend(map(check_picture, asked.images))
-            talk = Conversation(asked.images, (), asked.texts)
+            talk = Conversation(asked.images, (), asked.texts, sizes)
             how = {"sampler": asked.sampler, "top": asked.top}
             return begin(vlm, talk, models[asked.model], task_of, asked.max_tokens, asked.constrain, **how)
 
