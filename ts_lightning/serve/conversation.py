@@ -30,7 +30,7 @@ def task_by_instruction(prompt: str) -> str:
 class Conversation:
     """Pictures (encoded bytes), numbered regions as (picture, region), and the texts so far, user and model in turn.
 
-    Texts name regions as #1, #2 ...; ValueError for a number without a region.
+    Texts name regions as #1, #2 ...; ValueError for a number without a region. Where no region is given, "#7" is text.
     sizes: (width, height) of the pictures as they are displayed (none: they are read from the bytes).
     """
 
@@ -65,11 +65,10 @@ class Conversation:
         def place(match: re.Match[str]) -> str:
             number = int(match[1])
             if not 1 <= number <= given:
-                expected = f"#1 to #{given}" if given else "no region number: there is no region yet"
-                raise ValueError(f"question: seen {match[0]}, expected {expected}")
+                raise ValueError(f"question: seen {match[0]}, expected #1 to #{given}")
             return f"{{region:{number - 1}}}"
 
-        return _NUMBER.sub(place, _hide(text))
+        return _NUMBER.sub(place, _hide(text)) if given else _hide(text)
 
     def _answer(self, vlm: VLM, text: str, regions: list[SampleRegion]) -> str:
         """An earlier answer with its regions as placeholders, so that they are encoded as they were said."""
