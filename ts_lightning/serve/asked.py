@@ -1,11 +1,11 @@
 """What a visitor asks, as JSON: checked before anything is computed from it."""
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ts_lightning.grounding.regions import Region
-from ts_lightning.serve.conversation import TASKS
 
 MAX_QUESTION, MAX_TEXT, MAX_TEXTS = 4_000, 32_000, 200
 MAX_IMAGES, MAX_REGIONS, MAX_POINTS = 16, 64, 256
@@ -22,12 +22,13 @@ class Asked:
     constrain: bool = False
 
 
-def read_asked(body: bytes) -> Asked:
+def read_asked(body: bytes, tasks: Collection[str]) -> Asked:
     """{"images": [name], "regions": [{"image", "points": [[x, y]]}], "texts": [...], "task", "constrain"}.
 
-    Coordinates are in [0, 1]. ValueError in one line for anything else, and for more of anything than is allowed.
+    Coordinates are in [0, 1], "task" is one of `tasks`. ValueError in one line for anything else, and for more of
+    anything than is allowed.
     """
-    return _checked(read_json(body))
+    return _checked(read_json(body), tasks)
 
 
 def read_json(body: bytes) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def read_json(body: bytes) -> dict[str, Any]:
     return asked
 
 
-def _checked(asked: dict[str, Any]) -> Asked:
+def _checked(asked: dict[str, Any], tasks: Collection[str]) -> Asked:
     texts = [read_text(text) for text in read_list(asked, "texts", MAX_TEXTS)]
     if len(texts) % 2 == 0 or not texts[-1].strip():
         raise ValueError("question: seen nothing, expected a question")
@@ -53,11 +54,9 @@ def _checked(asked: dict[str, Any]) -> Asked:
         raise ValueError(f"conversation: seen {characters} characters, expected at most {MAX_TEXT}")
     images = [read_text(name) for name in read_list(asked, "images", MAX_IMAGES)]
     regions = [_region(number, one) for number, one in enumerate(read_list(asked, "regions", MAX_REGIONS), 1)]
-    if asked.get("task") not in TASKS:
-        raise ValueError(f"task: seen {str(asked.get('task'))[:40]!r}, expected one of {', '.join(TASKS)}")
-    if type(constrain := asked.get("constrain", False)) is not bool:
-        raise ValueError(f"constrain: seen {str(constrain)[:40]!r}, expected true or false")
-    return Asked(images, regions, texts, asked["task"], constrain)
+    if asked.get("task") not in tasks:
+        raise ValueError(f"task: seen {str(asked.get('task'))[:40]!r}, expected one of {', '.join(tasks)}")
+    return Asked(images, regions, texts, asked["task"], read_flag(asked, "constrain"))
 
 
 def read_list(holder: dict[str, Any], name: str, most: int, where: str = "request") -> list[Any]:
@@ -68,6 +67,14 @@ def read_list(holder: dict[str, Any], name: str, most: int, where: str = "reques
     if len(found) > most:
         raise ValueError(f"{where}: {name}: seen {len(found)}, expected at most {most}")
     return found
+
+
+def read_flag(holder: Mapping[str, Any], name: str) -> bool:
+    """True or false; false where nothing is said."""
+    value = holder.get(name)
+    if value is not None and type(value) is not bool:
+        raise ValueError(f"{name}: seen {str(value)[:40]!r}, expected true or false")
+    return bool(value)
 
 
 def read_text(value: Any, where: str = "request") -> str:

@@ -16,7 +16,7 @@ from ts_lightning.models.vlm import VLM
 from ts_lightning.serve.line import Begun
 
 GROUNDING = "grounding"
-TASKS = ("auto", UNDERSTANDING, GROUNDING)
+MAX_NEW_TOKENS = 256
 _NUMBER = re.compile(r"#(\d{1,3})\b", re.ASCII)
 _HIDDEN = "\u200b"  # keeps a typed "<image>" or "{region:0}" from being a placeholder
 
@@ -92,14 +92,16 @@ def begin(
 ) -> Begun:
     """What the model gets of a conversation whose last text is to be answered; `how` are arguments of `Writing`.
 
-    The task is decided from the last user text alone, and the whole conversation is encoded again on its path: nothing
-    is kept between turns, so no cache crosses paths. constrain: a begun box is always finished; pictures are taken to
-    have the first one's size.
+    The task is decided from the last user text alone (one without a package is understanding's), and the whole
+    conversation is encoded again on its path: nothing is kept between turns, so no cache crosses paths. constrain: a
+    begun box is always finished; pictures are taken to have the first one's size.
     """
     question = conversation.texts[-1] if conversation.texts else ""
     if not question.strip():
         raise ValueError("question: seen nothing, expected a question")
     chosen = task_of(question) if task == "auto" else task
+    if task == "auto" and chosen not in vlm.encoder.skills:
+        chosen = UNDERSTANDING
     row = vlm.encode(conversation.sample(vlm, chosen), for_generation=True)
     room = vlm.encoder.max_length - len(row["input_ids"])
     if room < 1:

@@ -83,7 +83,7 @@ def make_app(
         codec = vlm.codec
         return JSONResponse(
             {"title": title, "codec": codec.name, "kinds": [*codec.kinds], "example": codec.space.grid}
-            | {"max_bytes": MAX_BYTES, "models": [*models]}
+            | {"max_bytes": MAX_BYTES, "models": [*models], "skills": vlm.encoder.skills}
         )
 
     async def image(request: Request) -> Response:
@@ -94,7 +94,7 @@ def make_app(
 
     async def ask(request: Request) -> Response:
         body, visitor = await read_body(request, MAX_ASKED_BYTES), _visitor(request)
-        asked = read_asked(body)
+        asked = read_asked(body, ("auto", UNDERSTANDING, *vlm.encoder.skills))
 
         def talk() -> Conversation:
             images = [pictures.get(visitor, name) for name in asked.images]

@@ -7,10 +7,11 @@ import pytest
 from ts_lightning.serve.asked import read_asked
 
 GOOD = {"images": ["a"], "regions": [{"image": 0, "points": [[0, 0.5], [1, 1]]}], "texts": ["What?"], "task": "auto"}
+TASKS = ("auto", "understanding", "counting")
 
 
 def test_a_question_is_read() -> None:
-    asked = read_asked(json.dumps(GOOD).encode())
+    asked = read_asked(json.dumps(GOOD).encode(), TASKS)
     assert (asked.images, asked.texts, asked.task) == (["a"], ["What?"], "auto")
     ((image, region),) = asked.regions
     assert (image, region.points) == (0, ((0.0, 0.5), (1.0, 1.0)))
@@ -30,7 +31,7 @@ def test_a_question_is_read() -> None:
 )
 def test_what_is_no_question_is_one_line(body: bytes, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
-        read_asked(body)
+        read_asked(body, TASKS)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
 
@@ -56,7 +57,7 @@ def test_what_is_no_question_is_one_line(body: bytes, said: str) -> None:
         ('"texts": ["\\ud800"]', "half a character"),
         ('"texts": ["%s"]' % ("x" * 5000), "seen 5000 characters"),
         ('"texts": ["%s", "b", "c"]' % ("x" * 33_000), "conversation: seen 33002 characters"),
-        ('"task": "all"', "seen 'all'"),
+        ('"task": "grounding"', "seen 'grounding', expected one of auto, understanding, counting"),
         ('"task": ["auto"]', "task: seen"),
         ('"constrain": 1', "constrain: seen '1', expected true or false"),
     ],
@@ -65,6 +66,6 @@ def test_what_is_no_question_is_one_line(body: bytes, said: str) -> None:
 def test_wrong_values_are_named(change: str, said: str) -> None:
     body = json.dumps(GOOD)[:-1] + ", " + change + "}"
     with pytest.raises(ValueError, match=said) as caught:
-        read_asked(body.encode())
+        read_asked(body.encode(), TASKS)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200

@@ -18,7 +18,7 @@ PICTURE = jpeg(render(sample_scene(11)))
 BASE = PlainVLM(TinyBackbone(), train=[]).eval()
 
 
-def answer(vlm: VLM, talk: Conversation, tokens: int = 160) -> tuple[str, str]:
+def answer(vlm: VLM, talk: Conversation, tokens: int) -> tuple[str, str]:
     """(the task, the answer) of a question alone."""
     begun, batch = begin(vlm, talk, max_new_tokens=tokens), Batch(vlm)
     batch.join(collate([dict(begun.row)], vlm.pad_id, "left"), [begun.writing])
@@ -77,6 +77,23 @@ def test_regions_are_named_by_number_and_earlier_boxes_are_said_again() -> None:
         Conversation([PICTURE], regions, ["What is in #3?"]).sample(vlm, "understanding")
     with pytest.raises(ValueError, match="codec scout: seen a click"):
         begin(BASE, Conversation([PICTURE], regions[:1], ["What is in #1?"]))
+
+
+def test_a_number_is_text_where_no_region_was_given() -> None:
+    sample = Conversation([], [], ["Who wears jersey #7?", "#10.", "And #8?"]).sample(BASE, "understanding")
+    assert [turn.text for turn in sample.turns] == ["Who wears jersey #7?", "#10.", "And #8?", ""]
+
+
+def test_a_task_without_a_package_is_understandings() -> None:
+    vlm = TwinExpertVLM(TinyBackbone(), package="counting")
+    question = Conversation([], [], ["Where is the star? Answer with a box."])
+    assert begin(vlm, question).task == "understanding"  # where the template's answer is grounding
+    assert begin(vlm, question, task_of=lambda _: "counting").task == "counting"
+    assert begin(BASE, question).task == "understanding"
+
+
+def test_known_sizes_are_not_read_again() -> None:
+    assert Conversation([b"no picture"], sizes=[(20, 10)]).sizes == [(20, 10)]
 
 
 @pytest.mark.parametrize(
