@@ -86,7 +86,7 @@ def begin(
     conversation: Conversation,
     task: str = "auto",
     task_of: Callable[[str], str] = task_by_instruction,
-    max_new_tokens: int = 160,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     constrain: bool = False,
     **how: Any,
 ) -> Begun:

@@ -192,7 +192,8 @@ def served(vlm: VLM) -> dict[str, str]:
 async def page_events(vlm: VLM, question: Question, sizes: Sequence[tuple[int, int]]) -> AsyncIterator[str]:
     """The answer for the page as JSON lines.
 
-    {"task", "automatic"} first, then {"text", "boxes"} (all of the text so far), and {"done"} or {"error"} at the end.
+    {"task", "automatic"} first, then {"text", "boxes"} (all of the text so far), and at the end {"done", "cut"} (cut:
+    it could have no more tokens) or {"error"}.
     """
     told, ended = -1, False
     while not ended:
@@ -204,7 +205,8 @@ async def page_events(vlm: VLM, question: Question, sizes: Sequence[tuple[int, i
         if begun is not None and (written := len(begun.writing.tokens)) > told:
             told, text = written, said(vlm, begun.writing.tokens[:written])
             yield json.dumps({"text": text, "boxes": found_boxes(vlm, text, sizes)}) + "\n"
-    yield json.dumps({"error": question.error} if question.error else {"done": True}) + "\n"
+    cut = question.begun is not None and question.begun.writing.ended == "length"
+    yield json.dumps({"error": question.error} if question.error else {"done": True, "cut": cut}) + "\n"
 
 
 async def chat_events(reply: Reply, question: Question, asked: Chat) -> AsyncIterator[str]:
