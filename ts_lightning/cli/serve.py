@@ -46,5 +46,5 @@ def serve(
         if engine == "vllm":
             server = started_vllm(vlm, Path(stack.enter_context(TemporaryDirectory())))
             stack.callback(server.close)
-        print(f"http://{host}:{port}", flush=True)
+        print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
         run(make_app(vlm, title, vlm.router, [host, *name], batch, server), host, port)

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import re
 import secrets
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -10,17 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ts_lightning.grounding.answer import read_answer
 from ts_lightning.models.generate import Sampler, greedy
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.log_probs import tempered
 from ts_lightning.rl.sampling import pick
-from ts_lightning.serve.asked import MAX_IMAGES, MAX_TEXT, MAX_TEXTS, read_json, read_list, read_text
-from ts_lightning.serve.conversation import said
+from ts_lightning.serve.asked import MAX_IMAGES, MAX_TEXT, MAX_TEXTS, read_flag, read_json, read_list, read_text
+from ts_lightning.serve.conversation import MAX_NEW_TOKENS, said
 from ts_lightning.serve.line import Begun
 
-MAX_TOP, MAX_NEW_TOKENS = 20, 256
+MAX_TOP = 20
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+_BYTE_OF = {letter: byte for byte, letter in bytes_to_unicode().items()}  # what byte-level tokenizers write for it
 # What changes nothing where it has these values, and can't be done where it has others.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -83,7 +87,8 @@ def read_chat(body: bytes, models: Collection[str]) -> Chat:
         raise ValueError(f"messages: seen {len(texts)}, expected the user's and the model's in turn, the user's last")
     if (characters := sum(map(len, texts))) > MAX_TEXT:
         raise ValueError(f"messages: seen {characters} characters, expected at most {MAX_TEXT}")
-    limit = asked.get("max_completion_tokens") or asked.get("max_tokens") or MAX_NEW_TOKENS
+    limits = [asked.get(name) for name in ("max_completion_tokens", "max_tokens")]
+    limit = next((one for one in limits if one is not None), MAX_NEW_TOKENS)
     temperature = _number(asked, "temperature", 0, 0, 2)
     top_p = _number(asked, "top_p", 1, 0, 1)
     seed = asked.get("seed")
@@ -91,20 +96,22 @@ def read_chat(body: bytes, models: Collection[str]) -> Chat:
         raise ValueError(f"seed: seen {str(seed)[:40]}, expected a whole number from 0 to 2^63")
     if type(limit) is not int or limit < 1:
         raise ValueError(f"max_tokens: seen {str(limit)[:40]}, expected a whole number from 1")
-    top = asked.get("top_logprobs") or 0
+    top = 0 if asked.get("top_logprobs") is None else asked["top_logprobs"]
     if type(top) is not int or not 0 <= top <= MAX_TOP:
         raise ValueError(f"top_logprobs: seen {str(top)[:40]}, expected a whole number from 0 to {MAX_TOP}")
-    options = asked.get("stream_options") or {}
+    options = {} if asked.get("stream_options") is None else asked["stream_options"]
+    if not isinstance(options, dict):
+        raise ValueError(f"stream_options: seen {type(options).__name__}, expected an object")
     return Chat(
         model,
         images,
         texts,
         limit,
         Drawing(temperature, top_p, secrets.randbits(62) if seed is None else seed) if temperature else greedy,
-        top if asked.get("logprobs") else None,
-        bool(asked.get("stream")),
-        isinstance(options, dict) and bool(options.get("include_usage")),
-        bool(asked.get("constrain")),
+        top if read_flag(asked, "logprobs") else None,
+        read_flag(asked, "stream"),
+        read_flag(options, "include_usage"),
+        read_flag(asked, "constrain"),
     )
 
 
@@ -241,8 +248,23 @@ class Reply:
         ]
 
     def _token(self, token: int, logp: float) -> dict[str, Any]:
-        text = self.vlm.tokenizer.decode([token], skip_special_tokens=False)
-        return {"token": text, "logprob": max(logp, -9999.0), "bytes": list(text.encode())}
+        data = token_bytes(self.vlm.tokenizer, token)
+        return {"token": data.decode(errors="replace"), "logprob": max(logp, -9999.0), "bytes": list(data)}
+
+
+def token_bytes(tokenizer: Any, token: int) -> bytes:
+    """What a token adds to a text, as UTF-8; it may be a part of a character."""
+    raw = tokenizer.convert_ids_to_tokens(token)
+    if raw is None:  # an id beyond the tokenizer's
+        return b""
+    if match := _BYTE.fullmatch(raw):
+        return bytes.fromhex(match[1])
+    if "\u2581" in raw:  # SentencePiece's blank, which decode() would strip
+        return bytes(raw.replace("\u2581", " ").encode())
+    text = str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    if "\ufffd" in text and _BYTE_OF.keys() >= set(raw):
+        return bytes(_BYTE_OF[letter] for letter in raw)
+    return text.encode()
 
 
 def error_of(status: int, line: str) -> dict[str, Any]:

@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from ts_lightning.models.continuous import ROWS, Batch
+from ts_lightning.models.continuous import FAULT, ROWS, Batch
 from ts_lightning.models.encode import UNDERSTANDING
 from ts_lightning.models.lora import LoRAVLM
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.vllm_server import VLLMServer
 from ts_lightning.serve.asked import read_asked
 from ts_lightning.serve.conversation import Conversation, begin, found_boxes, said, task_by_instruction
-from ts_lightning.serve.guard import Guard, Refused, read_body, refusal
-from ts_lightning.serve.line import FAULT, Begun, Line, LineFull, Question, answer_together
+from ts_lightning.serve.guard import PROTOCOL, Guard, Refused, read_body, refusal
+from ts_lightning.serve.line import AWAY, Begun, Line, LineFull, Question, answer_together
 from ts_lightning.serve.metrics import Counted, Metrics
 from ts_lightning.serve.openai import Chat, Reply, UnknownModel, error_of, models_of, read_chat
 from ts_lightning.serve.pictures import MAX_BYTES, Picture, Pictures, check_picture
@@ -152,9 +153,7 @@ def make_app(
 
     async def static(request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in FILES:
-            return refusal(f"/{name}", 404, f"seen /{name[:80]}, expected the page")
-        return FileResponse(STATIC / FILES[name])
+        return FileResponse(STATIC / FILES[name]) if name in FILES else await _nothing(request)
 
     @asynccontextmanager
     async def working(app: Starlette) -> AsyncIterator[None]:
@@ -171,10 +170,11 @@ def make_app(
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/models", list_models),
         Route("/v1/models/{name:path}", one_model),
+        Route(f"{PROTOCOL}{{name:path}}", _nothing, methods=["GET", "POST", "DELETE"]),
         Route("/metrics", count),
         Route("/{name:path}", static),
     ]
-    handlers: dict[Any, Any] = {ValueError: _bad, Refused: _refused, ClientDisconnect: _gone}
+    handlers: dict[Any, Any] = {ValueError: _bad, Refused: _refused, ClientDisconnect: _gone, HTTPException: _wrong}
     counted = Middleware(Counted, metrics=metrics, paths=["/", *(route.path for route in routes[:-1])])
     middleware = [counted, Middleware(Guard, hosts=hosts)]
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=working)
@@ -249,12 +249,22 @@ def _visitor(request: Request) -> str:
 
 
 def _status(question: Question) -> int:
-    return 500 if question.error.startswith(FAULT) else 400
+    return {AWAY: 503, FAULT: 500}.get(question.error.partition(" (")[0], 400)
 
 
 async def _bad(request: Request, error: Exception) -> Response:
     status = 404 if isinstance(error, UnknownModel) else 400
     return refusal(request.url.path, status, " ".join(str(error).split()))
+
+
+async def _nothing(request: Request) -> Response:
+    path = request.url.path
+    return refusal(path, 404, f"seen {request.method} {path[:80]}, expected a route of this server")
+
+
+async def _wrong(request: Request, error: HTTPException) -> Response:
+    line = f"seen {request.method} {request.url.path[:80]}, expected another method"
+    return refusal(request.url.path, error.status_code, line, dict(error.headers or {}))
 
 
 async def _refused(request: Request, error: Refused) -> Response:

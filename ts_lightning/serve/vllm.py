@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from ts_lightning.models.continuous import Likely, Writing
+from ts_lightning.models.continuous import FAULT, Likely, Writing
 from ts_lightning.models.generate import banned_tokens, greedy
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.handover import model_of
 from ts_lightning.rl.vllm_engine import UNLIKELY, prompts_of
-from ts_lightning.rl.vllm_server import Prompt, Said, VLLMServer
+from ts_lightning.rl.vllm_server import Prompt, Refused, Said, ServerError, VLLMServer
+from ts_lightning.serve.line import AWAY
 from ts_lightning.serve.openai import Drawing
 
 POLL_S = 0.05
@@ -53,7 +54,7 @@ class VLLMBatch:
         for future in done:
             one = self._writing.pop(future)
             if error := future.exception():
-                one.ended = one.ended or f"vLLM: {' '.join(str(error).split())}"
+                one.ended = one.ended or _line(error)
             elif not one.ended:
                 ((said,),) = future.result()
                 tokens = [token for token in said.token_ids if token != self.vlm.tokenizer.eos_token_id]
@@ -87,3 +88,11 @@ class VLLMBatch:
             **({} if drawing is None else {"top_p": drawing.top_p, "seed": drawing.seed}),
         }
         return self.server.generate([prompt], sampling, model)
+
+
+def _line(error: BaseException) -> str:
+    """How an answer ends by this: the question's fault, vLLM's, or ours."""
+    line = " ".join(str(error).split())
+    if isinstance(error, ValueError) or (isinstance(error, Refused) and error.status < 500):
+        return line
+    return f"{AWAY} ({line})" if isinstance(error, ServerError) else f"{FAULT} ({type(error).__name__})"

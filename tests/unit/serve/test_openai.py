@@ -15,7 +15,7 @@ from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.pipelines.toy_world.render import jpeg, render
 from ts_lightning.pipelines.toy_world.scene import sample_scene
 from ts_lightning.runs.ask import ask
-from ts_lightning.serve.openai import Drawing, UnknownModel, boxes_of, read_chat
+from ts_lightning.serve.openai import Drawing, UnknownModel, boxes_of, read_chat, token_bytes
 from ts_lightning.serve.server import make_app, served
 
 PICTURE = jpeg(render(sample_scene(11)))
@@ -25,6 +25,7 @@ GOOD: dict[str, Any] = {"model": "base", "messages": [{"role": "user", "content"
 WITH_PICTURE = [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": URL}}]
 CHAT = "/v1/chat/completions"
 TWINS = TwinExpertVLM(TinyBackbone()).eval()
+UNSERVED = ("completions", "responses", "embeddings", "models")
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,22 @@ def test_log_probabilities_and_seeds(client: TestClient) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_tokens_keep_their_blank_and_parts_of_characters_their_bytes() -> None:
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    def tokenizer(words: list[str], decoder: decoders.Decoder) -> PreTrainedTokenizerFast:
+        made = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+        made.decoder = decoder
+        return PreTrainedTokenizerFast(tokenizer_object=made)
+
+    blank = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Strip(" ", 1, 0)])
+    pieces = tokenizer(["\u2581the", "<0xE2>", "e"], blank)
+    assert [token_bytes(pieces, i) for i in range(4)] == [b" the", b"\xe2", b"e", b""]
+    letters = tokenizer(["\u0120the", "\u00e2\u0122", "\u00c3\u00a9"], decoders.ByteLevel())  # " the", e2 80, "\u00e9"
+    assert [token_bytes(letters, i) for i in range(3)] == [b" the", b"\xe2\x80", b"\xc3\xa9"]
+
+
 def test_a_nucleus_of_one_token_is_greedy() -> None:
     import torch
 
@@ -104,6 +121,14 @@ def test_a_nucleus_of_one_token_is_greedy() -> None:
         ({"temperature": 3}, "temperature: seen 3, expected a number from 0 to 2"),
         ({"temperature": True}, "temperature: seen True"),
         ({"max_tokens": 0.5}, "max_tokens: seen 0.5"),
+        ({"max_tokens": 0}, "max_tokens: seen 0, expected a whole number from 1"),
+        ({"max_completion_tokens": 0, "max_tokens": 5}, "max_tokens: seen 0"),
+        ({"stream": "false"}, "stream: seen 'false', expected true or false"),
+        ({"logprobs": 1}, "logprobs: seen '1', expected true or false"),
+        ({"constrain": "no"}, "constrain: seen 'no'"),
+        ({"stream_options": []}, "stream_options: seen list, expected an object"),
+        ({"stream_options": {"include_usage": 1}}, "include_usage: seen '1'"),
+        ({"logprobs": True, "top_logprobs": ""}, "top_logprobs: seen "),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs: seen 21"),
         ({"seed": -1}, "seed: seen -1"),
         ({"best_of": 3}, "best_of: seen in the request"),
@@ -147,6 +172,8 @@ def test_errors_have_the_shape_whoever_finds_them(client: TestClient) -> None:
         (client.get("/v1/models", headers={"Host": "evil.example"}), 403, "Host"),
         (client.get("/v1/none"), 404, "/v1/none"),
         (client.get("/v1/models/gpt"), 404, "gpt"),
+        *((client.post(f"/v1/{name}", json={}), 404, f"seen POST /v1/{name}") for name in UNSERVED),
+        (client.put("/v1/chat/completions", json={}), 405, "seen PUT /v1/chat/completions"),
     ]
     for response, status, said in found:
         assert response.status_code == status

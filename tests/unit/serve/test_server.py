@@ -10,21 +10,23 @@ import pytest
 pytest.importorskip("starlette", reason="starlette is not installed")
 from starlette.testclient import TestClient
 
-from ts_lightning.models import PlainVLM
+from ts_lightning.cli.serve import serve
+from ts_lightning.models import PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.models.continuous import Writing
 from ts_lightning.pipelines.toy_world.render import jpeg, render
 from ts_lightning.pipelines.toy_world.scene import sample_scene
-from ts_lightning.serve.line import Line, Question
+from ts_lightning.serve.line import Begun, Line, Question
 from ts_lightning.serve.server import Answer, make_app, page_events
 
 PICTURE = jpeg(render(sample_scene(11)))
+VLM = PlainVLM(TinyBackbone(), train=[]).eval()
 RAW = {"Content-Type": "application/octet-stream"}
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
-    app = make_app(PlainVLM(TinyBackbone(), train=[]).eval(), "tiny", hosts=["My.machine"])
-    with TestClient(app, base_url="http://127.0.0.1:7860") as opened:
+    with TestClient(make_app(VLM, "tiny", hosts=["My.machine"]), base_url="http://127.0.0.1:7860") as opened:
         yield opened
 
 
@@ -45,8 +47,54 @@ def test_the_server_refuses_in_one_line_and_lives_on(client: TestClient) -> None
     assert client.post("/api/ask", content=b"{", headers={"Content-Type": "application/json"}).status_code == 400
     assert client.get("/../server.py").status_code == 404
     assert client.get("/api/ask").status_code == 404  # a file by that name, and there is none
-    assert '{"done": true}' in client.post("/api/ask", json=ask).text
-    assert "seen #2, expected no region" in client.post("/api/ask", json=ask | {"texts": ["And #2?"]}).text
+    assert '{"done": true, "cut": ' in client.post("/api/ask", json=ask).text
+    region = {"image": 0, "points": [[0.1, 0.1], [0.5, 0.5]]}
+    wrong = ask | {"regions": [region], "texts": ["And #2?"]}
+    assert "seen #2, expected #1 to #1" in client.post("/api/ask", json=wrong).text
+    response = client.post("/metrics")
+    assert (response.status_code, response.json()["error"]) == (405, "seen POST /metrics, expected another method")
+
+
+def test_the_page_is_told_which_tasks_there_are(client: TestClient) -> None:
+    assert client.get("/api/model").json()["skills"] == []
+    ask = {"images": [], "regions": [], "texts": ["How many?"], "task": "counting"}
+    assert "expected one of auto, understanding" in client.post("/api/ask", json=ask).text
+    counting = TwinExpertVLM(TinyBackbone(), package="counting").eval()
+    with TestClient(make_app(counting, "tiny"), base_url="http://127.0.0.1:7860") as other:
+        assert other.get("/api/model").json()["skills"] == ["counting"]
+        assert other.post("/api/ask", json=ask).text.startswith('{"task": "counting", "automatic": false}')
+
+
+def test_a_stored_picture_is_not_opened_while_others_are_answered(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(data: bytes) -> tuple[int, int]:
+        raise AssertionError("opened")
+
+    name = upload(client)
+    monkeypatch.setattr("ts_lightning.serve.conversation.image_size", read)
+    ask = {"images": [name] * 2, "regions": [], "texts": ["How many objects are there?"], "task": "auto"}
+    assert '{"done": true' in client.post("/api/ask", json=ask).text
+
+
+def test_an_answer_that_is_cut_says_so() -> None:
+    async def last(ended: str) -> str:
+        question = Question(lambda: Begun("understanding", True, {}, Writing(1)))
+        question.begun = Begun("understanding", True, {}, Writing(1, tokens=[100], ended=ended))
+        question.end()
+        return [event async for event in page_events(VLM, question, [])][-1]
+
+    assert asyncio.run(last("length")) == '{"done": true, "cut": true}\n'
+    assert asyncio.run(last("stop")) == '{"done": true, "cut": false}\n'
+
+
+@pytest.mark.parametrize(("host", "address"), [("127.0.0.1", "http://127.0.0.1:7860"), ("::1", "http://[::1]:7860")])
+def test_the_address_of_the_page_can_be_opened(
+    host: str, address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ts_lightning.serve.guard.run", lambda *_: None)
+    serve(host=host)
+    assert capsys.readouterr().out.split() == [address]
 
 
 @pytest.mark.parametrize("data", [PICTURE[:300], b"no picture", b""])

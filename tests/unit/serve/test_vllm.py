@@ -13,7 +13,7 @@ from ts_lightning.data.collate import collate
 from ts_lightning.models import TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.continuous import Writing
-from ts_lightning.rl.vllm_server import Prompt, Said, ServerError
+from ts_lightning.rl.vllm_server import Prompt, Refused, Said, ServerError
 from ts_lightning.runs.ask import sample_of
 from ts_lightning.serve.openai import Drawing
 from ts_lightning.serve.server import make_app
@@ -62,7 +62,7 @@ def test_answers_come_by_the_path_of_their_task_and_who_left_is_forgotten() -> N
     assert written[2].tokens == []
     assert "constrain: can't be had" in written[3].ended
     assert "top_logprobs: seen 2" in written[4].ended
-    assert written[5].ended == "vLLM: vLLM is gone"
+    assert written[5].ended == "the server that writes the answers is away (vLLM is gone)"
     sent = {
         sampling["temperature"]: (model, sampling.get("seed")) for model, sampling in server.asked if model != "base"
     }
@@ -80,3 +80,18 @@ def test_the_web_application_asks_the_server() -> None:
         assert len(server.asked) == 1
         refused = client.post("/v1/chat/completions", json=body | {"constrain": True})
         assert (refused.status_code, len(server.asked)) == (400, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ServerError("gone"), 503), (Refused(503, "busy"), 503), (Refused(400, "too long"), 400), (KeyError("x"), 500)],
+    ids=str,
+)
+def test_whose_fault_it_is_says_the_status(error: Exception, status: int) -> None:
+    class Failing:
+        def generate(self, *_: Any) -> list[list[Said]]:
+            raise error
+
+    with TestClient(make_app(TWINS, "tiny", server=Failing()), base_url="http://127.0.0.1:7860") as client:  # type: ignore[arg-type]
+        body = {"model": "base", "messages": [{"role": "user", "content": "hi"}]}
+        assert client.post("/v1/chat/completions", json=body).status_code == status
