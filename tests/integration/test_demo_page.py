@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from ts_lightning.models import PlainVLM, TwinExpertVLM
@@ -18,6 +19,7 @@ from ts_lightning.pipelines.toy_world.new_objects import FIRST_SEED, KINDS, samp
 from ts_lightning.pipelines.toy_world.render import render
 from ts_lightning.pipelines.toy_world.scene import Scene, sample_scene
 from ts_lightning.runs.load import load
+from ts_lightning.serve.line import Begun
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -165,7 +167,7 @@ def test_point_drag_polygon_and_ask(page: "playwright.Page", url: tuple[str, str
     page.fill("#question", "What is in #3?")
     page.press("#question", "Enter")
     page.wait_for_selector("#message:visible")
-    assert "seen #3, expected #1 to #2" in ask_refused.inner_text()
+    assert "seen #3, which was removed" in ask_refused.inner_text()
     assert page.input_value("#question") == "What is in #3?"  # nothing typed is lost
     page.click("#clear")
     assert page.locator("#turns li.model").count() == 0
@@ -244,6 +246,125 @@ def test_the_badge_names_the_path(page: "playwright.Page", url: tuple[str, str])
     page.select_option("#task", "grounding")
     assert "grounding (forced)" in ask(page, f"What color is the {name}? Answer step by step with boxes.")
     shoot(page, "steps")
+
+
+def slowly(monkeypatch: pytest.MonkeyPatch, seconds: float, tokens: int = 256) -> None:
+    """The server says one word again and again, a token in so many seconds."""
+    from ts_lightning.serve import server
+
+    begin = server.begin
+
+    def begun(*given: object, **how: object) -> Begun:
+        made = begin(*given, **how)
+        made.writing.sampler = lambda logits_BV, rows_B: time.sleep(seconds) or torch.tensor([100])
+        made.writing.max_new_tokens = tokens
+        return made
+
+    monkeypatch.setattr(server, "begin", begun)
+
+
+def test_a_removed_region_keeps_its_number(page: "playwright.Page", url: tuple[str, str]) -> None:
+    add(page, picture())
+    drag(page, 0.1, 0.1, 0.4, 0.4)
+    page.keyboard.press("Escape")  # no question has had it: its number is free
+    drag(page, 0.1, 0.1, 0.4, 0.4)
+    drag(page, 0.5, 0.5, 0.9, 0.9)
+    chips = page.locator("#regions .chip")
+    ask(page, "What is in #2?")
+    chips.first.locator("button").last.click()
+    assert page.evaluate("document.activeElement.id") == "question"
+    with page.expect_request("**/api/ask") as sent:
+        ask(page, "And its color?", turns=2)
+    assert [region["points"][0][0] for region in sent.value.post_data_json["regions"]] == pytest.approx(
+        [0.1, 0.5], abs=0.01
+    )
+    assert page.locator("#message").is_hidden()
+    drag(page, 0.2, 0.6, 0.4, 0.8)
+    assert [chip.split("\n")[0] for chip in chips.all_inner_texts()] == ["#2 box", "#3 box"]
+    page.fill("#question", "What is in #1?")
+    page.press("#question", "Enter")
+    assert "seen #1, which was removed" in page.locator("#message").inner_text()
+    assert page.locator("#turns li.user").count() == 2
+
+
+def test_a_new_conversation_ends_the_answer(
+    page: "playwright.Page", url: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if url[0] != "twist":
+        pytest.skip("one model is enough")
+    add(page, picture())
+    with monkeypatch.context() as slow:
+        slowly(slow, 0.05)
+        page.fill("#question", "What color is it?")
+        page.press("#question", "Enter")
+        page.wait_for_function("document.querySelector('#turns li.model').textContent.length > 40")
+    page.click("#clear")
+    assert page.locator("#turns li.empty").is_visible()
+    page.fill("#question", "typed meanwhile")
+    page.wait_for_timeout(500)
+    assert page.input_value("#question") == "typed meanwhile"
+    assert page.locator("#turns li:not(.empty)").count() == 0
+    assert page.locator("#message").is_hidden()
+    with page.expect_request("**/api/ask") as sent:
+        ask(page, "How many objects are there?")
+    assert (sent.value.post_data_json["texts"], sent.value.post_data_json["images"]) == (
+        ["How many objects are there?"],
+        [],
+    )
+    assert page.locator("#turns li:not(.empty)").count() == 2
+
+
+def test_what_has_the_focus_keeps_it_while_an_answer_comes(
+    page: "playwright.Page", url: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if url[0] != "twist":
+        pytest.skip("one model is enough")
+    add(page, picture(), picture(12))
+    page.wait_for_selector("#thumbs button:nth-child(2)")
+    slowly(monkeypatch, 0.02, 40)
+    page.fill("#question", "What color is it?")
+    page.press("#question", "Enter")
+    page.locator("#thumbs button").first.click()
+    assert page.locator("#turns").get_attribute("aria-busy") == "true"
+    page.wait_for_selector("#turns .cut:has-text('cut off')")
+    assert page.locator("#turns").get_attribute("aria-busy") == "false"
+    assert page.evaluate("document.activeElement.title") == "picture 1"
+    assert page.locator("#thumbs button").first.get_attribute("aria-pressed") == "true"
+
+
+def test_marks_stand_behind_letters_of_two_units_and_nothing_is_said_so(
+    page: "playwright.Page", url: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if url[0] != "twist":
+        pytest.skip("one model is enough")
+    add(page, picture())
+    monkeypatch.setattr("ts_lightning.serve.server.said", lambda *_: "\U0001f600\U0001f600 star [[10,10,40,40]].")
+    ask(page, "Where is the star?")
+    assert page.locator("#turns mark").inner_text() == "[[10,10,40,40]]"
+    monkeypatch.setattr("ts_lightning.serve.server.said", lambda *_: "")
+    assert "(no answer)" in ask(page, "And now?", turns=2)
+
+
+def test_keys_of_an_input_method_neither_ask_nor_remove(page: "playwright.Page", url: tuple[str, str]) -> None:
+    add(page, picture())
+    drag(page, 0.1, 0.1, 0.4, 0.4)
+    page.fill("#question", "What is it?")
+    for key in ("Enter", "Escape"):
+        event = f"new KeyboardEvent('keydown', {{ key: '{key}', isComposing: true, bubbles: true }})"
+        page.evaluate(f"document.getElementById('question').dispatchEvent({event})")
+    assert page.locator("#turns li.user").count() == 0
+    assert page.locator("#regions .chip").count() == 1
+
+
+def test_the_packages_of_a_model_can_be_chosen(browser: "playwright.Browser") -> None:
+    address, server = serve(TwinExpertVLM(TinyBackbone(), package="counting").eval())
+    page = browser.new_page()
+    page.goto(address)
+    page.select_option("#task", "counting")
+    assert page.locator("#task option").all_inner_texts() == ["automatic", "understanding", "counting"]
+    assert "counting (forced)" in ask(page, "How many stars are there?")
+    page.close()
+    server.should_exit = True
 
 
 def test_a_box_is_asked_for_and_finished(page: "playwright.Page", url: tuple[str, str]) -> None:

@@ -9,7 +9,8 @@ let maxBytes = Infinity;
 const canvas = new RegionCanvas($("canvas"), addRegion);
 
 function fresh() {
-  return { pictures: [], shown: 0, regions: [], turns: [], busy: false };
+  // sent: how many regions a question has had; their numbers are theirs for the whole conversation
+  return { pictures: [], shown: 0, regions: [], sent: 0, turns: [], busy: false, stop: new AbortController() };
 }
 
 async function start() {
@@ -20,8 +21,9 @@ async function start() {
     button.hidden = !model.kinds.includes(button.dataset.kind);
     button.onclick = () => pick(button.dataset.kind);
   }
+  $("task").append(...model.skills.map((skill) => new Option(skill, skill)));
   pick("box");
-  render();
+  draw();
 }
 
 function pick(kind) {
@@ -39,10 +41,12 @@ function say(text) {
 }
 
 async function addFiles(files) {
+  const mine = state;
   say("");
   for (const file of files) {
     try {
-      if (file.size > maxBytes) throw new Error(`seen ${Math.ceil(file.size / 2 ** 20)} MB, expected at most ${maxBytes / 2 ** 20} MB`);
+      const megabytes = Math.ceil(file.size / 2 ** 20);
+      if (file.size > maxBytes) throw new Error(`seen ${megabytes} MB, expected at most ${maxBytes / 2 ** 20} MB`);
       const headers = { "Content-Type": "application/octet-stream" };
       const answer = await fetch("api/image", { method: "POST", headers, body: file });
       const picture = await answer.json();
@@ -50,64 +54,87 @@ async function addFiles(files) {
       const image = new Image();
       image.src = URL.createObjectURL(file);
       await image.decode();
+      if (state !== mine) return URL.revokeObjectURL(image.src);
       state.pictures.push({ ...picture, image });
       state.shown = state.pictures.length - 1;
     } catch (error) {
+      if (state !== mine) return;
       say(`${file.name}: ${error.message}`);
     }
   }
-  render();
+  listPictures();
+  listRegions(); // which say their picture where there are several
+  draw();
 }
 
 function addRegion(points) {
-  state.regions.push({ image: state.shown, points });
-  render();
+  state.regions.push({ image: state.shown, points, removed: false });
+  listRegions();
+  draw();
 }
 
+// Earlier questions still name it: only a number that no question has had is given again.
 function removeRegion(index) {
-  state.regions.splice(index, 1);
-  render();
+  state.regions[index].removed = true;
+  while (state.regions.length > state.sent && state.regions.at(-1).removed) state.regions.pop();
+  listRegions();
+  draw();
 }
 
 async function ask() {
+  const mine = state; // "New conversation" puts another in its place, also while this one waits
   const question = $("question").value.trim();
-  if (state.busy) return;
+  if (mine.busy) return;
   if (!question) return say("Write a question first.");
+  const removed = [...question.matchAll(/#(\d{1,3})\b/g)].find(([, number]) => mine.regions[number - 1]?.removed);
+  if (removed) return say(`question: seen ${removed[0]}, which was removed; expected a region below the picture`);
   say("");
   const user = { role: "user", text: question };
-  const reply = { role: "model", text: "", boxes: [], badge: null };
-  state.turns.push(user, reply);
-  state.busy = true;
+  const reply = { role: "model", text: "", boxes: [], badge: null, done: false, cut: false };
+  const bubbles = [user, reply].map(bubble);
+  mine.turns.push(user, reply);
+  mine.sent = mine.regions.length;
+  mine.busy = true;
   $("question").value = "";
-  render();
+  $("turns").append(...bubbles);
+  draw();
   try {
     const response = await fetch("api/ask", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({
-        images: state.pictures.map((picture) => picture.id),
-        regions: state.regions,
-        texts: state.turns.slice(0, -1).map((turn) => turn.text),
+        images: mine.pictures.map((picture) => picture.id),
+        regions: mine.regions.map(({ image, points }) => ({ image, points })),
+        texts: mine.turns.slice(0, -1).map((turn) => turn.text),
         task: $("task").value,
         constrain: $("constrain").checked,
       }),
+      signal: mine.stop.signal,
     });
     if (!response.ok) throw new Error((await response.json()).error);
     for await (const event of events(response.body)) {
+      if (state !== mine) return;
       if (event.error) throw new Error(event.error);
       if (event.task) reply.badge = { task: event.task, automatic: event.automatic };
-      if (event.text !== undefined) Object.assign(reply, { text: event.text, boxes: event.boxes });
-      if (event.boxes && event.boxes.length) state.shown = event.boxes[event.boxes.length - 1].image;
-      render();
+      if (event.text !== undefined) {
+        if (event.boxes.length > reply.boxes.length) mine.shown = event.boxes.at(-1).image;
+        Object.assign(reply, { text: event.text, boxes: event.boxes });
+      }
+      if (event.done) Object.assign(reply, { done: true, cut: event.cut });
+      fill(bubbles[1], reply);
+      draw();
     }
   } catch (error) {
-    state.turns.splice(-2, 2); // the question goes back to where it was written
-    $("question").value = question;
+    if (state !== mine) return;
+    mine.turns = mine.turns.filter((turn) => turn !== user && turn !== reply);
+    for (const made of bubbles) made.remove();
+    if (!$("question").value) $("question").value = question; // back to where it was written
     say(error.message);
   }
-  state.busy = false;
-  render();
-  $("question").focus();
+  if (state !== mine) return;
+  mine.busy = false;
+  draw();
+  if (document.activeElement === document.body) $("question").focus(); // the button that had it is no longer one
 }
 
 async function* events(body) {
@@ -122,19 +149,29 @@ async function* events(body) {
   }
 }
 
-function render() {
+// What changes while an answer comes. Nothing that can have the focus is made anew.
+function draw() {
   const picture = state.pictures[state.shown] || null;
-  const last = state.turns[state.turns.length - 1];
+  const boxes = state.turns.at(-1)?.boxes || [];
   const here = (region) => region.image === state.shown;
-  const numbered = state.regions.map((region, i) => ({ ...region, number: i + 1 }));
-  canvas.show(picture, numbered.filter(here), last && last.boxes ? labelled(last.boxes).filter(here) : []);
+  canvas.show(picture, regions().filter(here), labelled(boxes).filter(here));
   $("drop").hidden = Boolean(picture);
   $("send").disabled = $("box").disabled = state.busy;
-  $("thumbs").replaceChildren(...(state.pictures.length > 1 ? state.pictures.map(thumb) : []));
-  $("regions").replaceChildren(...numbered.map(chip));
-  const empty = element("li", "empty", "Add a picture, point at things, and ask. Region numbers such as #1 can stand in the question.");
-  $("turns").replaceChildren(...(state.turns.length ? state.turns.map(bubble) : [empty]));
+  [...$("thumbs").children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === state.shown)));
+  $("turns").setAttribute("aria-busy", String(state.busy)); // read aloud when it is whole
   $("turns").scrollTop = $("turns").scrollHeight;
+}
+
+function regions() {
+  return state.regions.map((region, i) => ({ ...region, number: i + 1 })).filter((region) => !region.removed);
+}
+
+function listPictures() {
+  $("thumbs").replaceChildren(...(state.pictures.length > 1 ? state.pictures.map(thumb) : []));
+}
+
+function listRegions() {
+  $("regions").replaceChildren(...regions().map(chip));
 }
 
 // "1", "2" ... where an answer has boxes in several steps; boxes of one place share a label ("1, 2").
@@ -161,16 +198,15 @@ function thumb(picture, index) {
   image.alt = "";
   button.type = "button";
   button.title = `picture ${index + 1}`;
-  button.setAttribute("aria-pressed", String(index === state.shown));
   button.append(image, element("span", "", String(index + 1)));
   button.onclick = () => {
     state.shown = index;
-    render();
+    draw();
   };
   return button;
 }
 
-function chip(region, index) {
+function chip(region) {
   const kind = { 1: "click", 2: "box" }[region.points.length] || "polygon";
   const where = state.pictures.length > 1 ? ` on picture ${region.image + 1}` : "";
   const made = element("span", "chip");
@@ -184,7 +220,10 @@ function chip(region, index) {
   const remove = element("button", "", "\u00d7");
   remove.title = "Remove";
   remove.setAttribute("aria-label", `Remove region ${region.number}`);
-  remove.onclick = () => removeRegion(index);
+  remove.onclick = () => {
+    removeRegion(region.number - 1);
+    $("question").focus();
+  };
   made.append(name, remove);
   return made;
 }
@@ -192,21 +231,29 @@ function chip(region, index) {
 function bubble(turn) {
   if (turn.role === "user") return element("li", "user", turn.text);
   const made = element("li", "model");
+  fill(made, turn);
+  return made;
+}
+
+function fill(made, turn) {
+  const letters = Array.from(turn.text); // boxes count Unicode code points
+  const text = (start, stop) => letters.slice(start, stop).join("");
+  made.replaceChildren();
   let end = 0;
-  for (const box of turn.boxes || []) {
+  for (const box of turn.boxes) {
     if (box.start < end) continue;
-    made.append(turn.text.slice(end, box.start));
-    const mark = element("mark", "", turn.text.slice(box.start, box.end));
+    made.append(text(end, box.start));
+    const mark = element("mark", "", text(box.start, box.end));
     mark.style.borderColor = stepColor(box.step);
     made.append(mark);
     end = box.end;
   }
-  made.append(turn.text.slice(end) || (turn.text ? "" : "\u2026"));
+  made.append(turn.text ? text(end) : turn.done ? "(no answer)" : "\u2026");
+  const cut = turn.cut ? [element("span", "cut", "cut off")] : [];
   if (turn.badge) {
     const how = turn.badge.automatic ? "automatic" : "forced";
-    made.append(element("br", ""), element("span", `badge ${turn.badge.task}`, `${turn.badge.task} (${how})`));
+    made.append(element("br", ""), element("span", `badge ${turn.badge.task}`, `${turn.badge.task} (${how})`), ...cut);
   }
-  return made;
 }
 
 $("ask").onsubmit = (event) => {
@@ -223,13 +270,18 @@ $("file").onchange = () => {
   $("file").value = "";
 };
 $("clear").onclick = () => {
+  state.stop.abort();
   state.pictures.forEach((picture) => URL.revokeObjectURL(picture.image.src));
   state = fresh();
   say("");
-  render();
+  for (const turn of document.querySelectorAll("#turns li:not(.empty)")) turn.remove();
+  listPictures();
+  listRegions();
+  draw();
 };
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !canvas.cancel() && state.regions.length) removeRegion(state.regions.length - 1);
+  if (event.isComposing || event.keyCode === 229) return; // keys of an input method; Safari says it by the number alone
+  if (event.key === "Escape" && !canvas.cancel() && regions().length) removeRegion(regions().at(-1).number - 1);
   if (event.key === "Enter" && !event.shiftKey && event.target === $("question")) {
     event.preventDefault();
     ask();
