@@ -231,11 +231,6 @@ class ShardDataModule(L.LightningDataModule):
         module = getattr(self.trainer, "lightning_module", None)
         prompts, ahead = (bool(getattr(module, name, False)) for name in ("trains_on_prompts", "draws_ahead"))
         accounts = [self._loaded[name][1] for name in self._training]
-        bad_records = accounts[0]
-        if len(accounts) > 1:
-            total = sum(self._loaded[name][0].num_samples for name in self._training)
-            bad_records = BadRecords(total, self.max_bad_fraction)
-            bad_records.add([bad for account in accounts for bad in account.seen.items()], log.debug)
         encode, pad_id = self._encoder()
         pack = None if self.questions_per_row == 1 else self._pack(encode, prompts)
         sources = [
@@ -254,7 +249,7 @@ class ShardDataModule(L.LightningDataModule):
             )
             raise ValueError(f"data.join_rows: seen true for {why}, expected false")
         dealing = {"by_length": not prompts, "joined": self.join_rows, "look_ahead": ahead}
-        loader = TrainLoader(draws, batches, self.num_workers, pad_id, bad_records, **dealing)
+        loader = TrainLoader(draws, batches, self.num_workers, pad_id, accounts, **dealing)
         self._loaders.append(loader)
         return loader
 

@@ -6,7 +6,7 @@ They are no DataLoaders themselves, so Lightning leaves their order alone, and t
 import logging
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -44,19 +44,27 @@ class BadRecords:
             listed = "; ".join(lines) + ("; ..." if len(self.seen) > LISTED else "")
             raise ValueError(f"{len(self.seen)} bad records, expected at most {self.limit} ({self.budget}): {listed}")
 
-    def checked(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch, after its bad records were added."""
-        self.add(batch.pop("bad"))
-        if not batch:
-            last = [f"{where}: {why}" for where, why in self.seen.items()][-1:]
-            raise ValueError(f"bad records: seen none readable beside {last}, expected some")
-        return batch
+
+def checked(batch: dict[str, Any], accounts: Sequence[BadRecords]) -> dict[str, Any]:
+    """The batch, after its bad records were added to the accounts of their sources."""
+    bad = batch.pop("bad")
+    for number, account in enumerate(accounts):
+        account.add(one for source, one in bad if source == number)
+    if not batch:
+        last = [": ".join(one) for _, one in bad[-1:]]
+        raise ValueError(f"bad records: seen none readable beside {last}, expected some")
+    return batch
+
+
+def _bad(rows: list[dict[str, Any]]) -> list[tuple[int, tuple[str, str]]]:
+    """The bad records of rows with the numbers of their sources."""
+    return [(row.get("source", 0), row["bad"]) for row in rows if row["bad"]]
 
 
 def _collate(rows: list[dict[str, Any]], pad_id: int, side: str) -> dict[str, Any]:
     """`collate` plus the lines of bad rows under "bad", which stand alone when a row has no tensors."""
     whole = all("input_ids" in row for row in rows)
-    return (collate(rows, pad_id, side) if whole else {}) | {"bad": [row["bad"] for row in rows if row["bad"]]}
+    return (collate(rows, pad_id, side) if whole else {}) | {"bad": _bad(rows)}
 
 
 def _collate_share(
@@ -64,7 +72,7 @@ def _collate_share(
 ) -> dict[str, Any]:
     """A rank's rows of one global batch as micro-batches (`deal`; `spread` and `join`); `bad` as in `_collate`."""
     rows = [row for draw in draws for row in draw]
-    batch: dict[str, Any] = {"bad": [row["bad"] for row in rows if row["bad"]]}
+    batch: dict[str, Any] = {"bad": _bad(rows)}
     if not all("input_ids" in row for row in rows):
         return batch
     parts = map(join, spread(rows, per_batch)) if joined else deal(rows, per_batch, by_length)
@@ -93,10 +101,10 @@ def lost_worker(error: BaseException) -> str | None:
 
 
 class _Loader:
-    """A stock DataLoader and the account of its bad records."""
+    """A stock DataLoader and the accounts of its sources' bad records."""
 
     def __init__(
-        self, dataset: Dataset, batches: Any, workers: int, ahead: int, collate_fn: Callable, bad: BadRecords
+        self, dataset: Dataset, batches: Any, workers: int, ahead: int, collate_fn: Callable, bad: Sequence[BadRecords]
     ) -> None:
         self.batches = batches
         self.bad_records = bad
@@ -132,7 +140,7 @@ class TrainLoader(_Loader):
         batches: Shares,
         workers: int,
         pad_id: int,
-        bad_records: BadRecords,
+        bad_records: Sequence[BadRecords],
         by_length: bool = True,
         joined: bool = False,
         look_ahead: bool = False,
@@ -151,7 +159,7 @@ class TrainLoader(_Loader):
         return len(self.batches)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        batches = map(self.bad_records.checked, self._loader)
+        batches = (checked(batch, self.bad_records) for batch in self._loader)
         return self._with_next(batches) if self.look_ahead else batches
 
     def _with_next(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -176,11 +184,11 @@ class EvalLoader(_Loader):
     def __init__(
         self, dataset: ShardDataset, batches: EvalBatches, workers: int, pad_id: int, bad_records: BadRecords
     ) -> None:
-        super().__init__(dataset, batches, workers, 2, partial(_collate, pad_id=pad_id, side="left"), bad_records)
+        super().__init__(dataset, batches, workers, 2, partial(_collate, pad_id=pad_id, side="left"), [bad_records])
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self._loader:
-            yield self.bad_records.checked(batch)
+            yield checked(batch, self.bad_records)

@@ -246,7 +246,10 @@ def _bad(shard: ShardIndex, q: int, error: ValueError) -> tuple[str, str]:
 
 
 class Draws(Dataset[list[dict[str, Any]]]):
-    """Training sources one behind the other: draw n is the rows of n % len, which came n // len times before."""
+    """Training sources one behind the other: draw n is the rows of n % len, which came n // len times before.
+
+    Rows have the number of their `source`.
+    """
 
     def __init__(self, sources: Sequence[ShardDataset]) -> None:
         self.sources = sources
@@ -258,7 +261,7 @@ class Draws(Dataset[list[dict[str, Any]]]):
     def __getitem__(self, n: int) -> list[dict[str, Any]]:
         visit, i = divmod(n, len(self))
         source = bisect_right(self.starts, i) - 1
-        return self.sources[source].rows(i - self.starts[source], visit)
+        return [row | {"source": source} for row in self.sources[source].rows(i - self.starts[source], visit)]
 
     def shards(self, rows: np.ndarray) -> list[ShardIndex]:
         """The shards of these rows, in the order in which they first come."""

@@ -45,6 +45,27 @@ def test_bad_records_are_masked_up_to_the_budget(tmp_path, caplog, workers):
     assert set(str(error.value).split("): ")[1].split("; ")) <= set(lines)
 
 
+def test_each_source_of_a_mixture_has_a_budget_of_its_own(tmp_path, caplog):
+    broken = [replace(sample(i), image_bytes=[sample(i).image_bytes[0] + b"broken"]) for i in range(20, 23)]
+    sources = {"good": [sample(i) for i in range(20)], "bad": [*broken, *(sample(i) for i in range(23, 26))]}
+    mix = {}
+    for name, samples in sources.items():
+        write_shards(samples, tmp_path, name)
+        mix[name] = ShardSource(f"{tmp_path}/{name}-*.tar")
+
+    def mixture(share):
+        data = ShardDataModule(
+            mix=mix, global_batch_size=4, micro_batch_size=2, encode=encode, pad_id=0, max_bad_fraction=share
+        )
+        data.setup("fit")
+        return data
+
+    list(mixture(0.5).train_dataloader())
+    assert len(caplog.messages) == 3
+    with pytest.raises(ValueError, match=r"^3 bad records, expected at most 2 \(max_bad_fraction 0.4 of 6\): "):
+        list(mixture(0.4).train_dataloader())  # of all 26 it would be 10
+
+
 def test_invalid_boxes_stop_the_run_before_it_starts(tmp_path, caplog):
     path = write_shards((sample(i) for i in range(12)), tmp_path, "x")[0]
     path.write_bytes(path.read_bytes().replace(b"[0.125, 0.25, 0.5, 1.0]", b"[0.125, 0.25, NaN, 1.0]", 2))

@@ -68,7 +68,7 @@ def test_a_question_that_cannot_be_encoded_leaves_the_others(tmp_path: Path) -> 
     assert sorted(batch["ids"]) == [f"test/{n}" for n in range(8) if n != 5]
     assert sum(int(micro["row_valid"].sum()) for micro in batch["micro_batches"]) == 7
     assert sum(int((micro["step_ids"] >= 0).any(1).sum()) for micro in batch["micro_batches"]) == 7
-    assert [why for why in loader.bad_records.seen.values()] == ["seen 9000 tokens, expected at most 2048"]
+    assert [*loader.bad_records[0].seen.values()] == ["seen 9000 tokens, expected at most 2048"]
 
 
 def test_what_can_not_share_rows_is_refused(tmp_path: Path) -> None:
