@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import product
 
-from ts_lightning.data.remote import fetch, is_url
+from ts_lightning.data.remote import fetch, is_url, without_secrets
 
 MAX_PATTERNS = 1_000_000  # shards that one {000..999} may stand for
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -23,7 +23,7 @@ def expand(paths: Paths) -> list[str]:
         if is_url(pattern):
             files += (found := fetch(pattern))
             if not found:
-                raise ValueError(f"{pattern}: seen no such shard, expected at least one .tar file")
+                raise ValueError(f"{without_secrets(pattern)}: seen no such shard, expected at least one .tar file")
             continue
         found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
         found = [f for f in found if os.path.isfile(f)]

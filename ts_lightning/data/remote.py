@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,6 +21,9 @@ PROTOCOLS = ("file", "memory", "http", "https", "s3", "gs", "gcs", "az", "abfs",
 CACHE_VARIABLE, LIMIT_VARIABLE = "TS_LIGHTNING_CACHE", "TS_LIGHTNING_CACHE_BYTES"
 CACHE_BYTES = 200 << 30  # of tars that the cache keeps where the variable does not say
 FETCHERS = 2  # threads of a rank that fetch ahead
+PAUSES = (1.0, 5.0, 20.0)  # seconds before a shard that did not come is asked for again
+VERSIONS = ("ETag", "etag", "mtime", "LastModified", "created")  # by which the sources' libraries tell a changed file
+VERSIONS += ("Last-Modified", "last_modified", "Content-MD5", "blob_id")
 
 
 def is_url(pattern: str) -> bool:
@@ -36,7 +41,8 @@ def fetch(pattern: str) -> list[str]:
     """
     protocol = pattern.split("://")[0]
     if protocol not in PROTOCOLS or "::" in pattern:
-        raise ValueError(f"{pattern}: seen {pattern.split(':')[0]!r}, expected one of {', '.join(PROTOCOLS)} or a path")
+        seen = f"{without_secrets(pattern)}: seen {pattern.split(':')[0]!r}"
+        raise ValueError(f"{seen}, expected one of {', '.join(PROTOCOLS)} or a path")
     if protocol == "file":
         path = pattern.removeprefix("file://")
         return [name for name in (sorted(glob(path)) if any(c in path for c in "*?[") else [path]) if isfile(name)]
@@ -45,7 +51,13 @@ def fetch(pattern: str) -> list[str]:
         names = sorted(files.glob(path)) if any(c in path for c in "*?[") else [path]
         return [_place(files, str(name)) for name in names]
     except Exception as error:  # every protocol's library raises its own
-        raise _unreadable(pattern, error) from None
+        raise ValueError(_unreadable(pattern, error)) from None
+
+
+def without_secrets(text: str) -> str:
+    """The text with its URLs without user, password and query (a signature), as logs, cards and file names have it."""
+    text = re.sub(r"(?<=://)[^/?\s]*@", "", text)
+    return re.sub(r"(https?://[^?\s'\"]*)\?[^\s'\")]*[^\s'\"),:]", r"\1", text)
 
 
 def is_remote(path: str) -> bool:
@@ -56,7 +68,8 @@ def is_remote(path: str) -> bool:
 def provide(path: str, sha256: str | None = None, mtime_ns: int | None = None) -> None:
     """Fetch the tar of a place in the cache unless it is there, and make room for it: the least recently used go.
 
-    Processes of a machine wait for one another. ValueError when other bytes come than its index says (None: any).
+    Processes of a machine wait for one another. OSError, which stops a run, when it does not come after several tries,
+    or when other bytes come than its index says (None: any): all of its records are missing, not a bad one.
     """
     note = Path(path).with_name("source.json")
     with FileLock(f"{path}.lock"):
@@ -64,14 +77,11 @@ def provide(path: str, sha256: str | None = None, mtime_ns: int | None = None) -
             source = json.loads(note.read_text())
             url, size = source["name"], source["size"]
             _make_room(size or 0)
-            try:
-                files, name = fsspec.core.url_to_fs(url)
-                digest = _download(files, name, path, size)
-            except Exception as error:
-                raise _unreadable(url, error) from None
+            digest = _tried(url, path, size)
             if sha256 not in (None, digest):
                 Path(path).unlink()
-                raise ValueError(f"{url}: seen sha256 {digest[:12]}, expected {sha256[:12]} as in the index beside it")
+                seen = f"seen sha256 {digest[:12]}, expected {sha256[:12]} as in the index beside it"
+                raise OSError(f"{without_secrets(url)}: {seen}")
             if mtime_ns is not None:
                 os.utime(path, ns=(mtime_ns, mtime_ns))  # as its index says
         os.utime(note)
@@ -106,10 +116,11 @@ def _root() -> Path:
 
 def _place(files: Any, name: str) -> str:
     info = files.info(name)
-    version = next((str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified", "created") if key in info), "")
+    version = next((str(info[key]) for key in VERSIONS if key in info), "")
     now: dict[str, Any] = {"name": files.unstrip_protocol(name), "size": info.get("size"), "version": version}
     folder = _root() / hashlib.sha256(now["name"].encode()).hexdigest()[:16]
-    target, note = folder / os.path.basename(name), folder / "source.json"
+    path, query = _parted(name)
+    target, note = folder / f"{os.path.basename(path).removesuffix('.tar') or 'shard'}.tar", folder / "source.json"
     beside = Path(f"{target}.idx")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
@@ -118,11 +129,31 @@ def _place(files: Any, name: str) -> str:
         for old in (note, target, beside):
             old.unlink(missing_ok=True)
         with suppress(Exception):  # whatever a library says to a file that is not there
-            _download(files, f"{name}.idx", str(beside), None)
+            _download(files, f"{path}.idx{query}", str(beside), None)
         if not beside.is_file():
             _download(files, name, str(target), now["size"])
         note.write_text(json.dumps(now))
     return str(target)
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """The path of a name, and the query of an http address, which belongs to no file name."""
+    path, mark, query = name.partition("?") if name.startswith(("http://", "https://")) else (name, "", "")
+    return path, mark + query
+
+
+def _tried(url: str, target: str, size: int | None) -> str:
+    """`_download`, several times where it may yet come; OSError, one line."""
+    for pause in (0.0, *PAUSES):
+        time.sleep(pause)
+        try:
+            files, name = fsspec.core.url_to_fs(url)
+            return _download(files, name, target, size)
+        except Exception as error:  # every protocol's library raises its own
+            reason = _unreadable(url, error)
+            if isinstance(error, FileNotFoundError | PermissionError):
+                break
+    raise OSError(reason)
 
 
 def _download(files: Any, name: str, target: str, size: int | None) -> str:
@@ -159,6 +190,6 @@ def _make_room(size: int) -> None:
             total -= held
 
 
-def _unreadable(name: str, error: Exception) -> ValueError:
+def _unreadable(name: str, error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return ValueError(f"{name}: seen no readable shard ({reason}), expected a .tar file")
+    return without_secrets(f"{name}: seen no readable shard ({reason}), expected a .tar file")

@@ -1,6 +1,7 @@
 """Shards at a source, their index beside them, come when they are needed, into a cache that stays within its size."""
 
 import http.server
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from PIL import Image
 
 from tests.unit.data_samples import encode, sample, shards
 from ts_lightning.data import ShardDataModule, ShardSource, index_shards, remote
-from ts_lightning.data.reader import ShardReader
+from ts_lightning.data.reader import ShardDataset, ShardReader
 from ts_lightning.data.sample import SampleImage
 from ts_lightning.data.write import write_shards
 
@@ -113,9 +114,53 @@ def test_other_bytes_than_its_index_says_are_refused(tmp_path, cache, bucket) ->
     url = memory(path)
     manifest = index_shards(url)
     fsspec.filesystem("memory").pipe(url, path.read_bytes().replace(b"Step 1", b"Step 2"))
-    with pytest.raises(ValueError, match=r"bucket/s0-000000.tar: seen sha256 \w+, expected \w+ as in the index"):
+    with pytest.raises(OSError, match=r"bucket/s0-000000.tar: seen sha256 \w+, expected \w+ as in the index"):
         ShardReader(manifest).read(1)
     assert not list(cache.rglob("*.tar"))
+
+
+def test_a_changed_shard_of_the_same_size_is_fetched_again(served) -> None:
+    pytest.importorskip("aiohttp")
+    url, _, (path, *_) = served
+    url = url.split("{")[0] + "000000.tar"
+    before = index_shards(url)
+    path.write_bytes(path.read_bytes().replace(b"Step 1", b"Step 2"))
+    os.utime(path, (1e9, 1e9))  # the server says no more of a file than its size and time
+    index_shards(path)
+    after = index_shards(url)
+    assert before.shards[0].sha256 != after.shards[0].sha256
+    assert ShardReader(after).read(0).turns[1].text.startswith("Step 2")
+
+
+def test_a_shard_that_does_not_come_stops_the_run_and_is_no_bad_record(tmp_path, cache, bucket, monkeypatch) -> None:
+    (path,) = shards(tmp_path, [3])
+    index_shards(path)
+    manifest = index_shards(memory(path))
+    files, asked = fsspec.filesystem("memory"), []
+
+    def flaky(url: str) -> tuple[object, str]:
+        asked.append(url)
+        if len(asked) <= 4:
+            raise RuntimeError("no route")
+        return files, url
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", flaky)
+    monkeypatch.setattr(remote, "PAUSES", (0.0, 0.0))
+    with pytest.raises(OSError, match=r"^memory:///bucket/s0-000000\.tar: seen no readable shard \(no route\)"):
+        ShardDataset(manifest, encode).row(0)
+    assert len(asked) == 3
+    assert ShardDataset(manifest, encode).row(0)["row_valid"]
+    assert len(asked) == 5
+
+
+def test_a_signature_stays_out_of_names_and_messages(served) -> None:
+    pytest.importorskip("aiohttp")
+    url = served[0].split("{")[0] + "000000.tar"
+    first, second = (index_shards(f"{url}?token={letter * 300}").shards[0].path for letter in "ab")
+    assert Path(first).name == Path(second).name == "s-000000.tar"
+    assert first != second
+    with pytest.raises(ValueError, match=r"^http://127[^?@]*/none\.tar: seen no [^?@]*$"):
+        index_shards(url.replace("s-000000", "none").replace("://", "://me:pass@") + "?token=secret")
 
 
 def test_the_cache_stays_within_its_size(tmp_path, cache, bucket, monkeypatch) -> None:
