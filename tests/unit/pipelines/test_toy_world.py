@@ -11,6 +11,7 @@ from ts_lightning.data import index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.write import write_shards
 from ts_lightning.grounding.codecs import get_codec
+from ts_lightning.pipelines.toy_world import shards
 from ts_lightning.pipelines.toy_world.curriculum import FIRST_TRAINING_SEED, lesson
 from ts_lightning.pipelines.toy_world.new_objects import KINDS, sample_new_scene
 from ts_lightning.pipelines.toy_world.patches import patch_labels
@@ -44,6 +45,24 @@ SCENE = Scene(
         Thing("star", "blue", "small", (20, 70, 40, 90)),
     ),
 )
+
+
+def test_a_killed_rendering_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shards.write_toy_shards(tmp_path, 8, 4)
+    assert not shards.write_toy_shards(tmp_path, 8, 4)
+
+    def killed(samples: object, folder: Path, prefix: str, per_shard: int) -> None:
+        if prefix != "train":
+            raise KeyboardInterrupt
+        write_shards(samples, folder, prefix, per_shard)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write_shards", killed)
+        with pytest.raises(KeyboardInterrupt):
+            shards.write_toy_shards(tmp_path, 20, 4)
+    assert index_shards(f"{tmp_path}/train-*.tar").num_samples == 20
+    assert shards.write_toy_shards(tmp_path, 8, 4)
+    assert index_shards(f"{tmp_path}/train-*.tar").num_samples == 8
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, *KINDS])

@@ -30,6 +30,7 @@ def render(folder: Path, share: float) -> None:
     total, val = max(16, int(32000 * share)), max(8, int(400 * share))
     stamp, wanted = folder / "papers.txt", f"train {total} test {val}\n"
     if write_toy_shards(folder, total, val) or not stamp.is_file() or stamp.read_text() != wanted:
+        stamp.unlink(missing_ok=True)  # what a killed run leaves is not what was asked for
         write_shards(understanding_samples("train", max(16, total // 8)), folder, "replay", 2000)
         write_shards(map(noisy, training_samples(total)), folder, "noisy", 2000)
         write_shards(grounding_samples("test", val, ("localization", "rec")), folder, "test_known", 2000)

@@ -118,6 +118,7 @@ def write_toy_shards(folder: Path, train: int, val: int, per_shard: int = 2000) 
     wanted = f"train {train} of {QUESTIONS} a scene, known and new objects, val {val} per shard {per_shard}\n"
     if stamp.is_file() and stamp.read_text() == wanted:
         return False
+    stamp.unlink(missing_ok=True)  # what a killed run leaves is not what was asked for
     write_shards(training_samples(train), folder, "train", per_shard)
     write_shards(grounding_samples("val", val, ("localization", "rec")), folder, "val_grounding", per_shard)
     write_shards(grounding_samples("val", val, ("no_color",), domain=NEW), folder, "val_new", per_shard)
@@ -135,6 +136,7 @@ def write_region_shards(folder: Path, train: int, val: int, per_shard: int = 200
     stamp, wanted = folder / "regions.txt", f"train {train} val {val} per shard {per_shard}\n"
     if stamp.is_file() and stamp.read_text() == wanted:
         return False
+    stamp.unlink(missing_ok=True)  # what a killed run leaves is not what was asked for
     write_shards(regions.image_conversations(max(1, train // 4)), folder, "image_train", per_shard)
     write_shards(regions.region_conversations(train), folder, "region_train", per_shard)
     write_shards(regions.region_questions(val), folder, "val_region", per_shard)
@@ -152,6 +154,7 @@ def write_multi_image_shards(
     stamp, wanted = folder / "mirg.txt", f"train {train} rl {rl} val {val} style {style} per shard {per_shard}\n"
     if stamp.is_file() and stamp.read_text() == wanted:
         return False
+    stamp.unlink(missing_ok=True)  # what a killed run leaves is not what was asked for
     for prefix, split, total in (("mirg_train", "sft", train), ("mirg_rl", "rl", rl), ("val_mirg", "val", val)):
         write_shards(multi_image_samples(split, total, style), folder, prefix, per_shard)
     stamp.write_text(wanted)
