@@ -310,7 +310,7 @@ def _sizes(scene: Scene, refs: list[Ref], random: Random) -> Iterator[Fact]:
 
 
 def _counts(scene: Scene, random: Random) -> Iterator[Fact]:
-    doubtful = unsure(scene) | FOOD | set(scene.meta.get("not_exhaustive") or ())  # food comes in bunches
+    doubtful = unsure(scene) | FOOD  # food comes in bunches
     for name, number in Counter(thing.name for thing in scene.things).items():
         which = [i for i, thing in enumerate(scene.things) if thing.name == name]
         known = name not in doubtful and len(rivals(scene, name)) == number
@@ -401,6 +401,8 @@ def _wider(scene: Scene, random: Random) -> Iterator[Fact]:
     """The one animal or vehicle of a picture: which is it?"""
     for word in ("animal", "vehicle"):
         which = [i for i, thing in enumerate(scene.things) if thing.name in KINDS_OF[word]]
+        if KINDS_OF[word] & {*(scene.meta.get("not_exhaustive") or ())}:
+            continue
         if len(which) == 1 and not scene.things[which[0]].crowd and _visible(scene.things[which[0]]):
             i, name = which[0], scene.things[which[0]].name
             forms = [f"What kind of {word} is in the picture?", f"Which {word} can be seen in the image?"]

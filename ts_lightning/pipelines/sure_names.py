@@ -39,13 +39,15 @@ _OTHER_TABLES = re.compile(r"\b(?:coffee|end|side|pool|night) tables?\b")
 def unsure(scene: Scene) -> set[str]:
     """Names that nothing is asked about: crowds, what goes with many people, and what captions don't bear out.
 
+    And those of which not all objects are annotated (LVIS): none of them is known to be the only or the leftmost one.
     Where a picture has captions, one of them has to name a thing of the household, which is often called after what it
     resembles. Of all things none may speak of several where one is annotated, and where several are, one has to: two
     annotations are often two parts of one thing. A seat's outline fills its box.
     """
     crowds = {thing.name for thing in scene.things if thing.crowd}
     count = Counter(thing.name for thing in scene.things)
-    out = crowds | (AUDIENCE if sum(count[name] for name in PEOPLE) >= CROWDED or crowds & PEOPLE else set())
+    out = crowds | set(scene.meta.get("not_exhaustive") or ())
+    out |= AUDIENCE if sum(count[name] for name in PEOPLE) >= CROWDED or crowds & PEOPLE else set()
     seats = [thing for thing in scene.things if thing.name in SEATS and thing.covers is not None]
     out |= {thing.name for thing in seats if (thing.covers or 0.0) < FILLED * area(thing)}
     captions = [set(_WORD.findall(_OTHER_TABLES.sub(" ", caption.lower()))) for caption in scene.captions]

@@ -50,6 +50,15 @@ def test_names_that_captions_bear_out(names: str, caption: str, left: list[str])
     assert unsure(scene) == (set() if left else {names.split(",")[0]})
 
 
+def test_names_of_which_not_all_objects_are_annotated_are_not_asked_about() -> None:
+    scene = shown(Thing("dog", LEFT), Thing("dog", RIGHT), Thing("cat", (0.1, 0.6, 0.4, 0.9)), Thing("bed", TALL))
+    assert {ref.phrase for ref in references(scene)} == {"leftmost dog", "rightmost dog", "cat", "bed"}
+    scene.meta["not_exhaustive"] = ["dog", "cat"]
+    assert [ref.phrase for ref in references(scene)] == ["bed"]
+    scene.things = [Thing("cat", LEFT), Thing("bed", RIGHT)]
+    assert not [one for one in facts(scene, Random(0), 99) if "cat" in one.question + one.answer]
+
+
 def test_the_outermost_reaches_as_far_as_any_and_as_names_that_stand_for_it() -> None:
     wide = Thing("bed", (0.0, 0.5, 1.0, 1.0))
     assert [ref.phrase for ref in references(shown(wide, Thing("bed", RIGHT)))] == ["leftmost bed", "largest bed"]
