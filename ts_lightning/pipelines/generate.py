@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ts_lightning.data.paths import expand
+from ts_lightning.data.remote import without_secrets
 from ts_lightning.data.sample import Sample
 from ts_lightning.grounding.foreign_text import markdown_code, markdown_text
 from ts_lightning.pipelines.converters.source import Dropped
@@ -161,10 +162,10 @@ def _one(
             caches.append(made[role])
     chats = {name: made[role] for name, role in roles.items() if role in made}
     maker = make(chats, dropped)
-    offline = any(isinstance(chat, OfflineChat) for chat in made.values())
-    workers = 1 if offline else told.workers or told.concurrency  # the offline backend is told of one picture at a time
+    offline = all(isinstance(chat, OfflineChat) for chat in made.values())
+    workers = told.workers or (1 if offline else told.concurrency)
     settings = {
-        "generator": {name: role.backend for name, role in roles.items()},
+        "generator": {name: without_secrets(role.backend) for name, role in roles.items()},  # the card is public
         "codecs": {name: role.codec for name, role in roles.items()},
         "templates": getattr(maker, "template_hash", ""),
         "seed": told.seed,

@@ -31,7 +31,10 @@ class CutAnswer(Rejected):
 
 
 class Chat(Protocol):
-    """A model behind one call. `name` goes into the request's hash and the record; `codec` is its box notation."""
+    """A model behind one call. `name` goes into the record, `codec` is its box notation.
+
+    A request's hash has `name`, or `identity` where a backend has one: models that differ may be called alike.
+    """
 
     name: str
     codec: str
@@ -200,6 +203,9 @@ class LocalChat:
         if not Path(folder).is_dir():  # the name of a model would be looked for in the network
             raise ValueError(f"{folder}: seen no such folder, expected a model of transformers in it")
         self.name, self.codec, self.max_tokens = f"local:{Path(folder).name}", codec, max_tokens
+        files = [(one.name, one.stat()) for one in sorted(Path(folder).iterdir()) if one.is_file()]
+        held = [str(Path(folder).resolve()), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)]
+        self.identity = json.dumps([self.name, max_tokens, held])
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.processor: Any = None
         try:

@@ -44,6 +44,10 @@ class Trajectories:
     def __post_init__(self) -> None:
         if self.style not in STYLES:
             raise ValueError(f"style: seen {self.style!r}, expected one of {', '.join(STYLES)}")
+        offline, places_offline = (hasattr(one, "look") for one in (self.reason, self.locate))
+        if self.style == "trajectory" and offline != places_offline:  # offline names objects by their numbers
+            seen = f"reason {self.reason.name} beside locate {self.locate.name}"
+            raise ValueError(f"mirg: seen {seen}, expected models for both, or offline for both")
         self.prompts = {name: template(f"mirg_{name}") for name in ("reason", "map", "reassemble")}
         self.template_hash = sha256("\0".join(self.prompts.values()).encode()).hexdigest()[:16]
 
@@ -166,7 +170,8 @@ def offline_thought(sample: Sample, true: int) -> str:
         parts.append(
             f"Image {i + 1} shows {shown}." if shown else f"Image {i + 1} ({image.width} x {image.height}) is compared."
         )
-    place = f"in the {ORDINALS[target.image]} image"
+    number = target.image
+    place = f"in the {ORDINALS[number]} image" if number < len(ORDINALS) else f"in image {number + 1}"
     parts.append(f"What is asked for is {place}: [object #{true}].")
     return f"<think>{' '.join(parts)}</think><answer>It is {place}: [object #{true}].</answer>"
 

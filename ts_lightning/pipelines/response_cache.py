@@ -13,12 +13,13 @@ from ts_lightning.pipelines.llm_client import Chat, Messages, Usage
 class CachedChat:
     """Another backend, with every answer on disk by the hash of its request: what was answered is never asked again.
 
-    `path` is a file of JSON lines; a line that a killed run left unfinished is cut off. The hash covers the model, the
-    messages, the pictures' bytes, the schema and the attempt.
+    `path` is a file of JSON lines; a line that a killed run left unfinished is cut off. The hash covers the model
+    (by its `identity`, or its name), the messages, the pictures' bytes, the schema and the attempt.
     """
 
     def __init__(self, backend: Chat, path: Path, usage: Usage | None = None) -> None:
         self.backend, self.name, self.codec = backend, backend.name, backend.codec
+        self.identity: str = getattr(backend, "identity", backend.name)
         self.usage = usage or Usage()
         self.answers: dict[str, str] = {}
         self.lock = threading.Lock()
@@ -41,7 +42,7 @@ class CachedChat:
     def chat(
         self, messages: Messages, images: Sequence[bytes] = (), schema: dict[str, Any] | None = None, attempt: int = 0
     ) -> str:
-        request = request_hash(self.name, messages, images, schema, attempt)
+        request = request_hash(self.identity, messages, images, schema, attempt)
         with self.lock:
             mine = self.asking.setdefault(request, threading.Lock())
         with mine:  # the same request from two threads is asked once

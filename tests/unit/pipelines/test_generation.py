@@ -273,6 +273,20 @@ def test_trajectories_in_three_stages() -> None:
     assert made.turns[1].text == "<answer>{region:0}</answer>"
 
 
+def test_the_offline_thought_counts_beyond_ten_pictures() -> None:
+    one = small_sample(1, images=12)
+    one.regions, one.answer = [SampleRegion(image=11, box=(0.1, 0.2, 0.5, 0.6))], Answer(regions=[0])
+    (made,) = Trajectories(OfflineChat(), OfflineChat())(one)
+    assert made.turns[1].text.endswith("is in image 12: {region:0}.</think><answer>{region:0}</answer>")
+
+
+@pytest.mark.parametrize("mixed", [(Says(), OfflineChat()), (OfflineChat(), Says())])
+def test_a_model_and_the_annotations_do_not_reason_about_the_same_objects(mixed: tuple) -> None:
+    with pytest.raises(ValueError, match=r"^mirg: seen reason .* beside locate .*, expected models for both, or"):
+        Trajectories(*mixed)
+    Trajectories(*mixed, style="answer")
+
+
 @pytest.mark.parametrize("style", ["trajectory", "answer"])
 def test_the_first_question_is_never_put_to_the_last_answer(style: str) -> None:
     one = multi()

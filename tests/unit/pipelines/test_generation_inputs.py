@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +15,11 @@ from tests.unit.generation_samples import detection, read
 from ts_lightning.cli import main
 from ts_lightning.data.sample import SampleRegion
 from ts_lightning.data.write import write_shards
+from ts_lightning.pipelines import generate
 from ts_lightning.pipelines.llm_client import LocalChat, RequestFailed
-from ts_lightning.pipelines.scenes import describe, scene_of
+from ts_lightning.pipelines.offline import OfflineChat
+from ts_lightning.pipelines.response_cache import CachedChat
+from ts_lightning.pipelines.scenes import Scene, describe, scene_of
 from ts_lightning.pipelines.shard_work import my_shards
 from ts_lightning.pipelines.toy_world.multi_image import multi_image_samples
 
@@ -118,11 +123,64 @@ def test_a_local_model_answers(tmp_path) -> None:
     config = GPT2Config(vocab_size=7, n_embd=8, n_layer=1, n_head=1, n_positions=64, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     chat = LocalChat(str(tmp_path), max_tokens=4)
+    shutil.copytree(tmp_path, tmp_path / "other" / tmp_path.name)
+    other = LocalChat(str(tmp_path / "other" / tmp_path.name), max_tokens=4)
+    assert chat.name == other.name
+    assert chat.identity == LocalChat(str(tmp_path), max_tokens=4).identity != other.identity
     asked = [{"role": "user", "content": "where is the dog"}]
     assert chat.chat(asked) == chat.chat(asked)
     assert isinstance(chat.chat(asked, attempt=1), str)
     with pytest.raises(RequestFailed, match="seen a picture, expected text alone"):
         chat.chat(asked, [b"x"])
+
+
+def test_models_of_one_name_are_asked_apart(tmp_path) -> None:
+    class Model:
+        name, codec = "local:model", "scout"
+
+        def __init__(self, identity: str) -> None:
+            self.identity = identity
+
+        def chat(self, messages, images=(), schema=None, attempt=0) -> str:
+            return f"says {self.identity}"
+
+    for identity in ("a", "b", "a"):
+        cached = CachedChat(Model(identity), tmp_path / "cache.jsonl")
+        assert cached.chat([{"role": "user", "content": "Who?"}]) == f"says {identity}"
+        cached.close()
+    assert cached.usage.cached == 1
+
+
+def test_the_offline_backend_keeps_what_threads_look_at_apart() -> None:
+    chat, asked = OfflineChat(), [{"role": "system", "content": "questions: here"}, {"role": "user", "content": "Ask."}]
+
+    def ask(scene: Scene) -> str:
+        chat.look(scene)
+        return chat.chat(asked)
+
+    one, two = (scene_of(detection(i)) for i in (0, 1))
+    first = ask(one)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(ask, two).result() != first
+    assert chat.chat(asked) == first
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", 1),
+        ("--workers 3", 3),
+        ("--answers openai:m@http://h/v1", 8),
+        ("--answers openai:m@http://h/v1 --workers 2", 2),
+    ],
+)
+def test_how_many_pictures_are_worked_on_at_once(words, expected, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("openai")
+    (path,) = write_shards([detection(0)], tmp_path, "in")
+    seen: list[int] = []
+    monkeypatch.setattr(generate, "work", lambda *given: seen.append(given[-1]))
+    assert main([*SCOUT, str(path), "--out", str(tmp_path / "out"), *words.split()]) == 0
+    assert seen == [expected]
 
 
 def test_shares_of_an_array_and_shards_without_pictures(tmp_path, monkeypatch, capsys) -> None:

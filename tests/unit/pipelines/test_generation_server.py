@@ -63,8 +63,11 @@ def note(out: Path) -> dict:
 def test_right_and_troubled_servers_give_the_same_samples(world, tmp_path) -> None:
     path, heard, expected = world
     calm = Server(heard)
-    assert run(arguments(path, tmp_path / "calm", calm.url)) == 0
+    assert run(arguments(path, tmp_path / "calm", calm.url.replace("://", "://user:pa55@"))) == 0
     assert texts(tmp_path / "calm") == expected
+    card = (tmp_path / "calm/README.md").read_text()
+    assert str(calm.port) in card
+    assert "pa55" not in card + json.dumps(note(tmp_path / "calm"))
     usage = note(tmp_path / "calm")["usage"]
     assert (usage["requests"], usage["tokens_in"], usage["failed"]) == (calm.requests, 10 * calm.requests, 0)
 
