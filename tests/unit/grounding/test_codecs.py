@@ -138,6 +138,26 @@ def test_the_notations_of_families_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "phrases", "words"),
+    [
+        ("A dog {} on the grass.", [None], "a dog on the grass"),
+        (
+            "Step 1: Find the hat {}. Step 2: It {} is orange. Step 3: So the answer is orange.",
+            [None] * 2,
+            "orange",
+        ),
+        ("{} dog", ["dog"], ""),
+        ("Here:\n{} dog ; {} cat\n{} hat", ["dog", "cat", "hat"], "here:"),
+    ],
+)
+def test_a_label_of_paligemma_belongs_to_a_list_of_boxes(text: str, phrases: list, words: str) -> None:
+    answer = read_answer(text.replace("{}", "<loc0020><loc0010><loc1023><loc0300>"), get_codec("paligemma"), [SIZE])
+    assert [thing.phrase for thing in answer.objects] == phrases
+    assert " ".join(answer.words.replace(";", "").split()) == words
+    assert all(thing.canonical for thing in answer.objects)
+
+
+@pytest.mark.parametrize(
     ("name", "text", "strictly"),
     [
         ("internvl", "[[10, 20, 300, 1000]]", 0),  # a decoder that drops special tokens leaves this

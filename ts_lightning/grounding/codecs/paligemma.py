@@ -11,7 +11,10 @@ from ts_lightning.grounding.codecs.gemma import y_first
 from ts_lightning.grounding.coordinates import CoordinateSpace, Size
 from ts_lightning.grounding.regions import Region
 
-_BOX = re.compile(r"((?:<loc[0-9]{4}>\s{0,2}){4})(?:((?<=\s)\w[^<;\n]{0,79}?)(?=\s{0,4}(?:;|\n|\Z)))?", re.ASCII)
+_TOKENS = r"(?:<loc[0-9]{4}>\s{0,2}){4}"
+# a label belongs to a list of boxes; behind a box in the middle of a text the text goes on
+_LABELLED = rf"(?:\A|(?<=\n)|(?<=;)|(?<=; ))({_TOKENS})(?<=\s)(\w[^<;\n]{{0,79}}?)(?=\s{{0,4}}(?:;|\n|\Z))"
+_BOX = re.compile(rf"{_LABELLED}|({_TOKENS})", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{4}", re.ASCII)
 
 
@@ -40,9 +43,9 @@ class PaliGemmaCodec(Codec):
     def find(self, text: str, image_size: Size | None) -> list[Mention]:
         found = []
         for match in _BOX.finditer(text):
-            region = self.region(y_first([float(n) for n in _NUMBER.findall(match[1])]), image_size)
-            label = (match[2] or "").strip()
-            end = match.end(2) if label else match.start(1) + len(match[1].rstrip())
+            tokens, label = match[1] or match[3], (match[2] or "").strip()
+            region = self.region(y_first([float(n) for n in _NUMBER.findall(tokens)]), image_size)
+            end = match.end(2) if label else match.start() + len(tokens.rstrip())
             found.append(Mention([region] if region else [], match.start(), end, phrase=label or None))
         return found
 
