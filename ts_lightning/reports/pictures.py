@@ -1,12 +1,9 @@
 """From prediction records to pictures on disk."""
 
-import io
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-from PIL import Image, ImageOps
 
 from ts_lightning.data.index import ShardIndex, index_shard
 from ts_lightning.data.manifest import Manifest
@@ -16,6 +13,7 @@ from ts_lightning.grounding.boxes import iou
 from ts_lightning.grounding.steps import REJECTION, is_rejection
 from ts_lightning.metrics import target_steps
 from ts_lightning.metrics.record import Record
+from ts_lightning.models.pixels import open_picture
 from ts_lightning.reports.drawing import Picture, contact_sheet, draw_picture
 from ts_lightning.reports.sheets import Sheet
 from ts_lightning.rl.log_pictures import log_pictures
@@ -25,7 +23,7 @@ from ts_lightning.training.callbacks import Callback
 def make_picture(record: Record, sample: Sample) -> Picture:
     """What to draw for one record: its sample's pictures, and every box of the true answer on its own."""
     sheet = Sheet(sample.image_bytes) if len(sample.image_bytes) > 1 else None
-    image = sheet.picture if sheet else ImageOps.exif_transpose(Image.open(io.BytesIO(sample.image_bytes[0])))
+    image = sheet.picture if sheet else open_picture(sample.image_bytes[0])
     truth, answer = record.truth, record.answer
     places = [region.all_boxes for region in sample.regions]
     if sheet:

@@ -1,12 +1,12 @@
 """Several pictures of one question side by side, and where a box of one of them lies on the sheet."""
 
-import io
 from collections.abc import Sequence
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ts_lightning.grounding.answer import Answer
 from ts_lightning.grounding.boxes import Box
+from ts_lightning.models.pixels import open_picture
 
 GAP = 6
 
@@ -15,7 +15,7 @@ class Sheet:
     """Pictures in a row, top edges aligned; `picture` is the image, `place` maps boxes onto it."""
 
     def __init__(self, pictures: Sequence[bytes]) -> None:
-        parts = [ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB") for data in pictures]
+        parts = [open_picture(data) for data in pictures]
         self.sizes = [part.size for part in parts]
         self.lefts = [sum(part.width + GAP for part in parts[:i]) for i in range(len(parts))]
         self.picture = Image.new("RGB", (self.lefts[-1] + parts[-1].width, max(part.height for part in parts)), "white")
