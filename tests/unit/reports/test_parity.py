@@ -1,12 +1,14 @@
 """The certificate against another engine: what is compared, and what is said where it differs."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.unit.models.test_backbones import qwen_config, sample
+from ts_lightning.data.sample import Turn
 from ts_lightning.grounding.regions import Region
 from ts_lightning.models import PlainVLM
 from ts_lightning.models.backbones.qwen_vl import QwenVLBackbone
@@ -58,6 +60,20 @@ def test_turns_in_the_form_of_openai(vlm: PlainVLM) -> None:
     assert [part["type"] for part in message["content"]] == ["image_url", "text"]
     assert message["content"][0]["image_url"]["url"].startswith("data:image/jpeg;base64,")
     assert message["content"][1]["text"] == "Where is the star? Answer with a box."
+
+
+def test_earlier_answers_are_written_as_the_trainer_writes_them() -> None:
+    vlm = PlainVLM(QwenVLBackbone(config=qwen_config(), codec="qwen3_vl"), train=[])
+    one = sample("grounding")
+    one.regions[0].phrase = "star"
+    question, answer = one.turns
+    one.turns = [question, replace(answer, text="{region:0}"), Turn("user", "And its tip {region:0}?"), answer]
+    _, second, third = (message["content"] for message in messages_of(vlm, one))
+    assert '"label": "star"' in second
+    assert '"label"' not in third[0]["text"]  # what is given is no mention
+    text, _ = vlm.encoder.render(one, for_generation=True)
+    assert second in text
+    assert third[0]["text"] in text
 
 
 def test_the_first_layer_that_differs(vlm: PlainVLM) -> None:
