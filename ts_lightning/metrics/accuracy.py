@@ -55,8 +55,11 @@ class BoxAccuracy(Metric):
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case, single spaces, without `. , ! ? ; : "` and a leading article, so that "A dog." equals "dog"."""
-    words = re.sub(r'[.,!?;:"]', " ", text.lower()).split()
+    """Lower case, single spaces, without `. , ! ? ; : "` and a leading article, so that "A dog." equals "dog".
+
+    A text of such marks alone stays as it is: "?" is not the empty answer.
+    """
+    words = re.sub(r'[.,!?;:"]', " ", text.lower()).split() or text.split()
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
 
 
@@ -68,7 +71,7 @@ def equals_answer(text: str, accepted: Sequence[str]) -> bool:
 def contains_answer(text: str, accepted: Sequence[str]) -> bool:
     """Whether a text contains one of the accepted answers as whole words, both normalised."""
     said = f" {normalise_answer(text)} "
-    return any(f" {normalise_answer(answer)} " in said for answer in accepted)
+    return any(f" {wanted} " in said for wanted in map(normalise_answer, accepted) if wanted)
 
 
 class AnswerAccuracy(Metric):

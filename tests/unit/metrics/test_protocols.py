@@ -272,6 +272,27 @@ def test_a_suite_without_a_protocol_is_scored_by_its_truth() -> None:
     assert default_protocols([planted("", truth=Truth())]) == []
 
 
+def test_a_step_answer_without_words_is_judged_by_its_last_boxes() -> None:
+    last = "Step 1: Find the dog. Step 2: So the answer is {}."
+    truth = Truth(last, steps=StepAnswer("", [[], [RIGHT]], False))
+    texts = {"": 0, last.format(GOOD): 1, last.format(AWAY): 0, last.format(f"{GOOD} {AWAY}"): 0, "red": 0, GOOD: 1}
+    texts[f"{GOOD} This question is invalid."] = 0
+    for text, value in texts.items():
+        assert figures_of("steps", [planted(text, truth=truth)])["right"] == value, text
+    nothing = planted("", truth=Truth("So.", steps=StepAnswer("", [[]], False)))
+    right = figures_of("steps", [nothing])["right"]
+    assert right != right  # neither words nor boxes can be right
+    assert figures_of("steps", [nothing, planted(last.format(GOOD), truth=truth)])["right"] == 1.0
+
+
+def test_an_empty_answer_has_no_accepted_one() -> None:
+    for accepted in ("?", "...", ""):
+        assert figures_of("contains", [ask("k", "", accepted)])["accuracy"] == 0.0
+        assert figures_of("contains", [ask("k", "a dog", accepted)])["accuracy"] == 0.0
+    assert figures_of("answers", [ask("k", "", "?")])["accuracy"] == 0.0
+    assert figures_of("answers", [ask("k", "?", "?")])["accuracy"] == 1.0
+
+
 def test_every_protocol_has_a_convention_and_its_main_figure() -> None:
     meta = {"class": "o365_1", "subtask_l1": "Spatial", "domain": "attribute", "people": 1, "image_id": 1}
     meta |= {"classes": ["cat"], "objects": [[0, 1, 1, 9, 9, 81, 0]]}
