@@ -13,21 +13,25 @@ AP_NAMES = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR1", "AR10", "AR100"
 def coco_figures(
     annotations: Mapping[str, Any], results: Sequence[Mapping[str, Any]], image_ids: Sequence[int]
 ) -> dict[str, float]:
-    """COCO's twelve figures for `image_ids` by faster-coco-eval; all 0 where nothing was found.
+    """COCO's twelve figures for `image_ids` by faster-coco-eval; NaN where there is no such object (COCO's -1).
 
     Equal scores keep the order of `results`: the sort is stable.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
-    if not results:
-        return dict.fromkeys(AP_NAMES, 0.0)
+    nothing = {"image_id": image_ids[0], "category_id": 0, "bbox": [0, 0, 0, 0], "score": 0.0}  # it reads no empty list
     truth = COCO(dict(annotations))
-    evaluation = COCOeval_faster(truth, truth.loadRes([dict(r) for r in results]), iouType="bbox")
+    evaluation = COCOeval_faster(truth, truth.loadRes([dict(r) for r in results or [nothing]]), iouType="bbox")
     evaluation.params.imgIds = sorted(image_ids)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    return dict(zip(AP_NAMES, map(float, evaluation.stats[: len(AP_NAMES)]), strict=True))
+    return {name: known(value) for name, value in zip(AP_NAMES, evaluation.stats[: len(AP_NAMES)], strict=True)}
+
+
+def known(value: float) -> float:
+    """A figure of COCO's; NaN for its -1."""
+    return float("nan") if value == -1 else float(value)
 
 
 class CaptionAP(Metric):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ts_lightning.metrics.caption_ap import known
 from ts_lightning.metrics.class_mapping import ClassMapper
 
 AP_NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
@@ -30,7 +31,10 @@ def classify(records: Sequence[Mapping[str, Any]], mapper: ClassMapper, category
 def coco_ap(
     annotations: dict[str, Any], results: list[dict[str, Any]], image_ids: Sequence[int]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """(COCO's AP figures, AP of each class that occurs) for `image_ids` alone, by faster-coco-eval; 0 for no result."""
+    """(COCO's AP figures, AP of each class that occurs) for `image_ids` alone, by faster-coco-eval; 0 for no result.
+
+    NaN where there is no such object (COCO's -1).
+    """
     from faster_coco_eval import COCO, COCOeval_faster
 
     present = {a["category_id"] for a in annotations["annotations"] if a["image_id"] in set(image_ids)}
@@ -49,4 +53,5 @@ def coco_ap(
         cell = precision_TRKAM[:, :, k, 0, -1]
         if category in named and (cell > -1).any():
             per_class[named[category]] = float(cell[cell > -1].mean())
-    return dict(zip(AP_NAMES, map(float, evaluation.stats[: len(AP_NAMES)]), strict=True)), per_class
+    figures = zip(AP_NAMES, evaluation.stats[: len(AP_NAMES)], strict=True)
+    return {name: known(value) for name, value in figures}, per_class

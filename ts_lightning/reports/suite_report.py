@@ -18,13 +18,8 @@ from ts_lightning.reports.pictures import write_sheets
 Scores = Mapping[str, Mapping[str, Any]]
 Words = Callable[[Any], str]
 COLUMNS = ("suite", "rule", "questions", "figure", "score", "95% interval", "paper", "against it", "cut off")
-# What is no share: sums, marks and counts are printed as they are, everything else in per cent as papers do.
-NO_SHARE = frozenset(
-    (
-        *("perception", "cognition", "perception_ours", "cognition_ours", "score", "questions", "unread_verdicts"),
-        *("image_none_stated", "image_known", "pairs", "names_of_no_class", "captions", "boxes_without_name"),
-    )
-)
+# Sums and marks are printed as they are, and so is every whole number: a count; other figures in per cent as papers do.
+NO_SHARE = frozenset(("perception", "cognition", "perception_ours", "cognition_ours", "score"))
 _NUMBER = re.compile(r"-|[-+]?[\d.]+(?: to [-+]?[\d.]+)?(?: \((?:better|worse|equal)\))?", re.ASCII)
 _CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #1c2733 }
@@ -209,9 +204,9 @@ def number(figure: str, value: Any) -> str:
     """A figure as papers print it: shares in per cent with one decimal, counts and sums as they are, - for nothing."""
     if not isinstance(value, int | float) or value != value:
         return "-"
-    if figure in NO_SHARE:
-        return str(value) if isinstance(value, int) else f"{value:.1f}"
-    return f"{100 * value:.1f}"
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.1f}" if figure in NO_SHARE else f"{100 * value:.1f}"
 
 
 def strict_json(value: Any) -> Any:

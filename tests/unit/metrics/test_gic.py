@@ -15,6 +15,7 @@ from ts_lightning.metrics.class_mapping import ClassMapper
 from ts_lightning.metrics.gic import SYNONYMS, caption_figures, caption_pairs, mapping_accuracy, plot_thresholds
 from ts_lightning.metrics.gic_names import AskedPairs
 from ts_lightning.metrics.record import Record, Truth, write_records
+from ts_lightning.metrics.region_class import coco_ap
 
 CODEC = get_codec("scout")
 NAMES = json.loads((Path(__file__).parents[2] / "fixtures/caption_names.json").read_text())
@@ -83,15 +84,31 @@ def test_coco_figures_equal_pycocotools() -> None:
         results.append({**common, "bbox": [v + random.gauss(0, 3) for v in box], "score": random.random()})
     annotations = {"images": images, "annotations": notes, "categories": [{"id": i, "name": str(i)} for i in (1, 2, 3)]}
     ids = [image["id"] for image in images]
-    expected, figures = pycocotools_figures(annotations, results, ids), coco_figures(annotations, results, ids)
-    assert figures == pytest.approx(expected, abs=1e-12)
+    official, figures = pycocotools_figures(annotations, results, ids), coco_figures(annotations, results, ids)
+    assert official["AP_L"] == official["AR_L"] == -1  # no large object
+    expected = official | {"AP_L": float("nan"), "AR_L": float("nan")}
+    assert figures == pytest.approx(expected, abs=1e-12, nan_ok=True)
     metric = CaptionAP(annotations)
     for image in ids:
         own = [r for r in results if r["image_id"] == image]
         boxes = [[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in own)]
         metric.update(image, boxes, [r["category_id"] for r in own], [r["score"] for r in own])
-    assert metric.compute() == pytest.approx(expected, abs=1e-9)
+    assert metric.compute() == pytest.approx(expected, abs=1e-9, nan_ok=True)
     assert set(metric.compute()) == set(AP_NAMES)
+
+
+def test_sizes_without_an_object_have_no_figure() -> None:
+    note = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}  # small
+    images, categories = [{"id": 1, "width": 100, "height": 100}], [{"id": 7, "name": "dog"}]
+    annotations = {"images": images, "categories": categories, "annotations": [note]}
+    found = [{"image_id": 1, "category_id": 7, "bbox": [10, 10, 20, 20], "score": 1.0}]
+    for results, value in ((found, 1.0), ([], 0.0)):
+        figures = coco_figures(annotations, results, [1])
+        assert {name for name, figure in figures.items() if figure != figure} == {"AP_M", "AP_L", "AR_M", "AR_L"}
+        assert (figures["AP"], figures["AP_S"], figures["AR1"]) == pytest.approx((value,) * 3)
+    ap, per_class = coco_ap(annotations, found, [1])
+    assert (ap["AP_small"], per_class) == (pytest.approx(1.0), {"dog": pytest.approx(1.0)})
+    assert ap["AP_large"] != ap["AP_large"]
 
 
 def test_hand_made_names_go_to_their_classes(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ts_lightning.metrics.record import Record, Truth
 from ts_lightning.metrics.steps import StepAnswer
 from ts_lightning.metrics.suites import compare, score_suites
 from ts_lightning.pipelines.converters import mig_bench, refcoco
+from ts_lightning.reports.suite_report import number
 from ts_lightning.training.records import record_of
 
 REAL = Path(__file__).parents[4] / "shared/real"
@@ -291,6 +292,20 @@ def test_an_empty_answer_has_no_accepted_one() -> None:
         assert figures_of("contains", [ask("k", "a dog", accepted)])["accuracy"] == 0.0
     assert figures_of("answers", [ask("k", "", "?")])["accuracy"] == 0.0
     assert figures_of("answers", [ask("k", "?", "?")])["accuracy"] == 1.0
+
+
+def test_the_mean_over_sets_is_of_those_that_have_such_objects() -> None:
+    def photo(key: str, subtask: str, side: int, text: str) -> Record:
+        meta = {"image_id": 1, "classes": ["cat"], "objects": [[0, 0, 0, side, side, side * side, 0]]}
+        sizes = ((200, 200),)
+        return Record("s", key, text, Truth(), sizes=sizes, meta=meta, subtask=subtask, protocol="detection")
+
+    some = [photo("a", "small", 20, "cat [[0,0,10,10]]"), photo("b", "large", 200, "cat [[0,0,50,50]]")]
+    one = score_suites(some)["s"]
+    assert (one["figures"]["AP_S"], one["figures"]["AP_L"]) == (pytest.approx(1.0), 0.0)
+    assert one["figures"]["AP_M"] != one["figures"]["AP_M"]
+    assert number("sets", one["figures"]["sets"]) == number("boxes", one["figures"]["boxes"]) == "2"
+    assert number("AP_M", one["figures"]["AP_M"]) == "-"
 
 
 def test_every_protocol_has_a_convention_and_its_main_figure() -> None:

@@ -25,7 +25,7 @@ class Detection(Protocol):
     name = "detection"
     main = "AP"
     convention = {
-        "rule": "COCO AP of each set, at most 100 boxes a photo; AP is the unweighted mean over the sets",
+        "rule": "COCO AP of each set, at most 100 boxes a photo; the unweighted mean over sets that have such objects",
         "box score": "1: answers have none; equal scores keep the order of the answer",
         "question": "one a photo, all classes of the set named in it",
     }
@@ -40,7 +40,8 @@ class Detection(Protocol):
 
     def figures(self, rows: Sequence[Row]) -> Figures:
         sets = {name: _set_figures(group) for name, group in group_by(rows, "set").items()}
-        figures: dict[str, Any] = {name: mean([one[name] for one in sets.values()]) for name in SHOWN}
+        known = {name: [value for one in sets.values() if (value := one[name]) == value] for name in SHOWN}
+        figures: dict[str, Any] = {name: mean(values) for name, values in known.items()}
         boxes = sum(len(row["said"]) + row["unnamed"] for row in rows)
         figures["no_class"] = sum(row["unnamed"] for row in rows) / boxes if boxes else 0.0
         return figures | {"sets": len(sets), "boxes": boxes}
