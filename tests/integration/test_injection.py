@@ -34,7 +34,7 @@ def suite_report(folder: Path, text: str) -> tuple[str, str]:
     figures = {text: 0.5, "warning": text, "by_task": {text: {text: 0.5}}, "by_category": {text: 0.5}}
     one = {"protocol": text, "questions": 1, "main": text, "score": 0.5, "interval": (0.1, 0.2)}
     one |= {"paper": {text: [(1, text)], "other": [(1, text)]}, "figures": figures, "convention": {text: text}}
-    one |= {"subtasks": {text: {text: 1}}, "not_scored": 1, "reading": text}
+    one |= {"subtasks": {text: {text: 1}}, "not_scored": 1, "reading": text, "suite": text}
     page = write_suite_report({text: one}, [], folder, title=text)
     return page.read_text(), (folder / "report.md").read_text()
 

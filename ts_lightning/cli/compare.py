@@ -8,6 +8,8 @@ from typing import Any
 def compare(*runs: Path, table: bool = False, out: Path | None = None) -> None:
     """Runs side by side: of two, the difference of each suite with a paired test, and the questions that flipped.
 
+    Suites that have no such test are named with the reason.
+
         ts-lightning compare outputs/base outputs/tuned --out flips.json
         ts-lightning compare --table outputs/base outputs/twist outputs/lora      # any number: image understanding
 
@@ -31,14 +33,19 @@ def compare(*runs: Path, table: bool = False, out: Path | None = None) -> None:
         raise ValueError(f"compare: seen {len(runs)} runs, expected two, or --table")
     first, second = (path / "predictions.jsonl" if path.is_dir() else path for path in runs)
     result = paired(read_records(first), read_records(second))
-    if not result:
-        raise ValueError(f"{second}: seen no suite of {first}, expected one in both")
+    left = [f"{suite}: {one['why']}" for suite, one in result.items() if "why" in one]
+    if len(left) == len(result):
+        raise ValueError(f"{second}: seen no suite to compare with {first}, expected one ({'; '.join(left)})")
     print(f"{'suite':24}{'figure':>12}{'a':>9}{'b':>9}{'b - a':>9}   95% interval       p   gained  lost")
     for suite, one in result.items():
+        if "why" in one:
+            continue
         print(
             f"{suite:24}{one['main']:>12}{one['a']:>9.3f}{one['b']:>9.3f}{one['mean']:>+9.3f}   "
             f"{one['low']:+.3f} to {one['high']:+.3f}{one['p']:>8.3f}{len(one['gained']):>8}{len(one['lost']):>6}"
         )
+    for line in left:
+        print(f"not compared: {line}")
     if out is not None:
         out.write_text(json.dumps(result, indent=1) + "\n")
 

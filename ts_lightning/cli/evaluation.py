@@ -102,4 +102,4 @@ def asked_pairs(name: str, out: Path) -> AskedPairs:
         raise ValueError(f"--extract: seen {name!r}, expected openai:MODEL[@URL]")
     backend = OpenAIChat(model, url or None, os.environ.get("OPENAI_API_KEY"), max_tokens=256)
     cached = CachedChat(backend, out / "names.jsonl")
-    return AskedPairs(lambda messages, attempt: cached.chat(messages, attempt=attempt))
+    return AskedPairs(lambda messages, attempt: cached.chat(messages, attempt=attempt), model)

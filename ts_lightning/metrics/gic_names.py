@@ -20,11 +20,11 @@ TRIES = 3
 class AskedPairs:
     """(name, box) pairs of grounded captions by a language model; coordinates never pass through it.
 
-    Asked again, `TRIES` times in all, until every box has a name. `unnamed` counts the brackets that got none.
+    Asked again, `TRIES` times in all, until every box has a name; one that gets none is left out. `model`: its name.
     """
 
-    def __init__(self, ask: Ask) -> None:
-        self.ask, self.unnamed = ask, 0
+    def __init__(self, ask: Ask, model: str) -> None:
+        self.ask, self.model = ask, model
 
     def __call__(self, text: str, answer: Answer) -> list[Pair]:
         """The pairs of one caption; several boxes in one bracket share the name."""
@@ -43,10 +43,5 @@ class AskedPairs:
                 names.setdefault(int(number), name.strip().lower())
             if all(number in names for number in range(1, len(mentions) + 1)):
                 break
-        pairs = []
-        for number, (_, things) in enumerate(mentions, start=1):
-            if number in names:
-                pairs += [(names[number], thing.box) for thing in things if thing.is_box]
-            else:
-                self.unnamed += 1
-        return pairs
+        named = [(names[n], things) for n, (_, things) in enumerate(mentions, start=1) if n in names]
+        return [(name, thing.box) for name, things in named for thing in things if thing.is_box]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ts_lightning.metrics.record import Record
+from ts_lightning.metrics.record import Record, distinct_keys
 
 Ask = Callable[[list[dict[str, str]], int], str]  # (messages, attempt) -> text
 
@@ -74,7 +74,7 @@ def judge(records: Sequence[Record], suite: str, ask: Ask, instruction: Instruct
     verdicts: dict[str, list[float]] = {}
     groups: dict[str, list[list[float]]] = {}
     unread = 0
-    for record in records:
+    for record in distinct_keys(records):
         verdict = _verdict(record, suite, ask, instruction)
         if verdict is None:
             unread += 1

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -173,13 +175,20 @@ def space_fields(codec: Codec, sizes: Sequence[Size]) -> dict[str, Any]:
 
 
 def write_records(records: Iterable[Record], path: str | Path) -> None:
-    """JSON lines, one a record."""
-    with Path(path).open("w", encoding="utf-8") as file:
+    """JSON lines, one a record; an earlier file is replaced when the new one is whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    with new.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record.to_json()) + "\n" for record in records)
+    os.replace(new, path)
 
 
 def read_records(path: str | Path) -> list[Record]:
-    """The records of a file of `write_records`; ValueError for a line that is none, and for a question asked twice."""
+    """The records of a file of `write_records`; ValueError for a line that is none, and for a question answered twice.
+
+    Two shards may have questions of one key.
+    """
     records, seen = [], set()
     with Path(path).open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
@@ -190,13 +199,23 @@ def read_records(path: str | Path) -> list[Record]:
                 cut = " (is the file cut off?)" if not line.endswith("\n") else ""
                 raise ValueError(f"{where}: seen {line.strip()[:60]!r}, expected a prediction record{cut}") from None
             record = Record.from_json(values, where)
-            if (record.suite, record.key) in seen:
+            question = record.suite, record.shard, record.key
+            if question in seen:
                 raise ValueError(
                     f"{where}: seen {record.suite}:{record.key} more than once, expected one answer a question"
                 )
-            seen.add((record.suite, record.key))
+            seen.add(question)
             records.append(record)
     return records
+
+
+def distinct_keys(records: Sequence[Record]) -> list[Record]:
+    """The records; where questions of a suite share a key, it is led by their shard."""
+    counts = Counter((record.suite, record.key) for record in records)
+    return [
+        record if counts[record.suite, record.key] == 1 else replace(record, key=f"{record.shard}:{record.key}")
+        for record in records
+    ]
 
 
 def in_pixels(box: Box, size: Size) -> list[float]:

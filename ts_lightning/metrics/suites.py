@@ -9,9 +9,8 @@ import torch
 from torch import distributed
 
 from ts_lightning.metrics.intervals import interval, mean, paired
-from ts_lightning.metrics.protocols import Protocol, default_protocols, make_protocol, plain
-from ts_lightning.metrics.protocols.captions import WithClasses
-from ts_lightning.metrics.record import Record
+from ts_lightning.metrics.protocols import Protocol, default_protocols, make_default, make_protocol, plain
+from ts_lightning.metrics.record import Record, distinct_keys
 
 PaperRow = Mapping[str, list[tuple[float, str]]]  # figure: values and where they are printed, the compared one first
 PAPER_ROWS: dict[str, PaperRow] = json.loads((Path(__file__).parent / "paper_rows.json").read_text())
@@ -41,10 +40,7 @@ class SuiteMetrics:
 
     def _protocol(self, suite: str, name: str, records: Sequence[Record]) -> Protocol:
         if (suite, name) not in self.protocols:
-            first = records[0]
-            self.protocols[suite, name] = make_protocol(
-                name, first.reading if first.protocol else None, first.annotations
-            )
+            self.protocols[suite, name] = _protocol_of(name, records[0])
         return self.protocols[suite, name]
 
     def compute(self, device: torch.device) -> dict[str, float]:
@@ -81,6 +77,18 @@ def protocol_names(records: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(named)) if named else default_protocols(records)
 
 
+def _protocol_of(name: str, record: Record) -> Protocol:
+    """The protocol with what the suite of the record says of it."""
+    make = make_protocol if record.protocol else make_default
+    return make(name, record.reading, record.annotations)
+
+
+def _entries(suite: str, records: Sequence[Record]) -> dict[str, Protocol]:
+    """What scores a suite by its name in a report: the suite's own, with the protocol behind it where several do."""
+    names = protocol_names(records)
+    return {suite if len(names) == 1 else f"{suite} ({name})": _protocol_of(name, records[0]) for name in names}
+
+
 def by_suite(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Records grouped by suite, in order of appearance."""
     suites: dict[str, list[Record]] = {}
@@ -101,50 +109,51 @@ def score_suites(
 ) -> dict[str, dict[str, Any]]:
     """One entry a suite: protocol, main figure with its 95% interval, all figures, convention, papers' row.
 
-    A suite's protocol is the one that its records name, else the first of `default_protocols`. A suite that can't be
-    scored here has an entry that says why, and costs the others nothing. `completeness` says of a suite whether answers
-    are missing; `prepare` sets a protocol's options. ValueError for an unknown protocol.
+    A suite's protocol is the one that its records name; of several `default_protocols` each has an entry,
+    `SUITE (localization)`. A suite that can't be scored here has an entry that says why, and costs the others nothing.
+    `completeness` says of a suite whether answers are missing; `prepare` sets a protocol's options. ValueError for an
+    unknown protocol.
     """
     result = {}
     for suite, group in by_suite(records).items():
-        names = protocol_names(group)
-        one = _scored(suite, group, names[0], prepare) if names else _unscored(suite, group, "-", _NO_TRUTH)
-        if completeness and suite in completeness:
-            one["convention"]["completeness"] = completeness[suite]
-        result[suite] = one
+        protocols = _entries(suite, group)
+        left = sum(not any(one.takes(record) for one in protocols.values()) for record in group)
+        entries = {name: _scored(suite, group, protocol, left, prepare) for name, protocol in protocols.items()}
+        for name, one in (entries or {suite: _unscored(suite, group, "-", _NO_TRUTH)}).items():
+            if completeness and suite in completeness:
+                one["convention"]["completeness"] = completeness[suite]
+            result[name] = one
     return result
 
 
-_NO_TRUTH = "no: none of its records has a truth of this kind"
+_NO_TRUTH = "none of its records has a truth of this kind"
 
 
-def _scored(suite: str, group: Sequence[Record], name: str, prepare: Prepare) -> dict[str, Any]:
+def _scored(suite: str, group: Sequence[Record], protocol: Protocol, left: int, prepare: Prepare) -> dict[str, Any]:
+    """The entry of one protocol; `left` records are no protocol's."""
     first = group[0]
-    protocol = make_protocol(name, first.reading if first.protocol else None, first.annotations)
     prepare(protocol)
     protocol.update(group)
     rows = protocol.rows()
     if not rows:
-        return _unscored(suite, group, name, _NO_TRUTH)
+        return _unscored(suite, group, protocol.name, _NO_TRUTH)
     try:
         figures = dict(protocol.compute())
         _, values, strata = protocol.values(rows)
     except ModuleNotFoundError as error:  # the other suites of the report don't need the package
-        return _unscored(suite, group, name, f"no: {error}")
+        return _unscored(suite, group, protocol.name, str(error))
     subtasks = figures.pop("subtasks", {})
-    told = {"reading": protocol.reading, "codec": first.codec, "frame": first.frame_name}
-    if isinstance(protocol, WithClasses) and protocol.annotations is None:
-        told["scored"] = "no: it needs the data set's COCO file (--annotations)"
     return {
-        "protocol": name,
+        "suite": suite,
+        "protocol": protocol.name,
         "reading": protocol.reading,
         "questions": len(rows),
-        "not_scored": len(group) - len(rows),
+        "not_scored": left,
         "main": protocol.main,
         "score": figures.get(protocol.main, float("nan")),
         "interval": interval(values, strata=strata) if values else None,
         "figures": figures,
-        "convention": {**protocol.convention, **told},
+        "convention": protocol.told() | {"codec": first.codec, "frame": first.frame_name},
         "paper": dict(paper_row(suite)),
         "subtasks": subtasks,
     }
@@ -153,6 +162,7 @@ def _scored(suite: str, group: Sequence[Record], name: str, prepare: Prepare) ->
 def _unscored(suite: str, group: Sequence[Record], protocol: str, why: str) -> dict[str, Any]:
     """The entry of a suite without a score: the papers' first figure stands in its row."""
     return {
+        "suite": suite,
         "protocol": protocol,
         "reading": "-",
         "questions": 0,
@@ -161,7 +171,7 @@ def _unscored(suite: str, group: Sequence[Record], protocol: str, why: str) -> d
         "score": float("nan"),
         "interval": None,
         "figures": {},
-        "convention": {"scored": why},
+        "convention": {"scored": f"no: {why}"},
         "paper": dict(paper_row(suite)),
         "subtasks": {},
     }
@@ -177,38 +187,46 @@ def judged_entry(entry: Mapping[str, Any], result: Mapping[str, Any]) -> dict[st
 
 
 def compare(a: Sequence[Record], b: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """Run b against run a, for the suites of both: the difference, its interval, p, and the questions that flipped.
+    """Run b against run a by suite: the difference, its interval, p, and the questions that flipped.
 
-    ValueError where a suite asks other questions in the two.
+    Entries are named as those of `score_suites`; one that can't be compared has `why` alone. ValueError where a suite
+    asks other questions in the two.
     """
-    first, second = by_suite(a), by_suite(b)
-    result = {}
-    for suite in [name for name in first if name in second]:
+    first, second = by_suite(distinct_keys(a)), by_suite(distinct_keys(b))
+    result: dict[str, dict[str, Any]] = {}
+    for suite in dict.fromkeys([*first, *second]):
+        if suite not in first or suite not in second:
+            result[suite] = {"why": "it is in one run alone"}
+            continue
         names = {record.key for record in first[suite]}, {record.key for record in second[suite]}
         if odd := sorted(names[0] ^ names[1]):
             raise ValueError(f"suite {suite}: seen {odd[0]} in one run alone, expected the same questions in both")
-        known = protocol_names(first[suite])
-        if not known:
+        left, right = (_entries(suite, run[suite]) for run in (first, second))
+        rules = [", ".join(f"{one.name} ({one.reading})" for one in run.values()) for run in (left, right)]
+        if not left or rules[0] != rules[1]:
+            result[suite] = {"why": f"scored by {rules[0]}, and by {rules[1]}" if left else _NO_TRUTH}
             continue
-        try:
-            runs = [_values(known[0], run[suite]) for run in (first, second)]
-        except ModuleNotFoundError:
-            continue
-        (keys, left, strata), (others, right, _), main = runs[0][:3], runs[1][:3], runs[0][3]
-        if not left or keys != others:
-            continue
-        flips = {
-            "gained": [k for k, x, y in zip(keys, left, right, strict=True) if x < 0.5 <= y],
-            "lost": [k for k, x, y in zip(keys, left, right, strict=True) if y < 0.5 <= x],
-        }
-        sides = {"a": mean(left, strata), "b": mean(right, strata)}
-        test = paired(left, right, strata=strata)._asdict()
-        result[suite] = {"protocol": known[0], "main": main, **sides, **test, **flips}
+        for name in left:
+            result[name] = _compared(left[name], first[suite], right[name], second[suite])
     return result
 
 
-def _values(name: str, records: Sequence[Record]) -> tuple[list[str], list[float], list[str] | None, str]:
-    first = records[0]
-    protocol = make_protocol(name, first.reading if first.protocol else None, first.annotations)
-    protocol.update(records)
-    return *protocol.values(protocol.rows()), protocol.main
+def _compared(one: Protocol, a: Sequence[Record], other: Protocol, b: Sequence[Record]) -> dict[str, Any]:
+    """The paired test of a suite's questions, scored by `one` in run a and by `other`, which is alike, in run b."""
+    one.update(a)
+    other.update(b)
+    try:
+        (keys, left, strata), (others, right, _) = one.values(one.rows()), other.values(other.rows())
+    except ModuleNotFoundError as error:
+        return {"why": str(error)}
+    if not left:
+        return {"why": f"{one.name}: {one.main} is no mean over questions" if one.rows() else _NO_TRUTH}
+    if keys != others:
+        return {"why": "the two runs have other truths"}
+    flips = {
+        "gained": [k for k, x, y in zip(keys, left, right, strict=True) if x < 0.5 <= y],
+        "lost": [k for k, x, y in zip(keys, left, right, strict=True) if y < 0.5 <= x],
+    }
+    sides = {"a": mean(left, strata), "b": mean(right, strata)}
+    test = paired(left, right, strata=strata)._asdict()
+    return {"protocol": one.name, "main": one.main, **sides, **test, **flips}

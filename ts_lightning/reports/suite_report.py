@@ -63,7 +63,9 @@ def write_suite_report(
     (out / "report.json").write_text(json.dumps(strict_json(scores), indent=1) + "\n")
     (out / "report.md").write_text(f"# {markdown_text(title)}\n\n{markdown(scores)}\n")
     galleries = write_galleries(records, out / "pictures") if pictures else {}
-    page = _page(scores, title, {k: [p.relative_to(out) for p in v] for k, v in galleries.items()})
+    # of the entries of one suite the first is of its boxes
+    first = {one["suite"]: name for name, one in reversed(scores.items())}
+    page = _page(scores, title, {first[k]: [p.relative_to(out) for p in v] for k, v in galleries.items()})
     (out / "report.html").write_text(page)
     return out / "report.html"
 

@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, distributed
 
 from ts_lightning.losses import RowLoss, expert_load, num_loss_rows
-from ts_lightning.metrics.protocols import make_protocol
+from ts_lightning.metrics.protocols import DEFAULTS, make_default, make_protocol
 from ts_lightning.metrics.record import Record
 from ts_lightning.metrics.suites import SuiteMetrics
 from ts_lightning.models.generate import generate_answers
@@ -219,8 +219,8 @@ class BaseModule(ShardedModule):
         """Before anything is generated: protocols and readings are known, and true answers fit `max_new_tokens`."""
         for suite in self._suites():
             rule = self._rule(suite)
-            if rule["protocol"] is not None:
-                make_protocol(rule["protocol"], rule["reading"], rule["annotations"])
+            make = make_protocol if rule["protocol"] else make_default
+            make(rule["protocol"] or DEFAULTS[0], rule["reading"], rule["annotations"])
             if suite not in self._measured and self.trainer.is_global_zero:
                 self._measured.add(suite)
                 self._measure(suite)

@@ -14,6 +14,7 @@ from ts_lightning.metrics.caption_ap import AP_NAMES, CaptionAP, coco_figures
 from ts_lightning.metrics.class_mapping import ClassMapper
 from ts_lightning.metrics.gic import SYNONYMS, caption_figures, caption_pairs, mapping_accuracy, plot_thresholds
 from ts_lightning.metrics.gic_names import AskedPairs
+from ts_lightning.metrics.protocols import GIC, RegionClass
 from ts_lightning.metrics.record import Record, Truth, write_records
 from ts_lightning.metrics.region_class import coco_ap
 
@@ -43,12 +44,11 @@ def test_names_by_a_language_model() -> None:
         seen.append(messages[0]["content"])
         return ["1: Man\n[2] - dog\nnonsense", "no idea", "4: car"][attempt]
 
-    extract = AskedPairs(ask)
+    extract = AskedPairs(ask, "a-model")
     pairs = extract(text, read_answer(text, CODEC, [(100, 100)]))
     assert [name for name, _ in pairs] == ["man", "dog", "dog"]
     assert "man [1] walks two dogs [2] past a bus [3]." in seen[0]
     assert len(seen) == 3  # asked again for the third box
-    assert extract.unnamed == 1
     assert extract("a cat and a dog", read_answer("a cat and a dog", CODEC, [])) == []
 
 
@@ -109,6 +109,33 @@ def test_sizes_without_an_object_have_no_figure() -> None:
     ap, per_class = coco_ap(annotations, found, [1])
     assert (ap["AP_small"], per_class) == (pytest.approx(1.0), {"dog": pytest.approx(1.0)})
     assert ap["AP_large"] != ap["AP_large"]
+
+
+def test_how_captions_were_scored_is_told() -> None:
+    text = "A dog [[1,1,9,9]] [[20,20,50,50]]"  # the second box has no name
+    record = Record("s", "a", text, Truth(), sizes=((100, 100),), subtask="caption", meta={"image_id": 1})
+    gic, regions = GIC(annotations="f.json"), RegionClass(annotations="f.json")
+    assert gic.told() == {
+        "rule": "COCO AP of the (name, box) pairs; equal scores keep the order of the captions",
+        "reading": "lenient",
+        "embedder": "the packaged MiniLM",
+        "names": "the last words before each box (grammar); COCO's classes and their synonyms, cosine >= 0.65",
+        "box score": "the similarity of the name to its class",
+    }
+    gic.names_alone, gic.box_score, gic.threshold, gic.embedder = True, "one", 0.5, "folder"
+    gic.extract = AskedPairs(lambda messages, attempt: "1: dog", "a-model")
+    told = gic.told()
+    assert told["names"] == "asked of a-model; COCO's classes alone, cosine >= 0.5"
+    assert (told["box score"], told["embedder"]) == ("1", "folder")
+    assert regions.told()["rule"] == "an answer is of the class whose name is most similar"
+    regions.threshold = 0.3
+    assert regions.told()["rule"] == "an answer is of the class whose name is most similar, cosine >= 0.3"
+    for extract in (caption_pairs, gic.extract):
+        counted = GIC()
+        counted.extract = extract
+        counted.update([record])
+        figures = counted.compute()
+        assert (figures["pairs"], figures["boxes_without_name"]) == (1, 1)
 
 
 def test_hand_made_names_go_to_their_classes(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 
 from ts_lightning.grounding import CoordinateSpace, get_codec
 from ts_lightning.metrics.protocols import PROTOCOLS, default_protocols, make_protocol
 from ts_lightning.metrics.record import Record, Truth
 from ts_lightning.metrics.steps import StepAnswer
-from ts_lightning.metrics.suites import compare, score_suites
+from ts_lightning.metrics.suites import SuiteMetrics, compare, score_suites
 from ts_lightning.pipelines.converters import mig_bench, refcoco
 from ts_lightning.reports.suite_report import number
 from ts_lightning.training.records import record_of
@@ -269,8 +270,50 @@ def test_what_a_protocol_needs_is_named() -> None:
 def test_a_suite_without_a_protocol_is_scored_by_its_truth() -> None:
     steps = Truth(steps=StepAnswer("red", [[]], False), box=RIGHT)
     assert default_protocols([planted(GOOD), ask("a", "red", "red")]) == ["localization", "answers"]
-    assert default_protocols([planted(GOOD, truth=steps)]) == ["steps", "localization"]
+    assert default_protocols([planted(GOOD, truth=steps)]) == ["localization", "steps"]
     assert default_protocols([planted("", truth=Truth())]) == []
+
+
+def test_every_question_of_a_suite_without_a_protocol_is_scored() -> None:
+    invalid = "This question is invalid."
+    negative = planted(invalid, key="n", truth=Truth(invalid, steps=StepAnswer("", [[]], True)))
+    boxes = [planted(AWAY if i == 8 else GOOD, key=f"b{i}") for i in range(9)]
+    some = [negative, *boxes, planted("", key="c", truth=Truth())]
+    scores = score_suites(some, {"s": "all"})
+    assert {name: (one["main"], one["questions"], one["score"]) for name, one in scores.items()} == {
+        "s (localization)": ("miou", 9, pytest.approx(8 / 9)),
+        "s (steps)": ("right", 1, 1.0),
+    }
+    assert {one["suite"] for one in scores.values()} == {"s"}
+    assert [one["not_scored"] for one in scores.values()] == [1, 1]  # the one without a truth
+    assert all(one["convention"]["completeness"] == "all" for one in scores.values())
+    metrics = SuiteMetrics()
+    metrics.update("s", some)
+    logged = metrics.compute(torch.device("cpu"))
+    for one in scores.values():
+        assert logged[f"s/{one['main']}"] == pytest.approx(one["score"])
+    result = compare(some, [replace(negative, text="yes"), *[replace(one, text=GOOD) for one in boxes], some[-1]])
+    assert {name: (one["gained"], one["lost"]) for name, one in result.items()} == {
+        "s (localization)": (["b8"], []),
+        "s (steps)": ([], ["n"]),
+    }
+
+
+def test_the_reading_of_a_suite_without_a_protocol_goes_to_those_that_have_it() -> None:
+    loose = [
+        planted("[[ 10, 10, 50, 50]]", key="a", reading="strict"),
+        replace(ask("w", "red", "red"), reading="strict"),
+    ]
+    scores = score_suites(loose)
+    assert {name: (one["reading"], one["score"]) for name, one in scores.items()} == {
+        "s (localization)": ("strict", 0.0),
+        "s (answers)": ("lenient", 1.0),
+    }
+    metrics = SuiteMetrics()
+    metrics.update("s", loose)
+    assert metrics.compute(torch.device("cpu"))["s/miou"] == 0.0
+    with pytest.raises(ValueError, match="reading: seen 'nonsense', expected one of lenient, strict, lmms_eval"):
+        score_suites([replace(loose[0], reading="nonsense")])
 
 
 def test_a_step_answer_without_words_is_judged_by_its_last_boxes() -> None:

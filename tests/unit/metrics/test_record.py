@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ts_lightning.grounding.codecs import CODECS, backbone_codec
-from ts_lightning.metrics.record import Record, Truth, read_records, space_fields, write_records
+from ts_lightning.metrics.record import Record, Truth, distinct_keys, read_records, space_fields, write_records
 from ts_lightning.metrics.steps import StepAnswer
 
 SIZES = ((640, 480), (300, 500))
@@ -78,6 +78,10 @@ def test_files_that_are_no_records(tmp_path: Path) -> None:
     path.write_text(line + line)
     with pytest.raises(ValueError, match=r"p.jsonl:2: seen s:q more than once, expected one answer a question"):
         read_records(path)
+    other = full(shard="y.tar")
+    write_records([full(), other], path)  # another shard may have a question of the same key
+    assert [record.key for record in read_records(path)] == ["q", "q"]
+    assert [record.key for record in distinct_keys([full(), other, full(key="r")])] == ["x.tar:q", "y.tar:q", "r"]
     path.write_text(line + line[:30])
     with pytest.raises(ValueError, match=r"p.jsonl:2: seen .* expected a prediction record \(is the file cut off\?\)"):
         read_records(path)

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,38 @@ def test_two_runs_name_the_questions_that_flipped(shards: str, tmp_path: Path, c
     assert "+0.167" in capsys.readouterr().out
     with pytest.raises(ValueError, match="expected the same questions in both"):
         compare(a, b[:-1])
+
+
+def test_suites_without_a_paired_test_are_named(
+    shards: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)  # as where it is not installed
+    rec = records(shards, [RIGHT, WRONG, WRONG, RIGHT, WRONG, WRONG])
+    strict = [replace(one, suite="other", reading="strict") for one in rec]
+    mme, captions = everything("mme", {"protocol": "mme"}), everything("captions", {"protocol": "captions"})
+    write_records([*rec, mme, captions, *strict, replace(mme, suite="alone")], tmp_path / "a")
+    write_records([*rec, mme, captions, *[replace(one, reading=None) for one in strict]], tmp_path / "b")
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    reasons = [
+        "mme: mme: perception is no mean over questions",
+        "captions: CIDEr needs pycocoevalcap: pip install 'ts-lightning[gic]'",
+        "other: scored by rec (strict), and by rec (lenient)",
+        "alone: it is in one run alone",
+    ]
+    assert capsys.readouterr().out.splitlines()[2:] == [f"not compared: {line}" for line in reasons]
+    write_records([mme], tmp_path / "c")
+    assert main(["compare", str(tmp_path / "c"), str(tmp_path / "c")]) == 2
+    assert f"seen no suite to compare with {tmp_path / 'c'}, expected one ({reasons[0]})" in capsys.readouterr().err
+
+
+def test_questions_of_one_key_in_two_shards_stay_apart() -> None:
+    def run(*texts: str) -> list[Record]:
+        one = everything("s", {"protocol": "rec"})
+        return [replace(one, text=text, shard=f"{i}.tar") for i, text in enumerate(texts)]
+
+    assert score_suites(run(RIGHT, WRONG))["s"]["score"] == 0.5
+    result = compare(run(RIGHT, WRONG), run(RIGHT, RIGHT)[::-1])["s"]
+    assert (result["gained"], result["lost"], result["mean"]) == (["1.tar:k"], [], 0.5)
 
 
 def test_a_table_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -208,7 +241,11 @@ def test_a_suite_without_truth_leaves_the_others_their_scores() -> None:
     scores = score_suites([bare, scored])
     assert (scores["bare"]["questions"], scores["bare"]["not_scored"]) == (0, 1)
     assert scores["refcoco_val"]["score"] == 1.0
-    assert list(compare([bare, scored], [bare, scored])) == ["refcoco_val"]
+    result = compare([bare, scored], [bare, scored])
+    assert (result["refcoco_val"]["b"], result["bare"]) == (
+        1.0,
+        {"why": "none of its records has a truth of this kind"},
+    )
 
 
 def test_a_rank_without_a_question_adds_none() -> None:

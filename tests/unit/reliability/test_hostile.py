@@ -118,6 +118,7 @@ def test_text_in_a_report_is_text(tmp_path: Path) -> None:
         "subtasks": {evil: {evil: 1}},
         "not_scored": 0,
         "reading": evil,
+        "suite": evil,
     }
     scores = {evil: one}
     page = write_suite_report(scores, [], tmp_path, title=evil).read_text()

@@ -30,7 +30,9 @@ PROTOCOLS: Mapping[str, type[Protocol]] = {
     )
 }
 
-__all__ = ["PROTOCOLS", "Protocol", "default_protocols", "make_protocol", "plain"]
+DEFAULTS = ("localization", "steps", "answers")
+
+__all__ = ["DEFAULTS", "PROTOCOLS", "Protocol", "default_protocols", "make_default", "make_protocol", "plain"]
 
 
 def make_protocol(name: str, reading: str | None = None, annotations: str | None = None) -> Protocol:
@@ -40,10 +42,21 @@ def make_protocol(name: str, reading: str | None = None, annotations: str | None
     return PROTOCOLS[name](reading, annotations)
 
 
+def make_default(name: str, reading: str | None = None, annotations: str | None = None) -> Protocol:
+    """A protocol of a suite that names none: the suite's reading is for those of `DEFAULTS` that have it.
+
+    ValueError for a reading that none of them has.
+    """
+    known = list(dict.fromkeys(one for default in DEFAULTS for one in PROTOCOLS[default].readings))
+    if reading is not None and reading not in known:
+        raise ValueError(f"reading: seen {reading!r}, expected one of {', '.join(known)}, or a protocol that has it")
+    return make_protocol(name, reading if reading in PROTOCOLS[name].readings else None, annotations)
+
+
 def default_protocols(records: Sequence[Record]) -> list[str]:
     """What scores questions whose suite names no protocol, by their truth alone.
 
-    `steps` for step-by-step and invalid questions, `localization` for one box, `answers` for answers in words.
+    `localization` for one box, `steps` for step-by-step and invalid questions, `answers` for answers in words.
     Suites of benchmarks always name theirs.
     """
-    return [name for name in ("steps", "localization", "answers") if any(PROTOCOLS[name]().takes(r) for r in records)]
+    return [name for name in DEFAULTS if any(PROTOCOLS[name]().takes(r) for r in records)]

@@ -43,6 +43,10 @@ class Protocol(Metric):
         self.annotations = annotations
         self.add_state("lines", [], dist_reduce_fx="cat")
 
+    def told(self) -> dict[str, str]:
+        """How it scores, for reports: its convention, the reading, and the options that were set."""
+        return {**self.convention, "reading": self.reading}
+
     def takes(self, record: Record) -> bool:
         """Whether the record asks what this protocol scores."""
         raise NotImplementedError

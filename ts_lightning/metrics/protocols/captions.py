@@ -8,6 +8,7 @@ from typing import Any
 
 from ts_lightning.metrics.class_mapping import ClassMapper, Embed, sentence_embedder
 from ts_lightning.metrics.gic import SYNONYMS, Extract, caption_figures, caption_pairs
+from ts_lightning.metrics.gic_names import AskedPairs
 from ts_lightning.metrics.protocols.base import Figures, Protocol, Row
 from ts_lightning.metrics.protocols.words import Words
 from ts_lightning.metrics.readings.captions import ptb_words
@@ -53,6 +54,16 @@ class WithClasses(Protocol):
     threshold: float = -1.0  # cosine below which a text is of no class
     embedder: str | None = None  # folder of a sentence transformer; the packaged MiniLM when None
 
+    def told(self) -> dict[str, str]:
+        known = super().told() | {"embedder": self.embedder or "the packaged MiniLM"}
+        missing = {"scored": "no: it needs the data set's COCO file (--annotations)"}
+        return known if self.annotations is not None else known | missing
+
+    @property
+    def least(self) -> str:
+        """`, cosine >= 0.65`; nothing where every text has a class."""
+        return f", cosine >= {self.threshold:g}" if self.threshold > -1 else ""
+
     @cached_property
     def truth(self) -> dict[str, Any]:
         """The COCO file."""
@@ -84,29 +95,36 @@ class GIC(WithClasses):
 
     name = "gic"
     main = "AP"
-    convention = {
-        "names": "the last words before each box (grammar); COCO's classes and their synonyms, cosine >= 0.65",
-        "box score": "the similarity of the name to its class",
-    }
+    convention = {"rule": "COCO AP of the (name, box) pairs; equal scores keep the order of the captions"}
     threshold: float = 0.65
     names_alone = False
     box_score = "similarity"
     extract: Extract = staticmethod(caption_pairs)
+
+    def told(self) -> dict[str, str]:
+        asked = isinstance(self.extract, AskedPairs)
+        names = f"asked of {self.extract.model}" if asked else "the last words before each box (grammar)"
+        classes = "COCO's classes alone" if self.names_alone else "COCO's classes and their synonyms"
+        score = "1" if self.box_score == "one" else "the similarity of the name to its class"
+        return super().told() | {"names": f"{names}; {classes}{self.least}", "box score": score}
 
     def takes(self, record: Record) -> bool:
         return record.meta.get("image_id") is not None and "caption" in (record.subtask or "")
 
     def row(self, record: Record) -> Row:
         pairs = self.extract(record.text, record.answer)
-        return {"image_id": record.meta["image_id"], "size": list(record.size), "pairs": pairs}
+        unnamed = sum(thing.is_box for thing in record.answer.objects) - len(pairs)
+        about = {"image_id": record.meta["image_id"], "size": list(record.size)}
+        return about | {"pairs": pairs, "unnamed": unnamed}
 
     def figures(self, rows: Sequence[Row]) -> Figures:
+        unnamed = {"boxes_without_name": sum(row["unnamed"] for row in rows)}
         if self.annotations is None:
-            return {"captions": len(rows), "pairs": sum(len(row["pairs"]) for row in rows)}
+            return {"captions": len(rows), "pairs": sum(len(row["pairs"]) for row in rows)} | unnamed
         names, _ = self.classes
         synonyms = {} if self.names_alone else {k: v for k, v in SYNONYMS.items() if k in names}
         mapper = ClassMapper(names, self.embed, synonyms, self.threshold)
-        return caption_figures(rows, self.truth, mapper, self.box_score)
+        return caption_figures(rows, self.truth, mapper, self.box_score) | unnamed
 
 
 class RegionClass(WithClasses):
@@ -115,7 +133,9 @@ class RegionClass(WithClasses):
     name = "region_class"
     main = "AP"
     convention = {"rule": "an answer is of the class whose name is most similar"}
-    threshold: float = -1.0
+
+    def told(self) -> dict[str, str]:
+        return super().told() | {"rule": self.convention["rule"] + self.least}
 
     def takes(self, record: Record) -> bool:
         return record.task == UNDERSTANDING and "bbox" in record.meta
