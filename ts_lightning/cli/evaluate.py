@@ -21,8 +21,8 @@ def evaluate(
     predictions: Path | None = None,
     format: Literal["ours", "lmms-eval", "vlmevalkit"] = "ours",
     shards: list[str] = (),  # type: ignore[assignment]
-    suite: str = "predictions",
-    codec: str = "scout",
+    suite: str | None = None,
+    codec: str | None = None,
     grid: str | None = None,
     frame: Literal["original", "padded_square", "resized"] | None = None,
     min_pixels: int | None = None,
@@ -52,8 +52,9 @@ def evaluate(
             --suite refcoco_testA --reading lmms_eval --codec shikra --grid decimals:3 --frame original \
             --out outputs/scores
 
-    Writes report.json, report.md and report.html; answers stay in OUT/predictions.jsonl, where `evaluate --predictions`
-    and `compare` read them again. Any --trainer.X, --model.X and --data.X of `predict` goes to the answering.
+    Writes report.json, report.md and report.html; the answers and how they were scored stand in OUT/predictions.jsonl,
+    where `evaluate --predictions` and `compare` read them again (a file that is given as --predictions stays as it is).
+    Any --trainer.X, --model.X and --data.X of `predict` goes to the answering.
 
     Suites: {suites}
 
@@ -66,8 +67,8 @@ def evaluate(
         predictions: stored answers, in place of --ckpt
         format: of the stored answers
         shards: the questions with their truth; needed unless the stored answers have it
-        suite: name of the suite, with --shards
-        codec: the notation of the answers' boxes, with --shards
+        suite: name of the suite, with --shards (our own predictions: which of theirs; "predictions" for others)
+        codec: the notation of the answers' boxes, with --shards (scout; our own predictions name theirs)
         grid: another grid than the notation's own: 100, 1000, decimals:n, pixels
         frame: another picture than the notation's own that the numbers refer to
         min_pixels: least area of the resized picture, for answers in pixels of it
@@ -93,21 +94,26 @@ def evaluate(
         raise ValueError("evaluate: seen not one of --ckpt and --predictions, expected one of them")
     from dataclasses import replace
 
-    from ts_lightning.cli.evaluation import asked_pairs, judged, merged_overlays, rule_of, stored
+    from ts_lightning.cli.evaluation import asked_pairs, judged, merged_overlays, source_named, stored
     from ts_lightning.cli.lightning import main as lightning
+    from ts_lightning.data import ShardSource
+    from ts_lightning.grounding.codecs import Codec
     from ts_lightning.grounding.foreign_text import visible
     from ts_lightning.grounding.resizing import resize_rule
     from ts_lightning.metrics.judge import few_shot_instruction
     from ts_lightning.metrics.protocols import Protocol
     from ts_lightning.metrics.protocols.captions import GIC, WithClasses
+    from ts_lightning.metrics.record import write_records
     from ts_lightning.metrics.robustness import by_noise, noise_table, plot_noise
     from ts_lightning.metrics.submission import write_submission
     from ts_lightning.metrics.suites import by_suite, judged_entry, score_suites
     from ts_lightning.pipelines.llm_client import RequestFailed
     from ts_lightning.reports.suite_report import markdown, write_suite_report
+    from ts_lightning.runs.resume import first_process
     from ts_lightning.training.answer_files import answer_codec
 
     resize = resize_rule(min_pixels, max_pixels, processor) if min_pixels or max_pixels or processor else None
+    kept = out / "predictions.jsonl"
     if ckpt is not None:
         if not suites:
             raise ValueError(f"--suites: seen none, expected some of {', '.join(SUITES)}")
@@ -116,20 +122,28 @@ def evaluate(
         root += [] if alpha is None else [f"--alpha={alpha}"]
         if status := lightning(["predict", "--ckpt_path", str(ckpt), "-c", overlay, *root, *overrides]):
             return status
-        predictions = out / "predictions.jsonl"
-    own = rule_of(suites, suite) if suites and ckpt is None else {}
-    shards = shards or own.get("shards", [])
-    notation = answer_codec(codec, grid, frame, resize) if shards else None
-    records, told = stored(predictions, format, shards, suite, notation, allow_missing)
+        if not first_process():  # the ranks have answered together, and one scores
+            return 0
+    source = source_named(suites, suite) if suites and ckpt is None else None
+    if shards:
+        source = replace(source or ShardSource([]), shards=list(shards))
+
+    def notation(own: str | None) -> Codec | None:
+        given = codec or grid or frame or resize
+        return answer_codec(codec or own or "scout", grid, frame, resize) if given or own is None else None
+
+    records, told = stored(predictions or kept, format, source, suite, notation, allow_missing)
     records = [
         replace(
             record,
-            protocol=protocol or own.get("protocol") or record.protocol,
-            reading=reading or (None if protocol else own.get("reading") or record.reading),
-            annotations=str(annotations) if annotations else own.get("annotations") or record.annotations,
+            protocol=protocol or record.protocol,
+            reading=reading or (None if protocol else record.reading),
+            annotations=str(annotations) if annotations else record.annotations,
         )
         for record in records
     ]
+    if predictions is None or predictions.resolve() != kept.resolve():
+        write_records(records, kept)
     asked = asked_pairs(extract, out) if extract else None
 
     def prepare(made: Protocol) -> None:

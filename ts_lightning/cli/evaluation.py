@@ -2,11 +2,13 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ts_lightning.cli.configurations import find_configuration, read_configuration
+from ts_lightning.data import ShardSource
+from ts_lightning.data.source import source_of
 from ts_lightning.grounding.codecs import Codec
 from ts_lightning.metrics.gic_names import AskedPairs
 from ts_lightning.metrics.judge import Instruction
@@ -14,17 +16,16 @@ from ts_lightning.metrics.judge import judge as judge_answers
 from ts_lightning.metrics.record import Record, read_records
 from ts_lightning.pipelines.llm_client import OpenAIChat
 from ts_lightning.pipelines.response_cache import CachedChat
-from ts_lightning.training.answer_files import join, read_answers
+from ts_lightning.training.answer_files import GivenAnswer, join, read_answers
 from ts_lightning.training.records import completeness
 
 
-def rule_of(names: Sequence[str], suite: str) -> dict[str, Any]:
-    """What the configurations say of a suite: `shards`, and how it is scored."""
+def source_named(names: Sequence[str], suite: str | None) -> ShardSource:
+    """What the configurations say of a suite: its shards, which of their questions it asks, and how it is scored."""
     known = merged_overlays(names)["data"]["init_args"]["val"]
     if suite not in known:
         raise ValueError(f"--suite: seen {suite!r}, expected one of {', '.join(known)} of --suites")
-    shards = known[suite]["shards"]
-    return {**known[suite], "shards": [shards] if isinstance(shards, str) else shards}
+    return source_of(known[suite])
 
 
 def merged_overlays(names: Sequence[str]) -> dict[str, Any]:
@@ -53,13 +54,24 @@ def merged_overlays(names: Sequence[str]) -> dict[str, Any]:
 
 
 def stored(
-    predictions: Path | None, format: str, shards: Sequence[str], suite: str, codec: Codec | None, allow_missing: bool
+    predictions: Path,
+    format: str,
+    source: ShardSource | None,
+    suite: str | None,
+    codec: Callable[[str | None], Codec | None],
+    allow_missing: bool,
 ) -> tuple[list[Record], dict[str, str]]:
-    """The records of a file of answers, and what is to be said of each suite's completeness."""
-    assert predictions is not None
-    if shards and codec is not None:
-        answers = read_answers(predictions, format)
-        records = join(answers, list(shards), codec, suite, allow_missing)
+    """The records of a file of answers, and what is to be said of each suite's completeness.
+
+    `codec` of the notation that our own predictions name (None for other files): what reads the answers.
+    """
+    if source is not None:
+        answers, own = own_suite(read_answers(predictions, format), suite, predictions)
+        suite = suite or (own.suite if own else "predictions")
+        says = source if own is None or source.protocol or source.reading else own
+        rule = {"protocol": says.protocol, "reading": says.reading}
+        rule["annotations"] = source.annotations or (own.annotations if own else None)
+        records = join(answers, source, codec(own.codec if own else None), suite, allow_missing, rule)
         missing = f"{len(records) - len(answers)} of {len(records)} questions of --shards have no answer: wrong"
         told = {suite: missing}
     elif allow_missing:
@@ -70,6 +82,21 @@ def stored(
     if not records:
         raise ValueError(f"{predictions}: seen no prediction, expected some")
     return records, told
+
+
+def own_suite(
+    answers: Sequence[GivenAnswer], suite: str | None, predictions: Path
+) -> tuple[Sequence[GivenAnswer], Record | None]:
+    """Of our own predictions those of one suite, with its first record; other answers as they are.
+
+    ValueError where the file has several suites and `suite` names none of them.
+    """
+    suites = list(dict.fromkeys(row.record.suite for row in answers if row.record))
+    if len(suites) > 1:
+        if suite not in suites:
+            raise ValueError(f"--suite: seen {suite!r}, expected one of {', '.join(suites)} of {predictions}")
+        answers = [row for row in answers if row.record and row.record.suite == suite]
+    return answers, next((row.record for row in answers if row.record), None)
 
 
 def judged(

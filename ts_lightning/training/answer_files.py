@@ -2,7 +2,7 @@
 
 | file | what a row says of its question |
 |---|---|
-| ours, JSON lines | `key` |
+| ours, JSON lines | `key`; our own records also `id`, their notation, and how they are scored |
 | lmms-eval's samples, JSON lines | `doc_id`, its place, and `target`, the truth; sometimes `doc` |
 | VLMEvalKit's xlsx, tsv, csv, json | `index`; RefCOCO's also the true box, `bbox_x1_norm` ... |
 
@@ -20,9 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ts_lightning.data import index_shards
+from ts_lightning.data import ShardSource
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample
+from ts_lightning.data.source import source_of
 from ts_lightning.grounding.codecs import Codec, get_codec
 from ts_lightning.grounding.coordinates import Size
 from ts_lightning.metrics.record import Record
@@ -36,12 +37,16 @@ _COCO = re.compile(r"COCO_\w+?2014_\d{12}", re.ASCII)  # RefCOCO adds the object
 
 
 class GivenAnswer(NamedTuple):
-    """A row: how it names its question, by `KINDS`; its text; its place in the task and its truth where told."""
+    """A row: how it names its question, by `KINDS`; its text; its place in the task and its truth where told.
+
+    `record`: the row itself, where it is one of our own predictions.
+    """
 
     names: Mapping[str, str]
     text: str
     place: int | None = None
     target: str | None = None
+    record: Record | None = None
 
 
 def answer_codec(
@@ -82,25 +87,37 @@ def read_answers(path: str | Path, kind: str) -> list[GivenAnswer]:
 
 def join(
     answers: Sequence[GivenAnswer],
-    shards: str | Sequence[str],
-    codec: Codec,
+    shards: str | Sequence[str] | ShardSource,
+    codec: Codec | None,
     suite: str,
     allow_missing: bool = False,
     rule: Mapping[str, Any] | None = None,
 ) -> list[Record]:
     """Records of the shards' questions with their answers, read with `codec` and scored by `rule` (see `record_of`).
 
-    ValueError for answers to questions that are not in the shards, and for missing ones unless `allow_missing`: then
-    they are empty answers, which are wrong.
+    Of a source its selection alone is asked. `codec` None: our own predictions are read as they say. ValueError for
+    answers to questions that are not asked, and for missing ones unless `allow_missing`: then they are empty answers,
+    which are wrong.
     """
-    manifest = index_shards(shards)
+    manifest = source_of(shards).load()
     reader = ShardReader(manifest)
     questions = [_Question.of(reader.read(i)) for i in range(manifest.num_samples)]
     given = _matched(answers, questions)
     missing = [question.key for i, question in enumerate(questions) if i not in given]
     if missing and not allow_missing:
         raise ValueError(f"predictions: seen no answer to {listed(missing)}, expected all (or --allow-missing)")
-    return [record_of(reader.read(i), given.get(i, ""), codec, suite, rule=rule) for i in range(len(questions))]
+    rows = [given.get(i, GivenAnswer({}, "")) for i in range(len(questions))]
+    return [_answered(reader.read(i), row, codec, suite, rule) for i, row in enumerate(rows)]
+
+
+def _answered(
+    sample: Sample, row: GivenAnswer, codec: Codec | None, suite: str, rule: Mapping[str, Any] | None
+) -> Record:
+    own = row.record
+    made = record_of(sample, row.text, codec or get_codec("scout"), suite, own is not None and own.cut_off, rule)
+    if own is None or codec is not None:
+        return made
+    return replace(made, codec=own.codec, grid=own.grid, frame=own.frame, resized=own.resized)
 
 
 _NO_KEY = re.compile(r"[^A-Za-z0-9_-]+")
@@ -137,8 +154,8 @@ def _with_phrase(question_id: str | None, picture: str | None, phrase: str) -> d
     return names
 
 
-def _matched(answers: Sequence[GivenAnswer], questions: Sequence[_Question]) -> dict[int, str]:
-    """The text of each answered question by its place; ValueError where no rule names every row."""
+def _matched(answers: Sequence[GivenAnswer], questions: Sequence[_Question]) -> dict[int, GivenAnswer]:
+    """The row of each answered question by its place; ValueError where no rule names every row."""
     fewest: list[str] | None = None
     for kind in KINDS:
         asked = _unique({i: q.names[kind] for i, q in enumerate(questions) if kind in q.names})
@@ -153,7 +170,7 @@ def _matched(answers: Sequence[GivenAnswer], questions: Sequence[_Question]) -> 
             continue
         unknown = [name for name in names if name not in asked]
         if not unknown:
-            return {asked[name]: row.text for name, row in zip(names, answers, strict=True)}
+            return {asked[name]: row for name, row in zip(names, answers, strict=True)}
         if fewest is None or len(unknown) < len(fewest):
             fewest = unknown
     if all(row.place is not None for row in answers):
@@ -174,7 +191,7 @@ def _unique(names: Mapping[int, str]) -> dict[str, int]:
     return {name: place for place, name in names.items() if name not in twice}
 
 
-def _by_target(answers: Sequence[GivenAnswer], questions: Sequence[_Question]) -> dict[int, str] | None:
+def _by_target(answers: Sequence[GivenAnswer], questions: Sequence[_Question]) -> dict[int, GivenAnswer] | None:
     """Rows to the questions with their true box: expressions of one object share it, and score alike.
 
     None where rows tell no box, or one that no question left over has.
@@ -183,7 +200,7 @@ def _by_target(answers: Sequence[GivenAnswer], questions: Sequence[_Question]) -
     for place, question in enumerate(questions):
         if question.box is not None:
             cells.setdefault(_cell(question.box, 0, 0), []).append(place)
-    given: dict[int, str] = {}
+    given: dict[int, GivenAnswer] = {}
     for row in sorted(answers, key=lambda row: row.place or 0):
         if (box := _target_box(row.target)) is None:
             return None
@@ -191,11 +208,11 @@ def _by_target(answers: Sequence[GivenAnswer], questions: Sequence[_Question]) -
         best = min(near, key=lambda i: (_apart(box, questions[i].box), i), default=None)
         if best is None or _apart(box, questions[best].box) > _SAME_BOX:
             return None
-        given[best] = row.text
+        given[best] = row
     return given
 
 
-def _by_place(answers: Sequence[GivenAnswer], questions: Sequence[_Question]) -> dict[int, str]:
+def _by_place(answers: Sequence[GivenAnswer], questions: Sequence[_Question]) -> dict[int, GivenAnswer]:
     """Rows to the questions in the shards' order; ValueError where a row's truth is not its question's."""
     given = {}
     for row in answers:
@@ -207,7 +224,7 @@ def _by_place(answers: Sequence[GivenAnswer], questions: Sequence[_Question]) ->
                 f"predictions: doc_id {place}: seen the truth {row.target}, expected that of {questions[place].key} "
                 "(other questions, or another order: a file with doc can be matched)"
             )
-        given[place] = row.text
+        given[place] = row
     return given
 
 
@@ -240,8 +257,9 @@ def _apart(one: Sequence[float], other: Sequence[float] | None) -> float:
 
 def _own(path: Path) -> Iterable[GivenAnswer]:
     for number, line in _json_lines(path):
-        key = _field(line, "key", f"{path}:{number}")
-        yield GivenAnswer({"key": key, "id": key}, _field(line, "text", f"{path}:{number}"))
+        key, text = (_field(line, name, f"{path}:{number}") for name in ("key", "text"))
+        own = Record.from_json(line, f"{path}:{number}") if {"truth", "codec"} <= line.keys() else None
+        yield GivenAnswer({"key": key, "id": (own and own.id) or key}, text, record=own)
 
 
 def _lmms_eval(path: Path) -> Iterable[GivenAnswer]:
@@ -326,6 +344,8 @@ def _sheet(path: Path) -> list[dict[str, Any]]:
 
 
 def _cell_value(value: Any) -> Any:
+    if value is None:  # an empty cell: "", as a tsv has it
+        return ""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

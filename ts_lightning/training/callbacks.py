@@ -1,6 +1,7 @@
 """Callbacks: the position in the data, the training speed, and predictions as JSON lines."""
 
 import json
+import os
 import resource
 import time
 from collections import deque
@@ -85,7 +86,8 @@ def peak_memory(device: torch.device) -> int:
 class PredictionWriter(Callback):
     """Write what `predict_step` returns to `predictions.jsonl` in `default_root_dir`, one line per question.
 
-    With several ranks each writes its part, and rank 0 joins the parts in the order of suite, shard and key.
+    With several ranks each writes its part, and rank 0 joins the parts in the order of suite, shard and key; no rank
+    goes on before the file is whole.
     """
 
     def __init__(self, filename: str = "predictions.jsonl") -> None:
@@ -116,9 +118,12 @@ class PredictionWriter(Callback):
             parts = [self._part(trainer, rank) for rank in range(trainer.world_size)]
             lines = [line for part in parts for line in part.read_text(encoding="utf-8").splitlines(keepends=True)]
             lines.sort(key=_place)
-            self.path(trainer).write_text("".join(lines), encoding="utf-8")
+            joined = self.path(trainer).with_name(f".{self.filename}.joined")
+            joined.write_text("".join(lines), encoding="utf-8")
+            os.replace(joined, self.path(trainer))
             for part in parts:
                 part.unlink()
+        trainer.strategy.barrier("joined predictions")
 
     def path(self, trainer: L.Trainer) -> Path:
         """The finished file."""

@@ -44,6 +44,14 @@ def test_every_suite_of_every_overlay_is_asked(tmp_path: Path, monkeypatch: pyte
     }
 
 
+def test_one_of_several_processes_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suites = overlay(tmp_path / "a.yaml", {"one": {"shards": "1.tar"}})
+    monkeypatch.setattr("ts_lightning.cli.lightning.main", lambda args: 0)
+    monkeypatch.setattr("ts_lightning.runs.resume.first_process", lambda: False)
+    assert main(["evaluate", "--ckpt", "x", "--out", str(tmp_path / "out"), "--suites", suites]) == 0
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_takes_the_merged_overlay(capsys: pytest.CaptureFixture) -> None:
     paths = [str(CONFIGS / "eval" / name) for name in ("pope.yaml", "mme.yaml")]
     merged = json.dumps(evaluation.merged_overlays(paths))

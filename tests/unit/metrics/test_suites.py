@@ -20,7 +20,7 @@ from ts_lightning.data.write import write_shards
 from ts_lightning.grounding import get_codec
 from ts_lightning.grounding.foreign_text import visible
 from ts_lightning.metrics.intervals import interval, paired
-from ts_lightning.metrics.record import Record, Truth, write_records
+from ts_lightning.metrics.record import Record, Truth, read_records, write_records
 from ts_lightning.metrics.steps import StepAnswer
 from ts_lightning.metrics.suites import SuiteMetrics, compare, score_suites
 from ts_lightning.reports.suite_report import against, markdown, number, write_suite_report
@@ -299,6 +299,63 @@ def test_the_command(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture)
     assert main([*args, "--allow-missing"]) == 0
     assert "| s | localization | 6 | miou | 83.3 |" in capsys.readouterr().out
     assert (tmp_path / "out/report.html").is_file()
+
+
+def test_a_scored_file_is_kept_with_its_rule_and_can_be_compared(
+    shards: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    loose = RIGHT.replace(",", ", ")
+    for name, text in (("a", loose), ("b", RIGHT)):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"key": f"q{i}", "text": text}) + "\n" for i in range(6)))
+        args = ["--predictions", str(path), "--shards", shards, "--protocol", "rec", "--reading", "strict"]
+        assert main(["evaluate", *args, "--out", str(tmp_path / name)]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:5] == ["predictions", "acc50", "0.000", "1.000", "+1.000"]
+    kept = tmp_path / "a/predictions.jsonl"
+    before = kept.read_bytes()
+    assert main(["evaluate", "--predictions", str(kept), "--reading", "lenient", "--out", str(tmp_path / "a")]) == 0
+    assert kept.read_bytes() == before  # what is given stays as it is
+
+
+def test_our_own_predictions_keep_their_notation_and_rule_with_shards(
+    shards: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    codec, reader = get_codec("qwen3_vl"), ShardReader(index_shards(shards))
+    text = codec.format([BOX], (80, 60))
+    made = [record_of(reader.read(i), text, codec, "refs", i == 0, {"protocol": "rec"}) for i in range(6)]
+    path, out = tmp_path / "p.jsonl", tmp_path / "out"
+
+    def report(*args: str) -> dict[str, Any]:
+        assert main(["evaluate", "--predictions", str(path), "--shards", shards, "--out", str(out), *args]) == 0
+        return json.loads((out / "report.json").read_text())
+
+    write_records(made, path)
+    one = report()["refs"]
+    assert (one["protocol"], one["score"], one["convention"]["codec"]) == ("rec", 1.0, "qwen3_vl")
+    assert one["figures"]["cut_off"] == pytest.approx(1 / 6)
+    assert read_records(out / "predictions.jsonl") == made
+    assert report("--codec", "scout", "--suite", "s")["s"]["score"] == 0.0  # what is said goes first
+    write_records(made[:3], path)
+    partial = report("--allow_missing")["refs"]
+    assert (partial["protocol"], partial["questions"], partial["score"]) == ("rec", 6, 0.5)
+    write_records([*made, *[replace(one, suite="other", key=f"{one.key}x") for one in made]], path)
+    assert main(["evaluate", "--predictions", str(path), "--shards", shards, "--out", str(out)]) == 2
+    assert f"--suite: seen None, expected one of refs, other of {path}" in capsys.readouterr().err
+    assert list(report("--suite", "refs")) == ["refs"]
+
+
+def test_a_suite_asks_its_selection_alone(shards: str, tmp_path: Path) -> None:
+    suite = {"shards": shards, "max_samples": 2, "protocol": "rec"}
+    data = {"class_path": "ts_lightning.data.ShardDataModule", "init_args": {"val": {"few": suite}}}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump({"data": data}))
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps({"key": f"q{i}", "text": RIGHT}) + "\n" for i in range(2)))
+    args = ["--predictions", str(path), "--suites", str(tmp_path / "few.yaml"), "--suite", "few"]
+    assert main(["evaluate", *args, "--out", str(tmp_path / "out")]) == 0
+    one = json.loads((tmp_path / "out/report.json").read_text())["few"]
+    assert (one["questions"], one["score"]) == (2, 1.0)
 
 
 def test_cider_of_captions() -> None:

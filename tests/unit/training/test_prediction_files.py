@@ -1,6 +1,8 @@
 """Prediction files: what is refused, what is said about missing answers, MMBench's rotations and submission."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from ts_lightning.metrics.record import Record, Truth, write_records
 from ts_lightning.metrics.submission import write_submission
 from ts_lightning.metrics.suites import score_suites
 from ts_lightning.training.answer_files import join, read_answers
+from ts_lightning.training.callbacks import PredictionWriter
 from ts_lightning.training.records import completeness
 
 CODEC = get_codec("scout")
@@ -71,6 +74,28 @@ def test_a_file_of_another_kind_is_named(name: str, content: bytes, tmp_path: Pa
 
 def record(**changes: Any) -> Record:
     return Record(**{"suite": "s", "key": "q", "text": "", "truth": Truth(box=(0.1, 0.1, 0.5, 0.5)), **changes})
+
+
+def test_ranks_go_on_when_the_parts_are_joined(tmp_path: Path) -> None:
+    """As `predict` calls it on the second of two ranks, then on the first."""
+    path, seen = tmp_path / "predictions.jsonl", list[tuple[str, bool]]()
+    path.write_text("an older run's\n")
+    for rank, key in ((1, "b"), (0, "a")):
+        trainer: Any = SimpleNamespace(
+            default_root_dir=str(tmp_path),
+            world_size=2,
+            global_rank=rank,
+            is_global_zero=rank == 0,
+            strategy=SimpleNamespace(barrier=lambda name: seen.append((name, "older" in path.read_text()))),
+        )
+        writer = PredictionWriter()
+        writer.on_predict_start(trainer, trainer)
+        writer.on_predict_batch_end(trainer, trainer, [{"suite": "s", "shard": "x", "key": key}], None, 0)
+        writer.on_predict_end(trainer, trainer)
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "b"]
+    assert [name for name, _ in seen] == ["predictions", "joined predictions"] * 2
+    assert seen[2:] == [("predictions", True), ("joined predictions", False)]  # the first rank's
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
 
 
 def test_completeness_is_told(
