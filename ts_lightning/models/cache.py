@@ -33,11 +33,11 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = (store[:, :, :end] for store in self.stores)
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some rows."""
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep some rows, in this order."""
         if self.is_initialized:
             end = self.get_seq_length()
-            self.stores = [store.index_select(0, indices) for store in self.stores]
+            self.stores = [store.index_select(0, beam_idx) for store in self.stores]
             self.keys, self.values = (store[:, :, :end] for store in self.stores)
 
     def lay_out(self, rows_Q: Tensor, columns_QS: Tensor) -> None:

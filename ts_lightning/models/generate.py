@@ -68,7 +68,7 @@ class DecodeState:
         rows = (prompts[:, None] * self.group + branches).flatten().to(done_B.device)
         prompts, branches = prompts.to(done_B.device), branches.to(done_B.device)
         if len(prompts) < len(alive_BG):
-            self.cache.batch_select_indices(prompts)
+            self.cache.reorder_cache(prompts)  # recurrent layers of transformers have no batch_select_indices
         kept = replace(
             self,
             logits_BV=self.logits_BV[rows],

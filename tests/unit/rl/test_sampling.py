@@ -174,3 +174,25 @@ def test_a_recurrent_model_reads_the_prompt_again_for_each_answer(tmp_path: Path
     torch.testing.assert_close(logp[:, : drawn.logp_NS.shape[1]], drawn.logp_NS, atol=1e-4, rtol=1e-4)
     alone = sample_groups(vlm, collate([vlm.encode(sample("grounding", seed=1, pictures=2), True)], vlm.pad_id), 1, 5)
     assert alone.tokens[0][0] == drawn.tokens[1][0]
+
+
+def test_answers_of_a_recurrent_model_leave_the_batch_and_change_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = PlainVLM(HFBackbone(str(make_folder("qwen3_5", tmp_path)))).eval()
+    batch = collate([vlm.encode(sample("grounding", seed=i), True) for i in range(2)], vlm.pad_id)
+    end = vlm.tokenizer.eos_token_id
+    vlm.__dict__["logits"] = lambda *given: type(vlm).logits(vlm, *given).index_fill(1, torch.tensor([end]), 5.0)
+    made = []
+    for every in (1000, 2):
+        monkeypatch.setattr(generate, "COMPACT", every)
+        with pytest.warns(UserWarning, match="a prompt is read again"):
+            made.append(sample_groups(vlm, batch, 4, 20, stop_after=None))
+    lengths = [len(tokens) for group in made[0].tokens for tokens in group]
+    assert min(lengths) < 10
+    assert max(lengths) == 20
+    assert made[0].tokens == made[1].tokens
+    torch.testing.assert_close(made[0].logp_NS, made[1].logp_NS, rtol=0, atol=1e-5)
+    with pytest.warns(UserWarning, match="a prompt is read again"):
+        some = sample_groups(vlm, batch, 4, 20, stop_after=None, wanted=[False, True])
+    assert some.tokens[1] == made[0].tokens[1]
