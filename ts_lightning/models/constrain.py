@@ -25,7 +25,7 @@ class Notation:
     """How a codec writes one box in pictures of one size: an opening, four numbers with what stands between, an end.
 
     Numbers are those of the grid that read back as themselves; the second corner is right of and below the first.
-    ValueError for a codec that writes no boxes.
+    ValueError for a codec that writes no boxes, and for a picture too narrow for its grid.
     """
 
     def __init__(self, codec: Codec, size: Size) -> None:
@@ -38,7 +38,9 @@ class Notation:
         pairs = [list(zip(found[0], other, strict=True)) for other in found[1:]]
         moved = [[k for k, (a, b) in enumerate(pair) if a[0] != b[0]] for pair in pairs]
         slots = sorted(k for places in moved for k in places)
-        assert len(slots) == 4, texts
+        if len(slots) != 4:
+            seen = f"a picture of {size[0]} x {size[1]} pixels, in which some boxes are written alike"
+            raise ValueError(f"constrain: seen {seen} by codec {codec.name}, expected one that is less narrow")
         self.order = [next(c for c, places in enumerate(moved) if k in places) for k in slots]  # coordinate of a slot
         marks = [0, *(edge for k in slots for edge in found[0][k].span()), len(texts[0])]
         parts = [texts[0][marks[i] : marks[i + 1]] for i in range(0, 10, 2)]
@@ -167,7 +169,7 @@ class Constraint:
         for token, text in self._candidates(notation, before, begun):
             if begun or notation.opening in before + text:
                 state = notation.state(before + text)
-                same = begun and state is not None and (before + text).startswith(state)
+                same = begun and state == before + text
                 mask[token] = state == "" or same or (state is not None and may_begin)
         mask[list(self.stop_ids)] &= not begun
         if not mask.any():

@@ -104,6 +104,38 @@ def test_no_box_is_begun_without_room_and_a_codec_of_points_is_refused() -> None
         Notation(get_codec("molmo"), SIZE)
 
 
+class Words:
+    """A tokenizer of these texts."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [self.texts[i] for i in ids]
+
+    def decode(self, ids: list[int], **options: bool) -> str:
+        return "".join(self.convert_ids_to_tokens(ids))
+
+
+def test_no_box_is_begun_without_room_in_the_token_that_ends_another() -> None:
+    words = Words("</s>", "[0.100,0.200,0.300,0.40", "0", "]", "][", "] ")
+    constraint = Constraint(words, get_codec("shikra"), [SIZE], len(words), {0})
+    constraint.read([1], [0])
+    assert constraint.allowed([0], 2)[0].tolist() == [False, False, True, False, False, False]
+    constraint.read([2], [0])
+    assert constraint.allowed([0], 1)[0].tolist() == [False, False, False, True, False, True]
+    assert constraint.allowed([0], 100)[0].tolist() == [False, False, False, True, True, True]
+
+
+def test_a_picture_too_narrow_for_the_grid_is_one_line() -> None:
+    seen = "seen a picture of 2000 x 15 pixels, in which some boxes are written alike by codec shikra"
+    with pytest.raises(ValueError, match=f"constrain: {seen}, expected one that is less narrow"):
+        Notation(get_codec("shikra"), (2000, 15))
+
+
 if __name__ == "__main__":
     for codec_name in BOXES:
         for tokenizer_kind in ("tiny", "qwen"):
