@@ -186,10 +186,15 @@ class Constraint:
                 yield from words
 
 
-def token_texts(tokenizer: Any, vocabulary: int) -> list[str]:
+def token_texts(tokenizer: Any, vocabulary: int) -> Sequence[str]:
     """What each token adds to a text, "" for ids without one."""
+    return _texts(tokenizer, min(len(tokenizer), vocabulary), vocabulary)
+
+
+@lru_cache(2)  # seconds for a large vocabulary
+def _texts(tokenizer: Any, length: int, vocabulary: int) -> tuple[str, ...]:
     texts = []
-    for token, raw in enumerate(tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), vocabulary))))):
+    for token, raw in enumerate(tokenizer.convert_ids_to_tokens(list(range(length)))):
         if raw is None:
             texts.append("")
         elif match := _BYTE.fullmatch(raw):
@@ -198,7 +203,7 @@ def token_texts(tokenizer: Any, vocabulary: int) -> list[str]:
             texts.append(raw.replace("\u2581", " "))
         else:
             texts.append(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
-    return texts + [""] * (vocabulary - len(texts))
+    return (*texts, *[""] * (vocabulary - len(texts)))
 
 
 def _axis(codec: Codec, size: Size, axis: int, width: int) -> dict[str, float]:

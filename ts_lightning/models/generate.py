@@ -3,7 +3,7 @@
 Legend: B rows, T prompt positions (padded left), V vocabulary, N heads, S positions of the cache, D size of a head.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 from ts_lightning.models.constrain import Constraint
 from ts_lightning.models.packing import PAD_BRANCH
 from ts_lightning.models.sharding import all_ranks_done, is_sharded, kept_whole
+from ts_lightning.models.stop import StopText
 
 if TYPE_CHECKING:
     from ts_lightning.models.vlm import VLM
@@ -151,7 +152,7 @@ def decode(
     sampler: Sampler,
     stop_ids: set[int],
     max_new_tokens: int,
-    stop_sequence: Sequence[int] = (),
+    stop_text: StopText | None = None,
     all_done: Callable[[Tensor], bool] = all_rows_done,
     look_every: int = 1,
     done_B: Tensor | None = None,
@@ -160,7 +161,7 @@ def decode(
     """Token ids [B], step by step, until every row has stopped; a stopped row gives the padding token.
 
     The sampler gets logits [R, V] without `banned_tokens`, and which of the B rows they are: rows that have stopped
-    leave the batch after every `COMPACT` tokens. A row stops at any of `stop_ids` and behind `stop_sequence`. Every
+    leave the batch after every `COMPACT` tokens. A row stops at any of `stop_ids` and behind `stop_text`. Every
     `look_every` tokens `all_done` decides from bool [B] whether to end, which waits for the device; ranks whose
     forwards wait for each other have to agree. done_B: rows that have stopped before the first token.
     `constraint` leaves only tokens that finish a begun box.
@@ -170,12 +171,11 @@ def decode(
         torch.tensor(banned_tokens(state.vlm), device=device),
         torch.tensor(sorted(stop_ids), device=device),
     )
-    sequence_K = torch.tensor(list(stop_sequence), device=device)
     rows_R = torch.arange(len(state.logits_BV), device=device)
     done_B = torch.zeros_like(rows_R, dtype=torch.bool) if done_B is None else done_B
     if bool(done_B.any()):
         state, rows_R = state.without(done_B)
-    last_BK = torch.full((len(done_B), len(sequence_K)), -1, device=device)
+    said_B = torch.zeros_like(done_B, dtype=torch.long)  # characters of the stop text that an answer ends with
     for count in range(max_new_tokens):
         logits_RV = state.logits_BV.index_fill(1, banned, -torch.inf)
         if constraint is not None:
@@ -189,9 +189,9 @@ def decode(
         token_B = torch.where(done_B, state.vlm.pad_id, token_B)
         yield token_B
         done_B = done_B | torch.isin(token_B, stop_S)
-        if len(sequence_K):
-            last_BK = torch.cat([last_BK[:, 1:], token_B[:, None]], 1)
-            done_B = done_B | (last_BK == sequence_K).all(1)
+        if stop_text is not None:
+            said_B = stop_text.after(said_B, token_B)
+            done_B = done_B | stop_text.whole(said_B)
         if count + 1 == max_new_tokens or ((count + 1) % look_every == 0 and all_done(done_B)):
             return
         if (count + 1) % COMPACT == 0 and len(rows_R) > 1:
@@ -230,7 +230,7 @@ def generate_answers(
         if constrain:
             sizes = [(sample.sizes or [(1, 1)])[sample.answer_image] for sample in batch["samples"]]
             constraint = Constraint(vlm.tokenizer, vlm.codec, sizes, state.logits_BV.shape[1], stop)
-        steps = decode(state, greedy, stop, max_new_tokens, (), all_done, looks, constraint=constraint)
+        steps = decode(state, greedy, stop, max_new_tokens, None, all_done, looks, constraint=constraint)
         tokens = list(steps)
     drop = {*stop, vlm.pad_id}
     answers = []

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ts_lightning.models.generate import DecodeState, decode, look_every, prefill
 from ts_lightning.models.packing import pad_left, repeated
+from ts_lightning.models.stop import StopText
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.log_probs import tempered
 
@@ -77,12 +78,12 @@ def sample_groups(
 
     A completion's noise depends on (`seed`, `step`, its prompt's name, its number) alone: not on the batch, the rank or
     the device. `names` are the sample ids by default. wanted: prompts to answer (None: all); the completions of others
-    are padding tokens. Log-probabilities are those at `temperature` without the banned tokens, before `top_p`.
-    ValueError for a prompt that has no room for `max_new_tokens`.
+    are padding tokens. stop_after: a completion ends with the token that completes this text. Log-probabilities are
+    those at `temperature` without the banned tokens, before `top_p`. ValueError for a prompt that has no room for
+    `max_new_tokens`.
     """
     check_room(vlm, batch, max_new_tokens)
     eos = {int(vlm.tokenizer.eos_token_id)}
-    ends = vlm.tokenizer(stop_after, add_special_tokens=False)["input_ids"] if stop_after else []
     names = [sample.id for sample in batch["samples"]] if names is None else names
     noise_NS = torch.stack([_noise(seed, step, name, g, max_new_tokens) for name in names for g in range(group)])
     noise_NS = noise_NS.to(batch["input_ids"].device)
@@ -99,16 +100,16 @@ def sample_groups(
         state = prompts_read(vlm, pad_left(batch), group)
         device = state.logits_BV.device
         done_N = None if wanted is None else ~torch.tensor(wanted, device=device).repeat_interleave(group)
+        ends = StopText(vlm.tokenizer, stop_after, state.logits_BV.shape[1], device) if stop_after else None
         steps = decode(state, draw, eos, max_new_tokens, ends, all_done, look_every(device), done_N)
         token_NS = torch.stack(list(steps), 1)
-    lengths = [_length(row, eos, ends) for row in token_NS.tolist()]
-    kept = [row[:length] for row, (length, _) in zip(token_NS.tolist(), lengths, strict=True)]
-    mask_NS = torch.arange(token_NS.shape[1]) < torch.tensor([length for length, _ in lengths])[:, None]
-    longest = max(length for length, _ in lengths)
+    length_N, stopped_N = _lengths(token_NS, eos, ends)
+    kept = [row[:length] for row, length in zip(token_NS.tolist(), length_N.tolist(), strict=True)]
+    mask_NS = torch.arange(token_NS.shape[1], device=device) < length_N[:, None]
     return Sampled(
         [kept[i : i + group] for i in range(0, len(kept), group)],
-        torch.where(mask_NS.to(token_NS.device), torch.stack(logps, 1), 0.0)[:, :longest],
-        [[stopped for _, stopped in lengths[i : i + group]] for i in range(0, len(kept), group)],
+        torch.where(mask_NS, torch.stack(logps, 1), 0.0)[:, : max(map(len, kept))],
+        stopped_N.view(-1, group).tolist(),
     )
 
 
@@ -173,9 +174,13 @@ def _noise(seed: int, step: int, name: str, number: int, count: int) -> Tensor:
     return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
-def _length(row: list[int], eos: set[int], ends: Sequence[int]) -> tuple[int, bool]:
-    """(tokens that count, whether it ended by itself)."""
-    for i, token in enumerate(row):
-        if token in eos or (ends and row[max(0, i + 1 - len(ends)) : i + 1] == list(ends)):
-            return i + 1, True
-    return len(row), False
+def _lengths(token_NS: Tensor, eos: set[int], ends: StopText | None) -> tuple[Tensor, Tensor]:
+    """([N] tokens that count, bool [N] whether it ended by itself)."""
+    ended_NS = torch.isin(token_NS, torch.tensor(sorted(eos), device=token_NS.device))
+    if ends is not None:
+        said_N = torch.zeros_like(token_NS[:, 0])
+        for step, token_N in enumerate(token_NS.unbind(1)):
+            said_N = ends.after(said_N, token_N)
+            ended_NS[:, step] |= ends.whole(said_N)
+    stopped_N = ended_NS.any(1)
+    return torch.where(stopped_N, ended_NS.int().argmax(1) + 1, token_NS.shape[1]), stopped_N

@@ -10,11 +10,14 @@ import torch
 
 from tests.unit.models.hf_checks import sample
 from tests.unit.models.hf_families import make_folder
+from tests.unit.models.test_constrain import Words
 from tests.unit.models.test_shared_prefix import prompt, twin
 from ts_lightning.data.collate import collate
 from ts_lightning.models import PlainVLM, generate
 from ts_lightning.models.backbones.hf import HFBackbone
+from ts_lightning.models.constrain import token_texts
 from ts_lightning.models.generate import DecodeState, banned_tokens
+from ts_lightning.models.stop import StopText
 from ts_lightning.rl.log_probs import group_log_probs
 from ts_lightning.rl.sampling import pick, sample_groups
 
@@ -144,6 +147,38 @@ def test_a_stop_of_several_tokens() -> None:
     Scripted(vlm, [*ids[:1], *end, *end, *ids])
     sampled = sample_groups(vlm, batch, 2, 9, stop_after="zq")
     assert sampled.tokens[0][0] == [ids[0], *end]
+
+
+def test_a_stop_is_found_in_the_text_whatever_tokens_spell_it() -> None:
+    words = Words("a", "></", "s", ">", ">.", "x</s>!", "<", "</s", "/")
+    stop = StopText(words, "</s>", 10, torch.device("cpu"))
+    for said, expected in (
+        ([1, 2, 4, 0], [2, 3, 4, 4]),  # a></ s >. a
+        ([6, 1, 2, 3], [1, 2, 3, 4]),
+        ([6, 8, 8, 7, 3], [1, 2, 0, 3, 4]),
+        ([7, 2, 3, 5], [3, 0, 0, 4]),
+        ([0, 9, 6, 9, 8], [0, 0, 1, 1, 2]),  # 9 has no text
+    ):
+        state, found = torch.zeros(1, dtype=torch.long), []
+        for token in said:
+            state = stop.after(state, torch.tensor([token]))
+            found.append(int(state))
+            assert bool(stop.whole(state)) == (found[-1] == 4)
+        assert found == expected, said
+
+
+def test_a_stop_begins_inside_of_a_token_and_ends_inside_of_another() -> None:
+    vlm = twin().eval()
+    batch = collate([vlm.encode(prompt(0, 0), for_generation=True)], vlm.pad_id)
+    texts = token_texts(vlm.tokenizer, len(vlm.tokenizer))
+    first, last = [token for token, text in enumerate(texts) if len(text) > 2 and text.isalpha()][:2]
+    stop = texts[first][-1] + texts[last][:2]
+    assert stop not in texts[last] + texts[first]
+    vlm.__dict__["logits"] = vlm.logits
+    Scripted(vlm, [last, first, last, last, last])
+    sampled = sample_groups(vlm, batch, 2, 5, stop_after=stop)
+    assert sampled.tokens[0] == [[last, first, last]] * 2
+    assert sampled.stopped == [[True] * 2]
 
 
 def test_pictures_and_padding_can_not_be_said() -> None:
