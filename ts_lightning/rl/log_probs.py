@@ -12,6 +12,7 @@ from ts_lightning.models.packing import pack_groups, repeated
 from ts_lightning.models.routing import Routing
 from ts_lightning.models.vlm import VLM
 
+COLDEST = 1e-6  # a lower temperature draws the likeliest token as well, and its logits may leave what a float holds
 CHUNK = 1024  # tokens whose logits exist at a time: those of a whole group would outweigh the model's activations
 
 
@@ -32,7 +33,7 @@ def tempered(logits_KV: Tensor, temperature: float, banned: Sequence[int]) -> Te
     logits_KV = logits_KV.index_fill(
         1, torch.tensor(list(banned), dtype=torch.long, device=logits_KV.device), -torch.inf
     )
-    return (logits_KV.float() / temperature).log_softmax(-1)
+    return (logits_KV.float() / max(temperature, COLDEST)).log_softmax(-1)
 
 
 def group_log_probs(

@@ -85,6 +85,12 @@ def repeated(vlm: VLM, batch: dict, completions: list, temperature: float) -> Te
     return torch.stack([torch.nn.functional.pad(row, (0, longest - len(row))) for row in rows])
 
 
+def test_no_temperature_is_too_low() -> None:
+    """1e-38, and 1e-50, which is 0 in fp32: the likeliest token, not NaN."""
+    for temperature in (1e-38, 1e-50):
+        assert tempered(torch.tensor([[1.0, 90.0, 2.0]]), temperature, (2,)).exp().tolist() == [[0, 1, 0]]
+
+
 @pytest.mark.parametrize("images", [[0, 0], [1, 1], [3, 2]], ids=["text", "one", "several"])
 @pytest.mark.parametrize("kind", VLMS)
 def test_equal_to_the_repeated_prompt(kind: str, images: list[int]) -> None:
