@@ -147,6 +147,8 @@ class RolloutCallback(Callback):
             fresh = self._weighted(vlm, micro_batches, fresh, step)
             prompts = [new if again else old for old, new, again in zip(prompts, fresh, equal, strict=True)]
             rollouts = self.scored_all(vlm, micro_batches, prompts)
+        # autocast's copies of weights were made without gradients, and torch 2.8 and 2.9 would give them to the update
+        torch.clear_autocast_cache()
         return rollouts
 
     def _drawn(

@@ -128,6 +128,18 @@ def lines(history: list[dict[str, float]], watch: Watch) -> list[str]:
 def test_warnings_come_once_and_only_when_due() -> None:
     cases: list[tuple[list[dict[str, float]], list[str]]] = [
         ([figures(0.2 + i / 50, 0.1 + i / 50) for i in range(40)], []),
+def test_autocast_keeps_no_copies_of_weights_from_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are without gradients, which torch 2.8 would leave the update without."""
+    vlm, events = twin().eval(), list[str]()
+    logits, clear = vlm.logits, torch.clear_autocast_cache
+    vlm.__dict__["logits"] = lambda *given: (events.append("forward"), logits(*given))[1]
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: (events.append("cleared"), clear()))
+    with torch.autocast("cpu", torch.bfloat16):
+        RolloutCallback(num_generations=2, max_new_tokens=2, refills=1).roll_out(vlm, [batch_of(vlm, [0])])
+        assert "forward" in events
+        assert events[-1] == "cleared"
+
+
         ([figures(0.2 + 0.03 * i, 0.1) for i in range(20)], ["step 8: only the format is learned: format reward 0.38"]),
         ([figures(0.95, 0.05)] * 20, ["step 4: only the format is learned: format reward 0.95 (+0.00"]),
         ([figures(0.8, 0.5)] * 10 + [figures(0, 0.4)] * 20, ["step 13: the run has collapsed: rewards of 0.58"]),
