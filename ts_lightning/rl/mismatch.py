@@ -26,18 +26,26 @@ def mismatch(policy_NS: Tensor, sampler_NS: Tensor, mask_NS: Tensor) -> Tensor:
 
 @torch.no_grad()
 def weighted(
-    vlm: VLM, micro_batches: Sequence[Mapping[str, Any]], prompts: list[dict[str, Any]], temperature: float, cap: float
+    vlm: VLM,
+    micro_batches: Sequence[Mapping[str, Any]],
+    prompts: list[dict[str, Any]],
+    temperature: float,
+    cap: float,
+    wanted: Sequence[bool] | None = None,
 ) -> tuple[float, float]:
     """Give the drawn prompts of micro-batches, in place, the policy's `logp` and the `weight` of every token.
 
     Their `logp` were the sampler's, and are so under `sampler` afterwards. Returns (sum of `mismatch`, tokens). One
-    forward of each micro-batch, as in training.
+    forward of each micro-batch, as in training. wanted: prompts that count (None: all); the others stay as they are.
     """
-    rest, total, count = iter(prompts), 0.0, 0
+    rest, total, count = iter(zip(prompts, wanted or [True] * len(prompts), strict=True)), 0.0, 0
     for micro in micro_batches:
         own = [next(rest) for _ in micro["samples"]]
-        policy_NS = vlm.run(group_log_probs, micro, [one["tokens"] for one in own], temperature, None, False).logp_NT
-        for one, policy_GS in zip(own, policy_NS.cpu().split([len(one["tokens"]) for one in own]), strict=True):
+        tokens = [one["tokens"] for one, _ in own]
+        policy_NS = vlm.run(group_log_probs, micro, tokens, temperature, None, False).logp_NT
+        for (one, counts), policy_GS in zip(own, policy_NS.cpu().split([*map(len, tokens)]), strict=True):
+            if not counts:
+                continue
             sampler_GS = one["logp"]
             policy_GS = policy_GS[:, : sampler_GS.shape[1]].to(sampler_GS.dtype)
             mask_GS = torch.stack(list(_masks(one["tokens"], sampler_GS.shape[1])))

@@ -144,7 +144,7 @@ class RolloutCallback(Callback):
             if on_no_rank(any(equal)):
                 break
             fresh = vlm.run(self._drawn, micro_batches, [f"{name} refill {attempt}" for name in names], step, equal)
-            fresh = self._weighted(vlm, micro_batches, fresh, step)
+            fresh = self._weighted(vlm, micro_batches, fresh, step, equal)
             prompts = [new if again else old for old, new, again in zip(prompts, fresh, equal, strict=True)]
             rollouts = self.scored_all(vlm, micro_batches, prompts)
         # autocast's copies of weights were made without gradients, and torch 2.8 and 2.9 would give them to the update
@@ -198,14 +198,24 @@ class RolloutCallback(Callback):
             first += len(batch["samples"])
 
     def _weighted(
-        self, vlm: VLM, micro_batches: Sequence[Mapping[str, Any]], prompts: list[dict[str, Any]], step: int
+        self,
+        vlm: VLM,
+        micro_batches: Sequence[Mapping[str, Any]],
+        prompts: list[dict[str, Any]],
+        step: int,
+        wanted: Sequence[bool] | None = None,
     ) -> list[dict[str, Any]]:
-        """What another engine drew, with the policy's own log-probabilities and the weights that make up for its."""
+        """What another engine drew, with the policy's own log-probabilities and the weights that make up for its.
+
+        Figures are those of all prompts: the wanted ones of a refill are checked alone.
+        """
         if self.engine is None:
             return prompts
-        sums = weighted(vlm, micro_batches, prompts, self.temperature, self.engine.tis_cap)
+        sums = weighted(vlm, micro_batches, prompts, self.temperature, self.engine.tis_cap, wanted)
         stale = {"staleness": (float(sum(self.engine.staleness)), float(len(self.engine.staleness)))}
-        self.figures |= (figures := sum_over_ranks({"mismatch_kl": sums, **stale}))
+        figures = sum_over_ranks({"mismatch_kl": sums, **stale})
+        if wanted is None:
+            self.figures |= figures
         if (seen := figures["mismatch_kl"]) > (limit := self.engine.max_mismatch_kl):
             why = "do engine and trainer see the same pictures, weights and dtype? `certify --against` tells"
             raise ValueError(f"step {step}: mismatch_kl: seen {seen:.4g}, expected at most {limit} ({why})")

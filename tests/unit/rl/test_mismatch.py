@@ -61,6 +61,10 @@ def test_prompts_get_the_policys_log_probabilities_and_checkpoints_keep_both() -
                 expected += math.exp(difference) - difference - 1
                 assert one["weight"][g, s].item() == pytest.approx(min(math.exp(difference), 1.5), rel=1e-5)
     assert total == pytest.approx(expected, rel=1e-5)
+    plain = Sampled([[[5], [6]], [[vlm.pad_id]] * 2], torch.full((4, 1), -1.0), [[True] * 2] * 2).prompts()
+    total, count = weighted(vlm, batches, plain, 0.7, 1.5, [True, False])  # padding can't be said
+    assert (count, math.isfinite(total)) == (2, True)
+    assert plain[1].keys() == {"tokens", "stopped", "logp"}
     assert prompts[0]["weight"][1, 1:].tolist() == [1.0, 1.0]  # behind the end
     again = drawn(prompts, torch.device("cpu"))
     assert again.weight_NS is not None

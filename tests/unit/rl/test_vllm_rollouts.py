@@ -141,6 +141,23 @@ def test_a_refused_prompt_is_not_asked_again(stub: Stub) -> None:
     assert len([path for path, _ in stub.asked if path == GENERATE]) == 1
 
 
+def test_refilled_groups_alone_are_asked_again_and_figures_stay_those_of_all_prompts(stub: Stub) -> None:
+    vlm = policy()
+    batch = collate([vlm.encode(prompt(i, 1), for_generation=True) for i in range(2)], vlm.pad_id)
+    arguments: dict[str, Any] = {"num_generations": 2, "max_new_tokens": 4}
+    made, engine = [], VLLMEngine(max_mismatch_kl=1e9)
+    for refills in (0, 1):
+        stub.asked.clear()
+        callback = RolloutCallback(**arguments, refills=refills, engine=engine)
+        turns = iter([0.0, 0.0, 0.0, 1.0] * 2)  # the first prompt's completions are alike
+        callback.rewards = {"own": lambda completion, sample, turns=turns: next(turns)}
+        rollouts = callback.roll_out(vlm, [batch])
+        asked = len([path for path, _ in stub.asked if path == GENERATE])
+        made.append((asked, callback.figures, rollouts[0].weight_NS is not None))
+    assert [asked for asked, _, _ in made] == [2, 3]
+    assert made[0][1:] == made[1][1:]
+
+
 def test_a_mismatch_above_its_bound_stops_with_the_figure(
     stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
