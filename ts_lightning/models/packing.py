@@ -191,7 +191,7 @@ def pad_left(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def joined(batches: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Any]:
-    """Collated batches, padded on the right, as one."""
+    """Collated batches, padded on the right, as one, with what all of them have: text has no `features`."""
     length = max(batch["input_ids"].shape[1] for batch in batches)
     fill = {"input_ids": pad_id, "valid": False, "position_ids": 0, "step_ids": -1}
 
@@ -204,7 +204,8 @@ def joined(batches: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Any]:
         padded = [torch.nn.functional.pad(v, (0, length - v.shape[-1]), value=fill[name]) for v in values]
         return torch.cat(padded, -2)
 
-    return {name: join(name) for name in batches[0]} if len(batches) > 1 else dict(batches[0])
+    names = [name for name in batches[0] if all(name in batch for batch in batches)]
+    return {name: join(name) for name in names} if len(batches) > 1 else dict(batches[0])
 
 
 def repeated(batch: Mapping[str, Any], group: int) -> dict[str, Any]:

@@ -106,6 +106,17 @@ def test_prompts_decoded_together_and_refilled_groups() -> None:
     assert all(a != b for a, b in ((refilled[0][0], made[0][0][0]), (refilled[1][0], made[0][1][0])))
 
 
+def test_text_beside_pictures_whose_features_are_there() -> None:
+    vlm = twin().eval()
+    callback = RolloutCallback(num_generations=2, max_new_tokens=4, stop_after=None)
+    batches = [batch_of(vlm, [0]), batch_of(vlm, [2])]
+    frozen = [batch | vlm.frozen_features(batch) for batch in batches]
+    assert ["features" in batch for batch in frozen] == [False, True]
+    for order in (1, -1):
+        made = [[r.token_ids for r in callback.roll_out(vlm, given[::order])] for given in (frozen, batches)]
+        assert made[0] == made[1]
+
+
 def test_wrong_options_are_refused() -> None:
     for arguments, message in (
         ({"num_generations": 1}, "num_generations: seen 1, expected at least 2"),
@@ -115,6 +126,18 @@ def test_wrong_options_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             RolloutCallback(**arguments)
+
+
+def test_autocast_keeps_no_copies_of_weights_from_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are without gradients, which torch 2.8 would leave the update without."""
+    vlm, events = twin().eval(), list[str]()
+    logits, clear = vlm.logits, torch.clear_autocast_cache
+    vlm.__dict__["logits"] = lambda *given: (events.append("forward"), logits(*given))[1]
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: (events.append("cleared"), clear()))
+    with torch.autocast("cpu", torch.bfloat16):
+        RolloutCallback(num_generations=2, max_new_tokens=2, refills=1).roll_out(vlm, [batch_of(vlm, [0])])
+        assert "forward" in events
+        assert events[-1] == "cleared"
 
 
 def figures(form: float, thing: float, flat: float = 0.0) -> dict[str, float]:
@@ -128,18 +151,6 @@ def lines(history: list[dict[str, float]], watch: Watch) -> list[str]:
 def test_warnings_come_once_and_only_when_due() -> None:
     cases: list[tuple[list[dict[str, float]], list[str]]] = [
         ([figures(0.2 + i / 50, 0.1 + i / 50) for i in range(40)], []),
-def test_autocast_keeps_no_copies_of_weights_from_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are without gradients, which torch 2.8 would leave the update without."""
-    vlm, events = twin().eval(), list[str]()
-    logits, clear = vlm.logits, torch.clear_autocast_cache
-    vlm.__dict__["logits"] = lambda *given: (events.append("forward"), logits(*given))[1]
-    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: (events.append("cleared"), clear()))
-    with torch.autocast("cpu", torch.bfloat16):
-        RolloutCallback(num_generations=2, max_new_tokens=2, refills=1).roll_out(vlm, [batch_of(vlm, [0])])
-        assert "forward" in events
-        assert events[-1] == "cleared"
-
-
         ([figures(0.2 + 0.03 * i, 0.1) for i in range(20)], ["step 8: only the format is learned: format reward 0.38"]),
         ([figures(0.95, 0.05)] * 20, ["step 4: only the format is learned: format reward 0.95 (+0.00"]),
         ([figures(0.8, 0.5)] * 10 + [figures(0, 0.4)] * 20, ["step 13: the run has collapsed: rewards of 0.58"]),
