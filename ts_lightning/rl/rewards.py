@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from ts_lightning.data.sample import Sample
+from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.grounding.answer import Object
 from ts_lightning.grounding.boxes import Box, area, iou
+from ts_lightning.grounding.regions import Region
 from ts_lightning.rl.completion import Completion
 
 Reward = Callable[[Completion, Sample], float]
@@ -95,19 +96,20 @@ def thought_reward(completion: Completion, sample: Sample, form: str = "iou") ->
     """
     answer = completion.answer
     thought = [] if answer is None else [t for t in answer.objects if t.is_box and t.start < answer.span[0]]
-    regions = [(region.image, box) for region in sample.regions for box in region.all_boxes]
+    regions = [(region.image, box) for region in sample.regions for box in _boxes(region)]
     return f1(regions, list(dict.fromkeys(_places(thought))), form)
 
 
 def strict_reward(completion: Completion, sample: Sample) -> float:
     """1 for an answer that ended by itself and whose boxes are all in the codec's exact form; else 0.
 
-    One box at least is wanted where the sample has a target.
+    One box at least is wanted where the sample has a target; where that is a point, any region.
     """
     answer = completion.answer
     if answer is None or not completion.stopped or answer.unread or not completion.text.strip():
         return 0.0
-    if target_boxes(sample) and not completion.objects:
+    points = any(region.points is not None for region in sample.answer_regions)
+    if sample.answer_regions and not (answer.objects if points else completion.objects):
         return 0.0
     return float(all(thing.canonical for thing in answer.objects))
 
@@ -157,7 +159,10 @@ def overlap(box: Box, target: Box, form: str = "iou") -> float:
 
 
 def target_boxes(sample: Sample) -> list[tuple[int, Box]]:
-    """(picture, box) of every target; ValueError where a region names a picture that is not there."""
+    """(picture, box) of every target, none where there is no such object; a polygon's is the box around it.
+
+    ValueError where a region names a picture that is not there, or has no box: points.
+    """
     targets = []
     for index in sample.answer.regions if sample.answer else ():
         region = sample.regions[index]
@@ -166,7 +171,12 @@ def target_boxes(sample: Sample) -> list[tuple[int, Box]]:
                 f"{sample.where}: regions[{index}].image: seen {region.image}, "
                 f"expected the index of one of {len(sample.images)} pictures"
             )
-        targets += [(region.image, box) for box in region.all_boxes]
+        if not (boxes := _boxes(region)):
+            seen = "points" if region.points is not None else "no place"
+            raise ValueError(
+                f"{sample.where}: regions[{index}]: seen {seen}, expected a box or a polygon to compare with"
+            )
+        targets += [(region.image, box) for box in boxes]
     return targets
 
 
@@ -236,6 +246,10 @@ def _empty(completion: Completion) -> float:
     answer = completion.answer
     said = answer is not None and completion.text[slice(*answer.span)].strip()
     return float(completion.stopped and bool(said) and answer is not None and not answer.objects and not answer.unread)
+
+
+def _boxes(region: SampleRegion) -> list[Box]:
+    return [Region(tuple(region.polygon)).box] if region.polygon else region.all_boxes
 
 
 def _places(things: Sequence[Object]) -> list[tuple[int | None, Box]]:

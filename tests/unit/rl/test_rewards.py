@@ -292,6 +292,21 @@ def test_an_image_index_out_of_range_is_named() -> None:
         object_reward(complete("x", none), none)
 
 
+def test_a_polygons_target_is_the_box_around_it_and_points_are_none() -> None:
+    sample = make_sample([SampleRegion(image=1, polygon=[(0.2, 0.4), (0.6, 0.2), (0.5, 0.6)])])
+    right, none = complete(say("a", OK), sample), complete("nothing", sample)
+    for reward in (image_reward, object_reward, f1_reward, thought_reward, strict_reward):
+        said = complete(say(OK, OK), sample) if reward is thought_reward else right
+        assert (reward(said, sample), reward(none, sample)) == (1, 0), reward
+    assert object_reward(none, sample, empty_answers=True) == 0
+    click = make_sample([SampleRegion(image=1, points=[(0.5, 0.5)])])
+    for reward in (image_reward, object_reward, f1_reward):
+        with pytest.raises(ValueError, match=r"t:s: regions\[0\]: seen points, expected a box or a polygon"):
+            reward(complete("nothing", click), click)
+    assert [strict_reward(complete(text, click), click) for text in ("nothing", OK)] == [0, 1]
+    assert thought_reward(complete(say(OK, OK), click), click) == 0
+
+
 def broken(completion: Completion, sample: Sample) -> float:
     raise KeyError("no such field")
 
