@@ -78,7 +78,7 @@ class VLLMEngine:
         self.server: VLLMServer | None = None
         self.place: Path | None = None
         self.handed = 0
-        self.given: Path | None = None  # the adapters that the server has
+        self.given: list[Path] = []  # adapters that the server may have: more than one folder where some failed
         self.pool: ThreadPoolExecutor | None = None
         self.begun: dict[tuple[str, ...], tuple[int, Future[dict[int, list[Said]]]]] = {}
         self.staleness: list[int] = []  # optimizer steps between the draw and its use, of the last draw's prompts
@@ -197,22 +197,24 @@ class VLLMEngine:
             return
         self.handed += 1
         parts, place = adapters(vlm), self._place() / f"{version}-{self.handed}"
-        spent: Path | None = place  # what the server reads no more
+        spent = [place]  # what the server reads no more
         try:
             if not parts:
                 write_weights(vlm, place)
                 if first:
                     self._server.load_weights(place, version)
             elif first:
+                spent, self.given = [], [*self.given, place]
                 for name in parts:
                     write_adapter(vlm, name, place / name)
-                    self._server.load_adapter(name, place / name, version)
-                spent, self.given = self.given, place
+                    self._server.load_adapter(name, place / name)
+                self._server.name_version(version)
+                spent, self.given = self.given[:-1], [place]
         except ServerError as down:
             error = down
         finally:
-            if first and spent is not None:
-                shutil.rmtree(spent, ignore_errors=True)
+            for folder in spent if first else ():
+                shutil.rmtree(folder, ignore_errors=True)
         if (text := _from_first(error and str(error))) is not None:  # the others wait for it
             raise error or ServerError(text)
 

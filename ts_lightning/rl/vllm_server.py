@@ -113,14 +113,18 @@ class VLLMServer:
         """Which weights it was given last; a server that was started again has forgotten it."""
         return str(self.call("/weight_info")["weight_version"])
 
+    def name_version(self, version: str) -> None:
+        """Say which weights it has, when it has all of them."""
+        self.call("/update_weight_version", {"new_version": version})
+
     def load_weights(self, folder: Path, version: str) -> None:
         """Read all weights again, from a folder in the layout of the model's own."""
         self.call("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
         for cache in ("prefix", "mm", "encoder"):  # the scheduler's account of pictures, too: the worker's is gone
             self.call(f"/reset_{cache}_cache", {})
-        self.call("/update_weight_version", {"new_version": version})
+        self.name_version(version)
 
-    def load_adapter(self, name: str, folder: Path, version: str) -> None:
+    def load_adapter(self, name: str, folder: Path) -> None:
         """Read a LoRA adapter or a package again under a model name; its folder has to stay while it is served.
 
         vLLM reads it again where other adapters took its place; with `load_inplace`, it would at every step.
@@ -129,7 +133,6 @@ class VLLMServer:
             self.call("/v1/unload_lora_adapter", {"lora_name": name})
         self.call("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
         self.call("/reset_prefix_cache", {})
-        self.call("/update_weight_version", {"new_version": version})
 
     def generate(
         self,

@@ -119,7 +119,8 @@ class Listening(VLLMServer):
 
     def __init__(self) -> None:
         super().__init__("http://127.0.0.1:9")
-        self.names, self.loaded = ["base"], list[Path]()
+        self.names, self.loaded, self.version_name = ["base"], list[Path](), "none"
+        self.trouble: set[str] = set()  # adapters that fail to load, once
 
     def call(self, path: str, body: Any = None, patience: float | None = None) -> Any:
         if path == "/v1/unload_lora_adapter":
@@ -129,14 +130,40 @@ class Listening(VLLMServer):
             assert body["lora_name"] not in self.names
             self.names.append(body["lora_name"])
             self.loaded.append(Path(body["lora_path"]))
-        return {"data": [{"id": name} for name in self.names], "weight_version": "none"}
+        elif path == "/update_weight_version":
+            self.version_name = body["new_version"]
+        return {"data": [{"id": name} for name in self.names], "weight_version": self.version_name}
 
 
 def test_an_adapters_folder_stays_until_the_next_one_is_there(tmp_path: Path) -> None:
     vlm = LoRAVLM(QwenVLBackbone(config=qwen_config()), rank=2, targets=("gate_proj",))
     engine, server = VLLMEngine(url="http://127.0.0.1:9", folder=str(tmp_path)), Listening()
     engine.server = server
+            if body["lora_name"] in self.trouble:
+                self.trouble.remove(body["lora_name"])
+                raise ServerError("planted")
     for step in range(3):
         engine.hand_over(vlm, step)
     assert [folder.is_dir() for folder in server.loaded] == [False, False, True]
     assert server.names == ["base", "policy"]
+
+
+def test_a_hand_over_that_failed_midway_is_done_again_whole(tmp_path: Path) -> None:
+    def backbone() -> QwenVLBackbone:
+        return QwenVLBackbone(config=qwen_config())
+
+    TwinExpertVLM(backbone(), package="b").save_pretrained(tmp_path / "b")
+    vlm = TwinExpertVLM(backbone(), package="a", packages={"b": str(tmp_path / "b")})
+    engine, server = VLLMEngine(url="http://127.0.0.1:9", folder=str(tmp_path)), Listening()
+    engine.server = server
+    engine.hand_over(vlm, 0)
+    first = server.version_name
+    server.trouble.add("b")
+    with pytest.raises(ServerError, match="planted"):
+        engine.hand_over(vlm, 1)
+    assert (server.names, server.version_name) == (["base", "a"], first)
+    assert [folder.is_dir() for folder in server.loaded] == [True, True, True]  # vLLM may read them again
+    engine.hand_over(vlm, 1)
+    assert server.names == ["base", "a", "b"]
+    assert server.version_name != first
+    assert [folder.is_dir() for folder in server.loaded] == [False] * 3 + [True] * 2
