@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import distributed
@@ -44,9 +45,14 @@ def model_of(vlm: VLM, task: int) -> str:
 
 
 def served(vlm: VLM, folders: Mapping[str, Path]) -> list[str]:
-    """The arguments of a vLLM server of the policy: its base, adapters or packages by the names of their folders."""
-    dtype = str(vlm.backbone.embedding.weight.dtype).removeprefix("torch.")
-    arguments = ["--dtype", dtype, "--max-model-len", str(vlm.encoder.max_length)]
+    """The arguments of a vLLM server of the policy: its base, adapters or packages by the names of their folders.
+
+    Its dtype is what the policy computes in here: autocast's, where weights that train are held in fp32.
+    """
+    weight = vlm.backbone.embedding.weight
+    kind = weight.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    arguments = ["--dtype", str(dtype).removeprefix("torch."), "--max-model-len", str(vlm.encoder.max_length)]
     if not folders:
         return arguments
     if isinstance(vlm, LoRAVLM):

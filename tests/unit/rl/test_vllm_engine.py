@@ -22,7 +22,7 @@ from ts_lightning.models.backbones.hf import HFBackbone
 from ts_lightning.models.backbones.llava import LlavaBackbone
 from ts_lightning.models.backbones.qwen_vl import QwenVLBackbone
 from ts_lightning.rl import RolloutCallback, VLLMEngine
-from ts_lightning.rl.handover import adapters, base_folder, model_of, write_weights
+from ts_lightning.rl.handover import adapters, base_folder, model_of, served, write_weights
 from ts_lightning.rl.vllm_engine import prompts_of
 from ts_lightning.rl.vllm_server import OwnServer, ServerError, VLLMServer
 
@@ -96,6 +96,15 @@ def test_rows_are_answered_under_the_name_of_their_part() -> None:
         adapters(LoRAVLM(backbone(), rank=2, targets=("gate_proj",), quantization="int8"))
 
 
+def test_a_server_computes_as_the_policy_does() -> None:
+    """bf16-mixed holds an embedding that trains in fp32."""
+    vlm = PlainVLM(QwenVLBackbone(config=qwen_config()))
+    assert served(vlm, {})[:2] == ["--dtype", "float32"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert served(vlm, {})[:2] == ["--dtype", "bfloat16"]
+    assert served(PlainVLM(QwenVLBackbone(config=qwen_config(), dtype="bfloat16")), {})[:2] == ["--dtype", "bfloat16"]
+
+
 def test_wrong_options_and_servers_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TS_LIGHTNING_VLLM_PYTHON", raising=False)
     for arguments, message in (({"tis_cap": 0.0}, "tis_cap: seen 0.0"), ({"patience": -1.0}, "patience: seen -1.0")):
@@ -128,6 +137,9 @@ class Listening(VLLMServer):
         elif path == "/v1/load_lora_adapter":
             assert not body.get("load_inplace")  # vLLM would read the folder at every step
             assert body["lora_name"] not in self.names
+            if body["lora_name"] in self.trouble:
+                self.trouble.remove(body["lora_name"])
+                raise ServerError("planted")
             self.names.append(body["lora_name"])
             self.loaded.append(Path(body["lora_path"]))
         elif path == "/update_weight_version":
@@ -139,9 +151,6 @@ def test_an_adapters_folder_stays_until_the_next_one_is_there(tmp_path: Path) ->
     vlm = LoRAVLM(QwenVLBackbone(config=qwen_config()), rank=2, targets=("gate_proj",))
     engine, server = VLLMEngine(url="http://127.0.0.1:9", folder=str(tmp_path)), Listening()
     engine.server = server
-            if body["lora_name"] in self.trouble:
-                self.trouble.remove(body["lora_name"])
-                raise ServerError("planted")
     for step in range(3):
         engine.hand_over(vlm, step)
     assert [folder.is_dir() for folder in server.loaded] == [False, False, True]
