@@ -173,7 +173,7 @@ class TwinExpertVLM(VLM):
         self.train(self.training)
 
     def keep_copy(self, name: str) -> None:
-        """Keep a frozen copy of the package that trains, as it is now; no task names it, `package=name` asks for it."""
+        """Keep a frozen copy of the package that trains, as it is now; `package=name` puts it in that one's place."""
         if name in self.options:
             raise ValueError(f"package: seen one named {name!r}, expected another name: a copy is kept under it")
         copied: dict[int, Any] = {}  # one for all layers: those that share alpha share its copy
@@ -307,7 +307,10 @@ class TwinExpertVLM(VLM):
         self.check_alpha(alpha)
         if package is not None and package not in self.options:
             raise ValueError(f"package: seen {package!r}, expected one of {', '.join(self.options)}")
-        answered = self.skills if package is None else package
+        if package is None or package in self.skills:
+            answered = package or self.skills
+        else:  # a copy answers what the package that trains does
+            answered = tuple(package if name == self.package else name for name in self.skills)
         return routing(batch["task"], batch["valid"], answered, alpha, collect, kept)
 
     def token_embeddings(self, ids_BT: Tensor, context: Routing) -> Tensor:

@@ -102,6 +102,10 @@ def test_two_packages_on_one_base_row_by_row(tmp_path: Path) -> None:
     for vlm, members in ((boxes, [0, 3]), (texts, [1, 4]), (PlainVLM(backbone(), train=()).eval(), [2])):
         alone = vlm.generate({**prompts, "task": torch.ones(5, dtype=torch.long)}, 6)
         assert [words[i] for i in members] == [alone[i] for i in members]
+    both.keep_copy("reference")
+    shaken(both, 3)
+    assert not torch.allclose(both(rows)["logits"], mixed, atol=1e-3)
+    torch.testing.assert_close(both(rows, package="reference")["logits"], mixed, rtol=1e-5, atol=1e-5)
 
 
 def test_a_text_skill_trains_beside_grounding_and_neither_changes_the_other(tmp_path: Path) -> None:
