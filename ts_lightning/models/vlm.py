@@ -188,7 +188,10 @@ class VLM(Recorded, nn.Module):
         return self.backbone.decoder_inputs(batch, embeds_BTH)
 
     def frozen_features(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """`features` of a batch whose pictures need no gradients, to be computed once for several forwards; else {}."""
+        """`features` of a batch whose pictures need no gradients, to be computed once for several forwards; else {}.
+
+        Also {} for `HFBackbone`: what a family's own forward makes of pictures depends on the tokens around them.
+        """
         if not len(batch.get("pixel_values", ())) or any(p.requires_grad for p in self._of_pictures()):
             return {}
         with torch.no_grad():
