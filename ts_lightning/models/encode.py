@@ -55,9 +55,10 @@ class Encoder:
 
     `image_tokens` is the number of placeholder tokens of one picture, `image_size` its side in pixels,
     `pixel_mode` is "stretch" or "pad". `max_length` bounds a row; a longer one is a ValueError. `skills` names tasks 1,
-    2, ... (none: any skill is task 1). Where tokens were added, `base_tokenizer` is the one without them, for
-    understanding rows. `packs`: questions may share a row; `joins`: so may rows of different records. Small to pickle:
-    workers of a loader that are not forked get a copy.
+    2, ... (none: any skill is task 1). Where skills added tokens, `tokenizer` has them all and reads any answer;
+    `tokenizers` are those of tasks 0, 1, ..., each with the tokens of its own skill alone, and `shared_ids` the ids in
+    `tokenizer` of what one of them numbers otherwise. `packs`: questions may share a row; `joins`: so may rows of
+    different records. Small to pickle: workers of a loader that are not forked get a copy.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -69,7 +70,8 @@ class Encoder:
     codec: Codec = field(default_factory=lambda: get_codec("scout"))
     template: ChatTemplate = field(default_factory=ChatTemplate)
     skills: tuple[str, ...] = ()
-    base_tokenizer: PreTrainedTokenizerFast | None = None
+    tokenizers: tuple[PreTrainedTokenizerFast, ...] = ()
+    shared_ids: dict[int, int] = field(default_factory=dict)
     packs: bool = True
     joins: bool = True
 
@@ -81,10 +83,10 @@ class Encoder:
         that can't be encoded.
         """
         index = self.task_index(task or sample.task, sample.key)
-        encoder = self if index or self.base_tokenizer is None else self._of_base
+        encoder = self.of_task(index)
         text, spans = encoder.render(sample, for_generation)
         encoded = encoder.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids = torch.tensor(encoded["input_ids"])
+        ids = torch.tensor([encoder.shared_ids.get(i, i) for i in encoded["input_ids"]], dtype=torch.long)
         if len(ids) > self.max_length:
             raise ValueError(f"{sample.key}: seen {len(ids)} tokens, expected at most {self.max_length}")
         step_ids = torch.full_like(ids, -1)
@@ -168,10 +170,18 @@ class Encoder:
         """Whether a cut at `place` goes through a mark."""
         return any(start.start() < place < start.end(1) for start in self._marks.finditer(text))
 
+    def of_task(self, index: int) -> "Encoder":
+        """The encoder of one task's rows: to it the tokens of other skills are text, and no marks."""
+        return self._of_tasks[index] if self.tokenizers else self
+
     @cached_property
-    def _of_base(self) -> "Encoder":
-        """The encoder without the tokens that were added: to the base their texts are no marks either."""
-        return replace(self, tokenizer=self.base_tokenizer or self.tokenizer, base_tokenizer=None)
+    def _of_tasks(self) -> list["Encoder"]:
+        encoders = []
+        for own in self.tokenizers:
+            shared = {i: self.tokenizer.convert_tokens_to_ids(text) for text, i in own.get_added_vocab().items()}
+            shared = {i: other for i, other in shared.items() if i != other}
+            encoders.append(replace(self, tokenizer=own, tokenizers=(), shared_ids=shared))
+        return encoders
 
     @cached_property
     def _marks(self) -> re.Pattern[str]:
@@ -235,11 +245,25 @@ class Encoder:
         return [self.image_tokens] * len(batch["pixel_values"])
 
     def with_tokens(self, texts: list[str]) -> tuple["Encoder", list[list[int]]]:
-        """An encoder for which each text is one token in rows of a skill, and the base's pieces that spell each."""
-        base, tokenizer = self.base_tokenizer or self.tokenizer, copy.deepcopy(self.tokenizer)
-        pieces = [base(text, add_special_tokens=False)["input_ids"] for text in texts]
+        """An encoder for which each text is one token, and the pieces that spell each without."""
+        pieces = [self._pieces(text) for text in texts]
+        if not texts:
+            return self, pieces
+        tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.add_tokens([AddedToken(text, normalized=False, special=True) for text in texts])
-        return replace(self, tokenizer=tokenizer, base_tokenizer=base), pieces
+        return replace(self, tokenizer=tokenizer), pieces
+
+    def with_skill(self, name: str, texts: list[str]) -> tuple["Encoder", list[list[int]]]:
+        """An encoder with one more skill, in whose rows each text is one token, and the base's pieces that spell each.
+
+        Rows of every other task stay as they are.
+        """
+        tokenizers = self.tokenizers or (self.tokenizer,)
+        own, pieces = self.of_task(0).with_tokens(texts)
+        first = self.tokenizer is tokenizers[0]  # to add tokens
+        every = own if first else self.with_tokens(self.no_tokens_yet(texts))[0]
+        skills, tokenizers = (*self.skills, name), (*tokenizers, own.tokenizer)
+        return replace(self, tokenizer=every.tokenizer, skills=skills, tokenizers=tokenizers), pieces
 
     def no_tokens_yet(self, texts: Sequence[str]) -> list[str]:
         """Those of the texts that this tokenizer does not have as a token; "codec" stands for the codec's marks."""
@@ -268,14 +292,14 @@ class Encoder:
     def _pieces(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
 
-    def token_ids(self, texts: list[str]) -> list[int]:
+    def token_ids(self, texts: Sequence[str]) -> list[int]:
         """Ids of texts that must each be one token; ValueError names the first that is not."""
         ids = []
         for text in texts:
             found = self._pieces(text)
             if len(found) != 1:
                 raise ValueError(f"train_token_rows: seen {text!r} as {len(found)} tokens, expected one token")
-            ids.append(found[0])
+            ids.append(self.shared_ids.get(found[0], found[0]))
         return ids
 
 

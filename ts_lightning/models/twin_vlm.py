@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ts_lightning.models.backbones.base import Backbone
+from ts_lightning.models.encode import Encoder
 from ts_lightning.models.hub import on_disk
 from ts_lightning.models.low_rank import LowRankExpert, LowRankMoE, experts_of, nearest, written_out
 from ts_lightning.models.moe import MoE
@@ -229,6 +230,7 @@ class TwinExpertVLM(VLM):
         """Give layers, tokens and encoder a new package."""
         if not name.isidentifier() or name == "understanding":
             raise ValueError(f"package: seen {name!r}, expected the name of a skill: letters, digits and _")
+        encoder, rows = self._with_skill(name, options)
         shared = Alpha(options.alpha_init, options.alpha_param)
         for layer in list(self.backbone.layers)[options.first_layer :: options.every]:
             slot = getattr(layer, self.backbone.mlp_name)
@@ -239,23 +241,26 @@ class TwinExpertVLM(VLM):
             alpha = Alpha(options.alpha_init, options.alpha_param) if options.alpha_scope == "layer" else shared
             twin.packages[name] = Package(experts, alpha, options.top_ks[1])
             setattr(layer, self.backbone.mlp_name, twin)
-        if rows := self._make_token_rows(options.train_token_rows, options.new_tokens):
+        if rows is not None:
             self.token_rows[name] = rows
         self.options[name] = options
-        self.encoder = replace(self.encoder, skills=(*self.encoder.skills, name))
+        self.encoder = encoder
 
-    def _make_token_rows(self, existing: Sequence[str], new: Sequence[str]) -> TokenRows | None:
-        weight, new = self.backbone.embedding.weight, self.encoder.no_tokens_yet(new)
-        self.encoder, pieces = self.encoder.with_tokens(new) if new else (self.encoder, [])
-        named = self.encoder.row_tokens(existing)
-        encoder = self.encoder
-        ids = encoder.token_ids(list(dict.fromkeys([*named, *new])))
+    def _with_skill(self, name: str, options: PackageOptions) -> tuple[Encoder, TokenRows | None]:
+        """The encoder with one more skill, and rows for the tokens that train and for those that the base lacks."""
+        weight, new = self.backbone.embedding.weight, self.encoder.of_task(0).no_tokens_yet(options.new_tokens)
+        encoder, pieces = self.encoder.with_skill(name, new)
+        own = encoder.of_task(len(encoder.skills))
+        if spare := [token for token in own.shared_ids if token < len(weight)]:
+            seen = f"seen {own.tokenizer.convert_ids_to_tokens(spare[0])!r} on a spare row of the base's matrices"
+            raise ValueError(f"new_tokens of {name}: {seen} that another package uses, expected that one's new tokens")
+        ids = own.token_ids(list(dict.fromkeys([*own.row_tokens(options.train_token_rows), *new])))
         if not ids:
-            return None
-        tied = self.backbone.head.weight is weight
-        rows = TokenRows(ids, len(weight), weight.shape[1], tied)
-        rows.start_from(dict(zip(encoder.token_ids(new), pieces, strict=True)), weight, self.backbone.head.weight)
-        return rows
+            return encoder, None
+        head = self.backbone.head.weight
+        rows = TokenRows(ids, len(weight), weight.shape[1], head is weight)
+        rows.start_from(dict(zip(own.token_ids(new), pieces, strict=True)), weight, head)
+        return encoder, rows
 
     def package_tensors(self, name: str) -> dict[str, Tensor]:
         """The parameters of a package under names that depend neither on the package's nor on the backbone's."""

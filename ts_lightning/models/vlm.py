@@ -5,7 +5,6 @@ Legend: B rows, T positions, N loss positions, H hidden size, V vocabulary.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any, TypeVar
@@ -299,8 +298,7 @@ class PlainVLM(VLM):
     @torch.no_grad()
     def _add_tokens(self, texts: list[str]) -> None:
         """A row for each text, which starts at the mean of the rows of the pieces that spelled it."""
-        encoder, pieces = self.encoder.with_tokens(texts)
-        self.encoder = replace(encoder, base_tokenizer=None)  # every task says them
+        self.encoder, pieces = self.encoder.with_tokens(texts)
         self.backbone.encoder = self.encoder  # a saved backbone brings their texts beside their rows
         ids = self.encoder.token_ids(texts)
         if max(ids) >= len(self.backbone.embedding.weight):

@@ -217,9 +217,82 @@ def test_the_text_of_a_new_token_is_no_mark_in_understanding() -> None:
     assert vlm.encoder.token_ids(["<part>"])[0] not in vlm.encode(skill)["input_ids"]
     found = certify_on(vlm, [question, sample], max_new_tokens=2)
     assert (found["passed"], found["read_otherwise"]) == (True, [])
-    vlm.encoder = replace(vlm.encoder, base_tokenizer=None)
+    vlm.encoder = replace(vlm.encoder, tokenizers=())
     found = certify_on(vlm, [question, sample], max_new_tokens=2)
     assert (found["passed"], found["read_otherwise"]) == (False, [sample.key])
+
+
+def boxed(task: str) -> Sample:
+    """A record whose answer is a box, in the codec's marks."""
+    sample = reading(answer="at {region:0}")
+    sample.task, sample.regions = task, [SampleRegion(box=(0.1, 0.1, 0.5, 0.5))]
+    return sample
+
+
+@torch.no_grad()
+def test_packages_with_the_same_new_tokens_stand_side_by_side(tmp_path: Path) -> None:
+    shaken(TwinExpertVLM(backbone(), new_tokens=NEW)).save_pretrained(tmp_path)
+    vlm = TwinExpertVLM(backbone(), package="reading").eval()
+    vlm.install(tmp_path, "one")
+    vlm.install(tmp_path, "two")
+    ids = vlm.encoder.token_ids(NEW)
+    assert [vlm.token_rows[name].ids.tolist() for name in ("one", "two")] == [ids, ids]
+    one, two = (vlm(batch(vlm, [replace(reading(), task=name)]))["logits"] for name in ("one", "two"))
+    assert one[:, ids].isfinite().all()
+    assert torch.equal(one, two)
+
+
+@torch.no_grad()
+def test_the_new_tokens_of_a_package_are_text_to_its_neighbours(tmp_path: Path) -> None:
+    """Rows, logits and answers are those of a package alone, beside one with the codec's marks as tokens."""
+
+    def glm() -> TinyBackbone:
+        return TinyBackbone(pretrained=None, codec="glm", **SIZES)
+
+    for name, new in (("marked", ["codec"]), ("plain", []), ("other", ["<loc>"])):
+        shaken(TwinExpertVLM(glm(), package=name, new_tokens=new)).save_pretrained(tmp_path / name)
+    size = len(glm().embedding.weight)
+    packages = {name: str(tmp_path / name) for name in ("plain", "other")}
+    beside = TwinExpertVLM(glm(), package="marked", new_tokens=["codec"], packages=packages).eval()
+    marks = list(beside.codec.special_tokens)
+    ids = beside.encoder.token_ids([*marks, "<loc>"])
+    assert ids == list(range(size, size + len(marks) + 1))
+    assert set(ids[:-1]) <= set(beside.encode(boxed("marked"))["input_ids"].tolist())
+    for name, own in (("plain", []), ("other", ids[-1:])):
+        alone = TwinExpertVLM.from_pretrained(tmp_path / name, glm())
+        rows, theirs = batch(beside, [boxed(name)]), batch(alone, [boxed(name)])
+        assert torch.equal(rows["input_ids"], theirs["input_ids"])
+        ours, logits = beside(rows)["logits"], alone(theirs)["logits"]
+        torch.testing.assert_close(ours[:, [*range(size), *own]], logits, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            token_nll(ours, rows["input_ids"][rows["step_ids"] >= 0]),
+            token_nll(logits, rows["input_ids"][rows["step_ids"] >= 0]),
+            rtol=1e-6,
+            atol=1e-6,
+        )
+        prompts = batch(beside, [boxed(name)], for_generation=True)
+        said = [
+            vlm.generate(prompts | {"task": task}, 6)
+            for vlm, task in ((beside, prompts["task"]), (alone, torch.ones(1, dtype=torch.long)))
+        ]
+        assert said[0] == said[1]
+
+
+def test_packages_that_would_share_a_spare_row_are_refused(tmp_path: Path) -> None:
+    """A row there is added to the base's: it is of use at its own place alone."""
+
+    def spare() -> TinyBackbone:
+        bare = backbone()
+        bare.model.resize_token_embeddings(len(bare.embedding.weight) + 8)
+        return bare
+
+    vlm = TwinExpertVLM(spare(), new_tokens=["<loc>"])
+    vlm.save_pretrained(tmp_path)
+    other = TwinExpertVLM(spare(), package="reading", new_tokens=["<part>"])
+    with pytest.raises(ValueError, match=r"^new_tokens of grounding: seen '<loc>' on a spare row .* another package"):
+        other.install(tmp_path)
+    assert other.skills == ("reading",)
+    vlm.install(tmp_path, "two")  # the same tokens
 
 
 def test_refusals_are_one_line(tmp_path: Path) -> None:
