@@ -13,6 +13,7 @@ def ask(
     task: str = "auto",
     max_new_tokens: int = 256,
     draw: Path | None = None,
+    device: str = "auto",
 ) -> None:
     """Ask a model about a picture, or about several.
 
@@ -28,6 +29,7 @@ def ask(
         task: auto (the task router decides), understanding, or a skill
         max_new_tokens: longest answer in tokens
         draw: write the pictures with the boxes on them here
+        device: auto (the GPU where there is one), cpu, cuda or cuda:N
     """
     from PIL import Image
 
@@ -37,10 +39,10 @@ def ask(
     from ts_lightning.reports.drawing import Picture, draw_picture
     from ts_lightning.runs.ask import ask as ask_vlm
     from ts_lightning.runs.ask import encoded
-    from ts_lightning.runs.load import load
+    from ts_lightning.runs.load import found_device, load
 
     data = [encoded(path) for path in image]
-    vlm: Any = load(ckpt).vlm if ckpt else PlainVLM(TinyBackbone(), train=[]).eval()
+    vlm: Any = load(ckpt, device).vlm if ckpt else PlainVLM(TinyBackbone(), train=[]).eval().to(found_device(device))
     reply = ask_vlm(vlm, data, question, task, max_new_tokens)
     print(reply.text)
     print(f"path: {reply.task}")

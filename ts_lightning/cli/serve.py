@@ -14,6 +14,7 @@ def serve(
     name: list[str] = (),  # type: ignore[assignment]
     batch: int = 16,
     engine: Literal["own", "vllm"] = "own",
+    device: str = "auto",
 ) -> None:
     """A local page to look at a model, and a server that speaks OpenAI's protocol (/v1/chat/completions).
 
@@ -28,6 +29,7 @@ def serve(
         name: names by which visitors call a public page's host
         engine: vllm: a vLLM server beside this one writes the answers (TS_LIGHTNING_VLLM_PYTHON, docs/vllm.md)
         batch: answers that are written together; 1: one question after the other
+        device: auto (the GPU where there is one, left to vLLM with --engine vllm), cpu, cuda or cuda:N
     """
     try:
         from ts_lightning.serve.guard import run
@@ -37,9 +39,10 @@ def serve(
     from ts_lightning.models import PlainVLM
     from ts_lightning.models.backbones.tiny import TinyBackbone
     from ts_lightning.reports.parity import started_vllm
-    from ts_lightning.runs.load import load
+    from ts_lightning.runs.load import found_device, load
 
-    vlm = load(ckpt).vlm if ckpt else PlainVLM(TinyBackbone(), train=[]).eval()
+    device = "cpu" if (engine, device) == ("vllm", "auto") else device
+    vlm = load(ckpt, device).vlm if ckpt else PlainVLM(TinyBackbone(), train=[]).eval().to(found_device(device))
     title = str(ckpt) if ckpt else "tiny base"
     with ExitStack() as stack:
         server = None

@@ -1,16 +1,19 @@
 """From a checkpoint file, or a folder that was exported, to the module that was trained."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
 from torch import Tensor
 
 from ts_lightning.data.remote import is_url
+from ts_lightning.models.backbones.hub_layout import read_config as config_json
 from ts_lightning.models.hub import on_disk
 from ts_lightning.models.lora import is_adapter, read_adapter
 from ts_lightning.models.package import is_package, read_config
@@ -30,16 +33,17 @@ _OF_TRAINING = (
 )
 
 
-def load(path: str | Path) -> Any:
+def load(path: str | Path, device: str = "cpu") -> Any:
     """The LightningModule of the class, with the vlm and the weights, that a checkpoint or a folder stores; in eval.
 
     `hub:NAME` is a folder on a hub. A folder is a package, an adapter, a standalone model, a run's (its last
-    checkpoint) or a plain model's (the base itself). FileNotFoundError or ValueError (one line) for a missing,
-    truncated or foreign file, and for another base.
+    checkpoint) or a plain model's (the base itself, on a GPU in 16 bits where it was saved so). device: as in
+    `found_device`. FileNotFoundError or ValueError (one line) for a missing, truncated or foreign file, and for another
+    base.
     """
-    path = run_checkpoint(path)
+    place, path = found_device(device), run_checkpoint(path)
     if Path(path).is_dir():
-        return _build(folder_model(path)).eval()
+        return _build(folder_model(path, gpu=place.type != "cpu")).eval().to(place)
     checkpoint = CheckpointIO().load_checkpoint(path)
     model = answering(stored_model(checkpoint, path))
     try:
@@ -49,7 +53,18 @@ def load(path: str | Path) -> Any:
         if str(path) in str(error):
             raise
         raise ValueError(f"checkpoint {path}: {error}") from error
-    return module.eval()
+    return module.eval().to(place)
+
+
+def found_device(name: str) -> torch.device:
+    """That of "cpu", "cuda" or "cuda:1"; "auto" is a GPU where there is one. ValueError for one that is not here."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"device: seen {name!r}, expected auto, cpu, cuda or cuda:N")
+    device, gpus = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise ValueError(f"device: seen {name!r} where torch sees {gpus} GPUs, expected one of these, auto or cpu")
+    return device
 
 
 class AnswersIO(CheckpointIO):
@@ -83,8 +98,11 @@ def _build(model: dict[str, Any]) -> Any:
         return instantiate(L.LightningModule, **model)
 
 
-def folder_model(folder: str | Path) -> dict[str, Any]:
-    """The {class_path, init_args} of a module over what a folder holds; ValueError for a folder of another kind."""
+def folder_model(folder: str | Path, gpu: bool = False) -> dict[str, Any]:
+    """The {class_path, init_args} of a module over what a folder holds; ValueError for a folder of another kind.
+
+    gpu: a plain model keeps the 16 bits that it was saved in; a CPU is slow in them.
+    """
     folder = Path(folder)
     if is_package(folder):
         stored = read_config(folder)
@@ -102,12 +120,20 @@ def folder_model(folder: str | Path) -> dict[str, Any]:
     if (folder / "config.json").is_file():
         backbone = {
             "class_path": "ts_lightning.models.backbones.hf.HFBackbone",
-            "init_args": {"pretrained": str(folder)},
+            "init_args": {"pretrained": str(folder), **(_saved_dtype(folder) if gpu else {})},
         }
         vlm = {"class_path": "ts_lightning.models.PlainVLM", "init_args": {"backbone": backbone, "train": []}}
         return _module("SFT", vlm, PLAIN_TOKENS)
     expected = "a run with checkpoints/last.ckpt, a package, an adapter, a standalone model or a plain model"
     raise ValueError(f"{folder}: seen none of our folders, expected {expected}")
+
+
+def _saved_dtype(folder: Path) -> dict[str, str]:
+    """`dtype` of a backbone whose config.json names 16 bits, for the model or for its text."""
+    config = config_json(folder)
+    parts = [config, config.get("text_config")]
+    named = [part.get(key) for part in parts if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
+    return next(({"dtype": name} for name in named if name in ("bfloat16", "float16")), {})
 
 
 def _module(name: str, vlm: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:

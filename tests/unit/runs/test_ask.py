@@ -2,9 +2,11 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import ts_lightning
@@ -49,6 +51,14 @@ def test_boxes_are_read_in_pixels_of_their_picture(vlm: PlainVLM, monkeypatch: p
     assert reply.boxes == ((0.1, 0.2, 0.5, 1.0),)
     assert reply.pictures == (1,)
     assert reply.pixels == (pytest.approx((20, 10, 100, 50)),)
+
+
+def test_what_is_asked_goes_to_the_models_device(vlm: PlainVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(TinyBackbone, "embedding", SimpleNamespace(weight=torch.empty(1, device="meta")))
+    monkeypatch.setattr(vlm, "generate", lambda batch, n: [str(seen.extend(v for v in batch.values()))])
+    ask(vlm, picture(), "Where is it?")
+    assert {value.device.type for value in seen if torch.is_tensor(value)} == {"meta"}
 
 
 def test_the_router_decides_where_there_is_a_package() -> None:
