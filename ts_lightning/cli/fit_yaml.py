@@ -17,6 +17,8 @@ from ts_lightning.models.backbones.hf import HFBackbone, config_of
 from ts_lightning.models.backbones.hf_families import CODECS
 from ts_lightning.models.backbones.hub_layout import SHIPPED
 from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.models.experts import expert_form
+from ts_lightning.models.low_rank import experts_of
 from ts_lightning.reports.memory_plan import Form, Geometry, Load, largest_twist, plan, room_of
 from ts_lightning.runs.class_paths import instantiate
 
@@ -69,7 +71,8 @@ def fit_yaml(start: Start, method: str, data: Data, out: Path, gpu: float | None
     size = "a small" if parameters < SMALL else "a large"
     grpo = method == "grpo"
     sft = method if not grpo else "lora" if start.spec is None else sft_of(start)
-    rate = RATES[sft][parameters >= SMALL] / (10 if grpo else 1) * (LOW_RANK_RATE if "expert_rank: " in vlm else 1)
+    low_rank = yaml.safe_load(vlm)["init_args"].get("expert_rank") is not None  # a trained vlm names it: null
+    rate = RATES[sft][parameters >= SMALL] / (10 if grpo else 1) * (LOW_RANK_RATE if low_rank else 1)
     bf16 = machine.dtype == "bfloat16"
     precision = ("bf16-mixed", "what trains is fp32") if bf16 else ("32-true", "no GPU, or a small model")
     logged = ("1", "a step is dear") if grpo else ("10", "a curve of 100 points")
@@ -220,9 +223,16 @@ def options(backbone: Backbone, method: str, machine: Machine) -> tuple[list[str
     itemsize = 2 if machine.dtype == "bfloat16" else 4
     micro = micro_batch(backbone, machine)
     load = Load(eval_batch=micro, picture_tokens=geometry.picture_tokens(), every=every, itemsize=itemsize)
-    found = largest_twist(geometry, load, room_of(machine.memory / 2**30), LOW_RANKS)
+    twins = [expert for slot in geometry.slots[::every] for expert in experts_of(slot)]
+    odd = next((type(expert).__name__ for expert in twins if not expert_form(expert, plain=False)), None)
+    found = largest_twist(geometry, load, room_of(machine.memory / 2**30), () if odd else LOW_RANKS)
     form = found.form if found else Form("twist", LOW_RANKS[-1], "nf4")
-    needs = f"full copies would need {plan(geometry, Form('twist'), load).peak / 2**30:.0f} GiB: ts-lightning plan"
+    full = plan(geometry, Form("twist"), load).peak / 2**30
+    if odd and found is None:
+        seen = f"twist for experts of {odd}, which have no form of low rank"
+        expected = "expected lora, or a larger card (--gpu)"
+        raise ValueError(f"method: seen {seen}; full copies need {full:.1f} GiB, {expected}")
+    needs = f"full copies would need {full:.0f} GiB: ts-lightning plan"
     codes = "more than the base in bf16 leaves room for" if found else "not even so does it fit, says ts-lightning plan"
     return [
         "num_experts: 2           # the paper's grounding experts",

@@ -81,8 +81,25 @@ def test_it_writes_a_run_that_trains_and_is_asked(
     started = yaml.safe_load(Path("rl/fit.yaml").read_text())["model"]
     assert started["class_path"].endswith("GRPO")
     assert started["init_args"]["vlm"]["init_args"]["init_from"] == "run/checkpoints/last.ckpt"
+    assert started["init_args"]["vlm"]["init_args"]["expert_rank"] is None
+    assert started["init_args"]["optimizer"]["init_args"]["lr"] == 2e-4  # a tenth of the 2e-3 of full copies
     short += ["--trainer.limit_val_batches", "0", "--data.init_args.global_batch_size", "1"]
     assert cli.main(["fit", "-c", "rl/fit.yaml", *short, "--data.init_args.micro_batch_size", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "expert"), [("glm4v", "Glm4vTextMLP"), ("qwen3_vl_moe", "Qwen3VLMoeTextSparseMoeBlock")]
+)
+def test_experts_without_a_form_of_low_rank_are_refused_where_full_copies_do_not_fit(
+    family: str, expert: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vlm, data, out = make_folder(family, tmp_path / "vlm"), coco(tmp_path / "data"), tmp_path / "run"
+    words = ["init", "--vlm", str(vlm), "--data", str(data), "--out", str(out), "--gpu", str(1 + 1 / 1024)]
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert f"method: seen twist for experts of {expert}, which have no form of low rank; full copies need" in said
+    assert not (out / "fit.yaml").exists()
+    assert cli.main([*words, "--method", "lora"]) == 0
 
 
 @pytest.mark.parametrize("method", ["twist", "lora", "full", "grpo"])
