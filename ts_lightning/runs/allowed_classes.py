@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 OURS = {
     "ts_lightning.training": (
-        *("SFT", "StepwiseSFT", "LoRASFT", "GRPO", "WarmupCosine", "PredictionWriter", "Throughput"),
+        *("SFT", "StepwiseSFT", "LoRASFT", "GRPO", "WarmupCosine", "PredictionWriter", "Throughput", "CastOnce"),
     ),
     "ts_lightning.runs": (
         *("CheckpointIO", "FSDP2Strategy", "SaveCheckpoints", "SkipNonFinite", "TrackioLogger", "ZeRO2Strategy"),

@@ -1,7 +1,9 @@
 """Which classes a configuration may name, and what in it counts as code."""
 
 import functools
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from jsonargparse import Namespace
@@ -34,6 +36,17 @@ def spec(cls: type, **arguments: object) -> Namespace:
 def test_a_class_is_known_by_both_of_its_names() -> None:
     assert {"torch.optim.AdamW", "torch.optim.adamw.AdamW"} <= set(class_names())
     assert not [name for name in class_names() if name in ("lightning.pytorch", "ts_lightning", "torch.optim")]
+
+
+def test_what_docs_and_configurations_name_is_allowed() -> None:
+    """As a class path, or as the whole of a text in backticks, which docs say is a callback, a strategy, a logger."""
+    root = Path(__file__).parents[3]
+    files = [root / "README.md", *root.glob("docs/*.md"), *root.glob("configs/**/*.yaml")]
+    text = "\n".join(path.read_text() for path in files)
+    named = {*re.findall(r"class_path['\": ]+([\w.]+)", text)}
+    named |= {*re.findall(r"`(ts_lightning\.(?:training|runs|rl|data)\.[A-Z]\w+)`", text)}
+    assert {"ts_lightning.training.CastOnce", "ts_lightning.runs.SaveCheckpoints"} <= named
+    assert named - set(class_names()) == {"my_package.Focal"}  # with --allow_classes
 
 
 @pytest.mark.parametrize("cls", [Takes, Passes])
