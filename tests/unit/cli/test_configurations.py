@@ -1,7 +1,11 @@
 """Configurations by name, from any folder, and overlays over what they name."""
 
 import json
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -51,3 +55,49 @@ def test_every_shipped_overlay_names_a_shipped_configuration() -> None:
     for path in SHIPPED.glob("*/*.yaml"):
         over = yaml.safe_load(path.read_text()).get("over")
         assert over is None or (SHIPPED / over).is_file(), path
+
+
+def texts_of(path: Path, seen: set[Path]) -> Iterator[str]:
+    """A configuration's text, and those of the docs and configurations that it names."""
+    if path in seen:
+        return
+    seen.add(path)
+    yield (text := path.read_text())
+    if path.suffix == ".yaml":
+        for name in re.findall(r"docs/\w+\.md|\w+\.yaml", text):
+            named = SHIPPED.parents[1] / name if name.endswith(".md") else SHIPPED / "fit" / name
+            if named.is_file():
+                yield from texts_of(named, seen)
+
+
+def made_by(text: str) -> Iterator[str]:
+    """A shard of each kind that the commands in a text write."""
+    for verb, words in re.findall(r"ts-lightning data (\w+) (.*)", re.sub(r"\\\n#? *", "", text)):
+        out, prefix, style = (re.search(rf"--{name} (\S+)", words) for name in ("out", "prefix", "style"))
+        if verb == "toy":
+            names = ["train", "val_grounding", "val_new", "val_steps", "val_understanding"]
+            names += ["mirg_train", "mirg_rl", "val_mirg"] * ("--mirg " in words)
+            names += ["image_train", "region_train", "val_region"] * ("--regions " in words)
+        elif verb == "generate":
+            kind = words.split()[0].replace("-", "_")
+            names = [f"mirg_{style[1] if style else 'trajectory'}" if kind == "mirg" else kind]
+        else:
+            names = [prefix[1]] if prefix else []
+        yield from (f"{out[1]}/{name}-000000.tar" for name in names if out)
+
+
+def patterns(sources: Any) -> Iterator[str]:
+    """The patterns of shards in a part of a configuration."""
+    if isinstance(sources, dict) and "shards" in sources:
+        yield from [sources["shards"]] if isinstance(sources["shards"], str) else sources["shards"]
+    elif isinstance(sources, dict):
+        for source in sources.values():
+            yield from patterns(source)
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("fit/*.yaml")), ids=lambda path: path.stem)
+def test_the_shards_of_a_run_are_made_by_a_command_that_it_names(path: Path) -> None:
+    made = [shard for text in texts_of(path, set()) for shard in made_by(text)]
+    data = read_configuration(str(path))["data"]["init_args"]
+    for pattern in patterns({name: data.get(name) for name in ("train", "mix", "val")}):
+        assert pattern == "@train" or any(fnmatch(shard, pattern) for shard in made), pattern
