@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ts_lightning.grounding.answer import read_answer
 from ts_lightning.models.generate import Sampler, greedy
@@ -24,7 +23,10 @@ from ts_lightning.serve.line import Begun
 
 MAX_TOP = 20
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-_BYTE_OF = {letter: byte for byte, letter in bytes_to_unicode().items()}  # what byte-level tokenizers write for it
+# Byte-level tokenizers write a byte that prints as itself, and the others in turn as the letters from 256 on.
+_PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_OTHERS = sorted({*range(256)} - {*_PRINTED})
+_BYTE_OF = {chr(b): b for b in _PRINTED} | {chr(256 + i): b for i, b in enumerate(_OTHERS)}
 # What changes nothing where it has these values, and can't be done where it has others.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
