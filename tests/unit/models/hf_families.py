@@ -172,6 +172,15 @@ LLAVA_NEXT = (
     "{% if item.type == 'image' %}<image>\n{% else %}{{ item.text }}{% endif %}{% endfor %} [/INST]"
     "{% else %} {{ message.content[0].text }}</s> {% endif %}{% endfor %}"
 )
+ONEVISION = (  # llava-hf/llava-onevision-qwen2-7b-ov-hf
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\\n' + content['text'] }}"
+    "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ '\\n' + content['text'] }}{% endgeneration %}{% endfor %}{% endif %}{{'<|im_end|>'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 MISTRAL = (
     "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}[INST]{% for item in message.content %}"
     "{% if item.type == 'image' %}[IMG]{% else %}{{ item.text }}{% endif %}{% endfor %}[/INST]"
@@ -237,7 +246,7 @@ FAMILIES |= {
     "llava_onevision": Family(
         {"text_config": QWEN2, "vision_config": {**SIGLIP, "vision_use_head": False}, "vision_feature_layer": -1,
          "image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]]},
-        QWEN3.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>\n"), (*CHATML_MARKS, "<video>"),
+        ONEVISION, (*CHATML_MARKS, "<video>"),
         pixels={"size": {"height": 56, "width": 56}, "image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]]},
         processor={"num_image_tokens": 16, "vision_feature_select_strategy": "full"}, end="<|im_end|>",
         ids={"image_token_index": "<image>", "video_token_index": "<video>"},

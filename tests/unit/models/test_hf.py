@@ -6,19 +6,23 @@ Bitwise: whole numbers.
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AddedToken, AutoConfig
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
 from tests.unit.models import hf_table
 from tests.unit.models.hf_checks import CHECKS, Case, batch_of, sample
-from tests.unit.models.hf_families import FAILING, FAMILIES, make_folder
+from tests.unit.models.hf_families import FAILING, FAMILIES, ONEVISION, make_folder
+from ts_lightning.data.sample import Turn
 from ts_lightning.models import PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.hf import HFBackbone
-from ts_lightning.models.backbones.hf_processor import load_processor
+from ts_lightning.models.backbones.hf_processor import HFEncoder, load_processor
+from ts_lightning.models.backbones.hf_template import derive, renderer
+from ts_lightning.models.backbones.hub_layout import SHIPPED, read_tokenizer
 from ts_lightning.models.backbones.llava import LlavaBackbone
 from ts_lightning.models.backbones.qwen_vl import QwenVLBackbone
 
@@ -61,6 +65,66 @@ def test_the_hand_written_backbones_give_the_same_rows(name: str, tmp_path: Path
         assert a["step_ids"].tolist() == b["step_ids"].tolist()
         if "position_ids" in b:
             assert torch.equal(a["position_ids"], b["position_ids"])
+
+
+LLAMA3 = (  # llava-hf/llama3-llava-next-8b-hf
+    "{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'}}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ '\\n' + content['text'] + '<|eot_id|>' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+MISTRAL_16 = (  # llava-hf/llava-v1.6-mistral-7b-hf, older: <\\s> is no token
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' }}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] }}{% endfor %}"
+    "{{' [/INST]' }}{% else %}{{ ' ' + message['content'][0]['text'] + '<\\\\s> '}}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "marks", "end", "asked", "told"),
+    [
+        (
+            ONEVISION, ("<|im_start|>", "<|im_end|>"), "<|im_end|>",
+            "<|im_start|>user <image><image>\nQ<|im_end|><|im_start|>assistant\n",
+            "<|im_start|>user <image>\nQ<|im_end|><|im_start|>assistant \nA<|im_end|>"
+            "<|im_start|>user \nR<|im_end|><|im_start|>assistant\nB<|im_end|>",
+        ),
+        (
+            LLAMA3, ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "<|eot_id|>",
+            "<|start_header_id|>user<|end_header_id|>\n\n<image><image>\nQ<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+            "<|start_header_id|>user<|end_header_id|>\n\n<image>\nQ<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n\nA<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\n\nR<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n\nB<|eot_id|>",
+        ),
+        (
+            MISTRAL_16, (), "</s>",
+            "[INST] <image>\n<image>\nQ [/INST]",
+            "[INST] <image>\nQ [/INST] A</s>[INST] R [/INST] B</s>",
+        ),
+    ],
+)  # fmt: skip
+def test_published_templates_that_write_a_line_break_before_the_text(
+    source: str, marks: tuple[str, ...], end: str, asked: str, told: str
+) -> None:
+    tokenizer = read_tokenizer(SHIPPED)
+    tokenizer.add_tokens([AddedToken(mark, normalized=False, special=True) for mark in marks])
+    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    chat = derive(renderer(tokenizer, source), "<image>", special, {end}, "</s>")
+    encoder = HFEncoder(tokenizer, "<image>", 0, 0, 2048, template=chat.template, mark=chat.mark,
+                        behind_pictures=chat.behind, processor=SimpleNamespace(image_token="<image>"))  # fmt: skip
+    for pictures, breaks in ((1, ""), (1, "\n"), (2, ""), (2, "\n")):
+        one = sample("understanding", pictures)
+        vars(encoder)["_recent"] = (one.image_bytes, (["<image>"] * pictures, {}))  # a picture of one token
+        one.turns = [Turn("user", f"<image>{breaks}" * pictures + "Q"), Turn("assistant", "A")]
+        if pictures == 2:
+            assert encoder.render(one, True)[0] == asked
+        else:
+            one.turns += [Turn("user", "R"), Turn("assistant", "B")]
+            assert encoder.render(one)[0] == told
 
 
 def test_a_plain_string_is_a_folder(tmp_path: Path) -> None:

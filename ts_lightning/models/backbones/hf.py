@@ -113,7 +113,7 @@ class HFBackbone(Backbone):
             accepted=tuple(name for name in self.takes if name not in (*TYPES, "labels", "inputs_embeds")),
             positions=RopePositions(type(self.inner), config) if hasattr(self.inner, "get_rope_index") else None,
             first_position=1 if self.family == "paligemma" else 0,
-            behind_pictures=tokenizer.bos_token if self.family == "paligemma" else "",
+            behind_pictures=chat.behind,
             nested=self.family not in FLAT,
             resized_size=resized,
             packs=self.family != "paligemma" and not self.recurrent,

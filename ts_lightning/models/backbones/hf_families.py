@@ -27,7 +27,8 @@ def template_of(family: str, tokenizer: Any) -> Chat | None:
     """Turns of a family that has no chat template; None for another."""
     if family == "paligemma":  # the pictures, <bos>, the question, a new line
         end = tokenizer.eos_token
-        return Chat(ChatTemplate(user="", assistant="\n", end=end, blank="", after_picture=""), "<image>")
+        template = ChatTemplate(user="", assistant="\n", end=end, blank="", after_picture="")
+        return Chat(template, "<image>", tokenizer.bos_token)
     return None
 
 

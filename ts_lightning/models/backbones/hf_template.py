@@ -11,10 +11,11 @@ _Q1, _R1, _Q2, _R2 = "Qfirstquestion", "Rfirstanswer", "Qsecondquestion", "Rseco
 
 
 class Chat(NamedTuple):
-    """`template`, and what it writes for a picture: `mark`, which holds the picture's token once."""
+    """`template`, what it writes for a picture (`mark`, which holds the picture's token once) and `behind` the last."""
 
     template: ChatTemplate
     mark: str
+    behind: str = ""
 
 
 def renderer(tokenizer: Any, template: str) -> Render:
@@ -38,18 +39,18 @@ def derive(render: Render, image_token: str, special: Collection[str], ends: Col
     blank = p3.removeprefix(assistant) if p3.startswith(assistant) else ""
     earlier = p1 if p1 != assistant + blank else None
     found = _end(p2, p4, special, ends)
-    end, user = found or (eos, p2)
+    # p4 is what stands behind the last answer, also where it is no token that can end one
+    end, user = found or (eos, p2.removeprefix(p4))
     with_picture = _cut(render([_user(_Q1), _answer(_R1), _user(_Q2, 1)], True), _Q1, _R1, _Q2)[2]
     with_two = _cut(render([_user(_Q1), _answer(_R1), _user(_Q2, 2)], True), _Q1, _R1, _Q2)[2]
-    mark = with_two.removeprefix(with_picture)
-    if mark.count(image_token) != 1 or not with_picture.endswith(mark):
-        mark = with_picture.removeprefix(p2)
+    before, mark, behind = _mark(with_picture, with_two, image_token)
+    if not mark:
+        before, mark = p2, with_picture.removeprefix(p2)
     if mark.count(image_token) != 1:
         raise ValueError(f"chat template: seen {mark[:80]!r} for a picture, expected {image_token!r} in it once")
-    before = with_picture.removesuffix(mark)
-    user_picture = before.removeprefix(end)
+    stands = end if found else p2.removesuffix(user)  # what the template itself writes behind an answer
+    user_picture = before.removeprefix(stands)
     system = p0.removesuffix(user) if p0.endswith(user) else None
-    stands = end if found else ""  # what the template itself writes behind an answer
     if system is None:  # the first turn begins otherwise than the others: the others' line break is the end's
         shorter = user.lstrip()
         if not p0.endswith(shorter):
@@ -68,8 +69,21 @@ def derive(render: Render, image_token: str, special: Collection[str], ends: Col
         user_picture=None if user_picture == user else user_picture,
         earlier=earlier,
     )
-    _check(template, mark, render, stands)
-    return Chat(template, mark)
+    _check(template, mark + behind, render, stands)
+    return Chat(template, mark, behind)
+
+
+def _mark(one: str, two: str, image_token: str) -> tuple[str, str, str]:
+    """(what stands before a picture, its mark, what stands behind the last), of texts with a picture and with two.
+
+    The mark is what `two` has more, as far behind as it holds the token; empty strings where there is none.
+    """
+    more = len(two) - len(one)
+    for end in range(len(one), 0, -1):
+        mark = one[max(end - more, 0) : end]
+        if mark.count(image_token) == 1 and one[:end] + mark + one[end:] == two:
+            return one[: end - more], mark, one[end:]
+    return "", "", ""
 
 
 def _end(p2: str, p4: str, special: Collection[str], ends: Collection[str]) -> tuple[str, str] | None:
