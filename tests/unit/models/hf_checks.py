@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoModelForImageTextToText
 
 from tests.unit.models.hf_families import FAMILIES
@@ -18,6 +18,7 @@ from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, 
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.hf import HFBackbone
 from ts_lightning.models.generate import decode, greedy, prefill
+from ts_lightning.models.pixels import CLIP_MEAN
 
 TOLERANCE = 1e-5
 
@@ -81,6 +82,8 @@ class Case:
         """The prompt as the folder's own processor makes it."""
         processor = self.twin.backbone.processor
         pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in one.image_bytes]
+        if self.twin.encoder.pixel_mode == "pad":
+            pictures = [ImageOps.pad(p, (max(p.size),) * 2, color=CLIP_MEAN) for p in pictures]
         text = one.turns[0].text.replace("<image>", "")
         content = [*[{"type": "image"}] * len(pictures), {"type": "text", "text": text}]
         template = FAMILIES[self.name].template

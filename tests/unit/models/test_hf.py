@@ -3,6 +3,7 @@
 Bitwise: whole numbers.
 """
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AddedToken, AutoConfig
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
@@ -53,7 +55,7 @@ def test_the_hand_written_backbones_give_the_same_rows(name: str, tmp_path: Path
     folder = str(make_folder(name, tmp_path))
     ours = TwinExpertVLM(HFBackbone(folder))
     if name == "llava":
-        hand = TwinExpertVLM(LlavaBackbone(folder, pixel_mode="stretch"))
+        hand = TwinExpertVLM(LlavaBackbone(folder))
         hand.encoder.template.system = "<s>"  # the folder's own template has no system turn
         ours.encoder.template.system = "<s>"
     else:
@@ -65,6 +67,39 @@ def test_the_hand_written_backbones_give_the_same_rows(name: str, tmp_path: Path
         assert a["step_ids"].tolist() == b["step_ids"].tolist()
         if "position_ids" in b:
             assert torch.equal(a["position_ids"], b["position_ids"])
+        if name == "llava":
+            theirs = hand.backbone.normalise(b["pixel_values"])  # resized by torch: within two of 255 levels of PIL
+            torch.testing.assert_close(a["pictures"]["pixel_values"], theirs, atol=2 / 255 / 0.26, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llava", "vipllava"])
+def test_a_processor_that_crops_is_given_squares(name: str, tmp_path: Path) -> None:
+    """Bars at the left and right of a picture of 4 : 3 are in the pixels, and boxes count in the same square."""
+    backbone = HFBackbone(str(make_folder(name, tmp_path)), codec="chatspot")
+    picture = Image.new("RGB", (640, 480), "white")
+    picture.paste("red", (0, 0, 78, 480))
+    picture.paste("lime", (562, 0, 640, 480))
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    one = sample("grounding", 1, (640, 480))
+    one.image_bytes = [stream.getvalue()]
+    pixels_3SS = backbone.encoder(one)["pictures"]["pixel_values"][0]
+    mean, std = (torch.tensor(v).view(3, 1) for v in (backbone.pixel_mean, backbone.pixel_std))
+    left, right = (pixels_3SS[:, 28, [column]] * std + mean for column in (2, 53))
+    torch.testing.assert_close(torch.cat([left, right], 1), torch.tensor([[1.0, 0], [0, 1], [0, 0]]), atol=0.02, rtol=0)
+    assert backbone.encoder.resized((640, 480)) == (56, 56)
+    assert backbone.encoder.seen_picture(stream.getvalue()).getpixel((2, 28)) == (255, 0, 0)
+    space = HFBackbone(str(tmp_path), codec="qwen2_5_vl").encoder.codec.space
+    assert (space.frame, space.resized) == ("padded_square", (56, 56))
+
+
+def test_tiles_that_are_cut_are_refused(tmp_path: Path) -> None:
+    folder = make_folder("llava_next", tmp_path)
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"crop_size": {"height": 42, "width": 42}}))
+    with pytest.raises(ValueError, match=r"seen crop_size 42 x 42 of tiles of 56, expected 56") as caught:
+        HFBackbone(str(folder))
+    assert "\n" not in str(caught.value)
 
 
 LLAMA3 = (  # llava-hf/llama3-llava-next-8b-hf

@@ -38,6 +38,7 @@ from ts_lightning.models.backbones.hf_processor import (
     load_processor,
     resizing_of,
     stored_template,
+    without_crop,
 )
 from ts_lightning.models.backbones.hf_template import Chat, chat_of, derive, renderer
 from ts_lightning.models.backbones.hub_layout import (
@@ -85,6 +86,10 @@ class HFBackbone(Backbone):
         self.side_files = side_files(folder)
         tokenizer = read_tokenizer(folder)
         self.processor = load_processor(folder, config, tokenizer)
+        try:
+            side = without_crop(self.processor.image_processor)
+        except ValueError as error:
+            raise ValueError(f"pretrained: {folder}: {error}") from None
         self.model = load_weights_of(AutoModelForImageTextToText, folder, config, dtype)
         self.model.eval()
         image_token = image_token_of(self.processor, tokenizer, config)
@@ -100,13 +105,16 @@ class HFBackbone(Backbone):
         self.takes = accepted(self.model)
         self.decoder.register_forward_pre_hook(_stop_here, with_kwargs=True)
         resized = resizing_of(self.processor.image_processor)
+        mode = "stretch" if side is None else "pad"
+        size = (side, side) if side else resized or _as_it_is
         self.encoder = HFEncoder(
             tokenizer=tokenizer,
             image_token=image_token,
             image_tokens=0,
-            image_size=0,
+            image_size=side or 0,
             max_length=max_length,
-            codec=backbone_codec(codec or CODECS.get(self.family, "scout"), codec_grid, resized or _as_it_is),
+            pixel_mode=mode,
+            codec=backbone_codec(codec or CODECS.get(self.family, "scout"), codec_grid, size, mode),
             template=chat.template,
             processor=self.processor,
             mark=chat.mark,

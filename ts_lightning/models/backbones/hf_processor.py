@@ -20,7 +20,7 @@ from ts_lightning.grounding.coordinates import Size
 from ts_lightning.grounding.resizing import smart_size
 from ts_lightning.models.backbones.hf_substitutes import KimiPixels, PixtralText, molmo2_pixels
 from ts_lightning.models.encode import Encoder
-from ts_lightning.models.pixels import open_picture
+from ts_lightning.models.pixels import CLIP_MEAN, open_picture
 
 # Families whose own needs torchvision.
 PROCESSORS: dict[str, Any] = {"mistral3": PixtralText}
@@ -120,7 +120,8 @@ class RopePositions:
 class HFEncoder(Encoder):
     """`Encoder` with a family's own processor; rows hold `pictures`: what the model's forward takes of them.
 
-    `mark` is what the chat template writes for a picture, with the image token once; `accepted` names the tensors.
+    `mark` is what the chat template writes for a picture, with the image token once; `behind_pictures` stands behind
+    the last one, `accepted` names the tensors. Where `pixel_mode` is "pad" the processor is given squares.
     """
 
     processor: Any = None
@@ -145,11 +146,16 @@ class HFEncoder(Encoder):
         same = recent is not None and len(recent[0]) == len(sample.image_bytes)
         if not (same and all(a is b for a, b in zip(recent[0], sample.image_bytes, strict=True))):
             try:
-                pictures = [open_picture(data) for data in sample.image_bytes]
+                pictures = [self.opened(data) for data in sample.image_bytes]
             except ValueError as error:
                 raise ValueError(f"{sample.key}: {error}") from None
             recent = vars(self)["_recent"] = (sample.image_bytes, self.of_pictures(pictures, sample.key))
         return recent[1]
+
+    def opened(self, data: bytes) -> Image.Image:
+        """The picture that the processor is given: all of it."""
+        picture = open_picture(data)
+        return on_square(picture) if self.pixel_mode == "pad" else picture
 
     def of_pictures(self, pictures: list[Image.Image], key: str = "image") -> tuple[list[str], dict[str, Tensor]]:
         """As `processed`, of pictures."""
@@ -189,11 +195,45 @@ class HFEncoder(Encoder):
         return row
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        if self.image_size:
+            return super().resized(size)
         return self.resized_size(size) if self.resized_size else size
 
     def seen_picture(self, data: bytes) -> Image.Image:
-        picture = open_picture(data)
+        picture = self.opened(data)
         return picture.resize(self.resized(picture.size))
+
+
+def on_square(picture: Image.Image) -> Image.Image:
+    """The picture in the middle of a square, as `load_pixels` with "pad" has it."""
+    width, height = picture.size
+    side = max(picture.size)
+    square = Image.new("RGB", (side, side), CLIP_MEAN)
+    square.paste(picture, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def without_crop(image_processor: Any) -> int | None:
+    """Make an image processor that cuts the middle out of pictures resize squares; their side, None for another.
+
+    ValueError for one that cuts tiles smaller than they were made.
+    """
+    if not getattr(image_processor, "do_center_crop", None):
+        return None
+    crop, size = image_processor.crop_size, image_processor.size
+    height, width = (_get(crop, name) for name in ("height", "width"))
+    if getattr(image_processor, "image_grid_pinpoints", None):  # tiles cover the picture
+        whole = _get(size, "shortest_edge") or _get(size, "height")
+        if {height, width} != {whole}:
+            raise ValueError(
+                f"preprocessor_config.json: seen crop_size {width} x {height} of tiles of {whole}, expected {whole}: "
+                "boxes need whole pictures"
+            )
+        return None
+    if height != width:
+        raise ValueError(f"preprocessor_config.json: seen crop_size {width} x {height}, expected a square")
+    vars(image_processor).update(do_center_crop=False, do_resize=True, size=type(size)(height=height, width=width))
+    return height
 
 
 def resizing_of(image_processor: Any) -> Callable[[Size], Size] | None:
@@ -211,7 +251,7 @@ def resizing_of(image_processor: Any) -> Callable[[Size], Size] | None:
 
 
 def _get(size: Any, name: str) -> Any:
-    return size.get(name) if hasattr(size, "get") else None
+    return size.get(name) if hasattr(size, "get") else getattr(size, name, None)
 
 
-__all__ = ["HFEncoder", "RopePositions", "load_processor", "resizing_of", "stored_template"]
+__all__ = ["HFEncoder", "RopePositions", "load_processor", "resizing_of", "stored_template", "without_crop"]
