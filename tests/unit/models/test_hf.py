@@ -102,6 +102,33 @@ def test_tiles_that_are_cut_are_refused(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+# A photograph of 4032 x 3024 in blocks of 28, of at most 40 / 2 tokens: 84 x 84 * 20 = 15680 pixels, 5 x 3 blocks (GLM:
+# the same, though its bound counts two frames).
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"])
+def test_a_photograph_fits_into_a_row(name: str, tmp_path: Path) -> None:
+    folder = make_folder(name, tmp_path)
+    path = folder / "preprocessor_config.json"
+    bounds = {"size": {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16384}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | bounds))
+    one = sample("grounding", 1, (4032, 3024))
+    for given, size in (({"max_length": 40}, (140, 84)), ({"max_pixels": 28 * 28 * 12}, (112, 84))):
+        backbone = HFBackbone(str(folder), **given)  # type: ignore[arg-type]
+        texts, tensors = backbone.encoder.processed(one)
+        assert texts[0].count(backbone.encoder.image_token) == size[0] // 28 * size[1] // 28
+        assert tensors["image_grid_thw"].tolist() == [[1, size[1] // 14, size[0] // 14]]
+        assert backbone.encoder.resized((4032, 3024)) == size
+        if name == "qwen2_5_vl":  # boxes in pixels of the resized picture
+            space: Any = backbone.encoder.codec.space
+            assert space.resized((4032, 3024)) == size
+    with pytest.raises(ValueError, match=r"max_pixels: seen 100, expected at least 784"):
+        HFBackbone(str(folder), max_pixels=100)
+
+
+def test_max_pixels_of_a_family_of_one_size_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"max_pixels: seen 1000, expected null"):
+        HFBackbone(str(make_folder("llava", tmp_path)), max_pixels=1000)
+
+
 LLAMA3 = (  # llava-hf/llama3-llava-next-8b-hf
     "{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'}}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"

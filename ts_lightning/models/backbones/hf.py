@@ -54,6 +54,7 @@ from ts_lightning.models.packing import PAD_BRANCH, both_ways, branch_mask, runs
 
 # What a family's forward gives its decoder and we give ourselves.
 OURS = {"input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache", "return_dict", "cache_position"}
+LONGEST_ROW = 8192  # tokens
 TYPES = ("mm_token_type_ids", "token_type_ids")  # 1 at the tokens of a picture
 _stop: ContextVar[bool] = ContextVar("stop", default=False)
 
@@ -67,6 +68,8 @@ class HFBackbone(Backbone):
         codec: Notation of regions; None is the family's own, where its makers have published one, else "scout".
         codec_grid: Another grid than the notation's own; the frame stays its own.
         max_length: Longest row in tokens.
+        max_pixels: Larger pictures are reduced to this area, where the family takes any size; None is the processor's
+            own bound, and no more than half of a row's tokens.
     """
 
     made_by = ()
@@ -77,7 +80,8 @@ class HFBackbone(Backbone):
         dtype: str = "float32",
         codec: str | None = None,
         codec_grid: str | None = None,
-        max_length: int = 8192,
+        max_length: int = LONGEST_ROW,
+        max_pixels: int | None = None,
     ) -> None:
         super().__init__()
         folder = Path(pretrained)
@@ -88,6 +92,7 @@ class HFBackbone(Backbone):
         self.processor = load_processor(folder, config, tokenizer)
         try:
             side = without_crop(self.processor.image_processor)
+            resized = resizing_of(self.processor.image_processor, max_pixels, max_length // 2)
         except ValueError as error:
             raise ValueError(f"pretrained: {folder}: {error}") from None
         self.model = load_weights_of(AutoModelForImageTextToText, folder, config, dtype)
@@ -104,7 +109,6 @@ class HFBackbone(Backbone):
         self.mlp_name = mlp_slot(self.layers, pretrained)
         self.takes = accepted(self.model)
         self.decoder.register_forward_pre_hook(_stop_here, with_kwargs=True)
-        resized = resizing_of(self.processor.image_processor)
         mode = "stretch" if side is None else "pad"
         size = (side, side) if side else resized or _as_it_is
         self.encoder = HFEncoder(

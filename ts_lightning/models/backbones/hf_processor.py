@@ -3,6 +3,7 @@
 Legend: T tokens, A axes of positions.
 """
 
+import inspect
 import json
 import logging
 from collections.abc import Callable
@@ -236,18 +237,29 @@ def without_crop(image_processor: Any) -> int | None:
     return height
 
 
-def resizing_of(image_processor: Any) -> Callable[[Size], Size] | None:
-    """The rule of an image processor that keeps the shape of pictures in whole patches; None for another."""
+def resizing_of(image_processor: Any, max_pixels: int | None, max_tokens: int) -> Callable[[Size], Size] | None:
+    """The rule of an image processor that keeps the shape of pictures in whole patches; None for another.
+
+    Its bound becomes `max_pixels` (None: no more than `max_tokens` tokens). ValueError for `max_pixels` without a rule.
+    """
     patch: Any
     merge: Any
     patch, merge = (getattr(image_processor, name, None) for name in ("patch_size", "merge_size"))
-    size = getattr(image_processor, "size", None)
-    least, most = (
-        getattr(size, f"{name}_edge", None) or _get(size, f"{name}_edge") for name in ("shortest", "longest")
-    )
+    size: Any = getattr(image_processor, "size", None)
+    least, most = (_get(size, f"{name}_edge") for name in ("shortest", "longest"))
     if not (isinstance(patch, int) and isinstance(merge, int) and isinstance(least, int) and isinstance(most, int)):
+        if max_pixels is not None:
+            raise ValueError(f"max_pixels: seen {max_pixels}, expected null: the processor fixes the sizes of pictures")
         return None
-    return partial(smart_size, factor=patch * merge, min_pixels=least, max_pixels=most)
+    # GLM counts the pixels of all frames that a still picture is made into
+    all_frames = "temporal_factor" in inspect.signature(image_processor.resize).parameters
+    frames = image_processor.temporal_patch_size if all_frames else 1
+    factor = patch * merge
+    bound = min(most // frames, max_tokens * factor**2) if max_pixels is None else max_pixels
+    if bound < max(factor**2, least // frames):
+        raise ValueError(f"max_pixels: seen {bound}, expected at least {max(factor**2, least // frames)}")
+    image_processor.size = type(size)(shortest_edge=least, longest_edge=bound * frames)
+    return partial(smart_size, factor=factor, min_pixels=least // frames, max_pixels=bound)
 
 
 def _get(size: Any, name: str) -> Any:
