@@ -115,6 +115,8 @@ def steps(vlm: Any, samples: list[Sample], number: int = 2) -> None:
     for _ in range(number):
         out = vlm(batch_of(vlm, samples))
         torch.nn.functional.cross_entropy(out["logits"], out["targets"]).backward()
+        left = [name for name, p in vlm.named_parameters() if p.requires_grad and p.grad is None]
+        assert not left, left  # DDP would wait for them
         optimizer.step()
         optimizer.zero_grad()
     assert any(not torch.equal(p, before[name]) for name, p in vlm.named_parameters() if name in before)

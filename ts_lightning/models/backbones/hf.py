@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,30 @@ class HFBackbone(Backbone):
             seen = self.at_decoder({"input_ids": ids, **given})
         return {name for name, value in seen.items() if torch.is_tensor(value)} - {"inputs_embeds"}
 
+    @cached_property
+    def unused(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The parameters beside the decoder that no picture reaches: a tower's layers behind the one that is read, ...
+
+        Found in the graph of a small picture's features; nothing is kept for a backward.
+        """
+        read = {*self.decoder.parameters(), *self.head.parameters()}
+        beside = {name: p for name, p in self.model.named_parameters() if p not in read}
+        texts, pictures = self.encoder.of_pictures([Image.new("RGB", (64, 64))])
+        ids: Any = self.encoder.tokenizer(texts[0], add_special_tokens=False)["input_ids"]
+        ids_BT = torch.tensor([ids], device=self.embedding.weight.device)
+        trained = [p for p in beside.values() if p.requires_grad]
+        for parameter in beside.values():
+            parameter.requires_grad_(True)
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_forget, _forget):
+            embeds_BTH = self.embedding(torch.where(ids_BT < len(self.embedding.weight), ids_BT, 0))
+            given = self.decoder_inputs({"input_ids": ids_BT, "pictures": [pictures]}, embeds_BTH)
+        for parameter in beside.values():
+            parameter.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        reached = parameters_of(given)
+        return tuple(name for name, parameter in beside.items() if parameter not in reached)
+
     def mask(
         self,
         query_BQ: Tensor,
@@ -277,6 +302,27 @@ class HFBackbone(Backbone):
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         save_folder(folder, self.model, self.encoder.tokenizer, self.side_files, dtype)
+
+
+def parameters_of(value: Any) -> set[Tensor]:
+    """The leaves of the graph behind a tensor, or behind those in a mapping or a list."""
+    tensors, nodes, seen = [value], [], set()
+    while tensors:
+        one = tensors.pop()
+        if torch.is_tensor(one):
+            nodes.append(one.grad_fn)
+        elif isinstance(one, Mapping | list | tuple):
+            tensors += one.values() if isinstance(one, Mapping) else one
+    while nodes:
+        node: Any = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [before for before, _ in node.next_functions]
+    return {node.variable for node in seen if hasattr(node, "variable")}
+
+
+def _forget(value: Any) -> None:
+    """In place of what a backward would need."""
 
 
 class Reached(Exception):
