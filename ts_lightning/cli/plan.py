@@ -37,7 +37,7 @@ def plan(
         text: tokens of a row beside its pictures
         answer: those of them that have a loss, and new tokens of an answer in evaluation
         pictures: of a row
-        side: of a picture in pixels, where the model takes any size
+        side: of a square picture in pixels, where the model takes any size or cuts tiles
         optimizer_bits: of AdamW's states: 32, or 8 (docs/one_card.md)
     """
     from ts_lightning.reports.memory_plan import Geometry, GiB, Load, forms, largest_micro_batch, largest_twist, room_of
@@ -61,7 +61,10 @@ def plan(
     print(
         f"{vlm}: {parameters / 1e9:.2f} B parameters, {len(geometry.layers)} decoder layers; {micro_batch} x", end=" "
     )
-    print(f"{load.row} tokens, {load.picture_tokens} of a picture; evaluation: {eval_batch} rows; GiB of {gpu:g}\n")
+    tiles = geometry.tiles(side)
+    picture = f"a picture of {side} x {side}" if geometry.any_size or tiles > 1 else "a picture"
+    picture += f" in {tiles} tiles" if tiles > 1 else ""
+    print(f"{load.row} tokens, {load.picture_tokens} of {picture}; evaluation: {eval_batch} rows; GiB of {gpu:g}\n")
     heads = ("weights", "gradients", "optimizer", "activations", "evaluation", "peak")
     print(f"{'':22}{'base':>6}{''.join(f'{head:>13}' for head in heads)}  micro-batch  package, MB")
     for form in forms(geometry, rank, rank):

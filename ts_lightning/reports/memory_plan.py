@@ -7,6 +7,7 @@ more. `python -m tools.bench memory` holds the sum against measured peaks.
 Legend: N tokens of a micro-batch, H hidden size, F expert size, V vocabulary, A tokens of answers.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -15,8 +16,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.image_processing_utils import select_best_resolution
 
-from ts_lightning.models.backbones.hf import config_of, dense_experts, mlp_slot
+from ts_lightning.models.backbones.hf import LONGEST_ROW, config_of, dense_experts, mlp_slot
 from ts_lightning.models.backbones.hub_layout import random_model, read_config
 from ts_lightning.models.backbones.moe_llava import MoELlavaBackbone
 from ts_lightning.models.experts import expert_form
@@ -28,6 +30,12 @@ from ts_lightning.models.twin_vlm import grounding_experts
 GiB = 2**30
 RESERVED = GiB  # of a GPU: CUDA's context, the libraries' workspaces, fragments
 QUANTISED = {"int8": 1.0, "nf4": 0.5 + 2 / 64}  # bytes a weight, nf4's with its scale; int8 has one for each output
+# What config.json does not say of pictures: tiles along a side, at most, by the processors that families are published
+# with; those that enlarge small pictures to them; patches along a side of a token; tokens at most.
+TILES_ALONG = {"internvl": 3, "aya_vision": 3, "minicpmv4_6": 3, "idefics3": 4, "smolvlm": 4}
+ENLARGED = {"idefics3", "smolvlm"}
+MERGED = {"minicpmv4_6": 4, "gemma4": 3}
+SOFT_TOKENS = {"gemma4": 280}
 RANKS = (256, 128, 64, 32, 16, 8)
 
 
@@ -162,15 +170,68 @@ class Geometry:
         return width * min(chosen, len(self.experts(layer))), len(form.inputs)
 
     def picture_tokens(self, side: int = 1024) -> int:
-        """Tokens of a picture: the tower's own number, or, where it takes any size, those of a square of `side`."""
-        vision: Any = getattr(self.model.config, "vision_config", None)
-        patch, merge, fixed = (
-            value[0] if isinstance(value, list | tuple) else value  # InternVL says both sides
-            for value in (getattr(vision, name, None) for name in ("patch_size", "spatial_merge_size", "image_size"))
-        )
-        patch, merge = patch or 14, merge or 1
-        fixed = fixed if merge == 1 else None
-        return ((fixed or side) // (patch * merge)) ** 2
+        """Tokens of a square picture of `side` pixels, at most: of a tower of one size its own number, with all tiles.
+
+        Where a model takes any size, they are bounded as `HFBackbone` bounds them. Only config.json is asked: tiles are
+        those that the family's makers have set.
+        """
+        if (fixed := getattr(self.model.config, "mm_tokens_per_image", None)) is not None:
+            return fixed
+        if self.any_size:
+            most = SOFT_TOKENS.get(self.model.config.model_type, LONGEST_ROW // 2)
+            return min((side // self.token_side) ** 2, most)
+        along = self.tile // self.token_side
+        if (resolution := self.grid(side)) is None:
+            return self.tiles(side) * along**2
+        rows, columns = (pixels // self.token_side for pixels in resolution)  # one picture of all tiles
+        limit = str(getattr(self.model.config, "vision_aspect_ratio", "")).removeprefix("anyres_max_")
+        if limit.isdecimal() and rows * columns > int(limit) * along**2:
+            rows = columns = math.isqrt(int(limit) * along**2)
+        return along**2 + rows * (columns + 1)  # each row ends in a token
+
+    def tiles(self, side: int = 1024) -> int:
+        """How many pictures a tower is given of a square picture of `side` pixels, at most: it, and its tiles."""
+        if self.any_size:
+            return 1
+        if (resolution := self.grid(side)) is not None:
+            return 1 + math.prod(pixels // self.tile for pixels in resolution)
+        kind = self.model.config.model_type
+        most = TILES_ALONG.get(kind, 1)
+        along = most if kind in ENLARGED else min(most, -(-side // self.tile))
+        return 1 + along**2 if along > 1 else 1
+
+    def grid(self, side: int) -> tuple[int, int] | None:
+        """(height, width) that a square picture is cut into tiles at, of a family with a list of them."""
+        pinpoints = getattr(self.model.config, "image_grid_pinpoints", None)
+        return select_best_resolution((side, side), pinpoints) if pinpoints else None
+
+    @cached_property
+    def any_size(self) -> bool:
+        """Whether the tower takes pictures of any size."""
+        config, vision = self.model.config, getattr(self.model.config, "vision_config", None)
+        merges = (vision, "spatial_merge_size"), (config, "spatial_merge_size"), (vision, "merge_kernel_size")
+        return any(getattr(part, name, None) for part, name in merges) or not self.tile
+
+    @property
+    def tile(self) -> int:
+        """The side in pixels of what the tower takes; 0 where it takes any size."""
+        config, vision = self.model.config, getattr(self.model.config, "vision_config", None)
+        return first(getattr(config, "image_size", None)) or first(getattr(vision, "image_size", None)) or 0
+
+    @property
+    def token_side(self) -> int:
+        """The side in pixels of what becomes one token: a patch, or several that are merged."""
+        config, vision = self.model.config, getattr(self.model.config, "vision_config", None)
+        merged = MERGED.get(config.model_type, 1)
+        for name in ("spatial_merge_size", "merge_kernel_size", "hidden_stride", "scale_factor", "downsample_factor"):
+            if config.model_type not in MERGED:
+                merged *= first(getattr(vision, name, None)) or first(getattr(config, name, None)) or 1
+        return int((first(getattr(vision, "patch_size", None)) or 14) * merged / getattr(config, "downsample_ratio", 1))
+
+
+def first(value: Any) -> Any:
+    """One side of what may be said for both."""
+    return value[0] if isinstance(value, list | tuple) else value
 
 
 def plan(geometry: Geometry, form: Form, load: Load) -> Plan:

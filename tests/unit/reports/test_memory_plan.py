@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from tools.bench.geometry import CLIP_L, LLAVA_7B, MOE_LLAVA_PHI2, QWEN2_VL_7B
 from ts_lightning.cli import main
 from ts_lightning.data import ShardDataModule
 from ts_lightning.models import LoRAVLM, TwinExpertVLM
+from ts_lightning.models.backbones.hub_layout import random_model
 from ts_lightning.models.backbones.llava import LlavaBackbone
 from ts_lightning.models.backbones.moe_layout import moe_config
 from ts_lightning.models.backbones.moe_llava import MoELlavaBackbone
@@ -104,6 +106,50 @@ def test_a_card_of_24_gb_holds_low_rank_experts_over_an_nf4_base(name: str, tmp_
     assert best.form.quantization is None
 
 
+ONE_SIZE: dict[str, tuple[dict[str, Any], int, int]] = {  # as published; tiles and tokens of a picture of 1024 x 1024
+    "gemma3": ({"mm_tokens_per_image": 256, "vision_config": {"image_size": 896, "patch_size": 14}}, 1, 256),
+    # 448 / 14 / 2 = 16 a side; 3 x 3 tiles (at most 12), and the whole
+    "internvl": ({"downsample_ratio": 0.5, "vision_config": {"image_size": [448, 448], "patch_size": [14, 14]}},
+                 10, 10 * 16**2),
+    # 512 / 16 / 4 = 8 and 364 / 14 / 2 = 13 a side; every picture is enlarged to 4 x 4 tiles
+    "smolvlm": ({"scale_factor": 4, "vision_config": {"image_size": 512, "patch_size": 16}}, 17, 17 * 8**2),
+    "idefics3": ({"scale_factor": 2, "vision_config": {"image_size": 364, "patch_size": 14}}, 17, 17 * 13**2),
+    # 336 / 14 = 24 a side; 2 x 2 tiles with a token behind each of their 48 rows
+    "llava_next": ({"image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+                    "vision_config": {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14}},
+                   5, 24**2 + 48 * 49),
+    # 384 / 14 = 27 a side; 3 x 3 tiles, 81 rows
+    "llava_onevision": ({"image_grid_pinpoints": [[384 * i, 384 * j] for i in range(1, 7) for j in range(1, 7)],
+                         "vision_config": {"model_type": "siglip_vision_model", "image_size": 384, "patch_size": 14}},
+                        10, 27**2 + 81 * 82),
+    "ovis2": ({"vision_config": {"image_size": 448, "patch_size": 14, "hidden_stride": 2}}, 1, 16**2),
+    "llava": ({"vision_config": {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14}}, 1, 24**2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(ONE_SIZE))
+def test_tokens_of_a_picture_are_those_that_the_decoder_gets(name: str) -> None:
+    config, tiles, tokens = ONE_SIZE[name]
+    with torch.device("meta"):
+        seen = Geometry(random_model(small(name, config), "float32"), name)
+    assert (seen.tiles(), seen.picture_tokens(), seen.any_size) == (tiles, tokens, False)
+
+
+def test_tokens_of_a_photograph_are_bounded_as_in_training(tmp_path: Path) -> None:
+    seen = geometry(tmp_path, FULL["Qwen2.5-VL-7B"])
+    assert seen.any_size
+    assert [seen.picture_tokens(side) for side in (560, 1024, 4032)] == [20**2, 36**2, 4096]
+
+
+def small(name: str, config: dict[str, Any]) -> Any:
+    """The config of a family with a decoder and a tower of one small layer."""
+    layer = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    own = {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 99, "layer_types": None, "pad_token_id": 0}
+    text = AutoConfig.for_model(name).get_text_config().to_dict() | layer | own
+    parts = {"text_config": text, "vision_config": config["vision_config"] | layer}
+    return AutoConfig.for_model(name, **config | parts)
+
+
 def test_the_largest_setting_is_the_last_that_fits(tmp_path: Path) -> None:
     seen, form = geometry(tmp_path, SMALL["moe"]), Form("twist", 8)
     room = plan(seen, form, Load(micro_batch=4, eval_batch=1)).peak
@@ -122,6 +168,8 @@ def test_the_verb_prints_every_form_and_says_what_fits(tmp_path: Path, capsys: p
     assert "5.61 B parameters, 32 decoder layers; 1 x 1088 tokens, 576 of a picture; evaluation: 2 rows;" in said
     assert sum(line.startswith(("TWIST", "LoRA", "full")) for line in said.splitlines()) == 8
     assert said.splitlines()[-1].startswith("largest TWIST that fits: expert_rank: 256, quantization: null (")
+    (tmp_path / "config.json").write_text(json.dumps(FULL["Qwen2.5-VL-7B"]))
     assert main(["plan", "--vlm", str(tmp_path), "--gpu", "2"]) == 1
+    assert "1808 tokens, 1296 of a picture of 1024 x 1024; evaluation" in capsys.readouterr().out
     assert main(["plan", "--vlm", str(tmp_path / "no")]) == 2
     assert "seen no config.json" in capsys.readouterr().err
