@@ -69,7 +69,8 @@ class DecodeState:
         rows = (prompts[:, None] * self.group + branches).flatten().to(done_B.device)
         prompts, branches = prompts.to(done_B.device), branches.to(done_B.device)
         if len(prompts) < len(alive_BG):
-            self.cache.reorder_cache(prompts)  # recurrent layers of transformers have no batch_select_indices
+            # recurrent layers of transformers have no batch_select_indices
+            self.cache.reorder_cache(prompts)  # type: ignore[arg-type]
         kept = replace(
             self,
             logits_BV=self.logits_BV[rows],
