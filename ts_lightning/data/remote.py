@@ -22,8 +22,10 @@ CACHE_VARIABLE, LIMIT_VARIABLE = "TS_LIGHTNING_CACHE", "TS_LIGHTNING_CACHE_BYTES
 CACHE_BYTES = 200 << 30  # of tars that the cache keeps where the variable does not say
 FETCHERS = 2  # threads of a rank that fetch ahead
 PAUSES = (1.0, 5.0, 20.0)  # seconds before a shard that did not come is asked for again
-VERSIONS = ("ETag", "etag", "mtime", "LastModified", "created")  # by which the sources' libraries tell a changed file
-VERSIONS += ("Last-Modified", "last_modified", "Content-MD5", "blob_id")
+VERSIONS = (  # by which the sources' libraries tell a changed file
+    *("ETag", "etag", "mtime", "LastModified", "created"),
+    *("Last-Modified", "last_modified", "Content-MD5", "blob_id"),
+)
 
 
 def is_url(pattern: str) -> bool:
