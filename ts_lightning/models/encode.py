@@ -88,7 +88,12 @@ class Encoder:
         encoded = encoder.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = torch.tensor([encoder.shared_ids.get(i, i) for i in encoded["input_ids"]], dtype=torch.long)
         if len(ids) > self.max_length:
-            raise ValueError(f"{sample.key}: seen {len(ids)} tokens, expected at most {self.max_length}")
+            image_id: Any = encoder.tokenizer.convert_tokens_to_ids(self.image_token)
+            raise ValueError(
+                f"{sample.key}: seen {len(ids)} tokens, expected at most {self.max_length}; "
+                f"{int(ids.eq(image_id).sum())} are of pictures: a larger max_length of the backbone, or a smaller "
+                "max_pixels where it has one"
+            )
         step_ids = torch.full_like(ids, -1)
         step = 0
         for token, (_, end) in enumerate(encoded["offset_mapping"]):
@@ -178,8 +183,8 @@ class Encoder:
     def _of_tasks(self) -> list["Encoder"]:
         encoders = []
         for own in self.tokenizers:
-            shared = {i: self.tokenizer.convert_tokens_to_ids(text) for text, i in own.get_added_vocab().items()}
-            shared = {i: other for i, other in shared.items() if i != other}
+            every = self.tokenizer.get_added_vocab()
+            shared = {i: every[text] for text, i in own.get_added_vocab().items() if i != every[text]}
             encoders.append(replace(self, tokenizer=own, tokenizers=(), shared_ids=shared))
         return encoders
 
