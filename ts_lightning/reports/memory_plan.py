@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.image_processing_utils import select_best_resolution
 
 from ts_lightning.models.backbones.hf import LONGEST_ROW, config_of, dense_experts, mlp_slot
+from ts_lightning.models.backbones.hf_processor import tiled_size
 from ts_lightning.models.backbones.hub_layout import random_model, read_config
 from ts_lightning.models.backbones.moe_llava import MoELlavaBackbone
 from ts_lightning.models.experts import expert_form
@@ -183,7 +183,7 @@ class Geometry:
         along = self.tile // self.token_side
         if (resolution := self.grid(side)) is None:
             return self.tiles(side) * along**2
-        rows, columns = (pixels // self.token_side for pixels in resolution)  # one picture of all tiles
+        columns, rows = (pixels // self.token_side for pixels in resolution)  # one picture of all tiles
         limit = str(getattr(self.model.config, "vision_aspect_ratio", "")).removeprefix("anyres_max_")
         if limit.isdecimal() and rows * columns > int(limit) * along**2:
             rows = columns = math.isqrt(int(limit) * along**2)
@@ -201,9 +201,9 @@ class Geometry:
         return 1 + along**2 if along > 1 else 1
 
     def grid(self, side: int) -> tuple[int, int] | None:
-        """(height, width) that a square picture is cut into tiles at, of a family with a list of them."""
+        """(width, height) that a square picture is cut into tiles at, of a family with a list of them."""
         pinpoints = getattr(self.model.config, "image_grid_pinpoints", None)
-        return select_best_resolution((side, side), pinpoints) if pinpoints else None
+        return tiled_size(pinpoints, side) if pinpoints else None
 
     @cached_property
     def any_size(self) -> bool:

@@ -207,8 +207,9 @@ class HFBackbone(Backbone):
         """
         read = {*self.decoder.parameters(), *self.head.parameters()}
         beside = {name: p for name, p in self.model.named_parameters() if p not in read}
-        texts, pictures = self.encoder.of_pictures([Image.new("RGB", (64, 64))])
-        ids: Any = self.encoder.tokenizer(texts[0], add_special_tokens=False)["input_ids"]
+        encoder: Any = self.encoder
+        texts, pictures = encoder.of_pictures([Image.new("RGB", (64, 64))])
+        ids = encoder.tokenizer(texts[0], add_special_tokens=False)["input_ids"]
         ids_BT = torch.tensor([ids], device=self.embedding.weight.device)
         trained = [p for p in beside.values() if p.requires_grad]
         for parameter in beside.values():
@@ -321,7 +322,7 @@ def parameters_of(value: Any) -> set[Tensor]:
     return {node.variable for node in seen if hasattr(node, "variable")}
 
 
-def _forget(value: Any) -> None:
+def _forget(value: Any) -> Any:
     """In place of what a backward would need."""
 
 

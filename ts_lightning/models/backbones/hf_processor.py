@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PROCESSOR_MAPPING, AutoImageProcessor
+from transformers.image_processing_utils import select_best_resolution
 
 from ts_lightning.grounding.coordinates import Size
 from ts_lightning.grounding.resizing import smart_size
@@ -237,6 +238,12 @@ def without_crop(image_processor: Any) -> int | None:
     return height
 
 
+def tiled_size(pinpoints: Any, side: int) -> Size:
+    """(width, height) that a square picture of `side` pixels is cut into tiles at, out of a family's list."""
+    height, width = select_best_resolution((side, side), pinpoints)
+    return width, height
+
+
 def resizing_of(image_processor: Any, max_pixels: int | None, max_tokens: int) -> Callable[[Size], Size] | None:
     """The rule of an image processor that keeps the shape of pictures in whole patches; None for another.
 
@@ -266,4 +273,12 @@ def _get(size: Any, name: str) -> Any:
     return size.get(name) if hasattr(size, "get") else getattr(size, name, None)
 
 
-__all__ = ["HFEncoder", "RopePositions", "load_processor", "resizing_of", "stored_template", "without_crop"]
+__all__ = [
+    "HFEncoder",
+    "RopePositions",
+    "load_processor",
+    "resizing_of",
+    "stored_template",
+    "tiled_size",
+    "without_crop",
+]
