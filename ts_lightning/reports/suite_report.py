@@ -64,7 +64,7 @@ def write_suite_report(
     (out / "report.md").write_text(f"# {markdown_text(title)}\n\n{markdown(scores)}\n")
     galleries = write_galleries(records, out / "pictures") if pictures else {}
     # of the entries of one suite the first is of its boxes
-    first = {one["suite"]: name for name, one in reversed(scores.items())}
+    first = {one["suite"]: name for name, one in reversed([*scores.items()])}
     page = _page(scores, title, {first[k]: [p.relative_to(out) for p in v] for k, v in galleries.items()})
     (out / "report.html").write_text(page)
     return out / "report.html"

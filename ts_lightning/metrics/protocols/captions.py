@@ -102,8 +102,9 @@ class GIC(WithClasses):
     extract: Extract = staticmethod(caption_pairs)
 
     def told(self) -> dict[str, str]:
-        asked = isinstance(self.extract, AskedPairs)
-        names = f"asked of {self.extract.model}" if asked else "the last words before each box (grammar)"
+        extract = self.extract
+        asked = f"asked of {extract.model}" if isinstance(extract, AskedPairs) else None
+        names = asked or "the last words before each box (grammar)"
         classes = "COCO's classes alone" if self.names_alone else "COCO's classes and their synonyms"
         score = "1" if self.box_score == "one" else "the similarity of the name to its class"
         return super().told() | {"names": f"{names}; {classes}{self.least}", "box score": score}
