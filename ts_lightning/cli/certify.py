@@ -16,6 +16,7 @@ def certify(
     against: str | None = None,
     max_difference: float = 0.001,
     min_iou: float = 0.999,
+    device: str = "auto",
 ) -> int:
     """Prove that a tuned model still answers understanding questions exactly as its base does.
 
@@ -39,13 +40,14 @@ def certify(
         against: "vllm" (started here), a server's http://HOST:PORT, or a folder
         max_difference: with --against, of a token's log-probability, on average
         min_iou: with --against, of the boxes of both, on average
+        device: auto (the GPU where there is one, left to vLLM with --against vllm), cpu, cuda or cuda:N
     """
     if against is not None:
-        return _against(ckpt, shards, out, max_samples, max_new_tokens, against, max_difference, min_iou)
+        return _against(ckpt, shards, out, max_samples, max_new_tokens, against, max_difference, min_iou, device)
     from ts_lightning.reports.certificate import certify_checkpoint
     from ts_lightning.reports.suite_report import strict_json
 
-    result = certify_checkpoint(ckpt, shards, max_samples, batch_size, max_new_tokens)
+    result = certify_checkpoint(ckpt, shards, max_samples, batch_size, max_new_tokens, device)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(strict_json(result), indent=1) + "\n")
     for name in result["differing"][:10]:
@@ -78,13 +80,15 @@ def _against(
     against: str,
     max_difference: float,
     min_iou: float,
+    device: str,
 ) -> int:
     from tempfile import TemporaryDirectory
 
     from ts_lightning.reports.parity import certify_against, first_samples
     from ts_lightning.runs.load import load
 
-    samples, vlm = first_samples(shards, max_samples), load(ckpt).vlm
+    device = "cpu" if (against, device) == ("vllm", "auto") else device
+    samples, vlm = first_samples(shards, max_samples), load(ckpt, device).vlm
     with TemporaryDirectory(prefix="ts_lightning_") as work:
         result = certify_against(vlm, against, samples, max_new_tokens, max_difference, min_iou, Path(work))
     out.parent.mkdir(parents=True, exist_ok=True)

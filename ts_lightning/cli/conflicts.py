@@ -5,7 +5,12 @@ from pathlib import Path
 
 
 def conflicts(
-    *packages: Path, shards: list[str], out: Path | None = None, max_samples: int = 32, max_new_tokens: int = 32
+    *packages: Path,
+    shards: list[str],
+    out: Path | None = None,
+    max_samples: int = 32,
+    max_new_tokens: int = 32,
+    device: str = "auto",
 ) -> int:
     """What packages on one base weigh, and whether one changes what another answers: it should not, to the last bit.
 
@@ -20,6 +25,7 @@ def conflicts(
         out: everything as JSON
         max_samples: how many of the first questions of either kind
         max_new_tokens: length of an answer at most
+        device: auto (the GPU where there is one), cpu, cuda or cuda:N
     """
     from ts_lightning.data import index_shards
     from ts_lightning.data.reader import ShardReader
@@ -33,7 +39,7 @@ def conflicts(
         kind = kinds[sample.task == UNDERSTANDING]
         if len(kind) < max_samples:
             kind.append(sample)
-    found = found_in(packages, [*kinds[False], *kinds[True]], max_new_tokens)
+    found = found_in(packages, [*kinds[False], *kinds[True]], max_new_tokens, device)
     for name, size in found["sizes"].items():
         print(f"{name:24}{size / 1e6:>10.2f} MB")
     names = list(found["sizes"])

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ts_lightning.data import Sample, index_shards
-from ts_lightning.data.collate import collate
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.models import VLM, PlainVLM
 from ts_lightning.reports.retention import certify, changed
+from ts_lightning.runs.batch import batch_for
 from ts_lightning.runs.load import load, run_checkpoint
 
 UNDERSTANDING = "understanding"
@@ -24,6 +24,7 @@ def certify_checkpoint(
     max_samples: int = 512,
     batch_size: int = 32,
     max_new_tokens: int = 32,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """`certify` for a checkpoint or a folder of ours on the first `max_samples` understanding records of the shards.
 
@@ -32,7 +33,7 @@ def certify_checkpoint(
     """
     samples, manifest_sha = understanding_samples(shards, max_samples)
     ckpt = run_checkpoint(ckpt)
-    tuned = load(ckpt).vlm
+    tuned = load(ckpt, device).vlm
     result = certify_on(tuned, samples, batch_size, max_new_tokens)
     digest = weights_sha256(Path(ckpt))
     return {
@@ -63,7 +64,7 @@ def certify_on(tuned: VLM, samples: Sequence[Sample], batch_size: int = 32, max_
     def collated(for_generation: bool) -> Iterator[dict[str, Any]]:
         for part in parts:
             rows = [base.encode(sample, for_generation) for sample in part]
-            yield collate(rows, base.pad_id, "left" if for_generation else "right")
+            yield batch_for(base, rows, "left" if for_generation else "right")
 
     result = certify(tuned, base, collated(False), collated(True), max_new_tokens)
     result["read_otherwise"] = [s.key for s in samples if not torch.equal(*(_ids(vlm, s) for vlm in (tuned, base)))]
@@ -71,7 +72,8 @@ def certify_on(tuned: VLM, samples: Sequence[Sample], batch_size: int = 32, max_
     if kind := base.identity().get("quantization"):
         full = untouched(tuned, quantized=False)
         result["quantization"] = {"kind": kind, **changed(base, full, collated(False), collated(True), max_new_tokens)}
-    machine = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    device = str(tuned.backbone.embedding.weight.device)
+    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device}
     return {**result, "base": base.identity(), "machine": machine}
 
 
@@ -86,7 +88,7 @@ def untouched(tuned: VLM, quantized: bool = True) -> VLM:
     """
     backbone = type(tuned.backbone)(**tuned.backbone.init_args)
     kind = tuned.identity().get("quantization") if quantized else None
-    return PlainVLM(backbone, train=(), quantization=kind).eval()
+    return PlainVLM(backbone, train=(), quantization=kind).eval().to(tuned.backbone.embedding.weight.device)
 
 
 def understanding_samples(shards: str | Sequence[str], limit: int) -> tuple[list[Sample], str]:

@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from ts_lightning.data import Sample, index_shards
-from ts_lightning.data.collate import collate
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.grounding.answer import read_answer
 from ts_lightning.grounding.boxes import iou
@@ -27,6 +26,7 @@ from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.handover import adapters, base_folder, model_of, served, write_adapter, write_weights
 from ts_lightning.rl.vllm_engine import UNLIKELY
 from ts_lightning.rl.vllm_server import OwnServer, Refused, VLLMServer, data_url
+from ts_lightning.runs.batch import batch_for
 from ts_lightning.runs.load import load
 
 QUANTILES = (0.0, 0.01, 0.05, 0.5)
@@ -64,7 +64,7 @@ def own_answers(vlm: VLM, samples: Sequence[Sample], max_new_tokens: int, batch_
 @torch.no_grad()
 def _own(vlm: VLM, samples: Sequence[Sample], max_new_tokens: int) -> list[Told]:
     rows = [vlm.encode(sample, for_generation=True) for sample in samples]
-    batch, eos = collate(rows, vlm.pad_id, "left"), int(vlm.tokenizer.eos_token_id)
+    batch, eos = batch_for(vlm, rows), int(vlm.tokenizer.eos_token_id)
     logps: list[Tensor] = []
 
     def likeliest(logits_RV: Tensor, rows_R: Tensor) -> Tensor:
@@ -273,7 +273,7 @@ def first_differing_layer(vlm: VLM, other: VLM, sample: Sample, bound: float) ->
     for model in (vlm, other):
         kept: list[Tensor] = []
         hooks = [layer.register_forward_hook(partial(_keep, kept)) for layer in model.backbone.layers]
-        prefill(model, collate([model.encode(sample, for_generation=True)], model.pad_id, "left"))
+        prefill(model, batch_for(model, [model.encode(sample, for_generation=True)]))
         for hook in hooks:
             hook.remove()
         outputs.append(kept)
@@ -306,7 +306,7 @@ def certify_against(
         if server is not None:
             ask = server_asker(server, vlm, max_new_tokens)
         else:
-            other = load(against).vlm
+            other = load(against).vlm.to(vlm.backbone.embedding.weight.device)
             ask = folder_asker(other, max_new_tokens)
         own = own_answers(vlm, samples, max_new_tokens)
         with ThreadPoolExecutor(AT_ONCE if server is not None else 1) as pool:

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ts_lightning.data.collate import collate
 from ts_lightning.data.sample import Sample, SampleImage, Turn
 from ts_lightning.data.tar import MAX_MEMBER, open_regular
 from ts_lightning.grounding.answer import read_answer
@@ -25,6 +24,7 @@ from ts_lightning.grounding.boxes import Box
 from ts_lightning.models.encode import UNDERSTANDING
 from ts_lightning.models.pixels import image_size, load_pixels
 from ts_lightning.models.vlm import VLM
+from ts_lightning.runs.batch import batch_for
 
 BATCH = 8
 _HIDDEN = "\u200b"  # keeps a typed "<image>" from being a placeholder
@@ -83,9 +83,8 @@ def ask(
     replies = []
     for start in range(0, len(samples), BATCH):
         part = samples[start : start + BATCH]
-        batch = collate([vlm.encode(sample, True, sample.task) for sample in part], vlm.pad_id, "left")
-        device = vlm.backbone.embedding.weight.device
-        texts = vlm.generate(moved(batch, device), max_new_tokens)
+        batch = batch_for(vlm, [vlm.encode(sample, True, sample.task) for sample in part])
+        texts = vlm.generate(batch, max_new_tokens)
         replies += [reply_of(vlm, sample, text) for sample, text in zip(part, texts, strict=True)]
     return replies
 
@@ -150,15 +149,6 @@ def reply_of(vlm: VLM, sample: Sample, text: str) -> Reply:
         steps=tuple(text[start:end] for start, end in read.steps),
         sizes=sizes,
     )
-
-
-def moved(value: Any, device: torch.device) -> Any:
-    """The tensors inside of dicts and lists, on a device."""
-    if torch.is_tensor(value):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {name: moved(part, device) for name, part in value.items()}
-    return [moved(part, device) for part in value] if isinstance(value, list) else value
 
 
 def _task(vlm: VLM, question: str, task: str) -> str:

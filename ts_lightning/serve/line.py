@@ -9,10 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ts_lightning.data.collate import collate
 from ts_lightning.models.continuous import FAULT, Writing
 from ts_lightning.models.vlm import VLM
-from ts_lightning.runs.ask import moved
+from ts_lightning.runs.batch import batch_for
 
 PLACES = 16
 AWAY = "the server that writes the answers is away"  # begins the error of a question that may be asked again
@@ -199,5 +198,4 @@ def _read_at_once(questions: Sequence[Question]) -> Iterator[list[Question]]:
 
 
 def _join(batch: Together, group: Sequence[Begun]) -> None:
-    rows = collate([dict(one.row) for one in group], batch.vlm.pad_id, "left")
-    batch.join(moved(rows, batch.vlm.backbone.embedding.weight.device), [one.writing for one in group])
+    batch.join(batch_for(batch.vlm, [one.row for one in group]), [one.writing for one in group])

@@ -31,16 +31,23 @@ class TSLightning(lmms):
         base_url: In place of `ckpt`: a server's, such as http://127.0.0.1:7860/v1.
         task: The path that answers: auto (the task router), understanding, or a skill; of a server its `model`.
         max_new_tokens: Longest answer, where a task says nothing.
+        device: auto (the GPU where there is one), cpu, cuda or cuda:N.
     """
 
     def __init__(
-        self, ckpt: str = "", base_url: str = "", task: str = "auto", max_new_tokens: int = 256, **others: Any
+        self,
+        ckpt: str = "",
+        base_url: str = "",
+        task: str = "auto",
+        max_new_tokens: int = 256,
+        device: str = "auto",
+        **others: Any,
     ) -> None:
         super().__init__()
         if bool(ckpt) == bool(base_url):
             raise ValueError("model_args: seen ckpt and base_url both or neither, expected one of them")
         self.base_url, self.path, self.limit = base_url, task, int(max_new_tokens)
-        self.vlm = load(ckpt).vlm if ckpt else None
+        self.vlm = load(ckpt, device).vlm if ckpt else None
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """An answer to each request; a batch has those of one length at most."""
