@@ -118,6 +118,9 @@ class Together(Protocol):
     vlm: VLM
 
     @property
+    def active(self) -> list[Writing]: ...
+
+    @property
     def room(self) -> int: ...
 
     def join(self, batch: Mapping[str, Any], new: Sequence[Writing]) -> None: ...
@@ -154,9 +157,10 @@ async def answer_together(
             told = [*asked]
             for writing in told:
                 writing.ended = f"{FAULT} ({type(error).__name__})"
+        active = set(batch.active)
         for writing in told:
             asked[writing].tell()
-            if writing.ended:
+            if writing not in active:  # one that its client left in the middle of the step goes with the next
                 question = asked.pop(writing)
                 question.end("" if writing.ended in ("stop", "length", "left") else writing.ended)
                 done(question)

@@ -50,21 +50,21 @@ class VLLMBatch:
     def step(self) -> list[Writing]:
         """Wait a little; returns the answers that have come."""
         done, _ = wait(self._writing, POLL_S, FIRST_COMPLETED)
-        told = [one for future, one in self._writing.items() if future in done or one.ended]
-        for future in done:
-            one = self._writing.pop(future)
+        told = {future: one for future, one in self._writing.items() if future in done or one.ended}
+        for future, one in told.items():
+            del self._writing[future]
+            if one.ended:  # nobody waits for it
+                continue
             if error := future.exception():
-                one.ended = one.ended or _line(error)
-            elif not one.ended:
+                one.ended = _line(error)
+            else:
                 ((said,),) = future.result()
                 tokens = [token for token in said.token_ids if token != self.vlm.tokenizer.eos_token_id]
                 if one.top is not None:
                     one.likely += [Likely(logp, []) for logp in said.logp[: len(tokens)]]
                 one.tokens += tokens
                 one.ended = "stop" if said.stopped else "length"
-        for future in [future for future, one in self._writing.items() if one.ended]:  # nobody waits for these
-            del self._writing[future]
-        return told
+        return [*told.values()]
 
     def clear(self) -> None:
         """Forget what is being written."""

@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pytest
 import torch
@@ -46,9 +47,10 @@ def with_worker(
     run: Callable[[], Awaitable[None]],
     rows: int = 16,
     done: Callable[[Question], None] = lambda question: None,
+    within: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
     async def whole() -> None:
-        batch = Batch(VLM, rows)
+        batch = Batch(VLM, rows, within)
         worker = asyncio.create_task(answer_together(line, batch, done))
         await run()
         worker.cancel()
@@ -164,6 +166,27 @@ def test_an_answer_ends_when_nobody_listens() -> None:
 
     with_worker(line, run, rows=1)
     assert len(written) < 100
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_who_goes_in_the_middle_of_a_step_stops_nobody(rows: int) -> None:
+    line, gone, forwards = Line(), Question(lambda: begun(50)), list[int]()
+
+    @contextmanager
+    def within() -> Iterator[None]:
+        forwards.append(1)
+        if len(forwards) == 3:  # its row has its token already; the first one read the prompt
+            assert gone.begun is not None
+            gone.begun.writing.ended = "left"
+        yield
+
+    async def run() -> None:
+        line.enter(gone)
+        await ended(gone)
+        line.enter(other := Question(begun))
+        assert (await ended(other)).error == ""
+
+    with_worker(line, run, rows, within=within)
 
 
 def test_who_goes_while_the_question_is_read_stops_nobody() -> None:
