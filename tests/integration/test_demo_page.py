@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import socket
 import threading
@@ -297,7 +298,7 @@ def test_a_new_conversation_ends_the_answer(
         slowly(slow, 0.05)
         page.fill("#question", "What color is it?")
         page.press("#question", "Enter")
-        page.wait_for_function("document.querySelector('#turns li.model').textContent.length > 40")
+        page.locator("#turns li.model", has_text=re.compile(".{40}")).wait_for()
     page.click("#clear")
     assert page.locator("#turns li.empty").is_visible()
     page.fill("#question", "typed meanwhile")
