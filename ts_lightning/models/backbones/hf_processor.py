@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PROCESSOR_MAPPING, AutoImageProcessor
-from transformers.image_processing_utils import select_best_resolution
 
 from ts_lightning.grounding.coordinates import Size
 from ts_lightning.grounding.resizing import smart_size
@@ -239,8 +238,11 @@ def without_crop(image_processor: Any) -> int | None:
 
 
 def tiled_size(pinpoints: Any, side: int) -> Size:
-    """(width, height) that a square picture of `side` pixels is cut into tiles at, out of a family's list."""
-    height, width = select_best_resolution((side, side), pinpoints)
+    """(width, height) that a square picture of `side` pixels is cut into tiles at, out of a family's (height, width).
+
+    The smallest of those that keep most of its pixels.
+    """
+    height, width = max(pinpoints, key=lambda place: (min(*place, side), -place[0] * place[1]))
     return width, height
 
 
