@@ -52,8 +52,10 @@ def evaluate(
             --suite refcoco_testA --reading lmms_eval --codec shikra --grid decimals:3 --frame original \
             --out outputs/scores
 
-    Writes report.json, report.md and report.html; the answers and how they were scored stand in OUT/predictions.jsonl,
-    where `evaluate --predictions` and `compare` read them again (a file that is given as --predictions stays as it is).
+    Writes report.json, report.md and report.html. OUT/predictions.jsonl has the answers with their protocol, reading,
+    annotations and notation, where `evaluate --predictions` and `compare` read them again; embedder, threshold,
+    names_alone, box_score, extract and the judge's options have to be given again. A file that is given as
+    --predictions stays as it is, and other answers in OUT are not written over.
     Any --trainer.X, --model.X and --data.X of `predict` goes to the answering.
 
     Suites: {suites}
@@ -94,7 +96,16 @@ def evaluate(
         raise ValueError("evaluate: seen not one of --ckpt and --predictions, expected one of them")
     from dataclasses import replace
 
-    from ts_lightning.cli.evaluation import asked_pairs, judged, merged_overlays, source_named, stored
+    from ts_lightning.cli.evaluation import (
+        asked_pairs,
+        check_kept,
+        check_rule,
+        judged,
+        merged_overlays,
+        source_named,
+        stored,
+        suite_source,
+    )
     from ts_lightning.cli.lightning import main as lightning
     from ts_lightning.data import ShardSource
     from ts_lightning.grounding.codecs import Codec
@@ -103,7 +114,7 @@ def evaluate(
     from ts_lightning.metrics.judge import few_shot_instruction
     from ts_lightning.metrics.protocols import Protocol
     from ts_lightning.metrics.protocols.captions import GIC, WithClasses
-    from ts_lightning.metrics.record import write_records
+    from ts_lightning.metrics.record import Record, write_records
     from ts_lightning.metrics.robustness import by_noise, noise_table, plot_noise
     from ts_lightning.metrics.submission import write_submission
     from ts_lightning.metrics.suites import by_suite, judged_entry, score_suites
@@ -112,15 +123,24 @@ def evaluate(
     from ts_lightning.runs.resume import first_process
     from ts_lightning.training.answer_files import answer_codec
 
+    def rule(says: ShardSource | Record) -> dict[str, str | None]:
+        return {
+            "protocol": protocol or says.protocol,
+            "reading": reading or (None if protocol else says.reading),
+            "annotations": str(annotations) if annotations else says.annotations,
+        }
+
     resize = resize_rule(min_pixels, max_pixels, processor) if min_pixels or max_pixels or processor else None
     kept = out / "predictions.jsonl"
     if ckpt is not None:
         if not suites:
             raise ValueError(f"--suites: seen none, expected some of {', '.join(SUITES)}")
-        overlay = json.dumps(merged_overlays(suites))
+        overlay = merged_overlays(suites)
+        for name, one in overlay["data"]["init_args"]["val"].items():  # before hours of answering
+            check_rule(name, rule(suite_source(name, one)))
         root = [f"--trainer.default_root_dir={out}", "--trainer.enable_progress_bar=false", f"--task={task}"]
         root += [] if alpha is None else [f"--alpha={alpha}"]
-        if status := lightning(["predict", "--ckpt_path", str(ckpt), "-c", overlay, *root, *overrides]):
+        if status := lightning(["predict", "--ckpt_path", str(ckpt), "-c", json.dumps(overlay), *root, *overrides]):
             return status
         if not first_process():  # the ranks have answered together, and one scores
             return 0
@@ -133,17 +153,10 @@ def evaluate(
         return answer_codec(codec or own or "scout", grid, frame, resize) if given or own is None else None
 
     records, told = stored(predictions or kept, format, source, suite, notation, allow_missing)
-    records = [
-        replace(
-            record,
-            protocol=protocol or record.protocol,
-            reading=reading or (None if protocol else record.reading),
-            annotations=str(annotations) if annotations else record.annotations,
-        )
-        for record in records
-    ]
-    if predictions is None or predictions.resolve() != kept.resolve():
-        write_records(records, kept)
+    records = [replace(record, **rule(record)) for record in records]
+    given = predictions is not None and predictions.resolve() == kept.resolve()
+    if predictions is not None and not given:
+        check_kept(kept, records, predictions)
     asked = asked_pairs(extract, out) if extract else None
 
     def prepare(made: Protocol) -> None:
@@ -156,6 +169,8 @@ def evaluate(
 
     try:
         scores = score_suites(records, told, prepare)
+        if not given:  # now the rule is known to hold for them
+            write_records(records, kept)
         for name in [name for name in scores if judge and name in JUDGED]:
             instruction = few_shot_instruction(judge_prompt) if judge_prompt and name == "mmvet" else None
             result = judged(by_suite(records)[name], name, str(judge), base_url, out, instruction)

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from ts_lightning.grounding.codecs import Codec
 from ts_lightning.metrics.gic_names import AskedPairs
 from ts_lightning.metrics.judge import Instruction
 from ts_lightning.metrics.judge import judge as judge_answers
+from ts_lightning.metrics.protocols import DEFAULTS, make_default, make_protocol
 from ts_lightning.metrics.record import Record, read_records
 from ts_lightning.pipelines.llm_client import OpenAIChat
 from ts_lightning.pipelines.response_cache import CachedChat
-from ts_lightning.training.answer_files import GivenAnswer, join, read_answers
+from ts_lightning.training.answer_files import join, read_answers
 from ts_lightning.training.records import completeness
 
 
@@ -25,7 +27,37 @@ def source_named(names: Sequence[str], suite: str | None) -> ShardSource:
     known = merged_overlays(names)["data"]["init_args"]["val"]
     if suite not in known:
         raise ValueError(f"--suite: seen {suite!r}, expected one of {', '.join(known)} of --suites")
-    return source_of(known[suite])
+    return suite_source(suite, known[suite])
+
+
+def suite_source(suite: str, value: Any) -> ShardSource:
+    """A suite as a configuration says it; ValueError for a key that no suite has, or without shards."""
+    if isinstance(value, Mapping):
+        known = [field.name for field in fields(ShardSource)]
+        if odd := [str(key) for key in value if key not in known]:
+            raise ValueError(f"suite {suite}: seen {', '.join(odd)}, expected some of {', '.join(known)}")
+        if "shards" not in value:
+            raise ValueError(f"suite {suite}: seen no shards, expected them")
+    return source_of(value)
+
+
+def check_rule(suite: str, rule: Mapping[str, str | None]) -> None:
+    """ValueError naming the suite where no protocol scores by `rule`: its protocol, reading and annotations."""
+    make = make_protocol if rule["protocol"] else make_default
+    try:
+        make(rule["protocol"] or DEFAULTS[0], rule["reading"], rule["annotations"])
+    except ValueError as error:
+        raise ValueError(f"suite {suite}: {error}") from None
+
+
+def check_kept(kept: Path, records: Sequence[Record], predictions: Path) -> None:
+    """ValueError where the file `kept` has answers that are not among the records, which would be written over it."""
+    if not kept.exists():
+        return
+    having = {(record.shard, record.key, record.text) for record in records}
+    if lost := [r for r in read_records(kept) if (r.shard, r.key, r.text) not in having]:
+        seen = f"{len(lost)} answers ({lost[0].suite}:{lost[0].key} ...) that {predictions} does not give"
+        raise ValueError(f"{kept}: seen {seen}, expected another folder as --out: they would be lost")
 
 
 def merged_overlays(names: Sequence[str]) -> dict[str, Any]:
@@ -66,7 +98,8 @@ def stored(
     `codec` of the notation that our own predictions name (None for other files): what reads the answers.
     """
     if source is not None:
-        answers, own = own_suite(read_answers(predictions, format), suite, predictions)
+        answers = read_answers(predictions, format, suite)
+        own = next((row.record for row in answers if row.record), None)
         suite = suite or (own.suite if own else "predictions")
         says = source if own is None or source.protocol or source.reading else own
         rule = {"protocol": says.protocol, "reading": says.reading}
@@ -82,21 +115,6 @@ def stored(
     if not records:
         raise ValueError(f"{predictions}: seen no prediction, expected some")
     return records, told
-
-
-def own_suite(
-    answers: Sequence[GivenAnswer], suite: str | None, predictions: Path
-) -> tuple[Sequence[GivenAnswer], Record | None]:
-    """Of our own predictions those of one suite, with its first record; other answers as they are.
-
-    ValueError where the file has several suites and `suite` names none of them.
-    """
-    suites = list(dict.fromkeys(row.record.suite for row in answers if row.record))
-    if len(suites) > 1:
-        if suite not in suites:
-            raise ValueError(f"--suite: seen {suite!r}, expected one of {', '.join(suites)} of {predictions}")
-        answers = [row for row in answers if row.record and row.record.suite == suite]
-    return answers, next((row.record for row in answers if row.record), None)
 
 
 def judged(

@@ -69,13 +69,21 @@ def answer_codec(
     return get_codec(name, space)
 
 
-def read_answers(path: str | Path, kind: str) -> list[GivenAnswer]:
-    """The rows of a file of one of `FORMATS`; ValueError with the line for what is no such file or a repeated row."""
+def read_answers(path: str | Path, kind: str, suite: str | None = None) -> list[GivenAnswer]:
+    """The rows of a file of one of `FORMATS`; of our own predictions of several suites those of `suite`.
+
+    ValueError with the line for what is no such file, for a repeated row, and where `suite` names none of several.
+    """
     readers: dict[str, Callable[[Path], Iterable[GivenAnswer]]]
     readers = {"ours": _own, "lmms-eval": _lmms_eval, "vlmevalkit": _vlmevalkit}
     if kind not in readers:
         raise ValueError(f"--format: seen {kind!r}, expected one of {', '.join(FORMATS)}")
     rows = list(readers[kind](Path(path)))
+    suites = list(dict.fromkeys(row.record.suite for row in rows if row.record))
+    if len(suites) > 1:  # they may ask the same questions
+        if suite not in suites:
+            raise ValueError(f"--suite: seen {suite!r}, expected one of {', '.join(suites)} of {path}")
+        rows = [row for row in rows if row.record and row.record.suite == suite]
     repeated = [_twice([row.names[name] for row in rows]) for name in KINDS if all(name in row.names for row in rows)]
     places = [row.place for row in rows]
     if None not in places:

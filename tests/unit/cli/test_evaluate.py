@@ -52,6 +52,38 @@ def test_one_of_several_processes_scores(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "out").exists()
 
 
+def test_a_rule_that_a_suite_cannot_have_is_refused_before_it_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    rec, vqa = {"shards": "1.tar", "protocol": "rec"}, {"shards": "2.tar", "protocol": "vqa"}
+    suites = overlay(tmp_path / "a.yaml", {"refs": rec, "vqa": vqa})
+    monkeypatch.setattr("ts_lightning.cli.lightning.main", lambda args: pytest.fail("it answers"))
+    args = ["evaluate", "--ckpt", "x", "--out", str(tmp_path / "out"), "--suites", suites]
+    assert main([*args, "--reading", "lmms_eval"]) == 2
+    assert capsys.readouterr().err == (
+        "ts-lightning: error: suite vqa: reading of vqa: seen 'lmms_eval', "
+        "expected one of vqav2, textvqa, gqa, lenient\n"
+    )
+    assert main([*args, "--protocol", "x"]) == 2
+    assert "suite refs: protocol: seen 'x', expected one of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("suite", "said"),
+    [
+        ({"shards": "1.tar", "protocl": "rec"}, "suite one: seen protocl, expected some of shards, max_samples, "),
+        ({"protocol": "rec"}, "suite one: seen no shards, expected them"),
+    ],
+)
+def test_a_misspelled_key_of_a_suite_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture, suite: dict[str, Any], said: str
+) -> None:
+    suites = overlay(tmp_path / "a.yaml", {"one": suite})
+    args = ["--predictions", "p.jsonl", "--suites", suites, "--suite", "one", "--out", str(tmp_path / "out")]
+    assert main(["evaluate", *args]) == 2
+    assert capsys.readouterr().err.startswith(f"ts-lightning: error: {said}")
+
+
 def test_the_command_takes_the_merged_overlay(capsys: pytest.CaptureFixture) -> None:
     paths = [str(CONFIGS / "eval" / name) for name in ("pope.yaml", "mme.yaml")]
     merged = json.dumps(evaluation.merged_overlays(paths))

@@ -327,7 +327,7 @@ def test_our_own_predictions_keep_their_notation_and_rule_with_shards(
     made = [record_of(reader.read(i), text, codec, "refs", i == 0, {"protocol": "rec"}) for i in range(6)]
     path, out = tmp_path / "p.jsonl", tmp_path / "out"
 
-    def report(*args: str) -> dict[str, Any]:
+    def report(*args: str, out: Path = out) -> dict[str, Any]:
         assert main(["evaluate", "--predictions", str(path), "--shards", shards, "--out", str(out), *args]) == 0
         return json.loads((out / "report.json").read_text())
 
@@ -338,12 +338,33 @@ def test_our_own_predictions_keep_their_notation_and_rule_with_shards(
     assert read_records(out / "predictions.jsonl") == made
     assert report("--codec", "scout", "--suite", "s")["s"]["score"] == 0.0  # what is said goes first
     write_records(made[:3], path)
-    partial = report("--allow_missing")["refs"]
+    partial = report("--allow_missing", out=tmp_path / "partial")["refs"]
     assert (partial["protocol"], partial["questions"], partial["score"]) == ("rec", 6, 0.5)
-    write_records([*made, *[replace(one, suite="other", key=f"{one.key}x") for one in made]], path)
+    write_records([*made, *[replace(one, suite="other") for one in made]], path)  # of the same questions
     assert main(["evaluate", "--predictions", str(path), "--shards", shards, "--out", str(out)]) == 2
     assert f"--suite: seen None, expected one of refs, other of {path}" in capsys.readouterr().err
     assert list(report("--suite", "refs")) == ["refs"]
+
+
+def test_kept_answers_outlive_a_rule_that_fails_and_other_answers(
+    shards: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    kept, other = tmp_path / "out/predictions.jsonl", tmp_path / "other.jsonl"
+    kept.parent.mkdir()
+    write_records(records(shards, [RIGHT] * 6), kept)
+    before = kept.read_bytes()
+    args = ["evaluate", "--predictions", str(other), "--out", str(tmp_path / "out")]
+    write_records(records(shards, [RIGHT] * 5 + [WRONG]), other)
+    assert main(args) == 2
+    assert capsys.readouterr().err == (
+        f"ts-lightning: error: {kept}: seen 1 answers (refcoco_val:q5 ...) that {other} does not give, "
+        "expected another folder as --out: they would be lost\n"
+    )
+    write_records(records(shards, [RIGHT] * 6), other)
+    assert main([*args, "--reading", "vqav2"]) == 2
+    assert kept.read_bytes() == before
+    assert main([*args, "--reading", "strict"]) == 0
+    assert {record.reading for record in read_records(kept)} == {"strict"}
 
 
 def test_a_suite_asks_its_selection_alone(shards: str, tmp_path: Path) -> None:
