@@ -8,6 +8,7 @@ import torch
 
 from tests.integration import tiny
 from ts_lightning.cli import main
+from ts_lightning.data import index_shards
 from ts_lightning.reports.certificate import certify_on, understanding_samples
 from ts_lightning.runs.load import load
 
@@ -68,3 +69,6 @@ def test_no_checkpoint_and_no_understanding_records(
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(ValueError, match="seen no record of task understanding"):
         understanding_samples(grounding, 5)
+    monkeypatch.setattr("ts_lightning.reports.certificate.index_shards", lambda shards: index_shards(grounding))
+    with pytest.raises(ValueError, match=r"^\['http://h/a\.tar'\]: seen no record of task understanding"):
+        understanding_samples(["http://u:p@h/a.tar?sig=1"], 5)

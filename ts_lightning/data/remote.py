@@ -58,8 +58,11 @@ def fetch(pattern: str) -> list[str]:
 
 def without_secrets(text: str) -> str:
     """The text with its URLs without user, password and query (a signature), as logs, cards and file names have it."""
-    text = re.sub(r"(?<=://)[^/?\s]*@", "", text)
-    return re.sub(r"(https?://[^?\s'\"]*)\?[^\s'\")]*[^\s'\"),:]", r"\1", text)
+    text = re.sub(r"(?<=://)(?:[^/?\s:@]*:[^?\s]*@|[^/?\s]*@)", "", text)  # a key of S3 may hold a slash
+    text = re.sub(r"(?<=://)[^/?\s:@]*:(?!\d{1,5}/)[^?\s]*\?\S*@", "", text)  # behind a port comes a query
+    # elsewhere than in http a question mark may be a pattern's
+    address = r"(https?://[^?\s'\"]*(?=\?)|\w+://[^\s'\"]*?(?=\?[\w.~%-]+=))"
+    return re.sub(rf"{address}\?[^\s'\")]*[^\s'\"),:]", r"\1", text)
 
 
 def is_remote(path: str) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ts_lightning.data import Sample, index_shards
 from ts_lightning.data.reader import ShardReader
+from ts_lightning.data.remote import without_secrets
 from ts_lightning.models import VLM, PlainVLM
 from ts_lightning.reports.retention import certify, changed
 from ts_lightning.runs.batch import batch_for
@@ -102,5 +103,6 @@ def understanding_samples(shards: str | Sequence[str], limit: int) -> tuple[list
         if len(samples) == limit:
             break
     if not samples:
-        raise ValueError(f"{shards}: seen no record of task understanding, expected some to compare the models on")
+        seen = f"{without_secrets(str(shards))}: seen no record of task understanding"
+        raise ValueError(f"{seen}, expected some to compare the models on")
     return samples, manifest.sha256

@@ -159,6 +159,8 @@ def instantiate(base: type, class_path: str, init_args: dict[str, Any]) -> Any:
 def one_line(error: BaseException) -> str:
     """The message of a user's error on one line, without the noise of union types and tracebacks."""
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    if lines and (caught := re.match(r"Caught (\w+) in DataLoader worker", lines[0])):  # torch appends the traceback
+        lines = [re.sub(rf"^[\w.]*\b{caught[1]}: ", "", lines[-1])]
     noise = (
         "Does not validate against any of the Union",
         "Subtypes:",

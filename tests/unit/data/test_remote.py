@@ -18,6 +18,7 @@ from ts_lightning.data import ShardDataModule, ShardSource, index_shards, remote
 from ts_lightning.data.reader import ShardDataset, ShardReader
 from ts_lightning.data.sample import SampleImage
 from ts_lightning.data.write import write_shards
+from ts_lightning.runs.class_paths import one_line
 
 SHARDS, PER_SHARD = 12, 10
 
@@ -151,6 +152,38 @@ def test_a_shard_that_does_not_come_stops_the_run_and_is_no_bad_record(tmp_path,
     assert len(asked) == 3
     assert ShardDataset(manifest, encode).row(0)["row_valid"]
     assert len(asked) == 5
+
+
+def test_a_shard_that_a_loader_process_misses_is_one_line(tmp_path, cache, bucket) -> None:
+    (path,) = shards(tmp_path, [4])
+    index_shards(path)
+    url = memory(path)
+    data = ShardDataModule(
+        ShardSource(url), global_batch_size=4, micro_batch_size=2, encode=encode, pad_id=0, num_workers=1,
+    )  # fmt: skip
+    data.setup("fit")
+    fsspec.filesystem("memory").rm(url)
+    with pytest.raises(OSError, match="in DataLoader worker process 0") as caught:
+        next(iter(data.train_dataloader()))
+    data.teardown()
+    assert one_line(caught.value).startswith("memory:///bucket/s0-000000.tar: seen no readable shard (")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://k:s/e@b/x.tar", "s3://b/x.tar"),
+        ("s3://k:s@e/f@b/x.tar: seen no shard", "s3://b/x.tar: seen no shard"),
+        ("http://u:p?q@h", "http://h"),
+        ("az://c/x.tar?sig=1", "az://c/x.tar"),
+        ("['az://c/x-?.tar?sig=1', 'az://c/y?.tar']", "['az://c/x-?.tar', 'az://c/y?.tar']"),
+        ("http://u:p@h:80/x.tar?mail=me@e&sig=1", "http://h:80/x.tar"),
+        ("http://h:80/x.tar?mail=me@e&sig=1", "http://h:80/x.tar"),
+        ("hf://datasets/a/b@main/x.tar", "hf://datasets/a/b@main/x.tar"),
+    ],
+)
+def test_secrets_of_every_shape_stay_out(text: str, shown: str) -> None:
+    assert remote.without_secrets(text) == shown
 
 
 def test_a_signature_stays_out_of_names_and_messages(served) -> None:
