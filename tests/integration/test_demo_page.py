@@ -288,6 +288,36 @@ def test_a_removed_region_keeps_its_number(page: "playwright.Page", url: tuple[s
     assert page.locator("#turns li.user").count() == 2
 
 
+def test_a_refused_question_gives_its_numbers_back_and_is_not_lost(
+    page: "playwright.Page", url: tuple[str, str]
+) -> None:
+    if url[0] != "twist":
+        pytest.skip("one model is enough")
+    add(page, picture())
+    drag(page, 0.1, 0.1, 0.4, 0.4)
+    waiting: list[playwright.Route] = []
+    page.route("**/api/ask", lambda route: waiting.append(route))
+
+    def refused(question: str, meanwhile: str = "") -> str:
+        page.fill("#question", question)
+        page.press("#question", "Enter")
+        page.wait_for_selector("#send[disabled]")
+        while not waiting:
+            page.wait_for_timeout(20)
+        page.fill("#question", meanwhile)
+        waiting.pop().fulfill(status=400, json={"error": "too long"})
+        page.wait_for_selector("#send:not([disabled])")
+        return page.locator("#message").inner_text()
+
+    assert refused("What is #1?") == "too long"
+    assert page.input_value("#question") == "What is #1?"
+    assert refused("What is #1?", "typed meanwhile") == "too long (not answered: What is #1?)"
+    assert page.input_value("#question") == "typed meanwhile"
+    page.locator("#regions .chip button").last.click()
+    drag(page, 0.2, 0.6, 0.4, 0.8)  # no question has had number 1
+    assert [chip.split("\n")[0] for chip in page.locator("#regions .chip").all_inner_texts()] == ["#1 box"]
+
+
 def test_a_new_conversation_ends_the_answer(
     page: "playwright.Page", url: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

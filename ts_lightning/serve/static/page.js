@@ -76,9 +76,13 @@ function addRegion(points) {
 // Earlier questions still name it: only a number that no question has had is given again.
 function removeRegion(index) {
   state.regions[index].removed = true;
-  while (state.regions.length > state.sent && state.regions.at(-1).removed) state.regions.pop();
+  freeNumbers();
   listRegions();
   draw();
+}
+
+function freeNumbers() {
+  while (state.regions.length > state.sent && state.regions.at(-1).removed) state.regions.pop();
 }
 
 async function ask() {
@@ -92,6 +96,7 @@ async function ask() {
   const user = { role: "user", text: question };
   const reply = { role: "model", text: "", boxes: [], badge: null, done: false, cut: false };
   const bubbles = [user, reply].map(bubble);
+  const before = mine.sent;
   mine.turns.push(user, reply);
   mine.sent = mine.regions.length;
   mine.busy = true;
@@ -128,8 +133,11 @@ async function ask() {
     if (state !== mine) return;
     mine.turns = mine.turns.filter((turn) => turn !== user && turn !== reply);
     for (const made of bubbles) made.remove();
-    if (!$("question").value) $("question").value = question; // back to where it was written
-    say(error.message);
+    mine.sent = before; // a question that is not in the conversation has no numbers
+    freeNumbers();
+    const typing = $("question").value; // the next question, which stays
+    if (!typing) $("question").value = question; // back to where it was written
+    say(typing ? `${error.message} (not answered: ${question})` : error.message);
   }
   if (state !== mine) return;
   mine.busy = false;
