@@ -104,7 +104,7 @@ class Encoder:
         return {
             "input_ids": ids,
             "step_ids": step_ids,
-            **self.picture_tensors(sample, ids),
+            **encoder.picture_tensors(sample, ids),
             "task": index,
             "sample": sample.without_bytes(),
         }
@@ -163,7 +163,8 @@ class Encoder:
                 pieces.append(self.picture_text(picture, sample) + (self.template.after_picture if match[1] else ""))
                 picture += 1
             else:
-                pieces.append(self._region(int(match[2]), sample, mentioned))
+                labelled = self.codec.takes_phrase(text[: match.start()], text[match.end() :])
+                pieces.append(self._region(int(match[2]), sample, mentioned, labelled))
             end = match.end()
         return "".join(pieces) + self.escape(text[end:])
 
@@ -197,7 +198,7 @@ class Encoder:
         first = "".join(sorted({re.escape(mark[0]) for mark in longest_first}))
         return re.compile(f"(?=[{first}])(?=({'|'.join(map(re.escape, longest_first))})).", re.DOTALL)
 
-    def _region(self, index: int, sample: Any, mentioned: set[int] | None) -> str:
+    def _region(self, index: int, sample: Any, mentioned: set[int] | None, labelled: bool) -> str:
         region = sample.regions[index]
         size = (sample.images[region.image].width, sample.images[region.image].height)
         if region.boxes is not None or region.box is not None:
@@ -210,7 +211,7 @@ class Encoder:
             number = 1 + sum(earlier.image == region.image for earlier in sample.regions[:index])
             first = index not in mentioned
             mentioned.add(index)
-            phrase = self.escape(region.phrase) if region.phrase else region.phrase
+            phrase = self.escape(region.phrase) if region.phrase and labelled else None
             return self.codec.reference(parts, size, region.image, number, phrase, first)
         except ValueError as error:
             raise ValueError(f"{sample.key}: {{region:{index}}}: {error}") from None

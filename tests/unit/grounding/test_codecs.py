@@ -148,6 +148,8 @@ def test_the_notations_of_families_by_hand() -> None:
         ),
         ("{} dog", ["dog"], ""),
         ("Here:\n{} dog ; {} cat\n{} hat", ["dog", "cat", "hat"], "here:"),
+        ("  {} dog ;   {} cat", ["dog", "cat"], ""),
+        ("{} \xe9l\xe9phant", ["\xe9l\xe9phant"], ""),
     ],
 )
 def test_a_label_of_paligemma_belongs_to_a_list_of_boxes(text: str, phrases: list, words: str) -> None:
@@ -155,6 +157,22 @@ def test_a_label_of_paligemma_belongs_to_a_list_of_boxes(text: str, phrases: lis
     assert [thing.phrase for thing in answer.objects] == phrases
     assert " ".join(answer.words.replace(";", "").split()) == words
     assert all(thing.canonical for thing in answer.objects)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "takes"),
+    [
+        ("", "", True),
+        ("Here:\n  ", "\nDone.", True),
+        ("{region:0} ; ", " ; {region:2}", True),
+        ("A dog ", " on the grass.", False),
+        ("", " is the dog", False),
+        ("Step 2: It is ", "", False),
+    ],
+)
+def test_a_label_of_paligemma_is_written_where_it_is_read(before: str, after: str, takes: bool) -> None:
+    assert get_codec("paligemma").takes_phrase(before, after) is takes
+    assert get_codec("qwen3_vl").takes_phrase(before, after)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ import copy
 import multiprocessing
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tools.experiments.tiny_base.tokenizer import MARKUP
+from ts_lightning.data.sample import SampleImage, SampleRegion
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.models import TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
@@ -37,6 +39,22 @@ def test_rows_of_the_codec_leave_out_what_is_several_tokens() -> None:
     assert ENCODER.row_tokens(["codec"]) == list(dict.fromkeys(ENCODER.codec.coordinate_tokens()))
     assert ENCODER.row_tokens(None) == []
     assert not TwinExpertVLM(TinyBackbone(), train_token_rows=None).token_rows
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("A dog {region:0} on the grass.", "A dog {} on the grass."),
+        ("{region:0} ; {region:0}", "{} dog ; {} dog"),
+    ],
+)
+def test_labels_of_paligemma_stand_where_they_are_read(text: str, written: str) -> None:
+    region = SampleRegion(box=(0.0, 0.0, 1.0, 1.0), phrase="dog")
+    sample = SimpleNamespace(key="k", images=[SampleImage("a.jpg", 80, 60)], regions=[region])
+    box = "<loc0000><loc0000><loc1023><loc1023>"
+    encoder = replace(ENCODER, codec=get_codec("paligemma"))
+    assert encoder.expand(text, sample, set()) == written.replace("{}", box)
+    assert encoder.expand(text, sample) == text.replace("{region:0}", box)  # questions name no thing
 
 
 @pytest.mark.parametrize(

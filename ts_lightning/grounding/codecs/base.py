@@ -93,6 +93,10 @@ class Codec:
         """The regions with what they are, in a notation that has a place for it."""
         return self.format(regions, image_size)
 
+    def takes_phrase(self, before: str, after: str) -> bool:
+        """Whether a phrase with regions that stand between the texts `before` and `after` is read as theirs."""
+        return True
+
     def coordinate_tokens(self) -> list[str]:
         """The texts that coordinates are made of, for `train_token_rows: codec`."""
         integers = {"100": 101, "1000": 1001}.get(self.space.grid, 10)

@@ -12,9 +12,10 @@ from ts_lightning.grounding.coordinates import CoordinateSpace, Size
 from ts_lightning.grounding.regions import Region
 
 _TOKENS = r"(?:<loc[0-9]{4}>\s{0,2}){4}"
+_LABEL = r"\w[^<;\n]{0,79}?"
 # a label belongs to a list of boxes; behind a box in the middle of a text the text goes on
-_LABELLED = rf"(?:\A|(?<=\n)|(?<=;)|(?<=; ))({_TOKENS})(?<=\s)(\w[^<;\n]{{0,79}}?)(?=\s{{0,4}}(?:;|\n|\Z))"
-_BOX = re.compile(rf"{_LABELLED}|({_TOKENS})", re.ASCII)
+_BEFORE, _AFTER = r"(?:\A|(?<=[\n;]))\s{0,4}", r"\s{0,4}(?:;|\n|\Z)"
+_BOX = re.compile(rf"{_BEFORE}({_TOKENS})(?<=\s)({_LABEL})(?={_AFTER})|({_TOKENS})")
 _NUMBER = re.compile(r"[0-9]{4}", re.ASCII)
 
 
@@ -34,8 +35,12 @@ class PaliGemmaCodec(Codec):
         return "".join(f"<loc{int(n):04d}>" for n in y_first(self.space.encode(region.points, image_size)))
 
     def named(self, regions: Sequence[Box | Region], image_size: Size | None, phrase: str | None = None) -> str:
-        label = f" {phrase}" if phrase and not set(phrase) & set("<;\n") and len(phrase) < 80 else ""
+        phrase = (phrase or "").strip()
+        label = f" {phrase}" if re.fullmatch(_LABEL, phrase) else ""
         return " ; ".join(f"{self.format([region], image_size)}{label}" for region in regions)
+
+    def takes_phrase(self, before: str, after: str) -> bool:
+        return bool(re.search(rf"{_BEFORE}\Z", before) and re.match(_AFTER, after))
 
     def canonical(self, mention: Mention, image_size: Size | None = None) -> str:
         return self.named(mention.regions, image_size, mention.phrase)
@@ -43,10 +48,11 @@ class PaliGemmaCodec(Codec):
     def find(self, text: str, image_size: Size | None) -> list[Mention]:
         found = []
         for match in _BOX.finditer(text):
-            tokens, label = match[1] or match[3], (match[2] or "").strip()
+            start, tokens = match.start(1 if match[1] else 3), match[1] or match[3]
+            label = (match[2] or "").strip()
             region = self.region(y_first([float(n) for n in _NUMBER.findall(tokens)]), image_size)
-            end = match.end(2) if label else match.start() + len(tokens.rstrip())
-            found.append(Mention([region] if region else [], match.start(), end, phrase=label or None))
+            end = match.end(2) if label else start + len(tokens.rstrip())
+            found.append(Mention([region] if region else [], start, end, phrase=label or None))
         return found
 
     def coordinate_tokens(self) -> list[str]:
