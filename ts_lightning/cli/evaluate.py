@@ -4,7 +4,7 @@ import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ts_lightning.cli.configurations import shipped
 
@@ -123,7 +123,7 @@ def evaluate(
     from ts_lightning.runs.resume import first_process
     from ts_lightning.training.answer_files import answer_codec
 
-    def rule(says: ShardSource | Record) -> dict[str, str | None]:
+    def rule(says: ShardSource | Record) -> dict[str, Any]:
         return {
             "protocol": protocol or says.protocol,
             "reading": reading or (None if protocol else says.reading),

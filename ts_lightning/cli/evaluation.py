@@ -25,7 +25,7 @@ from ts_lightning.training.records import completeness
 def source_named(names: Sequence[str], suite: str | None) -> ShardSource:
     """What the configurations say of a suite: its shards, which of their questions it asks, and how it is scored."""
     known = merged_overlays(names)["data"]["init_args"]["val"]
-    if suite not in known:
+    if suite is None or suite not in known:
         raise ValueError(f"--suite: seen {suite!r}, expected one of {', '.join(known)} of --suites")
     return suite_source(suite, known[suite])
 
