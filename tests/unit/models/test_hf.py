@@ -3,6 +3,7 @@
 Bitwise: whole numbers.
 """
 
+import copy
 import io
 import json
 import shutil
@@ -180,7 +181,7 @@ def test_published_templates_that_write_a_line_break_before_the_text(
                         behind_pictures=chat.behind, processor=SimpleNamespace(image_token="<image>"))  # fmt: skip
     for pictures, breaks in ((1, ""), (1, "\n"), (2, ""), (2, "\n")):
         one = sample("understanding", pictures)
-        vars(encoder)["_recent"] = (one.image_bytes, (["<image>"] * pictures, {}))  # a picture of one token
+        encoder.recent["last"] = (one.image_bytes, (["<image>"] * pictures, {}))  # a picture of one token
         one.turns = [Turn("user", f"<image>{breaks}" * pictures + "Q"), Turn("assistant", "A")]
         if pictures == 2:
             assert encoder.render(one, True)[0] == asked
@@ -212,6 +213,21 @@ def test_a_plain_string_is_a_folder(tmp_path: Path) -> None:
         (lambda f: (f / "config.json").write_text(json.dumps({"model_type": "bert"})), "seen model_type 'bert'"),
         (lambda f: (f / "config.json").write_text(json.dumps({"model_type": "none"})), "seen model_type 'none'"),
     ],
+def test_the_processor_runs_once_for_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text and its tensors, and every task's questions about the same pictures."""
+    vlm = TwinExpertVLM(HFBackbone(str(make_folder("llava", tmp_path))))
+    made = []
+    of_pictures = HFEncoder.of_pictures
+    monkeypatch.setattr(HFEncoder, "of_pictures", lambda self, *given: made.append(1) or of_pictures(self, *given))
+    one, other = sample("grounding"), sample("understanding")
+    vlm.encode(one)
+    assert len(made) == 1
+    other.image_bytes = one.image_bytes
+    vlm.encode(other)
+    assert len(made) == 1
+    assert copy.deepcopy(vlm.encoder).recent == {}  # no pictures travel
+
+
 )
 def test_a_bad_folder_is_refused_in_one_line(spoil: Any, seen: str, tmp_path: Path) -> None:
     folder = make_folder("qwen2_vl", tmp_path)

@@ -7,7 +7,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,8 @@ class HFEncoder(Encoder):
     """`Encoder` with a family's own processor; rows hold `pictures`: what the model's forward takes of them.
 
     `mark` is what the chat template writes for a picture, with the image token once; `behind_pictures` stands behind
-    the last one, `accepted` names the tensors. Where `pixel_mode` is "pad" the processor is given squares.
+    the last one, `accepted` names the tensors. Where `pixel_mode` is "pad" the processor is given squares. `recent` is
+    what it made last, shared by the encoders of all tasks.
     """
 
     processor: Any = None
@@ -133,9 +134,10 @@ class HFEncoder(Encoder):
     behind_pictures: str = ""
     nested: bool = True
     resized_size: Callable[[Size], Size] | None = None
+    recent: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_recent"}
+        return {name: value for name, value in vars(self).items() if name != "_of_tasks"} | {"recent": {}}
 
     def processed(self, sample: Any) -> tuple[list[str], dict[str, Tensor]]:
         """What stands for each picture in the text, and the tensors of all, by the family's processor.
@@ -143,15 +145,16 @@ class HFEncoder(Encoder):
         The last sample's are kept: its text and its tensors are asked for one after the other, and so are those of
         other questions about the same pictures.
         """
-        recent: Any = vars(self).get("_recent")
-        same = recent is not None and len(recent[0]) == len(sample.image_bytes)
-        if not (same and all(a is b for a, b in zip(recent[0], sample.image_bytes, strict=True))):
+        images, made = self.recent.get("last", (None, None))
+        same = images is not None and len(images) == len(sample.image_bytes)
+        if not (same and all(a is b for a, b in zip(images, sample.image_bytes, strict=True))):
             try:
                 pictures = [self.opened(data) for data in sample.image_bytes]
             except ValueError as error:
                 raise ValueError(f"{sample.key}: {error}") from None
-            recent = vars(self)["_recent"] = (sample.image_bytes, self.of_pictures(pictures, sample.key))
-        return recent[1]
+            made = self.of_pictures(pictures, sample.key)
+            self.recent["last"] = (sample.image_bytes, made)
+        return made
 
     def opened(self, data: bytes) -> Image.Image:
         """The picture that the processor is given: all of it."""
