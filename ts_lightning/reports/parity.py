@@ -141,13 +141,14 @@ def messages_of(vlm: VLM, sample: Sample) -> list[dict[str, Any]]:
     """The turns of a sample up to its last answer in OpenAI's form; regions as `Encoder.render` writes them."""
     last = max((i for i, turn in enumerate(sample.turns) if turn.role == "assistant"), default=len(sample.turns))
     pictures, messages, mentioned = iter(sample.image_bytes), [], set[int]()
+    encoder = vlm.encoder.of_task(vlm.encoder.task_index(sample.task, sample.key))
     for turn in sample.turns[:last]:
         parts: list[dict[str, Any]] = []
         for number, piece in enumerate(turn.text.split(PICTURE)):
             if number:
                 parts.append({"type": "image_url", "image_url": {"url": data_url(next(pictures))}})
             said = None if turn.role == "user" else mentioned
-            text = vlm.encoder.expand(piece.removeprefix("\n") if number else piece, sample, said)
+            text = encoder.expand(piece.removeprefix("\n") if number else piece, sample, said)
             if text:
                 parts.append({"type": "text", "text": text})
         content: Any = parts if turn.role == "user" else parts[0]["text"]

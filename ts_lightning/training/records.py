@@ -79,7 +79,8 @@ def answer_lengths(encoder: Any, samples: Sequence[Sample]) -> list[int]:
     """Tokens of each sample's true answer, its end mark included, as `encoder` writes it."""
 
     def tokens(sample: Sample, for_generation: bool) -> int:
-        return len(encoder.tokenizer(encoder.render(sample, for_generation)[0], add_special_tokens=False)["input_ids"])
+        own = encoder.of_task(encoder.task_index(sample.task, sample.key))
+        return len(own.tokenizer(own.render(sample, for_generation)[0], add_special_tokens=False)["input_ids"])
 
     return [tokens(sample, False) - tokens(sample, True) for sample in samples]
 

@@ -10,7 +10,7 @@ import torch
 from tests.unit.models.test_backbones import qwen_config, sample
 from ts_lightning.data.sample import Turn
 from ts_lightning.grounding.regions import Region
-from ts_lightning.models import PlainVLM
+from ts_lightning.models import PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.qwen_vl import QwenVLBackbone
 from ts_lightning.reports.parity import (
     Told,
@@ -77,6 +77,28 @@ def test_earlier_answers_are_written_as_the_trainer_writes_them() -> None:
 
 
 def test_the_first_layer_that_differs(vlm: PlainVLM) -> None:
+def test_tokens_of_a_skill_are_text_in_the_turns_of_another_task() -> None:
+    vlm = TwinExpertVLM(QwenVLBackbone(config=qwen_config()), new_tokens=["<part>"])
+    one = sample("understanding")
+    one.turns[0].text = "What does <part> mean?"
+    (message,) = messages_of(vlm, one)
+    assert message["content"] == [{"type": "text", "text": "What does <part> mean?"}]
+
+
+def test_another_folder_is_opened_where_the_model_lies(
+    vlm: PlainVLM, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A plain folder is in 16 bits on a GPU, and in 32 where it is moved there."""
+
+    def opened(*given: object) -> None:
+        raise ValueError(*given)
+
+    monkeypatch.setattr(parity, "load", opened)
+    with pytest.raises(ValueError, match="other") as caught:
+        certify_against(vlm, "other", [sample("grounding")], 4, 1e-5, 0.999, tmp_path)
+    assert caught.value.args == ("other", "cpu")
+
+
     other = copy.deepcopy(vlm)
     assert first_differing_layer(vlm, other, sample("grounding"), 0.0) is None
     with torch.no_grad():

@@ -8,7 +8,9 @@ import torch
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.metrics.suites import SuiteMetrics
-from ts_lightning.training.records import batch_records, record_of
+from ts_lightning.models import TwinExpertVLM
+from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.training.records import answer_lengths, batch_records, record_of
 
 CODEC = get_codec("scout")
 BOX = (0.1, 0.1, 0.5, 0.5)
@@ -119,6 +121,15 @@ def test_boxes_are_in_pixels_of_the_picture_that_they_lie_on() -> None:
 def test_an_understanding_question_asks_no_box() -> None:
     values = record_of(COLOUR, "red [[1,2,3,4]]", CODEC, "val").to_json()
     assert (values["parse_status"], values["box"], values["truth"]["answers"]) == ("not_asked", None, ("red",))
+
+
+def test_a_true_answer_is_as_long_as_its_row_has_it() -> None:
+    """A token of a skill is several in an answer of the base."""
+    vlm = TwinExpertVLM(TinyBackbone(), new_tokens=["<part>"])
+    said = replace(COLOUR, turns=[Turn("user", "What is it?"), Turn("assistant", "a <part> of it")], images=[])
+    for one in (said, replace(said, task="grounding")):
+        expected = int((vlm.encode(one)["step_ids"] >= 0).sum())
+        assert answer_lengths(vlm.encoder, [one]) == [expected]
 
 
 def test_padding_rows_give_no_record() -> None:
