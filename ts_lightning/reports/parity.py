@@ -307,7 +307,7 @@ def certify_against(
         if server is not None:
             ask = server_asker(server, vlm, max_new_tokens)
         else:
-            other = load(against).vlm.to(vlm.backbone.embedding.weight.device)
+            other = load(against, str(vlm.backbone.embedding.weight.device)).vlm
             ask = folder_asker(other, max_new_tokens)
         own = own_answers(vlm, samples, max_new_tokens)
         with ThreadPoolExecutor(AT_ONCE if server is not None else 1) as pool:

@@ -12,6 +12,7 @@ from ts_lightning.data.sample import Turn
 from ts_lightning.grounding.regions import Region
 from ts_lightning.models import PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.qwen_vl import QwenVLBackbone
+from ts_lightning.reports import parity
 from ts_lightning.reports.parity import (
     Told,
     certify_against,
@@ -76,7 +77,6 @@ def test_earlier_answers_are_written_as_the_trainer_writes_them() -> None:
     assert third[0]["text"] in text
 
 
-def test_the_first_layer_that_differs(vlm: PlainVLM) -> None:
 def test_tokens_of_a_skill_are_text_in_the_turns_of_another_task() -> None:
     vlm = TwinExpertVLM(QwenVLBackbone(config=qwen_config()), new_tokens=["<part>"])
     one = sample("understanding")
@@ -99,6 +99,7 @@ def test_another_folder_is_opened_where_the_model_lies(
     assert caught.value.args == ("other", "cpu")
 
 
+def test_the_first_layer_that_differs(vlm: PlainVLM) -> None:
     other = copy.deepcopy(vlm)
     assert first_differing_layer(vlm, other, sample("grounding"), 0.0) is None
     with torch.no_grad():
