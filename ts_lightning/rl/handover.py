@@ -75,7 +75,8 @@ def base_folder(vlm: VLM) -> Path:
 def write_weights(vlm: VLM, folder: Path) -> None:
     """The whole model in its public layout; every rank has to call it, rank 0 writes.
 
-    Everything beside the weights (tokenizer, processor, template) comes from the folder of the backbone.
+    Everything beside the weights (tokenizer, processor, template) comes from the folder of the backbone; its image
+    processor makes the pixels that the policy is trained on.
     """
     model: Any = vlm.backbone.model
     state = {name: gathered(tensor) for name, tensor in model.state_dict().items()} if is_sharded(vlm) else None
@@ -85,6 +86,8 @@ def write_weights(vlm: VLM, folder: Path) -> None:
     for file in base_folder(vlm).iterdir():
         if file.is_file() and not file.name.endswith(WEIGHTS):
             shutil.copyfile(file, folder / file.name)
+    for name, content in getattr(vlm.backbone, "side_files", {}).items():
+        (folder / name).write_bytes(content)
     model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
     _name_as(base_folder(vlm), folder)
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AddedToken, AutoConfig
+from transformers import AddedToken, AutoConfig, AutoImageProcessor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
 from tests.unit.models import hf_table
@@ -94,6 +94,26 @@ def test_a_processor_that_crops_is_given_squares(name: str, tmp_path: Path) -> N
     assert (space.frame, space.resized) == ("padded_square", (56, 56))
 
 
+@pytest.mark.parametrize("name", ["llava", "vipllava"])
+def test_a_saved_folder_pads_by_itself(name: str, tmp_path: Path) -> None:
+    """Plain transformers makes our pixels of it, and here it is read as the folder that it came from."""
+    backbone = HFBackbone(str(make_folder(name, tmp_path / "base")))
+    backbone.save(tmp_path / "saved")
+    one = sample("grounding", 1, (64, 48))
+    expected = backbone.encoder(one)["pictures"]["pixel_values"]
+    picture = Image.open(io.BytesIO(one.image_bytes[0]))
+    theirs = AutoImageProcessor.from_pretrained(tmp_path / "saved")(picture, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(theirs, expected, atol=0, rtol=0)
+    again = HFBackbone(str(tmp_path / "saved"))
+    assert (again.encoder.pixel_mode, again.encoder.image_size) == ("pad", 56)
+    assert torch.equal(again.encoder(one)["pictures"]["pixel_values"], expected)
+    assert again.side_files == backbone.side_files
+    if name == "llava":
+        LlavaBackbone(str(tmp_path / "base")).save(tmp_path / "hand")
+        stored = [json.loads((tmp_path / part / "preprocessor_config.json").read_text()) for part in ("saved", "hand")]
+        assert stored[0] == stored[1]
+
+
 def test_tiles_that_are_cut_are_refused(tmp_path: Path) -> None:
     folder = make_folder("llava_next", tmp_path)
     path = folder / "preprocessor_config.json"
@@ -118,6 +138,9 @@ def test_a_photograph_fits_into_a_row(name: str, tmp_path: Path) -> None:
         assert texts[0].count(backbone.encoder.image_token) == size[0] // 28 * size[1] // 28
         assert tensors["image_grid_thw"].tolist() == [[1, size[1] // 14, size[0] // 14]]
         assert backbone.encoder.resized((4032, 3024)) == size
+        stored = json.loads(backbone.side_files["preprocessor_config.json"])["size"]  # of what is saved
+        blocks = (20 if "max_length" in given else 12) * (2 if name == "glm4v" else 1)
+        assert stored == {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * blocks}
         if name == "qwen2_5_vl":  # boxes in pixels of the resized picture
             space: Any = backbone.encoder.codec.space
             assert space.resized((4032, 3024)) == size
@@ -190,6 +213,21 @@ def test_published_templates_that_write_a_line_break_before_the_text(
             assert encoder.render(one)[0] == told
 
 
+def test_the_processor_runs_once_for_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text and its tensors, and every task's questions about the same pictures."""
+    vlm = TwinExpertVLM(HFBackbone(str(make_folder("llava", tmp_path))))
+    made = []
+    of_pictures = HFEncoder.of_pictures
+    monkeypatch.setattr(HFEncoder, "of_pictures", lambda self, *given: made.append(1) or of_pictures(self, *given))
+    one, other = sample("grounding"), sample("understanding")
+    vlm.encode(one)
+    assert len(made) == 1
+    other.image_bytes = one.image_bytes
+    vlm.encode(other)
+    assert len(made) == 1
+    assert copy.deepcopy(vlm.encoder).recent == {}  # no pictures travel
+
+
 def test_a_plain_string_is_a_folder(tmp_path: Path) -> None:
     folder = make_folder("internvl", tmp_path)
     vlm = TwinExpertVLM(str(folder))
@@ -213,21 +251,6 @@ def test_a_plain_string_is_a_folder(tmp_path: Path) -> None:
         (lambda f: (f / "config.json").write_text(json.dumps({"model_type": "bert"})), "seen model_type 'bert'"),
         (lambda f: (f / "config.json").write_text(json.dumps({"model_type": "none"})), "seen model_type 'none'"),
     ],
-def test_the_processor_runs_once_for_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its text and its tensors, and every task's questions about the same pictures."""
-    vlm = TwinExpertVLM(HFBackbone(str(make_folder("llava", tmp_path))))
-    made = []
-    of_pictures = HFEncoder.of_pictures
-    monkeypatch.setattr(HFEncoder, "of_pictures", lambda self, *given: made.append(1) or of_pictures(self, *given))
-    one, other = sample("grounding"), sample("understanding")
-    vlm.encode(one)
-    assert len(made) == 1
-    other.image_bytes = one.image_bytes
-    vlm.encode(other)
-    assert len(made) == 1
-    assert copy.deepcopy(vlm.encoder).recent == {}  # no pictures travel
-
-
 )
 def test_a_bad_folder_is_refused_in_one_line(spoil: Any, seen: str, tmp_path: Path) -> None:
     folder = make_folder("qwen2_vl", tmp_path)

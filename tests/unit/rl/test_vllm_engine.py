@@ -4,6 +4,7 @@ Bitwise: weights that are copied.
 """
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def test_a_whole_model_is_written_as_its_folder_was(tmp_path: Path) -> None:
         vlm.backbone.head.weight += 1
     write_weights(vlm, tmp_path / "new")
     assert {file.name for file in (tmp_path / "base").iterdir()} == {file.name for file in (tmp_path / "new").iterdir()}
+    stored = json.loads((tmp_path / "new/preprocessor_config.json").read_text())
+    assert stored == {"size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}}  # that of its pixels
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "new"))
     assert before.keys() == after.keys()
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["lm_head.weight"]

@@ -36,6 +36,7 @@ from ts_lightning.models.backbones.hf_families import (
 from ts_lightning.models.backbones.hf_processor import (
     HFEncoder,
     RopePositions,
+    bounds_of,
     load_processor,
     resizing_of,
     stored_template,
@@ -50,6 +51,8 @@ from ts_lightning.models.backbones.hub_layout import (
     read_tokenizer,
     save_folder,
     side_files,
+    squares,
+    with_pixels,
 )
 from ts_lightning.models.packing import PAD_BRANCH, both_ways, branch_mask, runs, within
 
@@ -94,6 +97,10 @@ class HFBackbone(Backbone):
         try:
             side = without_crop(self.processor.image_processor)
             resized = resizing_of(self.processor.image_processor, max_pixels, max_length // 2)
+            if side:
+                self.side_files = with_pixels(self.side_files, squares(side))
+            elif resized:
+                self.side_files = with_pixels(self.side_files, {"size": bounds_of(self.processor.image_processor)})
         except ValueError as error:
             raise ValueError(f"pretrained: {folder}: {error}") from None
         self.model = load_weights_of(AutoModelForImageTextToText, folder, config, dtype)

@@ -218,14 +218,17 @@ def on_square(picture: Image.Image) -> Image.Image:
 
 
 def without_crop(image_processor: Any) -> int | None:
-    """Make an image processor that cuts the middle out of pictures resize squares; their side, None for another.
+    """Make an image processor that cuts the middle out of pictures, or pads them itself, resize squares; their side.
 
-    ValueError for one that cuts tiles smaller than they were made.
+    None for another; ValueError for one that cuts tiles smaller than they were made.
     """
-    if not getattr(image_processor, "do_center_crop", None):
+    cuts = getattr(image_processor, "do_center_crop", None)
+    pads = type(image_processor).__name__.startswith("LlavaImageProcessor") and image_processor.do_pad
+    if not (cuts or pads):
         return None
-    crop, size = image_processor.crop_size, image_processor.size
-    height, width = (_get(crop, name) for name in ("height", "width"))
+    size = image_processor.size
+    made = image_processor.crop_size if cuts else size
+    height, width = (_get(made, name) or _get(made, "shortest_edge") for name in ("height", "width"))
     if getattr(image_processor, "image_grid_pinpoints", None):  # tiles cover the picture
         whole = _get(size, "shortest_edge") or _get(size, "height")
         if {height, width} != {whole}:
@@ -235,8 +238,9 @@ def without_crop(image_processor: Any) -> int | None:
             )
         return None
     if height != width:
-        raise ValueError(f"preprocessor_config.json: seen crop_size {width} x {height}, expected a square")
-    vars(image_processor).update(do_center_crop=False, do_resize=True, size=type(size)(height=height, width=width))
+        raise ValueError(f"preprocessor_config.json: seen pictures of {width} x {height}, expected a square")
+    square = type(size)(height=height, width=width)
+    vars(image_processor).update(do_center_crop=False, do_pad=False, do_resize=True, size=square)
     return height
 
 
@@ -274,6 +278,11 @@ def resizing_of(image_processor: Any, max_pixels: int | None, max_tokens: int) -
     return partial(smart_size, factor=factor, min_pixels=least // frames, max_pixels=bound)
 
 
+def bounds_of(image_processor: Any) -> dict[str, int]:
+    """`size` of one that `resizing_of` has a rule of, as its config file has it."""
+    return {name: _get(image_processor.size, name) for name in ("shortest_edge", "longest_edge")}
+
+
 def _get(size: Any, name: str) -> Any:
     return size.get(name) if hasattr(size, "get") else getattr(size, name, None)
 
@@ -281,6 +290,7 @@ def _get(size: Any, name: str) -> Any:
 __all__ = [
     "HFEncoder",
     "RopePositions",
+    "bounds_of",
     "load_processor",
     "resizing_of",
     "stored_template",

@@ -132,6 +132,31 @@ def side_files(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in SIDE_FILES if (folder / name).is_file()}
 
 
+def with_pixels(files: Mapping[str, bytes], settings: Mapping[str, Any]) -> dict[str, bytes]:
+    """Side files whose image processor has these settings, so that whoever reads them makes our pixels of a picture."""
+    found = dict(files)
+    for name in {"processor_config.json", "preprocessor_config.json"} & found.keys():
+        try:
+            stored = json.loads(found[name])
+        except ValueError as error:
+            raise ValueError(f"pretrained: {name}: seen no JSON ({error})") from None
+        own = stored if name == "preprocessor_config.json" else stored.get("image_processor")
+        if own is None:
+            continue
+        own.update(settings)
+        for old in ("min_pixels", "max_pixels"):  # would go before `size`
+            own.pop(old, None)
+        found[name] = (json.dumps(stored, indent=2) + "\n").encode()
+    return found
+
+
+def squares(side: int, padded: bool = True) -> dict[str, Any]:
+    """Settings of an image processor that makes squares of whole pictures, in the middle of one where `padded`."""
+    size = {"height": side, "width": side}
+    makes = {"image_processor_type": "LlavaImageProcessor", "do_resize": True, "size": size}
+    return makes | {"do_center_crop": False, "do_pad": padded}
+
+
 def save_folder(
     folder: Path, model: Any, tokenizer: Any, beside: Mapping[str, bytes], dtype: torch.dtype | None = None
 ) -> None:

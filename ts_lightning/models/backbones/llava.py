@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
-from ts_lightning.models.backbones.hub_layout import HubBackbone
+from ts_lightning.models.backbones.hub_layout import HubBackbone, squares, with_pixels
 from ts_lightning.models.encode import ChatTemplate
 
 VICUNA = ChatTemplate(
@@ -90,6 +90,7 @@ class LlavaBackbone(HubBackbone):
         read = self.model.config.vision_feature_layer % (depth + 1)  # hidden_states[0] is the embedding
         self.unused = ("*.post_layernorm.*", *(f"*vision_tower*.layers.{i}.*" for i in range(read, depth)))
         side, tokens = vision.image_size, (vision.image_size // vision.patch_size) ** 2
+        self.side_files = with_pixels(self.side_files, squares(side, pixel_mode == "pad"))
         self.encoder = self.square_encoder(tokenizer, side, tokens, codec, codec_grid, max_length, pixel_mode)
 
     def image_features(self, pixels_N3SS: Tensor) -> Tensor:

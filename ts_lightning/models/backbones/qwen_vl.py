@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ts_lightning.grounding.codecs import backbone_codec
 from ts_lightning.grounding.resizing import smart_size
-from ts_lightning.models.backbones.hub_layout import HubBackbone
+from ts_lightning.models.backbones.hub_layout import HubBackbone, with_pixels
 from ts_lightning.models.encode import ChatTemplate, Encoder
 from ts_lightning.models.pixels import image_size, load_pixels, recent_pixels
 
@@ -149,6 +149,8 @@ class QwenVLBackbone(HubBackbone):
         tokenizer = self.load(settings, pretrained, seed, dtype)
         vision: Any = settings.vision_config
         factor = vision.patch_size * vision.spatial_merge_size
+        size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+        self.side_files = with_pixels(self.side_files, {"size": size})
         resized = partial(smart_size, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
         self.encoder = PatchEncoder(
             tokenizer=tokenizer,
