@@ -42,6 +42,7 @@ def build_optimizer(
 
     Restored from a checkpoint it keeps its own numbers (weight decay, betas, eps), which may be others than the file's.
     Rates are the schedule's to set; momentum and switches (amsgrad, fused) are the file's, as are the states they need.
+    ValueError for the state of an optimizer over other weights.
     """
     groups: list[dict[str, Any]] = [
         {"params": parameters, "name": name, **({} if name == "decay" else {"weight_decay": 0.0})}
@@ -64,8 +65,22 @@ def build_optimizer(
             cycled = "max_momentum" in group  # OneCycleLR sets betas at every step
             group.update({key: value for key, value in numbers.items() if not (cycled and key == "betas")})
 
+    optimizer.register_load_state_dict_pre_hook(_check_weights)
     optimizer.register_load_state_dict_post_hook(keep)
     return optimizer
+
+
+def _check_weights(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """ValueError where a stored state is of other weights than those that train."""
+    seen, expected = (
+        [len(group["params"]) for group in groups] for groups in (state["param_groups"], optimizer.param_groups)
+    )
+    if seen != expected:
+        raise ValueError(
+            f"checkpoint: seen an optimizer of {sum(seen)} weights, expected of the {sum(expected)} that train: other "
+            "parts trained, or an older version trained what no picture reaches, too (to start from the weights alone "
+            "use the vlm's init_from)"
+        )
 
 
 def build_schedule(make: Callable[[Optimizer], Any], optimizer: Optimizer, alpha_lr_factor: float = 1.0) -> Any:

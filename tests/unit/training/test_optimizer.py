@@ -123,6 +123,15 @@ def test_a_resumed_optimizer_has_the_settings_it_was_made_with() -> None:
     assert [g["lr"] for g in new.param_groups] == [0.1] * 3  # until the schedule sets it
 
 
+def test_the_state_of_an_optimizer_over_other_weights_is_refused_in_a_line() -> None:
+    """11 of its 13 trainable parameters train: one Linear has a weight and a bias."""
+    more = Model()
+    more.frozen.requires_grad_(True)
+    state = build_optimizer(torch.optim.AdamW, more).state_dict()
+    with pytest.raises(ValueError, match=r"^checkpoint: seen an optimizer of 13 weights, expected of the 11 .*from"):
+        build_optimizer(torch.optim.AdamW, Model()).load_state_dict(state)
+
+
 def one_cycle(optimizer: torch.optim.Optimizer) -> OneCycleLR:
     return OneCycleLR(optimizer, max_lr=0.1, total_steps=8)
 
