@@ -1,13 +1,12 @@
 """Prompts with their pictures and completions, for people: files in the run's folder, and the logger's own tables."""
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ts_lightning.data.index import index_shard
@@ -88,10 +87,10 @@ def draw_group(pictures: list[Image.Image], sample: Sample, group: list[Any], pa
 def seen_pictures(vlm: VLM, batch: Mapping[str, Any], row: int) -> list[Image.Image]:
     """The pictures of one row as the model sees them, from the batch's pixels or patches.
 
-    As they are stored, where a family's own processor makes tensors of them that nobody else reads.
+    From the shard's, where a family's own processor makes tensors of them that nobody else reads.
     """
     if "images_per_row" not in batch or "pixel_values" not in batch:
-        return stored_pictures(batch["samples"][row])
+        return [vlm.encoder.seen_picture(data) for data in stored_pictures(batch["samples"][row])]
     counts = batch["images_per_row"].tolist()
     first, last = sum(counts[:row]), sum(counts[: row + 1])
     if "image_grid" not in batch:
@@ -111,11 +110,10 @@ def seen_pictures(vlm: VLM, batch: Mapping[str, Any], row: int) -> list[Image.Im
     return pictures
 
 
-def stored_pictures(sample: Sample) -> list[Image.Image]:
-    """The pictures of a sample as they are displayed, from its shard."""
+def stored_pictures(sample: Sample) -> list[bytes]:
+    """The encoded pictures of a sample, from its shard."""
     index = index_shard(sample.shard)
-    stored = ShardReader(Manifest.of(index)).read_question(index, index.find(sample.key))
-    return [ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB") for data in stored.image_bytes]
+    return ShardReader(Manifest.of(index)).read_question(index, index.find(sample.key)).image_bytes
 
 
 def _image(pixels_3HW: Tensor) -> Image.Image:
