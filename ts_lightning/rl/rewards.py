@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from ts_lightning.data.sample import Sample, SampleRegion
-from ts_lightning.grounding.answer import Object
+from ts_lightning.grounding.answer import Answer, Object
 from ts_lightning.grounding.boxes import Box, area, iou
 from ts_lightning.grounding.regions import Region
 from ts_lightning.rl.completion import Completion
@@ -44,7 +44,7 @@ def image_reward(completion: Completion, sample: Sample, empty_answers: bool = F
     targets = target_boxes(sample)
     if not targets:
         return _empty(completion) if empty_answers else 0.0
-    pairs = zip(targets, first_objects(completion, len(targets)), strict=True)
+    pairs = zip(targets, first_objects(answer_objects(completion, sample), len(targets)), strict=True)
     return sum(thing is not None and thing.image == image for (image, _), thing in pairs) / len(targets)
 
 
@@ -67,15 +67,17 @@ def object_reward(
     if not targets:
         return _empty(completion) if empty_answers else 0.0
 
+    said = answer_objects(completion, sample)
+
     def value(target: tuple[int, Box], thing: Object | None) -> float:
         if thing is None or (same_image and thing.image != target[0]):
             return 0.0
         return overlap(thing.box, target[1], form)
 
     if matching:
-        table = [[value(target, thing) for thing in completion.objects] for target in targets]
-        return best_matching(table) / max(len(targets), len(completion.objects))
-    pairs = zip(targets, first_objects(completion, len(targets)), strict=True)
+        table = [[value(target, thing) for thing in said] for target in targets]
+        return best_matching(table) / max(len(targets), len(said))
+    pairs = zip(targets, first_objects(said, len(targets)), strict=True)
     return sum(value(*pair) for pair in pairs) / len(targets)
 
 
@@ -86,7 +88,7 @@ def f1_reward(completion: Completion, sample: Sample, form: str = "iou") -> floa
     objects, else 0.
     """
     targets = target_boxes(sample)
-    return f1(targets, _places(completion.objects), form) if targets else _empty(completion)
+    return f1(targets, _places(answer_objects(completion, sample)), form) if targets else _empty(completion)
 
 
 def thought_reward(completion: Completion, sample: Sample, form: str = "iou") -> float:
@@ -95,7 +97,7 @@ def thought_reward(completion: Completion, sample: Sample, form: str = "iou") ->
     A box that is given twice counts once. 0 where the thought has no box or the sample no region: nothing to compare.
     """
     answer = completion.answer
-    thought = [] if answer is None else [t for t in answer.objects if t.is_box and t.start < answer.span[0]]
+    thought = [] if answer is None else [t for t in _areas(answer, sample.regions) if t.start < answer.span[0]]
     regions = [(region.image, box) for region in sample.regions for box in _boxes(region)]
     return f1(regions, list(dict.fromkeys(_places(thought))), form)
 
@@ -103,20 +105,20 @@ def thought_reward(completion: Completion, sample: Sample, form: str = "iou") ->
 def strict_reward(completion: Completion, sample: Sample) -> float:
     """1 for an answer that ended by itself and whose boxes are all in the codec's exact form; else 0.
 
-    One box at least is wanted where the sample has a target; where that is a point, any region.
+    One box at least is wanted where the sample has a target; where that is a point or a polygon, any region.
     """
     answer = completion.answer
     if answer is None or not completion.stopped or answer.unread or not completion.text.strip():
         return 0.0
-    points = any(region.points is not None for region in sample.answer_regions)
-    if sample.answer_regions and not (answer.objects if points else completion.objects):
+    other = any(region.points is not None or region.polygon for region in sample.answer_regions)
+    if sample.answer_regions and not (answer.objects if other else completion.objects):
         return 0.0
     return float(all(thing.canonical for thing in answer.objects))
 
 
 def repeat_reward(completion: Completion, sample: Sample, same: float = 0.9) -> float:
     """Minus the share of the answer's boxes that lie (IoU of `same` or more) on an earlier one of their picture."""
-    places = _places(completion.objects)
+    places = _places(answer_objects(completion, sample))
     repeated = [
         any(image == before and iou(box, other) >= same for before, other in places[:i])
         for i, (image, box) in enumerate(places)
@@ -180,9 +182,19 @@ def target_boxes(sample: Sample) -> list[tuple[int, Box]]:
     return targets
 
 
-def first_objects(completion: Completion, count: int) -> list[Object | None]:
-    """The first `count` boxes of the answer in their order, None for each that is missing."""
-    first: list[Object | None] = list(completion.objects[:count])
+def answer_objects(completion: Completion, sample: Sample) -> list[Object]:
+    """The boxes of the answer, in order; where a target is a polygon its polygons, too, each as the box around it."""
+    answer = completion.answer
+    if answer is None or not any(region.polygon for region in sample.answer_regions):
+        return completion.objects
+    start, end = answer.span
+    inside = [thing for thing in _areas(answer, sample.answer_regions) if start <= thing.start < end]
+    return inside if any(not thing.is_box for thing in inside) else completion.objects
+
+
+def first_objects(said: Sequence[Object], count: int) -> list[Object | None]:
+    """The first `count` of them, None for each that is missing."""
+    first: list[Object | None] = list(said[:count])
     return first + [None] * (count - len(first))
 
 
@@ -250,6 +262,12 @@ def _empty(completion: Completion) -> float:
 
 def _boxes(region: SampleRegion) -> list[Box]:
     return [Region(tuple(region.polygon)).box] if region.polygon else region.all_boxes
+
+
+def _areas(answer: Answer, regions: Sequence[SampleRegion]) -> list[Object]:
+    """The boxes of a text, and its polygons where one of the regions is a polygon."""
+    polygons = any(region.polygon for region in regions)
+    return [thing for thing in answer.objects if thing.is_box or (polygons and thing.region.kind == "polygon")]
 
 
 def _places(things: Sequence[Object]) -> list[tuple[int | None, Box]]:

@@ -9,6 +9,7 @@ import pytest
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.grounding.coordinates import CoordinateSpace
+from ts_lightning.grounding.regions import Region
 from ts_lightning.rl.completion import Completion, read_completion
 from ts_lightning.rl.rewards import (
     best_matching,
@@ -305,6 +306,28 @@ def test_a_polygons_target_is_the_box_around_it_and_points_are_none() -> None:
             reward(complete("nothing", click), click)
     assert [strict_reward(complete(text, click), click) for text in ("nothing", OK)] == [0, 1]
     assert thought_reward(complete(say(OK, OK), click), click) == 0
+
+
+def test_a_polygon_is_answered_by_a_polygon() -> None:
+    """The triangle's box is (0.2, 0.2) to (0.6, 0.6); half of it, up to y 0.4, overlaps by 0.5. Clicks are no areas."""
+    sample = make_sample([SampleRegion(polygon=[(0.2, 0.4), (0.6, 0.2), (0.5, 0.6)])], images=1)
+    codec, size = get_codec("chatspot"), sample.sizes[0]
+
+    def read(*answer: tuple[tuple[float, float], ...]) -> Completion:
+        said = " ".join(codec.format([Region(points)], size) for points in answer)
+        text = say(said, said)
+        return Completion(text, answer=read_completion(text, codec, sample))
+
+    right, half = ((0.2, 0.4), (0.6, 0.2), (0.5, 0.6)), ((0.2, 0.2), (0.6, 0.2), (0.6, 0.4))
+    for reward in (image_reward, object_reward, f1_reward, thought_reward, strict_reward):
+        assert reward(read(right), sample) == pytest.approx(1), reward
+    for reward in (object_reward, f1_reward, thought_reward):
+        assert reward(read(half), sample) == pytest.approx(0.5), reward
+        assert reward(read(((0.4, 0.4),)), sample) == 0, reward
+    assert object_reward(read(right, half), sample, matching=True) == pytest.approx(0.5)
+    assert repeat_reward(read(right, right), sample) == -0.5
+    box = make_sample([SampleRegion(box=(0.2, 0.2, 0.6, 0.6))], images=1)
+    assert object_reward(read(right), box) == 0  # where a box is asked, a box is the answer
 
 
 def broken(completion: Completion, sample: Sample) -> float:
