@@ -1,5 +1,6 @@
 """Where answers stop behind a text, whatever tokens spell it. Legend: B rows, V vocabulary, S places, C tokens."""
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -37,6 +38,16 @@ class StopText:
     def whole(self, said_B: Tensor) -> Tensor:
         """Bool [B]: whether that is all of the text; it stays so."""
         return said_B == self.length
+
+
+def stop_text(tokenizer: Any, text: str, vocabulary: int, device: torch.device) -> StopText:
+    """`StopText`, made once: its table takes tenths of a second for a large vocabulary."""
+    return _stop_text(tokenizer, len(tokenizer), text, vocabulary, device)
+
+
+@lru_cache(2)
+def _stop_text(tokenizer: Any, length: int, text: str, vocabulary: int, device: torch.device) -> StopText:
+    return StopText(tokenizer, text, vocabulary, device)
 
 
 def _ends_with(said: str, text: str) -> int:

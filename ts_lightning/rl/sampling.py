@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ts_lightning.models.generate import DecodeState, decode, look_every, prefill
 from ts_lightning.models.packing import pad_left, repeated
-from ts_lightning.models.stop import StopText
+from ts_lightning.models.stop import StopText, stop_text
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.log_probs import tempered
 
@@ -100,7 +100,7 @@ def sample_groups(
         state = prompts_read(vlm, pad_left(batch), group)
         device = state.logits_BV.device
         done_N = None if wanted is None else ~torch.tensor(wanted, device=device).repeat_interleave(group)
-        ends = StopText(vlm.tokenizer, stop_after, state.logits_BV.shape[1], device) if stop_after else None
+        ends = stop_text(vlm.tokenizer, stop_after, state.logits_BV.shape[1], device) if stop_after else None
         steps = decode(state, draw, eos, max_new_tokens, ends, all_done, look_every(device), done_N)
         token_NS = torch.stack(list(steps), 1)
     length_N, stopped_N = _lengths(token_NS, eos, ends)

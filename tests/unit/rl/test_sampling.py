@@ -17,7 +17,7 @@ from ts_lightning.models import PlainVLM, generate
 from ts_lightning.models.backbones.hf import HFBackbone
 from ts_lightning.models.constrain import token_texts
 from ts_lightning.models.generate import DecodeState, banned_tokens
-from ts_lightning.models.stop import StopText
+from ts_lightning.models.stop import StopText, stop_text
 from ts_lightning.rl.log_probs import group_log_probs
 from ts_lightning.rl.sampling import pick, sample_groups
 
@@ -165,6 +165,14 @@ def test_a_stop_is_found_in_the_text_whatever_tokens_spell_it() -> None:
             found.append(int(state))
             assert bool(stop.whole(state)) == (found[-1] == 4)
         assert found == expected, said
+
+
+def test_the_table_of_a_stop_is_made_once_for_a_tokenizer_of_a_size() -> None:
+    words, cpu = Words("a", "</", "s>"), torch.device("cpu")
+    stop = stop_text(words, "</s>", 4, cpu)
+    assert stop_text(words, "</s>", 4, cpu) is stop
+    assert stop_text(words, "s>", 4, cpu) is not stop
+    assert stop_text(Words("a", "</", "s>"), "</s>", 4, cpu) is not stop
 
 
 def test_a_stop_begins_inside_of_a_token_and_ends_inside_of_another() -> None:
