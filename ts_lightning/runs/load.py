@@ -161,7 +161,7 @@ def standalone_model(folder: Path) -> dict[str, Any]:
             model = folder_model(folder / part)
             model["init_args"]["vlm"]["init_args"]["backbone"] = backbone
             return model
-    vlm = {"class_path": "ts_lightning.models.PlainVLM", "init_args": {"backbone": backbone, "train": ["*"]}}
+    vlm = {"class_path": "ts_lightning.models.PlainVLM", "init_args": {"backbone": backbone, "train": []}}
     return _module("SFT", vlm, max_new_tokens)
 
 

@@ -221,3 +221,6 @@ def test_a_standalone_model_has_its_new_tokens(tmp_path: Path) -> None:
     again = load(tmp_path).vlm
     assert again.tokenizer(new)["input_ids"] == vlm.tokenizer(new)["input_ids"]
     assert len(vlm.tokenizer) - 1 in vlm.tokenizer(new)["input_ids"]
+    assert not any(parameter.requires_grad for parameter in again.parameters())  # it answers
+    export(load(tmp_path), "checkpoint", tmp_path / "again.ckpt")
+    assert torch.equal(load(tmp_path / "again.ckpt").vlm.backbone.embedding.weight, vlm.backbone.embedding.weight)
