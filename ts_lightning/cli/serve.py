@@ -36,13 +36,16 @@ def serve(
         from ts_lightning.serve.server import make_app
     except ImportError as error:
         raise ValueError(f"{error}; expected the extra: pip install 'ts-lightning[demo]'") from None
+    import torch
+
     from ts_lightning.models import PlainVLM
     from ts_lightning.models.backbones.tiny import TinyBackbone
     from ts_lightning.reports.parity import started_vllm
     from ts_lightning.runs.load import found_device, load
 
     device = "cpu" if (engine, device) == ("vllm", "auto") else device
-    vlm = load(ckpt, device).vlm if ckpt else PlainVLM(TinyBackbone(), train=[]).eval().to(found_device(device))
+    gpu = torch.cuda.is_available() if engine == "vllm" else None  # the server takes the one that is there
+    vlm = load(ckpt, device, gpu).vlm if ckpt else PlainVLM(TinyBackbone(), train=[]).eval().to(found_device(device))
     title = str(ckpt) if ckpt else "tiny base"
     with ExitStack() as stack:
         server = None

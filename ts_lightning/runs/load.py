@@ -33,17 +33,17 @@ _OF_TRAINING = (
 )
 
 
-def load(path: str | Path, device: str = "cpu") -> Any:
+def load(path: str | Path, device: str = "cpu", gpu: bool | None = None) -> Any:
     """The LightningModule of the class, with the vlm and the weights, that a checkpoint or a folder stores; in eval.
 
     `hub:NAME` is a folder on a hub. A folder is a package, an adapter, a standalone model, a run's (its last
     checkpoint) or a plain model's (the base itself, on a GPU in 16 bits where it was saved so). device: as in
-    `found_device`. FileNotFoundError or ValueError (one line) for a missing, truncated or foreign file, and for another
-    base.
+    `found_device`; gpu: whether a GPU answers (None: where `device` is one). FileNotFoundError or ValueError (one line)
+    for a missing, truncated or foreign file, and for another base.
     """
     place, path = found_device(device), run_checkpoint(path)
     if Path(path).is_dir():
-        return _build(folder_model(path, gpu=place.type != "cpu")).eval().to(place)
+        return _build(folder_model(path, place.type != "cpu" if gpu is None else gpu)).eval().to(place)
     checkpoint = CheckpointIO().load_checkpoint(path)
     model = answering(stored_model(checkpoint, path))
     try:

@@ -3,9 +3,12 @@
 import asyncio
 import io
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("starlette", reason="starlette is not installed")
 from starlette.testclient import TestClient
@@ -95,6 +98,20 @@ def test_the_address_of_the_page_can_be_opened(
     monkeypatch.setattr("ts_lightning.serve.guard.run", lambda *_: None)
     serve(host=host)
     assert capsys.readouterr().out.split() == [address]
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_vllm_gets_the_dtype_of_the_machine(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own copy lies on the CPU; the server that answers takes the GPU."""
+    vlm, opened = PlainVLM(TinyBackbone(), train=[]).eval(), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr("ts_lightning.serve.guard.run", lambda *_: None)
+    monkeypatch.setattr("ts_lightning.serve.server.make_app", lambda *_: None)
+    monkeypatch.setattr("ts_lightning.reports.parity.started_vllm", lambda *_: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr("ts_lightning.runs.load.load", lambda *given: opened.append(given) or SimpleNamespace(vlm=vlm))
+    for engine in ("vllm", "own"):
+        serve(ckpt=Path("folder"), engine=engine, device="auto" if engine == "vllm" else "cpu")
+    assert opened == [(Path("folder"), "cpu", gpu), (Path("folder"), "cpu", None)]
 
 
 @pytest.mark.parametrize("data", [PICTURE[:300], b"no picture", b""])
