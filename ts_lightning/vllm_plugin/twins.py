@@ -20,6 +20,7 @@ from ts_lightning.vllm_plugin.folders import Mixing, PackageFolder, read_package
 
 PACKAGES = "ts_lightning_packages"  # of vLLM's --additional-config
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+_EXPERT = re.compile(rf"(experts\.\d+\.)?({'|'.join(PROJECTIONS)})\.(weight|bias|a|b)")
 
 
 @dataclass
@@ -40,10 +41,11 @@ class Experts(nn.Module):
     def __init__(self, tensors: Mapping[str, Tensor], mixing: Mixing, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.mixing, self.names = mixing, tuple(tensors)
-        if unknown := [name for name in tensors if "_proj" not in name and name not in ("alpha", "router.weight")]:
+        exact = ("alpha", "router.weight")
+        if unknown := [name for name in tensors if name not in exact and not _EXPERT.fullmatch(name)]:
             raise ValueError(f"package: seen {unknown[0]}, expected experts of {', '.join(PROJECTIONS)}")
         for name, tensor in tensors.items():
-            kept = torch.float32 if name in ("alpha", "router.weight") else dtype
+            kept = torch.float32 if name in exact else dtype
             self.register_buffer(_flat(name), tensor.to(device, kept, copy=True), persistent=False)
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
@@ -68,18 +70,21 @@ class Experts(nn.Module):
         out_nH = torch.zeros_like(h_nH)
         for number in range(self.mixing.num_experts):
             tokens, slots = torch.where(ids_nK == number)
+            if not len(tokens):
+                continue
             y = self.expert(f"experts.{number}.", h_nH[tokens], mlp)
             out_nH.index_add_(0, tokens, y * weights_nK[tokens, slots, None].to(y.dtype))
         return out_nH
 
     def expert(self, prefix: str, h: Tensor, mlp: Any) -> Tensor:
-        """down(silu(gate(h)) * up(h)) of one expert."""
-        if self.of(f"{prefix}gate_proj.weight") is not None:
-            gate, up, down = (self.of(f"{prefix}{name}.weight") for name in PROJECTIONS)
-            return F.linear(F.silu(F.linear(h, gate)) * F.linear(h, up), down)
+        """down(act(gate(h)) * up(h)) of one expert, with the activation of the base's MLP."""
+        names = gate_name, up_name, down_name = [f"{prefix}{name}" for name in PROJECTIONS]
+        if self.of(f"{gate_name}.weight") is not None:
+            gate, up, down = ((self.of(f"{name}.weight"), self.of(f"{name}.bias")) for name in names)
+            return F.linear(mlp.act_fn(torch.cat([F.linear(h, *gate), F.linear(h, *up)], -1)), *down)
         gate, up = _plain(mlp.gate_up_proj)(h)[0].chunk(2, -1)
-        z = F.silu(gate + self.difference(f"{prefix}gate_proj", h)) * (up + self.difference(f"{prefix}up_proj", h))
-        return _plain(mlp.down_proj)(z)[0] + self.difference(f"{prefix}down_proj", z)
+        z = mlp.act_fn(torch.cat([gate + self.difference(gate_name, h), up + self.difference(up_name, h)], -1))
+        return _plain(mlp.down_proj)(z)[0] + self.difference(down_name, z)
 
     def difference(self, name: str, x: Tensor) -> Tensor | float:
         """B A x + c, the difference to one of the base's layers; 0 for one that has none."""
@@ -136,6 +141,10 @@ def add_twins(manager: Any, config: Any) -> None:
     packages = [read_package(folder) for folder in folders]
     if not packages:
         return
+    names = [package.name for package in packages]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        expected = "expected packages of different names (`package` of the training that made them)"
+        raise ValueError(f"{PACKAGES}: seen {repeated[0]!r} {names.count(repeated[0])} times, {expected}")
     if not config.model_config.enforce_eager:
         raise ValueError(
             f"{PACKAGES}: seen some without --enforce-eager, expected it: whose a token is changes the work"
@@ -183,10 +192,9 @@ def _mlps(manager: Any) -> dict[int, tuple[str, nn.Module]]:
     for place, module in manager.model.named_modules():
         match = re.fullmatch(r".*layers\.(\d+)\.mlp", place)
         if match is not None and place.startswith(prefix):
-            if not all(hasattr(module, name) for name in ("gate_up_proj", "down_proj")):
-                raise ValueError(
-                    f"{PACKAGES}: seen {type(module).__name__}, expected MLPs of gate_up_proj and down_proj"
-                )
+            if not all(hasattr(module, name) for name in ("gate_up_proj", "act_fn", "down_proj")):
+                expected = "expected MLPs of gate_up_proj, act_fn and down_proj"
+                raise ValueError(f"{PACKAGES}: seen {type(module).__name__}, {expected}")
             found[int(match[1])] = (place, module)
     return found
 
