@@ -92,10 +92,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def check_base(seen: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """ValueError when weights were trained on another base than `expected`."""
-    for key in ("class", "sha256"):
-        if seen.get(key) != expected[key]:
-            raise ValueError(f"checkpoint: trained on a base of {key} {seen.get(key)}, expected {expected[key]}")
+    """ValueError when weights were trained on another base than `expected`, or on other codes of it."""
+    for key in ("class", "sha256", "quantization"):
+        if seen.get(key) != expected.get(key):
+            raise ValueError(f"checkpoint: trained on a base of {key} {seen.get(key)}, expected {expected.get(key)}")
 
 
 def load_weights(

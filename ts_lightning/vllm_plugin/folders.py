@@ -38,11 +38,16 @@ def is_package(folder: str | Path) -> bool:
 
 
 def read_package(folder: str | Path) -> PackageFolder:
-    """The package of a folder; ValueError in one line for one that is not ours, has changed, or has rows of tokens."""
+    """The package of a folder; ValueError in one line for one that is not ours, has changed, or vLLM can't answer with.
+
+    Those have rows of tokens, or were trained over a quantised base: vLLM answers over the whole one.
+    """
     where = f"package {folder}"
     config: dict[str, Any] = json.loads((Path(folder) / CONFIG).read_text())
     if config.get("format") != FORMAT:
         raise ValueError(f"{where}: seen format {config.get('format')!r}, expected {FORMAT}")
+    if (codes := config["base"].get("quantization")) is not None:
+        raise ValueError(f"{where}: seen one over a base in {codes}, expected one over a base that is not quantised")
     path = Path(folder) / WEIGHTS
     if hashlib.sha256(path.read_bytes()).hexdigest() != config["sha256"]:
         raise ValueError(f"{where}: {WEIGHTS} changed since it was saved")

@@ -20,6 +20,7 @@ from ts_lightning.reports.certificate import certify_on
 from ts_lightning.runs.export import export
 from ts_lightning.runs.load import load
 from ts_lightning.training import StepwiseSFT
+from ts_lightning.vllm_plugin.folders import read_package as vllm_package
 
 needs_library = pytest.mark.skipif(
     not find_spec("bitsandbytes"), reason="bitsandbytes, the extra quantization, missing"
@@ -120,6 +121,10 @@ def test_twin_experts_over_a_quantised_base(kind: str, tmp_path: Path) -> None:
         again = load(tmp_path / "package").vlm
         torch.testing.assert_close(again(rows)["logits"], vlm(rows)["logits"], rtol=1e-6, atol=1e-6)
         assert again.identity() == vlm.identity() == {**exact.identity(), "quantization": kind}
+    with pytest.raises(ValueError, match=f"trained on a base of quantization {kind}, expected None"):
+        TwinExpertVLM(backbone(), every=1).install(tmp_path / "package", "other")
+    with pytest.raises(ValueError, match=f"seen one over a base in {kind}, expected one over a base that is not"):
+        vllm_package(tmp_path / "package")
     with pytest.raises(ValueError, match=f"export: seen a base in {kind} for a standalone model"):
         export(module, "standalone", tmp_path / "standalone")
     with pytest.raises(ValueError, match=f"rank: seen experts over a base in {kind}"):
