@@ -119,7 +119,15 @@ def test_a_tower_of_its_own_folder_and_a_dropped_bias(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give image_tower"):
         MoELlavaBackbone(str(tmp_path))
     again = MoELlavaBackbone(str(tmp_path), image_tower=str(tmp_path / "clip"))
-    assert again.identity()["sha256"] == MoELlavaBackbone(config=PUBLIC, seed=3).identity()["sha256"]
+    sha256 = MoELlavaBackbone(config=PUBLIC, seed=3).identity()["sha256"]
+    assert again.identity()["sha256"] == sha256
+    (tmp_path / "clip/model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"image_tower: seen no \*\.safetensors and no pytorch_model\*\.bin in"):
+        MoELlavaBackbone(str(tmp_path), image_tower=str(tmp_path / "clip"))
+    whole = tower | {"text_model.embeddings.position_ids": torch.ones(1, 77)}  # as CLIP is published
+    torch.save(whole, tmp_path / "clip/pytorch_model.bin")
+    again = MoELlavaBackbone(str(tmp_path), image_tower=str(tmp_path / "clip"))
+    assert again.identity()["sha256"] == sha256
 
 
 def test_upcycling_a_dense_model(tmp_path: Path) -> None:

@@ -146,17 +146,22 @@ def _renamed(name: str, rules: Sequence[tuple[re.Pattern[str], str]]) -> str:
 
 
 def read_public(folder: Path) -> dict[str, Tensor]:
-    """All safetensors of a folder under our names, or pickled .bin shards read with weights_only."""
+    """The weights of a folder under our names."""
+    return from_public(own_names(read_weights(folder, "pretrained")))
+
+
+def read_weights(folder: Path, name: str) -> dict[str, Tensor]:
+    """All safetensors of a folder, or pickled .bin shards read with weights_only; ValueError names the argument."""
     files = sorted(folder.glob("*.safetensors"))
     pickled = [] if files else sorted(folder.glob("pytorch_model*.bin"))
     if not files and not pickled:
-        raise ValueError(f"pretrained: seen no *.safetensors and no pytorch_model*.bin in {folder}, expected weights")
+        raise ValueError(f"{name}: seen no *.safetensors and no pytorch_model*.bin in {folder}, expected weights")
     state: dict[str, Tensor] = {}
     for path in files:
         state |= load_file(path)
     for path in pickled:
         state |= torch.load(path, map_location="cpu", weights_only=True)
-    return from_public(own_names(state))
+    return state
 
 
 def fill(model: Any, state: dict[str, Tensor], image_tower: str | None) -> None:
@@ -167,7 +172,7 @@ def fill(model: Any, state: dict[str, Tensor], image_tower: str | None) -> None:
     """
     own = model.state_dict()
     if image_tower is not None:
-        tower = {k: v for path in sorted(Path(image_tower).glob("*.safetensors")) for k, v in load_file(path).items()}
+        tower = read_weights(Path(image_tower), "image_tower")
         named = {f"model.vision_tower.{k.removeprefix('vision_model.')}": v for k, v in tower.items()}
         state |= {k: v for k, v in named.items() if k in own}
     state.pop("lm_head.bias", None)
