@@ -67,7 +67,7 @@ def plan(
     print(f"{load.row} tokens, {load.picture_tokens} of {picture}; evaluation: {eval_batch} rows; GiB of {gpu:g}\n")
     heads = ("weights", "gradients", "optimizer", "activations", "evaluation", "peak")
     print(f"{'':22}{'base':>6}{''.join(f'{head:>13}' for head in heads)}  micro-batch  package, MB")
-    for form in forms(geometry, rank, rank):
+    for form in forms(geometry, rank, rank, every):
         made = planned(geometry, form, load)
         cells = "".join(f"{getattr(made, head) / GiB:>13.2f}" for head in heads)
         most = largest_micro_batch(geometry, form, load, room) or "-"

@@ -159,6 +159,16 @@ class Geometry:
         """The understanding experts of a layer."""
         return dense_experts(self.slots[layer]) or experts_of(self.slots[layer])
 
+    def largest_rank(self, every: int) -> int:
+        """The largest rank of experts over those of all twin layers; 0 where some have no form of low rank."""
+        sides: list[int] = []
+        for expert in (expert for slot in self.slots[::every] for expert in experts_of(slot)):
+            if (form := expert_form(expert, plain=False)) is None:
+                return 0
+            linears = [getattr(expert, name) for name in (*form.inputs, form.output)]
+            sides += [side for linear in linears for side in (linear.in_features, linear.out_features)]
+        return min(sides)
+
     def inner(self, layer: int) -> tuple[int, int]:
         """F times the understanding experts of a token, and how many products make the hidden (2: gate and up)."""
         form = expert_form(self.experts(layer)[0], plain=False)
@@ -314,9 +324,9 @@ def layer_bytes(geometry: Geometry, form: Form, load: Load, layer: int, twin: bo
     return norms + attention + slot + backward
 
 
-def forms(geometry: Geometry, rank: int, lora_rank: int) -> Iterator[Form]:
-    """The rows of a plan: every method, over the base as it is and quantised."""
-    low = expert_form(geometry.experts(0)[0], plain=False) is not None
+def forms(geometry: Geometry, rank: int, lora_rank: int, every: int) -> Iterator[Form]:
+    """The rows of a plan: every method that there is, over the base as it is and quantised."""
+    low = geometry.largest_rank(every) > 0
     yield Form("twist")
     for quantization in (None, *QUANTISED):
         if low:
@@ -337,8 +347,7 @@ def largest_micro_batch(geometry: Geometry, form: Form, load: Load, room: float)
 
 def largest_twist(geometry: Geometry, load: Load, room: float, ranks: Sequence[int] = RANKS) -> Plan | None:
     """The first that fits: full copies, then falling ranks, over the base as it is; these ranks over int8, then nf4."""
-    smallest = min(geometry.hidden, geometry.inner(0)[0])
-    possible = [rank for rank in ranks if rank <= smallest and expert_form(geometry.experts(0)[0], plain=False)]
+    possible = [rank for rank in ranks if rank <= geometry.largest_rank(load.every)]
     for quantization in (None, *QUANTISED):
         for rank in possible if quantization else (None, *possible):
             made = plan(geometry, Form("twist", rank, quantization), load)

@@ -17,7 +17,16 @@ from ts_lightning.models.backbones.hub_layout import random_model
 from ts_lightning.models.backbones.llava import LlavaBackbone
 from ts_lightning.models.backbones.moe_layout import moe_config
 from ts_lightning.models.backbones.moe_llava import MoELlavaBackbone
-from ts_lightning.reports.memory_plan import Form, Geometry, GiB, Load, largest_micro_batch, largest_twist, plan
+from ts_lightning.reports.memory_plan import (
+    Form,
+    Geometry,
+    GiB,
+    Load,
+    forms,
+    largest_micro_batch,
+    largest_twist,
+    plan,
+)
 
 TEXT = {"vocab_size": 1500, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4,
         "num_attention_heads": 4}  # fmt: skip
@@ -148,6 +157,22 @@ def small(name: str, config: dict[str, Any]) -> Any:
     text = AutoConfig.for_model(name).get_text_config().to_dict() | layer | own
     parts = {"text_config": text, "vision_config": config["vision_config"] | layer}
     return AutoConfig.for_model(name, **config | parts)
+
+
+def test_low_rank_is_planned_where_a_vlm_can_have_it(tmp_path: Path) -> None:
+    """Up to the smaller side of one expert's matrix; not at all where experts are packed."""
+    moe = geometry(tmp_path, SMALL["moe"] | {"intermediate_size": 40})  # 2 of 4 experts a token
+    assert moe.largest_rank(1) == 40
+    assert largest_twist(moe, Load(), 1.0, ranks=(48, 8)) is None
+    packed = AutoConfig.for_model("glm4v_moe").get_text_config().to_dict() | {
+        "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 24,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 99, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "first_k_dense_replace": 1, "pad_token_id": 0,
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 32}
+    seen = geometry(tmp_path, {"model_type": "glm4v_moe", "text_config": packed, "vision_config": vision})
+    assert seen.largest_rank(1) == 0
+    assert not any("rank" in form.name for form in forms(seen, 4, 8, 1) if form.method == "twist")
 
 
 def test_the_largest_setting_is_the_last_that_fits(tmp_path: Path) -> None:
