@@ -87,15 +87,22 @@ class LowRankExpert(nn.Module):
 
 
 @torch.no_grad()
-def written_out(expert: LowRankExpert, base: nn.Module) -> nn.Module:
-    """The full copy that equals `expert` over `base`: each weight W + B A, each bias b + c."""
-    copied = copy.deepcopy(base).requires_grad_(True).train()
+def written_out(expert: LowRankExpert, base: nn.Module) -> tuple[nn.Module, dict[str, float]]:
+    """The full copy nearest to `expert` over `base` in the base's dtype, and |stored - (W + B A)| / |B A| by layer.
+
+    Each weight is W + B A, each bias b + c, added in fp32 and rounded once: 16 bits lose much of a small difference.
+    """
+    copied, errors = copy.deepcopy(base).requires_grad_(True).train(), {}
     for name, difference in expert.named_children():
         linear: Any = getattr(copied, name)
-        linear.weight += (difference.b @ difference.a).to(linear.weight.dtype)  # type: ignore[operator]
+        exact = torch.promote_types(linear.weight.dtype, torch.float32)
+        d = difference.b.to(exact) @ difference.a.to(exact)  # type: ignore[operator]
+        whole = linear.weight.to(exact) + d
+        linear.weight.copy_(whole)
         if linear.bias is not None:
-            linear.bias += difference.bias.to(linear.bias.dtype)
-    return copied
+            linear.bias.copy_(linear.bias.to(exact) + difference.bias.to(exact))  # type: ignore[operator]
+        errors[name] = float((linear.weight.to(exact) - whole).norm() / d.norm().clamp(min=1e-30))
+    return copied, errors
 
 
 @torch.no_grad()

@@ -193,7 +193,7 @@ class TwinExpertVLM(VLM):
     def to_rank(self, rank: int | None, targets: Sequence[str] = ()) -> dict[str, float]:
         """Give the package that trains its nearest form of low rank, or full copies again (None), in place.
 
-        Returns the relative error of each layer's difference by its name; full copies are exact.
+        Returns the relative error of each layer's difference by its name; that of full copies is their rounding.
         """
         if kind := self.identity().get("quantization"):
             raise ValueError(f"rank: seen experts over a base in {kind}, expected one that is not quantised")
@@ -207,10 +207,11 @@ class TwinExpertVLM(VLM):
             experts = []
             seeds = _seeds(experts_of(slot.understanding), options)
             for number, (expert, (source, base)) in enumerate(zip(_experts(package.experts), seeds, strict=True)):
-                full = written_out(expert, base) if package.low_rank else expert
+                wide = base if rank is None else copy.deepcopy(base).float()  # not rounded on the way
+                full, error = written_out(expert, wide) if package.low_rank else (expert, {})
                 if rank is not None:
                     full, error = nearest(full, base, rank, targets, source)
-                    errors |= {f"layers.{index}.experts.{number}.{name}": value for name, value in error.items()}
+                errors |= {f"layers.{index}.experts.{number}.{name}": value for name, value in error.items()}
                 experts.append(full)
             if isinstance(moe := package.experts, MoE):
                 kind = MoE if rank is None else LowRankMoE

@@ -114,7 +114,7 @@ def test_equal_to_full_copies_with_the_difference_written_out(form: str, dense: 
     twin = make_twin(form, dense)
     package: Any = twin.packages["grounding"]
     bases = experts_of(twin.understanding)
-    copies = nn.ModuleList(written_out(e, bases[e.source]) for e in package.experts.experts)
+    copies = nn.ModuleList(written_out(e, bases[e.source])[0] for e in package.experts.experts)
     full = MoE(copies, copy.deepcopy(package.experts.router), 1)
     other = TwinExpert(twin.understanding, nn.ModuleDict({"grounding": Package(full, copy.deepcopy(package.alpha))}))
     ours, theirs = outcome(twin), outcome(other)
@@ -137,7 +137,7 @@ def test_full_rank_reproduces_a_full_copy_and_a_lower_one_is_the_nearest() -> No
     assert max(errors.values()) < 1e-6
     x = torch.randn(7, H)
     torch.testing.assert_close(expert(x, base), full(x), atol=1e-6, rtol=1e-5)
-    again = written_out(expert, base)
+    again, _ = written_out(expert, base)
     torch.testing.assert_close(again(x), full(x), atol=1e-6, rtol=1e-5)
     for rank in (1, 3):
         near, errors = nearest(full, base, rank, ["fc1"])
@@ -146,6 +146,24 @@ def test_full_rank_reproduces_a_full_copy_and_a_lower_one_is_the_nearest() -> No
         assert errors["fc1"] == pytest.approx(float(by_hand), rel=1e-5)
         assert errors["fc2"] == pytest.approx(1.0)
         assert not hasattr(near, "fc2")
+
+
+def test_a_full_copy_in_16_bits_says_what_it_loses() -> None:
+    """Between 1 and 2 bf16 has steps of 2^-7: of 1 + 2^-8 + 2^-10 it keeps 1 + 2^-7, of 1 + 2^-10 1."""
+    base: Any = make_mlp("phi").to(torch.bfloat16)
+    expert: Any = LowRankExpert(base, 1, ["fc1"])
+    with torch.no_grad():
+        base.fc1.weight.fill_(1.0)
+        expert.fc1.a.fill_(1.0)
+        expert.fc1.b.fill_(2**-10)
+    copied, errors = written_out(expert, base)
+    assert bool((copied.fc1.weight == 1).all())
+    assert errors == {"fc1": pytest.approx(1.0)}  # all of the difference
+    with torch.no_grad():
+        expert.fc1.b.fill_(2**-8 + 2**-10)
+    copied, errors = written_out(expert, base)
+    assert bool((copied.fc1.weight == 1 + 2**-7).all())
+    assert errors == {"fc1": pytest.approx((2**-7 - 2**-8 - 2**-10) / (2**-8 + 2**-10))}
 
 
 def test_static_path_equals_the_shared_one() -> None:
@@ -230,7 +248,8 @@ def test_a_package_changes_its_form(options: dict[str, Any]) -> None:
     assert max(errors.values()) < 1e-5
     torch.testing.assert_close(vlm(rows)["logits"], expected, atol=1e-4, rtol=1e-4)
     assert vlm.options["grounding"].expert_rank == 32
-    assert vlm.to_rank(None) == {}
+    assert max(vlm.to_rank(None).values()) < 1e-6
+    assert vlm.to_rank(None) == {}  # they are full copies
     torch.testing.assert_close(vlm(rows)["logits"], expected, atol=1e-4, rtol=1e-4)
 
 
