@@ -39,6 +39,12 @@ class FSDP2Strategy(ModelParallelStrategy):
         names = ("data_parallel", "tensor_parallel")
         self.mesh = init_device_mesh(self.root_device.type, (self.world_size, 1), mesh_dim_names=names)
 
+    def setup(self, trainer: L.Trainer) -> None:
+        """Answers under `no_grad`: the buffers of a first forward in inference mode could never take gradients."""
+        for loop in (trainer.validate_loop, trainer.test_loop, trainer.predict_loop):  # fit's own is so already
+            loop.inference_mode = False
+        super().setup(trainer)
+
     @property
     def device_mesh(self) -> DeviceMesh:
         """All ranks in one data-parallel group, on one node or many."""
