@@ -15,14 +15,16 @@ class ZeRO2Strategy(DeepSpeedStrategy):
 
     DeepSpeed saves a folder of pickles past the CheckpointIO, which neither `load` nor resuming can read. Here a
     checkpoint is one file: fp32 weights of what trained, without the frozen base, and the optimizer's state, both
-    consolidated on rank 0. It loads under any strategy and number of ranks. `offload_optimizer`: keep the optimizer's
-    states in main memory.
+    consolidated on rank 0. It loads under any strategy and number of ranks. ValueError for offload: DeepSpeed then
+    takes its own optimizers alone, and keeps no gradients that a step with NaN could be known by.
     """
 
     lightning_restore_optimizer = True  # type: ignore[assignment]  # by load_optimizer_state_dict
 
-    def __init__(self, offload_optimizer: bool = False, **kwargs: Any) -> None:
-        super().__init__(stage=2, offload_optimizer=offload_optimizer, exclude_frozen_parameters=True, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        if kwargs.get("offload_optimizer"):
+            raise ValueError("trainer.strategy: seen offload_optimizer, expected none (try -c trainer/adamw_8bit.yaml)")
+        super().__init__(stage=2, exclude_frozen_parameters=True, **kwargs)
         self.groups: list[list[Parameter]] = []  # the optimizer's, before DeepSpeed flattens them
 
     def _setup_model_and_optimizer(self, model: Any, optimizer: Any, lr_scheduler: Any = None) -> Any:

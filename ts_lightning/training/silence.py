@@ -6,6 +6,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from ts_lightning.runs.zero2 import ZeRO2Strategy
+
 STEPS = 10
 
 
@@ -30,7 +32,10 @@ class StopWithoutGradient(Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         if self.steps is None or trainer.world_size > 1:
             return
-        if any(p.grad is not None and bool(p.grad.any()) for p in pl_module.parameters()):
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        if isinstance(trainer.strategy, ZeRO2Strategy):
+            gradients += trainer.strategy.gradients()
+        if any(bool(gradient.any()) for gradient in gradients):
             self.steps = None
             return
         self.steps += 1

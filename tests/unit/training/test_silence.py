@@ -8,17 +8,30 @@ import torch
 
 from ts_lightning.models import TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.runs.zero2 import ZeRO2Strategy
 from ts_lightning.training.silence import STEPS, StopWithoutGradient
 
 
-def run(gradients: list[float], world_size: int = 1) -> None:
+class Elsewhere(ZeRO2Strategy):
+    """A strategy that holds the gradients itself, as DeepSpeed does."""
+
+    def __init__(self) -> None:
+        self.held: list[torch.Tensor] = []
+
+    def gradients(self) -> list[torch.Tensor]:
+        return self.held
+
+
+def run(gradients: list[float], world_size: int = 1, zero: Elsewhere | None = None) -> None:
     vlm = TwinExpertVLM(TinyBackbone(pretrained=None, hidden_size=32, num_layers=2, vision_layers=1, num_heads=2))
-    callback, trainer = StopWithoutGradient(), SimpleNamespace(world_size=world_size)
+    callback, trainer = StopWithoutGradient(), SimpleNamespace(world_size=world_size, strategy=zero)
     module: Any = SimpleNamespace(vlm=vlm, parameters=vlm.parameters)
     batch = {"micro_batches": [{"task": torch.tensor([0, 0, 1])}, {"task": torch.tensor([0])}]}
     for step, value in enumerate(gradients):
         callback.on_train_batch_start(trainer, module, batch, step)  # type: ignore[arg-type]
-        for parameter in vlm.parameters():
+        if zero is not None:
+            zero.held = [torch.full((3,), value)]
+        for parameter in vlm.parameters() if zero is None else ():
             if parameter.requires_grad:
                 parameter.grad = torch.full_like(parameter, value)
         callback.on_before_optimizer_step(trainer, module, None)  # type: ignore[arg-type]
@@ -33,3 +46,9 @@ def test_one_gradient_is_enough() -> None:
     run([0.0] * (STEPS - 1) + [1e-9] + [0.0] * STEPS)
     run([0.0] * (STEPS - 1))
     run([0.0] * STEPS, world_size=2)  # ranks hold parts
+
+
+def test_gradients_that_deepspeed_holds_count() -> None:
+    run([1e-9] + [0.0] * STEPS, zero=Elsewhere())
+    with pytest.raises(ValueError, match="no gradient above 0"):
+        run([0.0] * STEPS, zero=Elsewhere())
