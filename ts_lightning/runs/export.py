@@ -9,7 +9,7 @@ from ts_lightning.models import VLM, LoRAVLM, TaskRouter, TwinExpertVLM
 from ts_lightning.models.package import say_whose
 from ts_lightning.runs.checkpoint_io import CheckpointIO
 from ts_lightning.runs.class_paths import plain
-from ts_lightning.runs.load import BASE, STANDALONE
+from ts_lightning.runs.load import BASE, INSTALLED, STANDALONE
 from ts_lightning.runs.package_state import pack
 
 TARGETS = ("package", "adapter", "checkpoint", "standalone")
@@ -19,7 +19,7 @@ def export(module: Any, kind: str, target: Path, scores: Mapping[str, float] | N
     """Write `module` as one of `TARGETS`; ValueError for a kind that its vlm does not have.
 
     `standalone` is the merged model (LoRA) or the tuned model itself, in the layout of the backbone, which plain
-    transformers loads; of TWIST it holds `base`, which it loads too, and `package`.
+    transformers loads; of TWIST it holds `base`, which it loads too, `package`, and installed ones in `packages`.
     """
     vlm, wanted = module.vlm, {"package": TwinExpertVLM, "adapter": LoRAVLM}
     if kind not in TARGETS:
@@ -76,6 +76,9 @@ def write_standalone(module: Any, folder: Path, scores: Mapping[str, float] | No
     vlm, backbone, base = module.vlm, module.vlm.backbone, folder
     if isinstance(vlm, TwinExpertVLM):
         vlm.save_pretrained(folder / "package", scores, max_new_tokens=module.max_new_tokens)
+        for name in vlm.skills:
+            if name != vlm.package:
+                vlm.save_pretrained(folder / INSTALLED / name, name=name, max_new_tokens=module.max_new_tokens)
         vlm.remove_packages()
         base = folder / BASE
         say_whose(folder)

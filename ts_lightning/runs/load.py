@@ -25,6 +25,7 @@ from ts_lightning.runs.signals import FILENAME as STOPPED
 LARGE_BASE, LARGE_SETTING = 20_000_000, 10_000  # of this size nobody's memory is in danger
 STANDALONE = "ts_lightning.json"
 BASE = "base"  # of a standalone folder of twin experts; folders of before hold it beside the package
+INSTALLED = "packages"  # of the same: those beside the one that trained, by name
 RUN_LAST = "checkpoints/last.ckpt"
 PLAIN_TOKENS = 256  # of an answer by a model that says nothing of it
 _OF_TRAINING = (
@@ -147,7 +148,7 @@ def is_standalone(folder: Path) -> bool:
 
 
 def standalone_model(folder: Path) -> dict[str, Any]:
-    """The module over a standalone folder: its base from the folder, and the package or adapter inside of it."""
+    """The module over a standalone folder: its base from the folder, and the packages or the adapter inside of it."""
     try:
         stored = json.loads((folder / STANDALONE).read_text())
         backbone = dict(stored["backbone"])
@@ -159,7 +160,10 @@ def standalone_model(folder: Path) -> dict[str, Any]:
     for part in ("package", "adapter"):
         if (folder / part).is_dir():
             model = folder_model(folder / part)
-            model["init_args"]["vlm"]["init_args"]["backbone"] = backbone
+            own = model["init_args"]["vlm"]["init_args"]
+            own["backbone"] = backbone
+            if beside := sorted((folder / INSTALLED).glob("*")):
+                own["packages"] = {package.name: str(package) for package in beside}
             return model
     vlm = {"class_path": "ts_lightning.models.PlainVLM", "init_args": {"backbone": backbone, "train": []}}
     return _module("SFT", vlm, max_new_tokens)
