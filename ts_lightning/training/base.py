@@ -21,7 +21,7 @@ from ts_lightning.runs.fsdp2 import ShardedModule
 from ts_lightning.runs.nonfinite import SkipNonFinite
 from ts_lightning.runs.package_state import pack, stored_hparams, unpack
 from ts_lightning.training.callbacks import DataPosition, Throughput
-from ts_lightning.training.optimizer import build_optimizer, build_schedule, without_exchange
+from ts_lightning.training.optimizer import build_optimizer, build_schedule, keep_numbers, own_numbers, without_exchange
 from ts_lightning.training.records import answer_lengths, batch_records
 from ts_lightning.training.schedule import WarmupCosine, planned_steps
 from ts_lightning.training.silence import StopWithoutGradient
@@ -66,6 +66,7 @@ class BaseModule(ShardedModule):
         self.alpha_lr_factor, self.max_new_tokens = alpha_lr_factor, max_new_tokens
         self.suite_metrics, self.routed_LE = SuiteMetrics(), []
         self.constrain = constrain
+        self._own_numbers: list[dict[str, Any]] = []  # of the optimizer, as it was made
         self._measured: set[str] = set()  # suites whose true answers were held against max_new_tokens
         self.answer_as()
 
@@ -146,6 +147,7 @@ class BaseModule(ShardedModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.make_optimizer, self, self.alpha_lr_factor)
+        self._own_numbers = own_numbers(optimizer)
         scheduler = build_schedule(self.make_scheduler, optimizer, self.alpha_lr_factor)
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
             scheduler.total_steps = planned_steps(self.trainer)
@@ -171,6 +173,11 @@ class BaseModule(ShardedModule):
 
     def on_fit_start(self) -> None:
         self.train()  # pre-trained parts arrive in eval mode; the vlm keeps what is frozen there
+
+    def on_train_start(self) -> None:
+        """Weight decay, betas and eps are the configuration's, also where a checkpoint was restored."""
+        for optimizer in self.trainer.optimizers if self._own_numbers else []:
+            keep_numbers(optimizer, self._own_numbers)
 
     def on_validation_model_train(self) -> None:
         if self.trainer.state.fn == TrainerFn.FITTING:

@@ -40,8 +40,6 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimizer over the trainable parameters, in the groups of `groups_of`; alpha's rate is multiplied.
 
-    Restored from a checkpoint it keeps its own numbers (weight decay, betas, eps), which may be others than the file's.
-    Rates are the schedule's to set; momentum and switches (amsgrad, fused) are the file's, as are the states they need.
     ValueError for the state of an optimizer over other weights.
     """
     groups: list[dict[str, Any]] = [
@@ -55,19 +53,27 @@ def build_optimizer(
     for group in optimizer.param_groups:
         if group["name"] == "alpha":
             group["lr"] *= alpha_lr_factor
-    own = [
+    optimizer.register_load_state_dict_pre_hook(_check_weights)
+    return optimizer
+
+
+def own_numbers(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The numbers of each group that a run takes from its configuration: weight decay, betas, eps.
+
+    Rates are the schedule's to set; momentum and switches (amsgrad, fused) are the checkpoint's, as are the states they
+    need.
+    """
+    return [
         {key: value for key, value in group.items() if type(value) in (int, float, tuple) and key not in RESTORED}
         for group in optimizer.param_groups
     ]
 
-    def keep(restored: Optimizer) -> None:
-        for group, numbers in zip(restored.param_groups, own, strict=True):
-            cycled = "max_momentum" in group  # OneCycleLR sets betas at every step
-            group.update({key: value for key, value in numbers.items() if not (cycled and key == "betas")})
 
-    optimizer.register_load_state_dict_pre_hook(_check_weights)
-    optimizer.register_load_state_dict_post_hook(keep)
-    return optimizer
+def keep_numbers(optimizer: Optimizer, own: list[dict[str, Any]]) -> None:
+    """Put `own_numbers` back once a checkpoint was restored: not every optimizer and strategy calls hooks for that."""
+    for group, numbers in zip(optimizer.param_groups, own, strict=True):
+        cycled = "max_momentum" in group  # OneCycleLR sets betas at every step
+        group.update({key: value for key, value in numbers.items() if not (cycled and key == "betas")})
 
 
 def _check_weights(optimizer: Optimizer, state: dict[str, Any]) -> None:
