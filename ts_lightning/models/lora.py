@@ -24,6 +24,7 @@ WEIGHTS = "adapter_model.safetensors"
 BASE = "base.json"  # ours: which base, and how to build it
 ALL_LINEAR = "all-linear"
 ROUTERS = ("router", "gate")  # of sparse bases: stay frozen, as they are balanced
+PACKED = {"glm4v_moe": ("gate_proj", "up_proj", "down_proj")}  # peft takes these for names of the packed experts
 _KEYS = {"base", "backbone", "options", "max_new_tokens"}
 
 
@@ -36,7 +37,7 @@ class LoRAVLM(VLM):
         lora_alpha: The update is scaled by lora_alpha / rank.
         dropout: Of the adapters' input.
         targets: Names of the linear layers inside decoder layers that get adapters; "all-linear" is every one
-            but routers.
+            but routers (and, where peft would take their names for packed experts, MLPs).
         dora: DoRA: the length of each column of B A + W is trained apart from its direction (without `quantization`).
         train_token_rows: Tokens whose embedding and head rows train as well ("codec": those of the codec), as in
             `TwinExpertVLM`, but for every task: plain peft has no tasks.
@@ -69,11 +70,15 @@ class LoRAVLM(VLM):
             raise ValueError(f"rank: seen {rank}, expected at least 1")
         modules = backbone.layers.named_modules()
         linears = sorted({n.rsplit(".", 1)[-1] for n, m in modules if isinstance(m, torch.nn.Linear)})
-        every = [name for name in linears if name not in ROUTERS]
+        packed = PACKED.get(backbone.model.config.model_type, ())
+        every = [name for name in linears if name not in (*ROUTERS, *packed)]
         self.targets = every if targets == ALL_LINEAR else [targets] if isinstance(targets, str) else [*targets]
         if missing := [name for name in self.targets if name not in linears]:
             expected = f"{ALL_LINEAR}, or linear layers of the decoder: {', '.join(linears)}"
             raise ValueError(f"targets: seen {missing[0]!r}, expected {expected}")
+        if taken := [name for name in self.targets if name in packed]:
+            expected = f"{ALL_LINEAR} or some of {', '.join(every)}: peft would adapt packed experts"
+            raise ValueError(f"targets: seen {taken[0]!r} of {backbone.model.config.model_type}, expected {expected}")
         names = {module: name for name, module in backbone.model.named_modules()}
         layers = names[backbone.layers]
         ids = backbone.encoder.token_ids(backbone.encoder.row_tokens(train_token_rows))

@@ -201,9 +201,7 @@ def saved(case: Case) -> None:
 
 
 def lora(case: Case) -> None:
-    backbone = case.backbone()
-    linear = [n.rsplit(".", 1)[-1] for n, m in backbone.layers.named_modules() if isinstance(m, torch.nn.Linear)]
-    steps(LoRAVLM(backbone, rank=2, dropout=0, targets=sorted({*linear})), case.samples[:1], 1)
+    steps(LoRAVLM(case.backbone(), rank=2), case.samples[:1], 1)
 
 
 def full(case: Case) -> None:

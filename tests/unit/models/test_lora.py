@@ -1,5 +1,6 @@
 """The LoRA baseline: what trains, peft's own layout, equal parameters with TWIST."""
 
+import re
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ import torch
 from peft import PeftModel
 from transformers import LlavaForConditionalGeneration
 
+from tests.unit.models.hf_families import make_folder
 from tests.unit.models.test_backbones import MAKERS
 from tools.bench.geometry import MOE_LLAVA_PHI2
 from ts_lightning.cli.configurations import read_configuration
 from ts_lightning.data.collate import collate
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
+from ts_lightning.models.backbones.hf import HFBackbone
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.lora import read_adapter
 from ts_lightning.models.moe import MoE
@@ -147,6 +150,17 @@ def test_all_linear_layers_but_routers_by_default(tmp_path: Path) -> None:
     assert trains == 10 * 2 * 3 * (32 + 48) + 4 * 4 * 3 * (32 + 32)
     vlm.save_pretrained(tmp_path)
     assert read_adapter(tmp_path)["options"]["targets"] == vlm.targets
+
+
+def test_names_of_an_mlp_that_peft_takes_for_packed_experts(tmp_path: Path) -> None:
+    make_folder("glm4v_moe", tmp_path)
+    vlm = LoRAVLM(HFBackbone(str(tmp_path)), rank=2)
+    assert vlm.targets == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    trained = {n.split(".lora_")[0] for n, p in vlm.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(re.search(rf"layers\.\d+\.self_attn\.({'|'.join(vlm.targets)})$", name) for name in trained)
+    with pytest.raises(ValueError, match="targets: seen 'down_proj' of glm4v_moe, expected all-linear or some of k_pr"):
+        LoRAVLM(HFBackbone(str(tmp_path)), targets=["down_proj"])
 
 
 def test_refusals() -> None:
