@@ -219,8 +219,8 @@ def test_exports_stand_alone(make: Any, tmp_path: Path) -> None:
         if isinstance(vlm, LoRAVLM) and not isinstance(base, MoELlavaBackbone):
             make().save(tmp_path / "base")
             vlm.save_pretrained(tmp_path / "adapter")
-            plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
-            if "linear" not in str(plain.config.to_dict().get("projector")):  # peft on the plain model
+            if "linear" not in str(base.model.config.to_dict().get("projector")):  # peft on the plain model
+                plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
                 theirs = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
                 ids = torch.arange(5, 25)[None]
                 with torch.no_grad():

@@ -9,12 +9,12 @@ from peft import AutoPeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.unit.models.hf_families import make_folder
-from ts_lightning.models import LoRAVLM, TwinExpertVLM
+from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.hf import HFBackbone
 from ts_lightning.models.backbones.llava import LlavaBackbone
 from ts_lightning.runs.export import export
 from ts_lightning.runs.load import load
-from ts_lightning.training import LoRASFT, StepwiseSFT
+from ts_lightning.training import SFT, LoRASFT, StepwiseSFT
 
 
 @pytest.fixture
@@ -62,3 +62,24 @@ def test_twin_experts_say_what_they_are(base: str, tmp_path: Path) -> None:
     assert type(AutoModelForImageTextToText.from_pretrained(tmp_path / "whole/base")).__name__.startswith("Llava")
     assert isinstance(load(tmp_path / "whole").vlm, TwinExpertVLM)
     assert readable(tmp_path / "whole")
+
+
+def test_a_standalone_model_has_all_packages(base: str, tmp_path: Path) -> None:
+    TwinExpertVLM(HFBackbone(base), every=1, alpha_init=0.25).save_pretrained(tmp_path / "other")
+    vlm = TwinExpertVLM(HFBackbone(base), package="reading", packages={"grounding": str(tmp_path / "other")})
+    export(StepwiseSFT(vlm), "standalone", tmp_path / "whole")
+    again = load(tmp_path / "whole").vlm
+    assert (again.package, again.options) == ("reading", vlm.options)
+    assert again.package_tensors("grounding")["alpha"].item() == 0.25
+    assert [name for name, p in again.package_tensors("grounding").items() if p.requires_grad] == []
+
+
+def test_a_linear_projector_is_refused_by_plain_transformers(base: str, tmp_path: Path) -> None:
+    """It would open with a random projector of its own."""
+    vlm = PlainVLM(LlavaBackbone(base, projector="linear"))
+    export(SFT(vlm), "standalone", tmp_path / "whole")
+    with pytest.raises(KeyError, match=r"linear projector of ts_lightning, opened by ts_lightning.load\(FOLDER\)"):
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "whole")
+    again = load(tmp_path / "whole").vlm.backbone
+    assert again.identity()["sha256"] == vlm.backbone.identity()["sha256"]
+    LlavaBackbone(str(tmp_path / "whole"), projector="mlp")  # LLaVA's own again, fresh

@@ -16,6 +16,10 @@ VICUNA = ChatTemplate(
 )
 
 
+# In place of an activation's name: plain transformers fails on it, rather than opening with a random projector.
+FOREIGN = "a linear projector of ts_lightning, opened by ts_lightning.load(FOLDER)"
+
+
 class LinearProjector(nn.Module):
     """One linear layer between vision and language (ChatSpot 4.1)."""
 
@@ -31,7 +35,9 @@ class LinearLlava(LlavaForConditionalGeneration):
     """LLaVA whose projector is a `LinearProjector`; its config.json says `projector: linear`."""
 
     def __init__(self, config: Any) -> None:
+        config.projector_hidden_act = "gelu"  # of LLaVA's own projector, which goes
         super().__init__(config)
+        config.projector_hidden_act = FOREIGN
         self.model.multi_modal_projector = LinearProjector(config)
         self.post_init()
 
@@ -78,6 +84,8 @@ class LlavaBackbone(HubBackbone):
         check_tower(settings.vision_config, settings, pretrained or "config")
         stored = getattr(settings, "projector", "mlp")
         settings.projector = projector or stored
+        if settings.projector_hidden_act == FOREIGN:
+            settings.projector_hidden_act = "gelu"
         kind = LinearLlava if settings.projector == "linear" else AutoModelForImageTextToText
         fresh = () if settings.projector == stored else ("multi_modal_projector",)
         tokenizer = self.load(settings, pretrained, seed, dtype, kind, fresh)
