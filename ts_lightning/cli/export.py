@@ -23,7 +23,8 @@ def export(
         ts-lightning export --ckpt FOLDER --to package --out FOLDER --push me/mugs --certificate certificate.json
 
     package: the experts, routers, alpha and token rows of TWIST. adapter: LoRA in peft's layout. checkpoint: for
-    --ckpt_path and init_from. standalone: the base as well (LoRA merged into it), in the layout of its own family.
+    --ckpt_path and init_from. standalone: the base as well (LoRA merged into it), in the layout of its own family; the
+    others find it where it was.
 
     Args:
         ckpt: a run's folder, checkpoint, package, adapter or standalone folder
@@ -31,7 +32,7 @@ def export(
         out: file or folder to write
         scores: JSON of figures for the card, flat or nested as report.json; the run's last validation when missing
         router: folder of `python -m tools.experiments.train_task_router`, stored in the package
-        push: OWNER/NAME on the hub ($HF_ENDPOINT) to write the folder to; `hub:OWNER/NAME` opens it everywhere
+        push: OWNER/NAME on the hub ($HF_ENDPOINT) to write the folder to; `hub:OWNER/NAME` opens it
         certificate: what `certify` wrote, for the card
         rank: the package's experts as their nearest differences of this rank (prints what is lost); 0: as full copies
     """
