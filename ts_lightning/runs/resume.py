@@ -37,11 +37,14 @@ class Finished(Exception):
 
 
 class Place(NamedTuple):
-    """Where a checkpoint stands: optimizer steps done, and whether the validation of the last one is still to come."""
+    """Where a checkpoint stands: optimizer steps done, and whether the validation of the last one is still to come.
+
+    None: it may be, saved in a hook at the step's end, as by ModelCheckpoint.
+    """
 
     path: Path
     steps: int
-    validation_follows: bool
+    validation_follows: bool | None
     config: dict[str, Any] | None
     versions: dict[str, str]
     epochs: int
@@ -61,13 +64,14 @@ class Start(NamedTuple):
 
 
 def begin_run(root: Path, lock: RunLock, config: dict[str, Any], given: str | None, resume: bool) -> Start:
-    """Find what to restore: the given checkpoint, or the newest whole one of this run, or none.
+    """Find what to restore: the given checkpoint ("last": this run's last.ckpt), or its newest whole one, or none.
 
     A requeued job goes on from its own newest, also where its script names another `--ckpt_path`. Rank 0 takes the
     lock of the directory; nothing else in it is touched before `settle`. ValueError when another run writes here, or
     the configuration changed; `Finished` when this run has nothing left to do.
     """
     folder, is_first = root / "checkpoints", first_process()
+    given = _file(given, folder)
     requeued = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
     if is_first:
         lock.acquire()
@@ -81,10 +85,8 @@ def begin_run(root: Path, lock: RunLock, config: dict[str, Any], given: str | No
         elif given is not None and Path(given).is_file() and _within(Path(given), folder):
             place = read_place(Path(given))
             start = Start(given, place.steps, place.steps, wandb_run(root, new=False))
-        else:  # a new run; Lightning looks into the folder for "last" and "hpc"
-            elsewhere = given is not None and Path(given).is_file()
-            keeps = given is not None and not elsewhere
-            start = Start(given, None, None if keeps else -1, wandb_run(root, new=True))
+        else:  # a new run
+            start = Start(given, None, -1, wandb_run(root, new=True))
         names_it = given is not None and start.ckpt_path == given and Path(given).is_file()
         if names_it and (fault := _fault(Path(str(given)))) is not None:
             raise ValueError(f"checkpoint {given}: {fault}")
@@ -96,6 +98,21 @@ def begin_run(root: Path, lock: RunLock, config: dict[str, Any], given: str | No
     except BaseException:
         lock.release()
         raise
+
+
+def _file(given: str | None, folder: Path) -> str | None:
+    """The file that `--ckpt_path` means; ValueError for a `last` that isn't there, and `hpc`, which nothing writes."""
+    if given == "hpc":
+        raise ValueError("--ckpt_path: seen 'hpc', expected a file or last: a requeued job goes on by itself")
+    if given != "last":
+        return given
+    path = folder / "last.ckpt"
+    if not path.is_file():
+        raise ValueError(
+            f"--ckpt_path: seen 'last' and no {path}, expected it there, or a file (without --ckpt_path a run goes on "
+            "from its newest checkpoint)"
+        )
+    return str(path)
 
 
 def settle(start: Start, root: Path, metrics: MetricsLog | None) -> None:
@@ -120,9 +137,13 @@ def settle(start: Start, root: Path, metrics: MetricsLog | None) -> None:
 
 
 def newest(folder: Path) -> Place | None:
-    """The checkpoint with the most steps that is whole, of ours, and finite; others are named and passed over."""
+    """The checkpoint with the most steps that is whole, of ours, and finite; others are named and passed over.
+
+    Of several of one step: one after its validation, or else one that says that it is still to come.
+    """
     places = _places(folder)
-    places.sort(key=lambda place: (place.steps, not place.validation_follows, place.path.stat().st_mtime_ns))
+    known = (None, True, False)
+    places.sort(key=lambda it: (it.steps, known.index(it.validation_follows), it.path.stat().st_mtime_ns))
     for place in reversed(places):
         sums = sidecar_sums(place.path)
         if not sums or file_sha256(place.path) not in sums:
@@ -155,7 +176,7 @@ def read_place(path: Path) -> Place:
         loops, steps = checkpoint["loops"]["fit_loop"], checkpoint["global_step"]
         total, epochs = loops["epoch_loop.batch_progress"]["total"], loops["epoch_progress"]["current"]
         taken = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
-        follows = checkpoint.get("validation_follows", total["completed"] < total["processed"])
+        follows = checkpoint.get("validation_follows", None if total["completed"] < total["processed"] else False)
         ended = epochs["processed"]
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"checkpoint {path}: seen no position in a run") from None
@@ -164,7 +185,8 @@ def read_place(path: Path) -> Place:
     versions, stored = checkpoint.get("versions"), checkpoint.get("config")
     by_command = isinstance(stored, dict) and "trainer" in stored  # else of a module that no command line made
     config = renamed(stored) if by_command else None
-    return Place(path, steps, follows is True, config, versions if isinstance(versions, dict) else {}, ended)
+    follows = follows if isinstance(follows, bool) else None
+    return Place(path, steps, follows, config, versions if isinstance(versions, dict) else {}, ended)
 
 
 def _fault(path: Path) -> str | None:
@@ -217,7 +239,7 @@ def _check(place: Place, root: Path, config: dict[str, Any]) -> None:
 def _is_finished(place: Place, root: Path, max_steps: Any, max_epochs: Any) -> bool:
     steps_done = isinstance(max_steps, int) and 0 < max_steps <= place.steps
     epochs_done = isinstance(max_epochs, int) and 0 < max_epochs <= place.epochs
-    validated = not place.validation_follows or finished_steps(root) == place.steps
+    validated = place.validation_follows is False or finished_steps(root) == place.steps
     return (steps_done or epochs_done) and validated
 
 

@@ -178,6 +178,43 @@ def test_a_run_that_has_done_all_is_finished(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_wandb_run")
+def test_the_last_validation_counts_as_done_only_where_a_file_or_the_log_says_so(tmp_path: Path) -> None:
+    """ModelCheckpoint saves before Lightning decides on a validation (None); a signal inside of it saves True."""
+    config = {"trainer": {"max_steps": 4}}
+    folder, files = tmp_path / "checkpoints", []
+    for follows in (True, None):  # the newest file says least
+        files.append(folder / f"{follows}.ckpt")
+        stored = position(4) | {"state_dict": {}, "config": config, "validation_follows": follows}
+        CheckpointIO().save_checkpoint(stored, files[-1])
+    assert start(tmp_path, config=config) == str(files[0])
+    files[0].unlink()
+    assert start(tmp_path, config=config) == str(files[1])
+    save(folder, 4, config)  # after the validation
+    os.utime(folder / "step=4.ckpt", (0, 0))
+    with pytest.raises(Finished, match=r"step=4\.ckpt holds the last step"):
+        start(tmp_path, config=config)
+    (folder / "step=4.ckpt").unlink()
+    MetricsLog(tmp_path).mark("finished", 4)
+    with pytest.raises(Finished, match=r"None\.ckpt holds the last step"):
+        start(tmp_path, config=config)
+
+
+@pytest.mark.usefixtures("no_wandb_run")
+def test_last_is_a_file_of_this_run(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "a": 1.0}\n')
+    before = contents(tmp_path)
+    for name, seen in (("last", r"seen 'last' and no .*checkpoints/last\.ckpt"), ("hpc", "seen 'hpc'")):
+        with pytest.raises(ValueError, match=seen):
+            start(tmp_path, Path(name))
+    assert contents(tmp_path) == before
+    path = save(tmp_path / "checkpoints", 2).rename(tmp_path / "checkpoints/last.ckpt")
+    four = save(tmp_path / "checkpoints", 4)
+    assert start(tmp_path, Path("last")) == str(path)
+    assert (tmp_path / "metrics.jsonl").read_bytes().startswith(before["metrics.jsonl"])  # goes on in it
+    assert names(tmp_path / "checkpoints.1") == [four.name]
+
+
+@pytest.mark.usefixtures("no_wandb_run")
 def test_longer_training_and_other_versions_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
