@@ -193,6 +193,32 @@ def test_a_last_validation_that_was_cut_off_is_made_up_for(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("every", [2, 3])
+def test_a_last_validation_is_made_up_for_from_a_file_of_lightning(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, every: int
+) -> None:
+    """Four steps, saved by ModelCheckpoint before their validation; with one every three steps the last has none."""
+    given = config(shards, tmp_path)
+    saver = {"every_n_train_steps": 2, "filename": "{step}"}
+    given["trainer"] |= {"max_steps": 4, "val_check_interval": every, "limit_val_batches": 1}
+    given["trainer"]["callbacks"] = [{"class_path": MODEL_CHECKPOINT, "init_args": saver}]
+    command = ["fit", "-c", tiny.save(given, tmp_path / "given.yaml")]
+    with monkeypatch.context() as patch:
+        if every == 2:
+            disturb(patch, "validation_step", 2, crash)
+        else:
+            patch.setattr(BaseModule, "on_train_epoch_end", lambda self: self.global_step < 4 or crash())
+        with pytest.raises(Crash):
+            main(command)
+    assert main(command) == 0
+    assert "step=4.ckpt after step 4" in capsys.readouterr().out
+    validated = [row["step"] for row in rows(tmp_path) if row.get("val/toy/acc50")]
+    assert validated == (["1", "3"] if every == 2 else ["2"])
+    assert max(int(row["step"]) for row in rows(tmp_path)) == 3  # counted from 0: no fifth step
+    assert main(command) == 0
+    assert "finished: " in capsys.readouterr().out
+
+
 def test_a_longer_run_goes_on_as_if_it_had_always_been_that_long(shards: str, tmp_path: Path, capsys: Any) -> None:
     constant = {"class_path": "ts_lightning.training.schedule.WarmupCosine", "init_args": {"min_factor": 1.0}}
     roots = tmp_path / "whole", tmp_path / "longer"

@@ -55,10 +55,13 @@ class RunKeeper(Callback):
         if not checkpoint.get("loops"):
             return
         total = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
-        follows = checkpoint.get("validation_follows", None if total["completed"] < total["processed"] else False)
+        unknown = None if total["completed"] < total["processed"] else False
+        follows = stored = checkpoint.get("validation_follows", unknown)
+        if follows is None and trainer.check_val_every_n_epoch is None and isinstance(trainer.val_check_interval, int):
+            follows = trainer.enable_validation and total["processed"] % trainer.val_check_interval == 0
         epoch_ends = trainer.check_val_every_n_epoch is not None and trainer.val_check_interval == 1.0
         between_steps(checkpoint, follows, trainer.check_val_every_n_epoch if epoch_ends else None)
-        if follows and checkpoint["global_step"] >= trainer.max_steps > 0:
+        if stored is not False and checkpoint["global_step"] >= trainer.max_steps > 0:
             self.last_validation = checkpoint["global_step"]
             if trainer.strategy.restore_checkpoint_after_setup:
                 self._admit_last_validation(trainer)
@@ -73,6 +76,11 @@ class RunKeeper(Callback):
             self.max_steps = trainer.max_steps
             trainer.fit_loop.epoch_loop.max_steps = self.last_validation + 1
 
+    def _end_last_validation(self, trainer: L.Trainer) -> None:
+        if self.last_validation is not None:
+            trainer.fit_loop.epoch_loop.max_steps = self.max_steps
+            self.last_validation = None
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         steps = trainer.strategy.broadcast(trainer.global_step)
         if steps != trainer.global_step:
@@ -80,6 +88,12 @@ class RunKeeper(Callback):
         if self.start is not None and trainer.is_global_zero:
             settle(self.start, self.lock.path.parent, self.metrics)
         trainer.strategy.barrier("run directory")
+        if self.last_validation is not None:
+            loop, data = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+            assert data is not None
+            begun = loop.val_loop.batch_progress.total  # as `between_steps` left it
+            if begun.ready == begun.completed or not loop._should_check_val_fx(data):
+                self._end_last_validation(trainer)  # a step would follow in its place
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -103,9 +117,8 @@ class RunKeeper(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.validation_follows = False
-        if self.last_validation is not None and not trainer.sanity_checking:
-            trainer.fit_loop.epoch_loop.max_steps = self.max_steps
-            self.last_validation = None
+        if not trainer.sanity_checking:
+            self._end_last_validation(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.validation_follows = False
