@@ -10,8 +10,12 @@ from typing import Any
 MOMENTS = ("ready", "started", "processed", "completed")
 
 
-def between_steps(checkpoint: dict[str, Any], validation_follows: bool | None, epochs_a_validation: int | None) -> None:
+def between_steps(
+    checkpoint: dict[str, Any], validation_follows: bool | None, epochs_a_validation: int | None
+) -> bool | None:
     """Rewrite `checkpoint["loops"]` in place; `validation_follows` None: it may, saved in a hook at a step's end.
+
+    Returned as far as it is known then.
 
     epochs_a_validation: a validation at the end of every so many epochs is certain (None: not at all).
     """
@@ -39,6 +43,7 @@ def between_steps(checkpoint: dict[str, Any], validation_follows: bool | None, e
     _count(validated["total"], 1 if validation_follows is not False else 0, 1 if validation_follows is not False else 0)
     validated["is_last_batch"] = False
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] = max(0, checkpoint["global_step"] - 1)
+    return validation_follows
 
 
 def _count(counts: dict[str, int], begun: int, unfinished: int = 0) -> None:

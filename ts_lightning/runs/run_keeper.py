@@ -33,7 +33,7 @@ class RunKeeper(Callback):
         self.start: Start | None = None
         self.validation_follows: bool | None = False  # None: it may, which Lightning decides after the step's hooks
         self.last_validation: int | None = None  # the step of a run that has only its validation left
-        self.max_steps = -1
+        self.is_due, self.max_steps = False, -1
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
@@ -57,12 +57,14 @@ class RunKeeper(Callback):
         total = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
         unknown = None if total["completed"] < total["processed"] else False
         follows = stored = checkpoint.get("validation_follows", unknown)
-        if follows is None and trainer.check_val_every_n_epoch is None and isinstance(trainer.val_check_interval, int):
-            follows = trainer.enable_validation and total["processed"] % trainer.val_check_interval == 0
+        if trainer.check_val_every_n_epoch is None and isinstance(trainer.val_check_interval, int):
+            due = total["processed"] % trainer.val_check_interval == 0
+            follows = due if stored is None else stored and due
+        follows = follows if trainer.enable_validation else False
         epoch_ends = trainer.check_val_every_n_epoch is not None and trainer.val_check_interval == 1.0
-        between_steps(checkpoint, follows, trainer.check_val_every_n_epoch if epoch_ends else None)
+        follows = between_steps(checkpoint, follows, trainer.check_val_every_n_epoch if epoch_ends else None)
         if stored is not False and checkpoint["global_step"] >= trainer.max_steps > 0:
-            self.last_validation = checkpoint["global_step"]
+            self.last_validation, self.is_due = checkpoint["global_step"], bool(follows)
             if trainer.strategy.restore_checkpoint_after_setup:
                 self._admit_last_validation(trainer)
 
@@ -88,12 +90,8 @@ class RunKeeper(Callback):
         if self.start is not None and trainer.is_global_zero:
             settle(self.start, self.lock.path.parent, self.metrics)
         trainer.strategy.barrier("run directory")
-        if self.last_validation is not None:
-            loop, data = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
-            assert data is not None
-            begun = loop.val_loop.batch_progress.total  # as `between_steps` left it
-            if begun.ready == begun.completed or not loop._should_check_val_fx(data):
-                self._end_last_validation(trainer)  # a step would follow in its place
+        if not self.is_due:
+            self._end_last_validation(trainer)  # a step would follow in its place
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
