@@ -87,7 +87,7 @@ class Recorder(OfflineChat):
         self, messages: Messages, images: Sequence[bytes] = (), schema: dict[str, Any] | None = None, attempt: int = 0
     ) -> str:
         text = super().chat(messages, images, schema, attempt)
-        self.heard[request_hash("", messages, images, None, 0)] = text
+        self.heard[request_hash(messages, images, None, 0)] = text
         return text
 
 
@@ -179,7 +179,7 @@ def asked(body: dict[str, Any]) -> str:
             ]
             content = content[-1]["text"]
         messages.append({"role": message["role"], "content": content})
-    return request_hash("", messages, images, None, 0)
+    return request_hash(messages, images, None, 0)
 
 
 def invented(text: str) -> str:

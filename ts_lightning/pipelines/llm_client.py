@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ts_lightning.data.images import sniff_extension
+from ts_lightning.data.remote import without_secrets
 from ts_lightning.pipelines.scout_checks import Rejected
 
 Messages = list[dict[str, str]]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -33,7 +34,7 @@ class CutAnswer(Rejected):
 class Chat(Protocol):
     """A model behind one call. `name` goes into the record, `codec` is its box notation.
 
-    A request's hash has `name`, or `identity` where a backend has one: models that differ may be called alike.
+    Its answers are kept apart by `name`, or `identity` where a backend has one: models that differ may be called alike.
     """
 
     name: str
@@ -109,6 +110,8 @@ class OpenAIChat:
         self.name, self.codec, self.model = f"openai:{model}", codec, model
         self.tries, self.first_wait, self.longest_wait = tries, first_wait, longest_wait
         self.options = {"max_tokens": max_tokens, "temperature": temperature}
+        # Two servers may call their models alike. No `max_tokens`: an answer that they cut off is not kept.
+        self.identity = json.dumps([self.name, without_secrets(str(self.client.base_url)), temperature])
         self.usage = usage or Usage()
         self.slots, self.pace = threading.Semaphore(concurrency), Pace(per_minute)
         self.schemas = True

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.unit.data_samples import sample as small_sample
-from tests.unit.generation_samples import detection, read
+from tests.unit.generation_samples import Server, detection, read
 from ts_lightning.cli import main
 from ts_lightning.data.sample import SampleRegion
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines import generate
-from ts_lightning.pipelines.llm_client import LocalChat, RequestFailed
+from ts_lightning.pipelines.llm_client import LocalChat, OpenAIChat, RequestFailed
 from ts_lightning.pipelines.offline import OfflineChat
-from ts_lightning.pipelines.response_cache import CachedChat
+from ts_lightning.pipelines.response_cache import CachedChat, request_hash
 from ts_lightning.pipelines.scenes import Scene, describe, scene_of
 from ts_lightning.pipelines.shard_work import my_shards
 from ts_lightning.pipelines.toy_world.multi_image import multi_image_samples
@@ -134,21 +134,29 @@ def test_a_local_model_answers(tmp_path) -> None:
         chat.chat(asked, [b"x"])
 
 
-def test_models_of_one_name_are_asked_apart(tmp_path) -> None:
-    class Model:
-        name, codec = "local:model", "scout"
+def test_models_of_one_name_are_asked_apart(tmp_path, capsys) -> None:
+    pytest.importorskip("openai")
+    asked, cache = [{"role": "user", "content": "Who?"}], tmp_path / "cache.jsonl"
+    a, b = (Server({request_hash(asked, [], None, 0): text}) for text in "ab")
 
-        def __init__(self, identity: str) -> None:
-            self.identity = identity
-
-        def chat(self, messages, images=(), schema=None, attempt=0) -> str:
-            return f"says {self.identity}"
-
-    for identity in ("a", "b", "a"):
-        cached = CachedChat(Model(identity), tmp_path / "cache.jsonl")
-        assert cached.chat([{"role": "user", "content": "Who?"}]) == f"says {identity}"
+    def ask(url: str, **how: float) -> str:
+        cached = CachedChat(OpenAIChat("vlm", url, "k", **how), cache)
+        text = cached.chat(asked)
         cached.close()
-    assert cached.usage.cached == 1
+        return text
+
+    told = f"{cache}: %d answers are of another model, server or temperature, or of a version that did not note it: "
+    told += "not used, openai:vlm is asked\n"
+    cache.write_text(json.dumps({"request": request_hash(asked, [], None, 0), "text": "whose?"}) + "\n")
+    assert (ask(a.url), capsys.readouterr().err) == ("a", told % 1)
+    assert (ask(b.url), capsys.readouterr().err) == ("b", told % 2)
+    assert (ask(a.url, temperature=1.0), capsys.readouterr().err) == ("a", told % 3)
+    assert [ask(a.url), ask(b.url)] == ["a", "b"]
+    assert ask(a.url.replace("://", "://user:pa55@"), max_tokens=9) == "a"  # the same server, under another key
+    assert (a.requests, b.requests, capsys.readouterr().err) == (2, 1, "")
+    assert "pa55" not in cache.read_text()
+    a.stop()
+    b.stop()
 
 
 def test_the_offline_backend_keeps_what_threads_look_at_apart() -> None:

@@ -153,7 +153,7 @@ def test_malformed_answers_are_counted_and_left_out(world, tmp_path) -> None:
 
 
 def test_a_server_without_json_schemas_is_asked_without_one() -> None:
-    heard = {request_hash("", [{"role": "user", "content": "hi"}], [], None, 0): "hello"}
+    heard = {request_hash([{"role": "user", "content": "hi"}], [], None, 0): "hello"}
     server = Server(heard, lambda n: "no schema")
     chat = OpenAIChat("m", server.url, "k", first_wait=0.01)
     assert chat.chat([{"role": "user", "content": "hi"}], schema=SCHEMA) == "hello"
