@@ -573,6 +573,22 @@ def test_all_of_a_name_and_labels_beside_the_pictures(tmp_path: Path) -> None:
         list(yolo.read(tmp_path, tasks=("boxes",)))
 
 
+def test_a_labelled_picture_is_told_by_its_whole_name(tmp_path: Path) -> None:
+    """Roboflow's names have dots and capitals; the label of a.1.jpg is none of a.jpg."""
+    put(tmp_path / "data.yaml", "names: [cat]\n")
+    for name in ("IMG_1_jpg.rf.ab1", "a.1"):
+        put(tmp_path / f"labels/{name}.txt", "0 0.5 0.5 0.2 0.4\n")
+        put(tmp_path / f"voc/{name}.xml", xml(f"{name}.jpg"))
+        for place in ("images", "voc"):
+            photo(tmp_path / f"{place}/{name}.jpg", (100, 80))
+    for place in ("images", "voc"):
+        photo(tmp_path / f"{place}/a.jpg", (100, 80))
+    for read, path in ((yolo.read, tmp_path), (voc.read, tmp_path / "voc")):
+        dropped = Dropped()
+        assert len(list(read(path, Pictures(dropped=dropped), tasks=("detection",)))) == 2
+        assert dropped.names == {"pictures without annotations": ["a.jpg"]}
+
+
 def test_roboflows_voc_export(tmp_path: Path) -> None:
     for part in ("train", "valid"):
         bounds = "<xmin>11</xmin><ymin>6</ymin><xmax>60</xmax><ymax>50</ymax>"

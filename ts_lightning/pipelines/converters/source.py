@@ -252,14 +252,14 @@ class Pictures:
         return self.excluded.holds(same_picture(name.replace("\\", "/")))
 
     def without_annotations(self, names: Iterable[str], suffixes: tuple[str, ...] = SUFFIXES) -> None:
-        """List the pictures of the folders that no annotation names."""
+        """List the pictures of the folders that no annotation names, with or without its ending."""
         if self.folder is None:
             return
-        known = {part for name in names for part in (Path(name).name, _folded(Path(name).stem))}
+        known = {_folded(name) for name in names}
         places = (self.folder, *(self.folder / sub for sub in self.subfolders))
         for place in dict.fromkeys(place.resolve() for place in places):
             for path in sorted(place.iterdir()) if place.is_dir() else ():
-                if path.suffix.lower() in suffixes and not {path.name, _folded(path.stem)} & known:
+                if path.suffix.lower() in suffixes and not {_folded(path.name), _folded(path.stem)} & known:
                     self.dropped.note(NO_ANNOTATION, path.name)
 
 
