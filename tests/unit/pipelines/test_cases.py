@@ -14,7 +14,7 @@ from ts_lightning.cli import main
 from ts_lightning.data import index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample
-from ts_lightning.pipelines.converters import coco, llava, ms_swift, vlm_r1, voc, yolo
+from ts_lightning.pipelines.converters import coco, llava, mgrounding, ms_swift, vlm_r1, voc, yolo
 from ts_lightning.pipelines.converters.source import Dropped, Pictures, excluded_names, safe_key
 
 BAD_ROW = "rows that lack a field, or have one of another kind"
@@ -187,6 +187,26 @@ def test_a_box_without_its_picture_or_notation_is_no_text(tmp_path: Path, answer
     row = {"image": ["a.jpg", "b.jpg"], "conversations": turns("<image>\n<image>\nFind it.", answer)}
     made, dropped = from_llava(tmp_path, row, codec=codec)
     assert (made, [*dropped]) == ([], [reason])
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [
+        ('Report in JSON format: [{"bbox_2d": [x1, y1, x2, y2], "label": "label"}]', True),
+        ("Format:<|box_start|>(x1,y1),(x2,y2)<|box_end|>.", True),
+        ('What is at {"bbox_2d": [10, 20, 30]}?', False),
+        ("What is at <box>0.1,0.2,0.3,0.4</box>?", False),
+    ],
+)
+def test_a_question_may_show_the_form_of_a_box(tmp_path: Path, asked: str, kept: bool) -> None:
+    row = {"image": "a.jpg", "conversations": turns(f"<image>\n{asked}", B)}
+    made, dropped = from_llava(tmp_path, row, codec="qwen2_vl")
+    assert [one.regions[0].box for one in made] == [(0.1, 0.2, 0.3, 0.4)] * kept
+    assert [*dropped] == [UNREAD] * (not kept)
+    file = put(tmp_path / "m.json", [row | {"images": ["a.jpg"]}])
+    assert len(list(mgrounding.read(file, Pictures(tmp_path / "img")))) == kept
+    _, dropped = from_llava(tmp_path, row | {"conversations": turns(f"<image>\n{asked}", "A cat.")})
+    assert bool(dropped) != kept
 
 
 def test_boxes_that_nobody_reads_are_counted(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from ts_lightning.pipelines.converters.source import MARKS, Dropped, LeftOut, Pi
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 UNREAD = "rows with boxes that can't be read in the given notation"
 _OTHER_MEDIA = re.compile(r"<(video|audio)>")
-_BOX_LIKE = re.compile(
-    r"bbox_2d|<\|box_start\|>|<box>|\[\s*\d+(?:\.\d+)?(?:\s*,\s*\d+(?:\.\d+)?){3}\s*\]"
-    r"|\(\s*\d+\s*,\s*\d+\s*\)\s*,\s*\(\s*\d+\s*,\s*\d+\s*\)"
-)
+_MARKER = r"(?:bbox_2d|<\|box_start\|>|<box>)"
+_NUMBERS = r"\[\s*\d+(?:\.\d+)?(?:\s*,\s*\d+(?:\.\d+)?){3}\s*\]|\(\s*\d+\s*,\s*\d+\s*\)\s*,\s*\(\s*\d+\s*,\s*\d+\s*\)"
+_BOX = re.compile(rf"{_MARKER}|{_NUMBERS}")
+_ASKED_BOX = re.compile(rf"{_MARKER}[\s\"':(\[]*\d|{_NUMBERS}")  # a question may show the form: [x1, y1, x2, y2]
 
 
 def paired(turns: Sequence[tuple[str, object]], system: object = None) -> list[str]:
@@ -88,9 +88,18 @@ def with_boxes(texts: Sequence[str], pictures: Sequence[Picture], codec: Codec) 
             done += f"{text[at:start]}{{region:{len(regions) - 1}}}"
             at = mention.end
         out.append(done + text[at:])
-    if left := next((match for text in out if (match := _BOX_LIKE.search(text))), None):
-        raise LeftOut(UNREAD, left[0])
+    if left := unread(out):
+        raise LeftOut(UNREAD, left)
     return out, regions
+
+
+def unread(texts: Sequence[str]) -> str | None:
+    """What looks like a box that nobody read, in questions and answers in turn; None for nothing.
+
+    In a question the form of a box without its numbers is none.
+    """
+    found = ((_BOX if number % 2 else _ASKED_BOX).search(text) for number, text in enumerate(texts))
+    return next((match[0] for match in found if match), None)
 
 
 def answered(texts: Sequence[str]) -> list[int] | None:
@@ -101,7 +110,7 @@ def answered(texts: Sequence[str]) -> list[int] | None:
 
 def count_unread(texts: Sequence[str], where: str, dropped: Dropped) -> None:
     """Count a row whose texts hold boxes that nobody read; it is kept."""
-    if any(_BOX_LIKE.search(text) for text in texts):
+    if unread(texts):
         dropped.note("rows with boxes in their texts (kept as words; --codec reads them)", where, stops=False)
 
 

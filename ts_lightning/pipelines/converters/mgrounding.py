@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ts_lightning.data.sample import Sample, SampleRegion
-from ts_lightning.pipelines.converters.conversation import UNREAD, paired, with_marks
+from ts_lightning.pipelines.converters.conversation import UNREAD, paired, unread, with_marks
 from ts_lightning.pipelines.converters.files import rows
 from ts_lightning.pipelines.converters.mig_bench import all_pictures, image_index, with_regions
 from ts_lightning.pipelines.converters.source import LeftOut, Pictures, make
@@ -49,8 +49,8 @@ def _file(path: Path, pictures: Pictures) -> Iterator[Sample]:
             if image is None and len(known) > 1 and "{region:" in out[-1]:
                 reason = "answers with a box in one of several pictures, and none is named (kept, meta.image null)"
                 pictures.dropped.note(reason, f"{path.name} row {number}", stops=False)
-            if any("<|box_start|>" in text for text in out):
-                raise LeftOut(UNREAD)
+            if left := unread(out):
+                raise LeftOut(UNREAD, left)
             kind = row.get("type") or path.stem
             key = f"{kind}-{row.get('id', number)}"
             key = f"{key}-{number}" if key in keys else key
