@@ -65,7 +65,8 @@ def reader(name: str) -> Callable[..., Iterator[Sample]]:
 def convert(name: str, told: Conversion, options: Mapping[str, Any]) -> Converted:
     """Read a data set with its converter and its `options`, and write shards.
 
-    ValueError for a data set that can't be read; the lines of what had been left out until then are its notes.
+    ValueError for a data set that can't be read, or of which nothing is kept; the lines of what had been left out until
+    then are its notes. The whole list is kept with shards, and where it says why there are none.
     """
     prefix = told.prefix or name.replace("-", "_")
     listing = told.out / f"{prefix}.left_out.txt"
@@ -73,8 +74,10 @@ def convert(name: str, told: Conversion, options: Mapping[str, Any]) -> Converte
     tasks: Counter[str] = Counter()
     photos: set[str] = set()
     keys: dict[str, list[str]] = {}
+    nothing_kept = False
 
     def counted() -> Iterator[Sample]:
+        nonlocal nothing_kept
         for sample in _samples(name, told.path, told, options, pictures):
             if len(sample.image_bytes) != len(sample.images):
                 dropped.note("records without their pictures (--images DIR)", sample.images[0].name)
@@ -90,15 +93,18 @@ def convert(name: str, told: Conversion, options: Mapping[str, Any]) -> Converte
             tasks[sample.subtask or sample.task] += 1
             photos.update(image.name for image in sample.images)
             yield sample
+        nothing_kept = not tasks
 
     try:
         excluded = excluded_names(told.exclude_images) if told.exclude_images else Excluded()
         pictures = Pictures(told.images, excluded, dropped)
         manifest = index_shards(write_shards(counted(), told.out, prefix, told.maxcount))
     except (OSError, ValueError) as error:
-        dropped.close(keep=False)
+        dropped.close(keep=nothing_kept)
         for line in dropped.lines():
             error.add_note(line)
+        if nothing_kept and listing.is_file():
+            error.add_note(f"{listing}  all that was left out or changed")
         raise
     dropped.close()
     return Converted(manifest, tasks, len(photos), dropped, listing, excluded)

@@ -154,6 +154,7 @@ def test_what_is_left_out_is_listed_and_strict_stops_at_what_is_no_choice(small,
     code, said, error = run("--max-objects", "0")
     assert error == f"ts-lightning: error: {tmp_path}/o/coco: seen no samples to write, expected at least one\n"
     assert "left out: 2 photos with no or more than 0 categories (crowd exclude) (1, 2)" in said
+    assert "categories (crowd exclude)\t1\n" in listing.read_text()  # this run's
 
 
 def test_records_that_come_twice_are_counted_and_others_of_the_same_id_kept(tmp_path, capsys):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.data_samples import put
+from tests.unit.data_samples import photo, put
 from tests.unit.hostile_texts import TEXTS
+from ts_lightning.cli import main
 from ts_lightning.pipelines.converters import gqa, hiertext, pointqa, visual_genome
 from ts_lightning.pipelines.converters.source import Dropped, Pictures, excluded_names
 
@@ -38,6 +39,21 @@ def test_rows_that_lack_a_field_are_left_out_by_name(tmp_path: Path) -> None:
     assert not dropped.path.exists()
     with pytest.raises(ValueError, match=r"questions\.json question 1: no 'imageId': seen one of the rows that lack"):
         list(gqa.read(tmp_path, Pictures(dropped=Dropped(strict=True))))
+
+
+def test_a_conversion_that_keeps_nothing_lists_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo(tmp_path / "img/a.jpg", (100, 80))
+    turns = [{"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": '{"bbox_2d": [10, 20, 30, 40]}'}]
+    put(tmp_path / "x.json", [{"id": i, "image": "a.jpg", "conversations": turns} for i in range(30)])
+    words = ["llava", str(tmp_path / "x.json"), "--images", str(tmp_path / "img"), "--out", str(tmp_path / "out")]
+    assert main(["data", "convert", *words, "--codec", "scout"]) == 2
+    listing, said = tmp_path / "out/llava.left_out.txt", capsys.readouterr()
+    assert "seen no samples to write" in said.err
+    assert said.out.endswith(f"{listing}  all that was left out or changed\n")
+    reason = "rows with boxes that can't be read in the given notation"
+    assert listing.read_text() == "".join(f"{reason}\tx.json row {i}: bbox_2d\n" for i in range(30))
+    assert main(["data", "convert", *words[:-1], str(tmp_path / "none"), "--codec", "scout", "--strict"]) == 2
+    assert not list((tmp_path / "none").glob("*"))  # stopped: what it would have left out is not known
 
 
 def test_names_of_strangers_are_one_cell_each_and_no_formula(tmp_path: Path) -> None:
