@@ -68,12 +68,13 @@ def test_names_of_strangers_are_one_cell_each_and_no_formula(tmp_path: Path) -> 
 
 
 def test_excluded_pictures_are_found_under_every_name(tmp_path: Path) -> None:
-    names = excluded_names(put(tmp_path / "x.txt", "COCO_train2014_000000000042.jpg\n77\n"))
+    names = excluded_names(put(tmp_path / "x.txt", "COCO_train2014_000000000042.jpg\n77\n78\n"))
     pictures = Pictures(excluded=names)
     found = ("000000000042.jpg", "COCO_val2014_000000000042.jpg", "000000000077.jpg")
     assert all(map(pictures.is_excluded, found))
     others = ("000000000043.jpg", "42.jpg", "77.jpg", "COCO_train2014_000000000043.jpg")  # 42.jpg: of another dataset
     assert not any(map(pictures.is_excluded, others))
+    assert names.line() == "excluded pictures: 2 of the 3 names of the list are in this data set"
     assert Pictures(excluded=excluded_names(put(tmp_path / "x.txt", "42.jpg\n"))).is_excluded("42.jpg")
     listed = [{"image_id": i, "width": 9, "height": 9, "coco_id": coco} for i, coco in ((1, 42), (42, None))]
     put(tmp_path / "image_data.json", listed)
