@@ -12,7 +12,6 @@ from ts_lightning.cli import main
 from ts_lightning.data.collate import collate
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
 from ts_lightning.models.task_router import SHIPPED
-from ts_lightning.reports.certificate import certify_checkpoint
 from ts_lightning.runs.load import load
 from ts_lightning.training import BaseModule
 
@@ -83,16 +82,28 @@ def test_validate_reloads_it(fitted: Path, shards: str, tmp_path: Path, monkeypa
     assert "val/toy/miou" in found[0]
 
 
-def test_the_certificate_takes_a_folder(
-    fitted: Path, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_certificate_takes_a_folder_that_has_a_base(
+    fitted: Path, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if not isinstance(load(fitted).vlm, TwinExpertVLM):
-        return
-    assert export(fitted, "package", tmp_path / "package") == 0
-    result = certify_checkpoint(tmp_path / "package", shards, max_samples=4, batch_size=2, max_new_tokens=4)
-    assert result["passed"]
-    weights = (tmp_path / "package/package.safetensors").read_bytes()
-    assert result["checkpoint"]["sha256"] == hashlib.sha256(weights).hexdigest()
+    """A tuned or merged model that stands alone would be compared with itself."""
+    kinds = {TwinExpertVLM: ["package", "standalone"], LoRAVLM: ["adapter", "standalone"], PlainVLM: ["standalone"]}
+    vlm = type(load(fitted).vlm)
+    for kind in kinds[vlm]:
+        folder, out = tmp_path / kind, tmp_path / f"{kind}.json"
+        assert export(fitted, kind, folder) == 0
+        capsys.readouterr()
+        words = ["--ckpt", str(folder), "--shards", shards, "--out", str(out), "--batch-size", "2"]
+        status = main(["certify", *words, "--max-samples", "4", "--max-new-tokens", "4"])
+        if kind == "standalone" and vlm is not TwinExpertVLM:
+            assert (status, out.exists()) == (2, False)
+            said = "certify: seen a whole model, which is its own base, expected the checkpoint, package or adapter"
+            assert said in capsys.readouterr().err
+            continue
+        result = json.loads(out.read_text())
+        assert status == (0 if vlm is TwinExpertVLM else 1)
+        assert result["passed"] == (status == 0)
+        weights = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.safetensors")))
+        assert result["checkpoint"]["sha256"] == hashlib.sha256(weights).hexdigest()
 
 
 @pytest.mark.parametrize("task", ["auto", "understanding", "grounding"])

@@ -31,7 +31,8 @@ def certify(
     Exit status 0: certified; 1: something differs; 2: the checkpoint or the shards can't be used.
 
     Args:
-        ckpt: a run's folder, a checkpoint of `fit`, a package, an adapter or a standalone folder
+        ckpt: a run's folder, a checkpoint of `fit`, a package, an adapter or a standalone folder (one that is a whole
+            model, tuned or merged, has no base to compare with: --against alone)
         shards: tars or patterns with understanding questions (--against: with any)
         out: where the certificate goes
         max_samples: how many of the first understanding questions (--against: of all)

@@ -30,7 +30,7 @@ def certify_checkpoint(
     """`certify` for a checkpoint or a folder of ours on the first `max_samples` understanding records of the shards.
 
     The result also names what was compared: checkpoint and shards by sha256, base, threads and torch version.
-    ValueError for a checkpoint or shards that can't be used, or without understanding records.
+    ValueError for a checkpoint or shards that can't be used, a whole model, or no understanding records.
     """
     samples, manifest_sha = understanding_samples(shards, max_samples)
     ckpt = run_checkpoint(ckpt)
@@ -58,7 +58,11 @@ def certify_on(tuned: VLM, samples: Sequence[Sample], batch_size: int = 32, max_
     """`certify` for a tuned vlm, against a freshly loaded base, on understanding samples that carry their images.
 
     Both answer the base's rows; `read_otherwise` has the keys of samples whose own row of the tuned vlm is another.
+    ValueError for a plain or merged model: it is its own base, and would be compared with itself.
     """
+    if not tuned.trainable_state_dict():
+        expected = "expected the checkpoint, package or adapter that it was exported from"
+        raise ValueError(f"certify: seen a whole model, which is its own base, {expected}")
     tuned, base = tuned.eval(), untouched(tuned)
     parts = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
 
