@@ -175,9 +175,13 @@ class Geometry:
         if form is None:
             return 4 * self.hidden, 2
         width = getattr(self.experts(layer)[0], form.inputs[0]).out_features
+        return width * self.chosen(layer), len(form.inputs)
+
+    def chosen(self, layer: int) -> int:
+        """The understanding experts of a token."""
         slot = self.slots[layer]
         chosen = slot.top_k if isinstance(slot, MoE) else getattr(self.text, "num_experts_per_tok", None) or 1
-        return width * min(chosen, len(self.experts(layer))), len(form.inputs)
+        return min(chosen, len(self.experts(layer)))
 
     def picture_tokens(self, side: int = 1024) -> int:
         """Tokens of a square picture of `side` pixels, at most: of a tower of one size its own number, with all tiles.
@@ -316,8 +320,8 @@ def layer_bytes(geometry: Geometry, form: Form, load: Load, layer: int, twin: bo
         slot += hidden * inputs + 3 * n * h * b
         backward = hidden * (inputs + 1 if load.on_cpu else inputs + 4)
     elif form.method == "lora":
-        slot += hidden + 2 * n * h * b
-        attention += 2 * n * h * b
+        read = n * (3 * h + geometry.queries + inputs * geometry.chosen(layer) * h + f)  # by all matrices of the layer
+        slot += read * (b + (b if load.on_cpu else 1))  # each drops some of its input: that, and the mask
     elif form.method == "full":
         slot += hidden + n * h * b
         attention += 2 * n * h * b
