@@ -37,6 +37,9 @@ def turns(*texts: str) -> list[dict[str, str]]:
     return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
 
 
+MESSAGES = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat."}]
+
+
 def from_llava(tmp_path: Path, row: dict[str, Any], **options: Any) -> tuple[list[Sample], Dropped]:
     for name in ("a.jpg", "b.jpg"):
         photo(tmp_path / "img" / name, (400, 300) if name == "a.jpg" else (200, 100))
@@ -119,6 +122,16 @@ def test_pictures_are_read_under_both_keys(tmp_path: Path, key: str, value: Any)
     (one,), dropped = from_llava(tmp_path, {key: value, "conversations": turns("<image>What is it?", "A cat.")})
     assert (one.images[0].name, one.turns[0].text) == ("a.jpg", "<image>\nWhat is it?")
     assert not +dropped
+
+
+@pytest.mark.parametrize("first", [{}, {"images": []}, {"images": [5]}, {"images": ["gone.jpg"]}])
+def test_a_first_row_without_its_picture_loses_no_other(tmp_path: Path, first: dict[str, Any]) -> None:
+    photo(tmp_path / "pics/a.jpg")
+    for name, said in (("conversations", turns("What?", "A cat.")), ("messages", MESSAGES)):
+        rows = [{name: said, **first}, {name: said, "images": [{"path": "pics/a.jpg"}]}]
+        file = put(tmp_path / "x.jsonl", "\n".join(map(json.dumps, rows)))
+        *_, one = (llava if name == "conversations" else ms_swift).read(file)
+        assert one.image_bytes == [(tmp_path / "pics/a.jpg").read_bytes()]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,8 @@ def read(
     named = stems(files)
     what = "LLaVA's conversations"
     for file in files:
-        first: dict[str, Any] = next(rows(file, (), what), {})
-        here = pictures.beside(file.parent, first, "images", "train2017", "coco/train2017")
-        here.naming(name for row in rows(file, (), what) for name in safe_names(row))
+        here = pictures.beside(file.parent, every_name(file, what), "images", "train2017", "coco/train2017")
+        here.naming(every_name(file, what))
         for number, row in enumerate(rows(file, ("conversations",), what)):
             with here.dropped.row(f"{file.name} row {number}"):
                 if (made := _row(named[file], number, row, here, notation, task, template)) is not None:
@@ -62,12 +62,11 @@ def picture_names(row: dict[str, Any]) -> list[str]:
     return [one if isinstance(one, str) else one["path"] for one in names]
 
 
-def safe_names(row: dict[str, Any]) -> list[str]:
-    """`picture_names`, none for a row that can't be read."""
-    try:
-        return picture_names(row)
-    except (ValueError, LookupError, TypeError):
-        return []  # said where the row is made
+def every_name(file: Path, what: str) -> Iterator[str]:
+    """`picture_names` of all rows of a file, none of a row that can't be read."""
+    for row in rows(file, (), what):
+        with suppress(ValueError, LookupError, TypeError):  # said where the row is made
+            yield from picture_names(row)
 
 
 def _notation(name: str, grid: str | None, frame: str | None, min_pixels: int | None, max_pixels: int | None) -> Codec:

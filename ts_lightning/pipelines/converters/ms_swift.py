@@ -8,7 +8,7 @@ from typing import Any
 from ts_lightning.data.sample import IMAGE_MARK, Sample, SampleRegion
 from ts_lightning.pipelines.converters.conversation import answered, count_unread, paired, with_marks
 from ts_lightning.pipelines.converters.files import rows
-from ts_lightning.pipelines.converters.llava import picture_names, restore, safe_names
+from ts_lightning.pipelines.converters.llava import every_name, picture_names, restore
 from ts_lightning.pipelines.converters.mig_bench import all_pictures
 from ts_lightning.pipelines.converters.source import Dropped, LeftOut, Pictures, clean, make, stems
 
@@ -29,8 +29,8 @@ def read(path: str | Path, pictures: Pictures | None = None, task: str = "ground
     what = "ms-swift's messages"
     named = stems(files)
     for file in files:
-        here = pictures.beside(file.parent, next(rows(file, (), what), {}), "images")
-        here.naming(name for row in rows(file, (), what) for name in safe_names(row))
+        here = pictures.beside(file.parent, every_name(file, what), "images")
+        here.naming(every_name(file, what))
         for number, row in enumerate(rows(file, ("messages",), what)):
             with here.dropped.row(f"{file.name} row {number}"):
                 if (made := _row(f"{file.name} row {number}", named[file], number, row, here, task)) is not None:

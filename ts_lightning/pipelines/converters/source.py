@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 from zlib import crc32
@@ -155,11 +156,9 @@ class Pictures:
         found = tuple(name for name in names if (root / name).is_dir())
         return Pictures(root if found else None, self.excluded, self.dropped, found)
 
-    def beside(self, root: Path, first: dict[str, Any], *names: str) -> "Pictures":
-        """`under`, or in `root` itself where the pictures of the file's first row lie there."""
-        known = None if isinstance(first, Broken) else first.get("image") or first.get("images")
-        listed = known if isinstance(known, list) else [known]
-        shown = [one for one in listed if isinstance(one, str) and one and len(one) < 4000]
+    def beside(self, root: Path, shown: Iterable[object], *names: str) -> "Pictures":
+        """`under`, or in `root` itself where one of the first hundred pictures `shown` by the file lies there."""
+        shown = [one for one in islice(shown, 100) if isinstance(one, str) and one and len(one) < 4000]
         return self.under(root, *names, *(["."] if any((root / name).is_file() for name in shown) else []))
 
     def naming(self, names: Iterable[object]) -> "Pictures":
