@@ -1,6 +1,8 @@
 """A figure has one value: as validation logs it, from the predictions it wrote, and from a file of bare texts."""
 
 import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,10 +20,10 @@ from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, 
 from ts_lightning.data.write import write_shards
 from ts_lightning.grounding import get_codec
 from ts_lightning.grounding.boxes import Box
-from ts_lightning.metrics.protocols import PROTOCOLS, captions
+from ts_lightning.metrics.protocols import PROTOCOLS, captions, make_protocol
 from ts_lightning.metrics.record import write_records
 from ts_lightning.metrics.suites import SuiteMetrics
-from ts_lightning.training.records import batch_records
+from ts_lightning.training.records import batch_records, record_of
 
 CONFIGS = Path(__file__).parents[2] / "configs/eval"
 SUITES = {
@@ -171,3 +173,39 @@ def test_every_command_gives_the_same_figure(
         if main_figure != "score":  # a judge's
             assert 0 < report["figures"][main_figure] != 1
             assert logged[f"{suite}/{main_figure}"] == report["score"]
+
+
+ALL_WRONG = ("unparsed", "unread", "empty", "none_stated", "rejected_wrongly")  # the share of such answers
+COUNTS = ("questions", "known", "ceiling_miou", "warning", "sets", "boxes", "pairs", "captions", "names")
+
+
+def scores(figures: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+    """What a right answer raises, the figures of groups and subtasks too; nothing that is NaN."""
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from scores(value, f"{above}{name}/")
+        elif not any(word in name for word in (*ALL_WRONG, *COUNTS)) and value == value:
+            yield f"{above}{name}", value
+
+
+@pytest.mark.parametrize(
+    ("protocol", "reading"), [(name, reading) for name, one in PROTOCOLS.items() for reading in one.readings]
+)
+def test_a_missing_answer_is_wrong_in_every_figure(
+    protocol: str, reading: str, coco: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed")
+    pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed")
+    monkeypatch.setattr(captions, "sentence_embedder", lambda folder: letters)
+    asked = [record_of(question(i, protocol)[0], "", CODEC, "s") for i in range(24)]
+    if asked[1].truth.box:  # one at the corner, where lmms-eval's scorer has the box of no answer
+        asked[1] = replace(asked[1], truth=replace(asked[1].truth, box=(0.0, 0.0, 0.3, 0.3)))
+    if protocol == "mc_bench":  # pictures that have nothing of the kind
+        asked[0] = replace(asked[0], meta=asked[0].meta | {"objects": []})
+    if protocol in ("contains", "answers", "vqa"):  # an article is nothing after normalisation
+        asked[0] = replace(asked[0], truth=replace(asked[0].truth, answers=("the",)))
+    made = make_protocol(protocol, reading, coco)
+    made.update([replace(record, missing=True) for record in asked])
+    figures = dict(scores(made.compute()))
+    assert made.main in figures or protocol == "open_ended"  # a judge's
+    assert {name: value for name, value in figures.items() if value} == {}

@@ -55,7 +55,8 @@ def check_kept(kept: Path, records: Sequence[Record], predictions: Path) -> None
     if not kept.exists():
         return
     having = {(record.shard, record.key, record.text) for record in records}
-    if lost := [r for r in read_records(kept) if (r.shard, r.key, r.text) not in having]:
+    answered = [record for record in read_records(kept) if not record.missing]
+    if lost := [r for r in answered if (r.shard, r.key, r.text) not in having]:
         seen = f"{len(lost)} answers ({lost[0].suite}:{lost[0].key} ...) that {predictions} does not give"
         raise ValueError(f"{kept}: seen {seen}, expected another folder as --out: they would be lost")
 

@@ -44,7 +44,7 @@ class Record:
 
     sizes: (width, height) of the displayed pictures; `codec`, `grid`, `frame` and `resized` (of each picture, where the
     frame is what the image processor makes) say how boxes of the text are read. protocol, reading, annotations: as the
-    suite's YAML has them. cut_off: the answer ended at the token limit.
+    suite's YAML has them. cut_off: the answer ended at the token limit. missing: nobody answered, and `text` is empty.
     """
 
     suite: str
@@ -69,6 +69,7 @@ class Record:
     reading: str | None = None
     annotations: str | None = None
     cut_off: bool = False
+    missing: bool = False
 
     @cached_property
     def notation(self) -> Codec:

@@ -12,12 +12,14 @@ AP_NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 def classify(records: Sequence[Mapping[str, Any]], mapper: ClassMapper, category_ids: Sequence[int]) -> dict[str, Any]:
     """{"accuracy" (None without true categories), "results": COCO results} of rows with `text` and `meta`.
 
-    `category_ids` are those of the mapper's names, in their order. A box whose answer is of no class is left out of the
-    results and counts as wrong. The score of a result is the box's own: 1 for annotated boxes, the detector's for its.
+    `category_ids` are those of the mapper's names, in their order. A box whose answer is of no class, or None, is left
+    out of the results and counts as wrong. The score of a result is the box's own: 1 for annotated boxes, the
+    detector's for its.
     """
-    classes = mapper([record["text"] for record in records])
+    classes = iter(mapper([record["text"] for record in records if record["text"] is not None]))
     results, right, asked = [], 0, 0
-    for record, (index, _) in zip(records, classes, strict=True):
+    for record in records:
+        index, _ = (None, 0.0) if record["text"] is None else next(classes)
         meta = record["meta"]
         predicted = None if index is None else category_ids[index]
         if predicted is not None:

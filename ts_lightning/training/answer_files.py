@@ -104,8 +104,8 @@ def join(
     """Records of the shards' questions with their answers, read with `codec` and scored by `rule` (see `record_of`).
 
     Of a source its selection alone is asked. `codec` None: our own predictions are read as they say. ValueError for
-    answers to questions that are not asked, and for missing ones unless `allow_missing`: then they are empty answers,
-    which are wrong.
+    answers to questions that are not asked, and for missing ones unless `allow_missing`: then their records say so, and
+    they are wrong.
     """
     manifest = source_of(shards).load()
     reader = ShardReader(manifest)
@@ -115,7 +115,8 @@ def join(
     if missing and not allow_missing:
         raise ValueError(f"predictions: seen no answer to {listed(missing)}, expected all (or --allow-missing)")
     rows = [given.get(i, GivenAnswer({}, "")) for i in range(len(questions))]
-    return [_answered(reader.read(i), row, codec, suite, rule) for i, row in enumerate(rows)]
+    records = [_answered(reader.read(i), row, codec, suite, rule) for i, row in enumerate(rows)]
+    return [replace(record, missing=i not in given) for i, record in enumerate(records)]
 
 
 def _answered(
@@ -267,7 +268,8 @@ def _own(path: Path) -> Iterable[GivenAnswer]:
     for number, line in _json_lines(path):
         key, text = (_field(line, name, f"{path}:{number}") for name in ("key", "text"))
         own = Record.from_json(line, f"{path}:{number}") if {"truth", "codec"} <= line.keys() else None
-        yield GivenAnswer({"key": key, "id": (own and own.id) or key}, text, record=own)
+        if own is None or not own.missing:
+            yield GivenAnswer({"key": key, "id": (own and own.id) or key}, text, record=own)
 
 
 def _lmms_eval(path: Path) -> Iterable[GivenAnswer]:

@@ -1,5 +1,6 @@
 """From samples and generated texts to records: here data and metrics meet."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ def completeness(records: Sequence[Record]) -> dict[str, str]:
     asked: dict[str, dict[str, set[str]]] = {}
     for record in records:
         asked.setdefault(record.suite, {}).setdefault(record.shard, set()).add(record.key)
+    answered = Counter(record.suite for record in records if not record.missing)
     known: dict[str, set[str]] = {}
     said = {}
     for suite, shards in asked.items():
@@ -107,8 +109,7 @@ def completeness(records: Sequence[Record]) -> dict[str, str]:
             if foreign := sorted(keys - known[shard]):
                 raise ValueError(f"suite {suite}: seen {listed(foreign)}, expected questions of their shard {shard}")
             total += len(known[shard])
-        answered = sum(map(len, shards.values()))
-        said[suite] = f"{answered} of the {total} questions of the shards that its answers name"
+        said[suite] = f"{answered[suite]} of the {total} questions of the shards that its answers name"
     return said
 
 

@@ -319,6 +319,27 @@ def test_a_scored_file_is_kept_with_its_rule_and_can_be_compared(
     assert kept.read_bytes() == before  # what is given stays as it is
 
 
+def test_missing_answers_stay_missing_in_the_file_that_is_kept(shards: str, tmp_path: Path) -> None:
+    path, out = tmp_path / "p.jsonl", tmp_path / "out"
+    kept = out / "predictions.jsonl"
+
+    def completeness(given: Path, *args: str, to: Path) -> str:
+        assert main(["evaluate", "--predictions", str(given), "--suite", "s", *args, "--out", str(to)]) == 0
+        return json.loads((to / "report.json").read_text())["s"]["convention"]["completeness"]
+
+    path.write_text("".join(json.dumps({"key": f"q{i}", "text": RIGHT}) + "\n" for i in range(4)))
+    asked = ["--shards", shards]
+    told = "2 of 6 questions of --shards have no answer: wrong"
+    assert completeness(path, *asked, "--allow_missing", to=out) == told
+    assert [record.missing for record in read_records(kept)] == [False] * 4 + [True] * 2
+    assert completeness(kept, to=out) == "4 of the 6 questions of the shards that its answers name"
+    assert completeness(kept, *asked, "--allow_missing", to=tmp_path / "again") == told
+    assert main(["evaluate", "--predictions", str(kept), "--shards", shards, "--out", str(out)]) == 2
+    path.write_text("".join(json.dumps({"key": f"q{i}", "text": RIGHT}) + "\n" for i in range(6)))
+    completeness(path, *asked, to=out)  # no answer is lost by the ones that were missing
+    assert not any(record.missing for record in read_records(kept))
+
+
 def test_our_own_predictions_keep_their_notation_and_rule_with_shards(
     shards: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

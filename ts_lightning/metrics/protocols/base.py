@@ -20,8 +20,9 @@ class Protocol(Metric):
 
     A subclass says `takes`, `row` and `figures`. A row is what a question adds, as JSON values; `value` in it is the
     number whose mean is the figure `main` (left out where the main figure is no mean over questions), and `stratum` its
-    group where the main figure is the unweighted mean of the groups' means. The state is the rows themselves, as bytes,
-    so that any split over devices gives the same figures, those that are no sums too.
+    group where the main figure is the unweighted mean of the groups' means. `unanswered` is what the row of a
+    question without an answer says instead: to some rules an empty text is a yes, or a rejection. The state is the rows
+    themselves, as bytes, so that any split over devices gives the same figures, those that are no sums too.
 
     reading: which of `readings` decides the main figure.
     annotations: the data set's own file, for figures that need what was not asked.
@@ -33,6 +34,7 @@ class Protocol(Metric):
     main: ClassVar[str]
     readings: ClassVar[tuple[str, ...]] = ("lenient",)
     convention: ClassVar[dict[str, str]] = {}
+    unanswered: ClassVar[Row] = {"value": 0.0}
     lines: list[Tensor]
 
     def __init__(self, reading: str | None = None, annotations: str | None = None) -> None:
@@ -65,7 +67,10 @@ class Protocol(Metric):
         for record in records:
             if self.takes(record):
                 name = {"key": record.key, "subtask": record.subtask, "cut_off": record.cut_off}
-                rows.append(name | self.row(record))
+                row = self.row(record)
+                if record.missing:
+                    row |= {key: value for key, value in self.unanswered.items() if key in row}
+                rows.append(name | row)
         return rows
 
     def update(self, records: Sequence[Record]) -> None:

@@ -111,6 +111,7 @@ class REC(Protocol):
     main = "acc50"
     readings: ClassVar[tuple[str, ...]] = ("lenient", "strict", "lmms_eval", "vlmevalkit", "vlm_r1")
     convention = BOX_RULE
+    unanswered: ClassVar[Row] = {"centre_official": False}
     official: ClassVar[dict[str, Callable[[Record], Judged]]] = {
         "lmms_eval": lmms_eval,
         "vlmevalkit": vlmevalkit,

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ts_lightning.metrics.class_mapping import ClassMapper, Embed, sentence_embedder
 from ts_lightning.metrics.gic import SYNONYMS, Extract, caption_figures, caption_pairs
@@ -134,6 +134,7 @@ class RegionClass(WithClasses):
     name = "region_class"
     main = "AP"
     convention = {"rule": "an answer is of the class whose name is most similar"}
+    unanswered: ClassVar[Row] = {"text": None}
 
     def told(self) -> dict[str, str]:
         return super().told() | {"rule": self.convention["rule"] + self.least}

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from scipy.optimize import linear_sum_assignment
 
@@ -121,6 +121,7 @@ class MCBench(Protocol):
         "the script that we read keeps it for the last pair of its loop alone",
         "pictures": "right where each picture has a box, or none, as in the truth; a box naming none is in the first",
     }
+    unanswered: ClassVar[Row] = {"pictures": False}
 
     def takes(self, record: Record) -> bool:
         return record.meta.get("image_ids") is not None and record.meta.get("objects") is not None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from ts_lightning.grounding.boxes import Box
 from ts_lightning.metrics.protocols.base import Figures, Protocol, Row, group_by, mean
@@ -66,6 +66,7 @@ class GroundingME(Protocol):
         "official": "bbox_2d of the JSON, else the last four numbers; pixels, shares or 999ths, whichever fits better",
         "prompt": "ours, not the official one",
     }
+    unanswered: ClassVar[Row] = {"value": 0.0, "iou": 0.0}
 
     def takes(self, record: Record) -> bool:
         return record.task != UNDERSTANDING and record.meta.get("subtask_l1") is not None
@@ -125,6 +126,7 @@ class HumanRef(Protocol):
         "mean": "over the questions that mean somebody; density_f1 = F1 x min(1, true boxes / boxes of the answer)",
         "rejected": "questions that mean nobody, answered without a box",
     }
+    unanswered: ClassVar[Row] = {"rejected": False}
 
     def takes(self, record: Record) -> bool:
         return record.task != UNDERSTANDING and record.meta.get("domain") is not None

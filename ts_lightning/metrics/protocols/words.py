@@ -23,6 +23,7 @@ class Words(Protocol):
     """What the protocols of answers in words share: `right` of an answer by the suite's reading, and by ours."""
 
     main = "accuracy"
+    unanswered: ClassVar[Row] = {"value": 0.0, "ours": 0.0}
 
     def takes(self, record: Record) -> bool:
         return record.truth.box is None and record.truth.steps is None and bool(record.truth.answers)
@@ -139,6 +140,7 @@ class YesNo(Words):
     name = "yes_no"
     readings: ClassVar[tuple[str, ...]] = ("pope", "lenient")
     convention = {"rule": "pope: no, where the first sentence has No, no or not; yes otherwise"}
+    unanswered: ClassVar[Row] = {"value": 0.0, "ours": 0.0, "said": None}
 
     def score(self, record: Record, reading: str) -> float:
         return float(YES_NO[reading](record.text) is is_yes(record))
