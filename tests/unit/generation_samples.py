@@ -94,7 +94,8 @@ class Recorder(OfflineChat):
 class Server:
     """A real HTTP server that answers from `heard`; `trouble(n)` says what happens to request n.
 
-    Of what is heard, a number is an HTTP status and `CUT` in front of a text ends it at the most tokens.
+    Of what is heard, a number is an HTTP status, `CUT` in front of a text ends it at the most tokens, and `REFUSAL`
+    or `FILTERED` stands for an answer that is none.
     """
 
     def __init__(self, heard: dict[str, str], trouble: Callable[[int], str] = lambda n: "right", port: int = 0) -> None:
@@ -128,6 +129,8 @@ class Server:
             time.sleep(0.05)
         if what == "no schema" and "response_format" in body:
             what = "400"
+        if what == "reasoning model" and (seen := [name for name in ("max_tokens", "temperature") if name in body]):
+            return self.send(handler, 400, json.dumps({"error": {"message": f"Unsupported: '{seen[0]}'"}}).encode())
         if what in ("400", "429", "500", "401"):
             return self.send(handler, int(what), b'{"error": {"message": "no"}}')
         if what == "broken body":
@@ -141,7 +144,12 @@ class Server:
             text = "Here you are: [[12, 300"
         with self.lock:
             self.answered[request] += 1
-        message = {"index": 0, "finish_reason": end, "message": {"role": "assistant", "content": text}}
+        said: dict[str, Any] = {"role": "assistant", "content": text}
+        if text == "REFUSAL":
+            said |= {"content": None, "refusal": "I can't assist with that."}
+        if text == "FILTERED":
+            end = "content_filter"
+        message = {"index": 0, "finish_reason": end, "message": said}
         usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
         reply = {
             "id": "x",

@@ -23,7 +23,7 @@ class RequestFailed(RuntimeError):
     """A request that got no answer after all tries; what was answered before is in the cache."""
 
 
-class RequestRefused(RuntimeError):
+class RequestRefused(RequestFailed):
     """A request that the server will never answer; others may be answered."""
 
 
@@ -79,8 +79,10 @@ class OpenAIChat:
 
     `concurrency` requests run at once, `per_minute` at most start in a minute (0: no limit). 429 and 5xx answers,
     time-outs and lost connections are tried `tries` times with growing pauses (Retry-After is obeyed, up to
-    `longest_wait` seconds), then RequestFailed. A server that refuses a JSON schema is asked without one from then on.
-    400, 413 and 422 are RequestRefused, and an answer of `max_tokens` that isn't at its end is CutAnswer.
+    `longest_wait` seconds), then RequestFailed. A server that refuses a JSON schema, `temperature` or `max_tokens` (as
+    OpenAI's reasoning models, which take `max_completion_tokens`) is asked without it from then on. RequestRefused are
+    400, 413, 422, a refusal in place of the answer, one that a content filter ended, and one without text after all
+    tries. An answer of `max_tokens` that isn't at its end is CutAnswer.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class OpenAIChat:
         self.identity = json.dumps([self.name, without_secrets(str(self.client.base_url)), temperature])
         self.usage = usage or Usage()
         self.slots, self.pace = threading.Semaphore(concurrency), Pace(per_minute)
-        self.schemas = True
+        self.left_out: set[str] = set()  # what the server does not take
 
     def chat(
         self, messages: Messages, images: Sequence[bytes] = (), schema: dict[str, Any] | None = None, attempt: int = 0
@@ -122,19 +124,15 @@ class OpenAIChat:
         body: dict[str, Any] = {"model": self.model, "messages": _with_images(messages, images), **self.options}
         if attempt:
             body |= {"seed": attempt, "temperature": max(0.7, float(self.options["temperature"]))}
-        form = schema if self.schemas else None
+        if schema is not None:
+            form = {"name": "answer", "schema": schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
         with self.slots:
             for number in range(self.tries):
-                self.pace.wait()
                 try:
-                    text = self._ask(body, form)
-                    self.schemas = self.schemas and form is schema
-                    return text
-                except (self.errors.APIConnectionError, self.errors.APIStatusError, EmptyAnswer) as error:
+                    return self._ask(body)
+                except (self.errors.APIConnectionError, self.errors.APIStatusError, NoAnswer) as error:
                     last, status = error, getattr(error, "status_code", None)
-                    if status in (400, 422) and form is not None:
-                        form = None
-                        continue
                     if status in REFUSED:
                         self.usage.add(refused=1)
                         raise RequestRefused(f"HTTP {status} ({_line(error)})") from None
@@ -144,27 +142,51 @@ class OpenAIChat:
                 if number + 1 < self.tries:
                     self.usage.add(retries=1)
                     time.sleep(self._pause(number, last))
+        if isinstance(last, EmptyAnswer):  # the server is well: it has nothing to say to this
+            self.usage.add(refused=1)
+            raise RequestRefused(f"{_line(last)} after {self.tries} tries")
         self.usage.add(failed=1)
         raise RequestFailed(f"{self.name}: seen {_line(last)} after {self.tries} tries, expected an answer")
 
-    def _ask(self, body: dict[str, Any], schema: dict[str, Any] | None) -> str:
-        if schema is not None:
-            form = {"name": "answer", "schema": schema, "strict": True}
-            body = body | {"response_format": {"type": "json_schema", "json_schema": form}}
-        self.usage.add(requests=1)
+    def _ask(self, body: dict[str, Any]) -> str:
         try:
-            reply = self.client.chat.completions.create(**body)
-            text, end = reply.choices[0].message.content, reply.choices[0].finish_reason
+            reply = self._reply(body)
+            message, end = reply.choices[0].message, reply.choices[0].finish_reason
+            text, refusal = message.content, message.refusal
         except (json.JSONDecodeError, IndexError, AttributeError, TypeError) as error:  # a broken body
-            raise EmptyAnswer(f"an unreadable answer ({type(error).__name__})") from None
+            raise NoAnswer(f"an unreadable answer ({type(error).__name__})") from None
         if reply.usage is not None:
             self.usage.add(tokens_in=reply.usage.prompt_tokens or 0, tokens_out=reply.usage.completion_tokens or 0)
+        if refusal or end == "content_filter":
+            self.usage.add(refused=1)
+            raise RequestRefused(" ".join(str(refusal or end).split())[:200])
         if end == "length":  # asked again, it would end there again
             self.usage.add(cut=1)
             raise CutAnswer("answer cut off at --max-tokens")
         if not isinstance(text, str) or not text.strip():
             raise EmptyAnswer("an empty answer")
         return text
+
+    def _reply(self, body: dict[str, Any]) -> Any:
+        """The server's reply; what it does not take is left out, and from then on where that is what helped."""
+        left_out = {*self.left_out}
+        while True:
+            sent = {name: value for name, value in body.items() if name not in left_out}
+            if "max_tokens" in left_out:
+                sent["max_completion_tokens"] = body["max_tokens"]
+            self.pace.wait()
+            self.usage.add(requests=1)
+            try:
+                reply = self.client.chat.completions.create(**sent)
+            except self.errors.APIStatusError as error:
+                named = [name for name in ("max_tokens", "temperature") if name in str(error)]
+                blamed = next((name for name in (*named, "response_format") if name in sent), None)
+                if error.status_code not in (400, 422) or blamed is None:
+                    raise
+                left_out.add(blamed)
+            else:
+                self.left_out |= left_out
+                return reply
 
     def _pause(self, number: int, error: Exception) -> float:
         response = getattr(error, "response", None)
@@ -176,8 +198,12 @@ class OpenAIChat:
         return min(max(asked, grown), self.longest_wait)
 
 
-class EmptyAnswer(RuntimeError):
-    """An answer without text; asked again."""
+class NoAnswer(RuntimeError):
+    """A reply that holds no answer; asked again."""
+
+
+class EmptyAnswer(NoAnswer):
+    """An answer without text."""
 
 
 class Pace:

@@ -186,6 +186,48 @@ def test_what_one_request_can_not_have_does_not_stop_the_rest(world, tmp_path, c
     nothing.stop()
 
 
+@pytest.mark.parametrize(
+    ("text", "why", "requests"),
+    [
+        ("REFUSAL", "I can't assist with that.", 1),
+        ("FILTERED", "content_filter", 1),
+        ("", "an empty answer after 3", 3),
+    ],
+)
+def test_an_answer_that_is_a_refusal_leaves_out_its_picture_alone(
+    text: str, why: str, requests: int, world, tmp_path, capsys
+) -> None:
+    path, heard, expected = world
+    first = next(request for request, said in heard.items() if said.startswith("Step 1"))
+    server = Server(heard | {first: text})
+    assert run(arguments(path, tmp_path, server.url, tries=3)) == 0
+    assert note(tmp_path)["dropped"] == {"pictures that the server refuses to answer about": 1}
+    assert (server.answered[first], note(tmp_path)["usage"]["refused"]) == (requests, 1)
+    assert f"refuses to answer about (p000000: {why}" in capsys.readouterr().out
+    assert set(texts(tmp_path)) < set(expected)
+    server.stop()
+
+
+def test_a_model_without_max_tokens_and_temperature_is_asked_without_them() -> None:
+    asked = [{"role": "user", "content": "hi"}]
+    server = Server({request_hash(asked, [], None, 0): "hello"}, lambda n: "reasoning model")
+    bodies: list[dict] = []
+    chat = OpenAIChat("m", server.url, "k", tries=1, max_tokens=99)
+    create = chat.client.chat.completions.create
+    chat.client.chat.completions.create = lambda **body: bodies.append(body) or create(**body)
+    assert [chat.chat(asked, schema=SCHEMA), chat.chat(asked, attempt=1)] == ["hello", "hello"]
+    assert [("max_tokens" in body, "temperature" in body) for body in bodies] == [
+        (True, True),
+        (False, True),
+        (False, False),
+        (False, False),
+    ]
+    assert [body.get("max_completion_tokens") for body in bodies] == [None, 99, 99, 99]
+    assert ["response_format" in body for body in bodies] == [True, True, True, False]
+    assert bodies[-1]["seed"] == 1
+    server.stop()
+
+
 def test_errors_that_no_retry_helps_and_pace(tmp_path) -> None:
     server = Server({}, lambda n: "401")
     usage = Usage()
