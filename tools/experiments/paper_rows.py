@@ -4,6 +4,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -148,12 +149,13 @@ class Bench:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         root = self.out / f"{digest}-seed{seed}"
         root.mkdir(parents=True, exist_ok=True)
-        changes = json.loads(json.dumps(row.changes).replace('"{seed}"', str(seed)))
-        often = over(read_configuration(row.config or ""), changes)["trainer"]["callbacks"]
+        often = deepcopy(over(read_configuration(row.config or ""), row.changes)["trainer"]["callbacks"])
         for callback in often:
             if callback["class_path"].endswith("ModelCheckpoint"):  # a run that is stopped goes on from there
                 callback["init_args"]["every_n_train_steps"] = CHECKPOINT_EVERY
-        made = over({"over": row.config, "seed_everything": seed, **changes}, {"trainer": {"callbacks": often}})
+            if callback["class_path"].endswith("RolloutCallback"):
+                callback["init_args"]["seed"] = seed
+        made = over({"over": row.config, "seed_everything": seed, **row.changes}, {"trainer": {"callbacks": often}})
         (root / "row.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
         quiet = {"enable_progress_bar": "false", "limit_val_batches": 0, "num_sanity_val_steps": 0}
         options = [f"--trainer.{name}={value}" for name, value in quiet.items()] + [f"--data.init_args.seed={seed}"]

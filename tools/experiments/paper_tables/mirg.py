@@ -13,18 +13,20 @@ STYLES = ("answer", "reasoning", "grounded")  # 600 trajectories of each, about 
 
 
 def render(folder: Path, share: float) -> None:
-    """Boxes in one picture, trajectories of all forms, prompts, and held-out questions."""
+    """Boxes in one picture, trajectories of all forms, prompts, and held-out questions of the "test" split."""
     total, val = max(40, int(16000 * share)), max(20, int(1000 * share))
     write_toy_shards(folder, max(16, int(32000 * share)), max(8, int(400 * share)))
     write_multi_image_shards(folder, total, total, val)
+    if not list(folder.glob("test_mirg-*.tar")):
+        write_shards(multi_image_samples("test", 2 * val), folder, "test_mirg", 2000)
     for style in STYLES:
         if not list(folder.glob(f"mirg_{style}-*.tar")):
             write_shards(multi_image_samples("sft", max(40, int(600 * share)), style), folder, f"mirg_{style}", 2000)
 
 
 def rewards(*names: str) -> dict[str, Any]:
-    """GRPO's callbacks of fit/toy_mirg_grpo.yaml with these rewards, and the row's seed."""
-    rollout = {"num_generations": 8, "max_new_tokens": 72, "seed": "{seed}", "table_every": 1000}
+    """GRPO's callbacks of fit/toy_mirg_grpo.yaml with these rewards."""
+    rollout: dict[str, Any] = {"num_generations": 8, "max_new_tokens": 72, "table_every": 1000}
     rollout |= {"rewards": {name: f"ts_lightning.rl.{name}_reward" for name in names}} if names else {}
     kept = {"save_last": True, "enable_version_counter": False, "every_n_train_steps": 10, "save_top_k": 1}
     callbacks = [
@@ -43,7 +45,7 @@ def grpo(name: str, after: Row, paper: str, *names: str) -> Row:
     return Row(name, "fit/toy_mirg_grpo.yaml", rewards(*names), after, paper=paper)
 
 
-WORLD = World(render, {"pictures": ("val_mirg-*.tar", "rec")})
+WORLD = World(render, {"pictures": ("test_mirg-*.tar", "rec")})
 BASE = Row("base with boxes in one picture", "fit/toy_mirg_base.yaml", paper="29.04")
 ANSWER = sft("+ SFT, answers alone", "mirg_answer", "50.96")
 REASONING = sft("+ SFT, reasoning", "mirg_reasoning", "57.74")

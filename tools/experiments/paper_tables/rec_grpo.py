@@ -20,7 +20,7 @@ def render(folder: Path, share: float) -> None:
 WORLD = World(render, {**twist.WORLD.suites, "new": ("test_more-*.tar", "rec")})
 SFT = twist.TWIST
 GRPO = Row("SFT, then GRPO", "fit/rec_grpo_toy.yaml", after=SFT)
-AS_LONG = over({"trainer": {"max_steps": 400}}, twist.rate(1.25e-3))  # a quarter of its rate, a whole schedule
+AS_LONG = over({"trainer": {"max_steps": 1900}}, twist.rate(1.25e-3))  # a quarter of its rate, a whole schedule
 MORE = Row("SFT, then SFT for as long", SFT.config, AS_LONG, after=SFT)
 
 TABLES = (

@@ -29,13 +29,13 @@ def names(split: str, total: int) -> Iterator[Sample]:
 def render(folder: Path, share: float) -> None:
     """The toy world, and questions for the names of new objects."""
     twist.render(folder, share)
-    if not list(folder.glob("val_names-*.tar")):
+    if not list(folder.glob("test_names-*.tar")):
         write_shards(names("train", max(16, int(8000 * share))), folder, "names", 2000)
-        write_shards(names("val", max(8, int(400 * share))), folder, "val_names", 2000)
+        write_shards(names("test", max(8, int(400 * share))), folder, "test_names", 2000)
 
 
 WORLD = World(
-    render, {"names": ("val_names-*.tar", "answers"), "understanding": ("test_understanding-*.tar", "answers")}
+    render, {"names": ("test_names-*.tar", "answers"), "understanding": ("test_understanding-*.tar", "answers")}
 )
 BASE = Row("base")
 MIXED = {"train": None, "mix": {"names": {"shards": NAMES}, "understanding": {"shards": twist.REPLAY}}}

@@ -162,8 +162,9 @@ TABLES = (
             cited(FULL, "GQA 0, GIC AP 10.7"),
         ),
         (
-            Finding("full tuning on grounding erases understanding", FULL.name, BASE.name, "understanding"),
-            Finding("replay keeps a part of it, and less than the base has", JOINT.name, BASE.name, "understanding"),
+            Finding("full tuning on grounding costs understanding", FULL.name, BASE.name, "understanding"),
+            Finding("replay keeps more of it", FULL.name, JOINT.name, "understanding"),
+            Finding("and less than the base has", JOINT.name, BASE.name, "understanding"),
             Finding("replay costs grounding in as many steps: known objects", JOINT.name, FULL.name, "known"),
             Finding("replay costs grounding in as many steps: new objects", JOINT.name, FULL.name, "new"),
             Finding(
@@ -275,7 +276,13 @@ TABLES = (
         ),
         (
             Finding("negatives help known objects", "without negatives", "with negatives", "known"),
-            Finding("negatives teach to reject", "without negatives", "with negatives", "steps"),
+            Finding("negatives help new objects", "without negatives", "with negatives", "new"),
+            Finding(
+                "negatives help answers in steps, a third of them rejections",
+                "without negatives",
+                "with negatives",
+                "steps",
+            ),
         ),
     ),
     Table(

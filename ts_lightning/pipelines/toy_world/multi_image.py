@@ -18,7 +18,7 @@ from ts_lightning.pipelines.toy_world.scene import Scene, Thing
 from ts_lightning.pipelines.toy_world.understanding import ORDINALS
 
 STYLES = ("grounded", "reasoning", "answer")
-FIRST_SEED = {"sft": 20_000_000, "rl": 21_000_000, "val": 22_000_000, "dev": 23_000_000}
+FIRST_SEED = {"sft": 20_000_000, "rl": 21_000_000, "val": 22_000_000, "dev": 23_000_000, "test": 24_000_000}
 
 
 class Story(NamedTuple):
@@ -187,7 +187,7 @@ TASKS: dict[str, Callable[[int, Random], Story | None]] = {
 def multi_image_samples(
     split: str, total: int, style: str = "grounded", tasks: tuple[str, ...] = tuple(TASKS)
 ) -> Iterator[Sample]:
-    """`total` samples of a split (sft, rl, val, dev), the tasks in turn; each depends on its seed alone.
+    """`total` samples of a split (sft, rl, val, dev, test), the tasks in turn; each depends on its seed alone.
 
     style: the trajectories' form, the rows of the paper's Table 3: "grounded" (boxes in the thought, named by id in the
     answer), "reasoning" (words only, then the box) or "answer" (no thought). ValueError for another one.

@@ -1,7 +1,7 @@
 """ChatSpot's precise referring instructions on the toy world: questions about a click, a box or a polygon."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 from ts_lightning.data.sample import Answer, Sample, SampleImage, SampleRegion, Turn
@@ -14,7 +14,7 @@ from ts_lightning.pipelines.toy_world.understanding import understanding_questio
 
 KINDS = ("click", "box", "polygon")
 ATTRIBUTES = ("color", "shape", "size")
-FIRST_SEED = {"train": 20_000_000_000, "val": 30_000_000_000}  # scenes of their own
+FIRST_SEED = {"train": 20_000_000_000, "val": 30_000_000_000, "test": 32_000_000_000}  # scenes of their own
 TURNS = 5
 CIRCLE = [(0.5 + math.cos(i * math.pi / 8) / 2, 0.5 + math.sin(i * math.pi / 8) / 2) for i in range(16)]
 
@@ -87,14 +87,14 @@ def image_conversations(total: int) -> Iterator[Sample]:
     return _with_pictures(total, FIRST_SEED["train"], image_sample)
 
 
-def region_questions(total: int) -> Iterator[Sample]:
-    """Held-out questions, every kind of region and attribute in turn."""
-    cells = [(kind, what) for kind in KINDS for what in ATTRIBUTES]
+def region_questions(total: int, split: str = "val", kinds: Sequence[str] = KINDS) -> Iterator[Sample]:
+    """Held-out questions of a split (val, test), each of these kinds of region and every attribute in turn."""
+    cells = [(kind, what) for kind in kinds for what in ATTRIBUTES]
 
     def make(scene: Scene, random: Random) -> Sample:
         return region_sample(scene, *cells[scene.seed % len(cells)], random)
 
-    return _with_pictures(total, FIRST_SEED["val"], make)
+    return _with_pictures(total, FIRST_SEED[split], make)
 
 
 def _with_pictures(total: int, first: int, make: Callable[[Scene, Random], Sample]) -> Iterator[Sample]:
