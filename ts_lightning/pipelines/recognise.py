@@ -55,6 +55,8 @@ def _folder(data: Path) -> Kind:
         return Kind("yolo", data, "YOLO's labels", {"tasks": BY_NAME})
     if has("*/labels/*.txt"):
         return Kind("yolo", data, "Roboflow's YOLO export", {"tasks": BY_NAME})
+    if has("obj_*_data/**/*.txt"):
+        return Kind("yolo", data, "CVAT's YOLO export", {"tasks": BY_NAME})
     if has("classes.txt", "obj.names") and has("*.txt"):
         return Kind("yolo", data, "YOLO's labels beside the pictures", {"tasks": BY_NAME})
     return _only_json(data)

@@ -622,6 +622,26 @@ def test_a_labelled_picture_is_told_by_its_whole_name(tmp_path: Path) -> None:
         assert dropped.names == {"pictures without annotations": ["a.jpg"]}
 
 
+def test_cvats_yolo_export(tmp_path: Path) -> None:
+    """Darknet's layout: names and lists of pictures above a folder of pictures and labels."""
+    for name in ("a", "b/c"):
+        put(tmp_path / f"obj_train_data/{name}.txt", "0 0.5 0.5 0.2 0.4\n")
+        photo(tmp_path / f"obj_train_data/{name}.PNG", (100, 50))
+    put(tmp_path / "obj.names", "cat\n")
+    put(tmp_path / "train.txt", "data/obj_train_data/a.PNG\ndata/obj_train_data/b/c.PNG\n")
+    for split in (None, "train"):
+        made = list(yolo.read(tmp_path, Pictures(dropped=(dropped := Dropped())), split, tasks=("detection",)))
+        assert [one.images[0].name for one in made] == ["a.PNG", "c.PNG"]
+        assert not dropped
+    put(tmp_path / "obj_train_data/obj.names", "cat\n")
+    put(tmp_path / "obj_train_data/train.txt", "a.PNG\n")  # all in one folder
+    put(tmp_path / "obj_train_data/valid.txt", "0 0.5 0.5 0.2 0.4\n")  # of a photo that is called so
+    photo(tmp_path / "obj_train_data/valid.jpg", (100, 50))
+    made = list(yolo.read(tmp_path / "obj_train_data", Pictures(dropped=dropped), tasks=("detection",)))
+    assert [one.images[0].name for one in made] == ["a.PNG", "valid.jpg"]
+    assert not dropped
+
+
 def test_roboflows_voc_export(tmp_path: Path) -> None:
     for part in ("train", "valid"):
         bounds = "<xmin>11</xmin><ymin>6</ymin><xmax>60</xmax><ymax>50</ymax>"

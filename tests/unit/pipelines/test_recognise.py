@@ -24,6 +24,7 @@ COCO = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [], "categor
         ({"train/1.xml": "", "train/1.jpg": ""}, "voc", "Roboflow's VOC export"),
         ({"labels/train/1.txt": "", "data.yaml": ""}, "yolo", "YOLO's labels"),
         ({"train/labels/1.txt": "", "data.yaml": ""}, "yolo", "Roboflow's YOLO export"),
+        ({"obj_train_data/1.txt": "", "train.txt": "", "obj.names": ""}, "yolo", "CVAT's YOLO export"),
         ({"1.txt": "", "1.jpg": "", "classes.txt": ""}, "yolo", "YOLO's labels beside the pictures"),
         ({"refs(google).p": "", "refs(unc).p": "", "instances.json": COCO}, "refcoco", "split train of unc"),
         ({"unc_train.pth": "", "unc_val.pth": ""}, "refcoco", "RefCOCO's split unc_train"),

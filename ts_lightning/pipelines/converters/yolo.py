@@ -11,30 +11,35 @@ from ts_lightning.pipelines.converters.files import read_text
 from ts_lightning.pipelines.converters.photo_objects import TASKS, check_tasks, questions
 from ts_lightning.pipelines.converters.source import SUFFIXES, Pictures, clean, need
 
+_DESCRIPTIONS = ("data.yaml", "*.yaml", "*.yml")
+_LISTS = ("train.txt", "val.txt", "valid.txt", "test.txt")  # Darknet's, of pictures
+
 
 def read(
     path: str | Path, pictures: Pictures | None = None, split: str | None = None, tasks: tuple[str, ...] = TASKS
 ) -> Iterator[Sample]:
     """Samples of `path`, the folder with labels/[SPLIT/]*.txt, images/[SPLIT/]* and data.yaml or classes.txt.
 
-    Roboflow's SPLIT/labels and SPLIT/images are read too, and labels beside the pictures (LabelImg, Darknet). A line of
-    more than five numbers is an outline, of which the box is taken. Without the pictures nothing can be made: their
-    sizes are nowhere else. Keypoints (kpt_shape in data.yaml) behind a box are
+    Roboflow's SPLIT/labels and SPLIT/images are read too, and labels beside the pictures: in `path` (LabelImg, Darknet)
+    or in obj_SPLIT_data (CVAT). A line of more than five numbers is an outline, of which the box is taken. Without the
+    pictures nothing can be made: their sizes are nowhere else. Keypoints (kpt_shape in data.yaml) behind a box are
     passed over. `tasks`: localization, detection and all, as in `photo_objects`.
     """
     folder, pictures = Path(path), pictures or Pictures()
     check_tasks(tasks)
-    need(folder, *_places("labels", split, "*.txt"), *([] if split else ["*.txt"]))
+    need(folder, *_places(split), *([] if split else ["*.txt"]))
     names, pose = _names(folder)
     spelled: dict[str, str] = {}
     names = {number: spelled.setdefault(name.casefold(), name) for number, name in names.items()}
-    folders = sorted({p.parent for place in _places("labels", split, "*.txt") for p in folder.glob(place)})
+    folders = sorted({p.parent for place in _places(split) for p in folder.glob(place)})
     for place in folders or [folder]:
         parts = place.relative_to(folder).parts
         below, alone = (str(Path(*parts)).replace("labels", "images"), str(Path(*(p for p in parts if p != "labels"))))
         here = Pictures(pictures.folder or folder / below, pictures.excluded, pictures.dropped)
         here.subfolders = (".", below, alone)
         files = sorted(file for file in place.glob("*.txt") if file.name != "classes.txt")
+        if place == folder:
+            files = [file for file in files if file.name not in _LISTS or _picture_name(file, here)]
         here.without_annotations(file.stem for file in files)
         for file in files:
             with here.dropped.row(str(file.relative_to(folder))):
@@ -42,10 +47,10 @@ def read(
                 yield from _photo(file, name, here, names, pose, tasks)
 
 
-def _places(name: str, split: str | None, pattern: str) -> list[str]:
+def _places(split: str | None) -> list[str]:
     if split is not None:
-        return [f"{name}/{split}/{pattern}", f"{split}/{name}/{pattern}"]
-    return [f"{name}/{pattern}", f"{name}/*/{pattern}", f"*/{name}/{pattern}"]
+        return [f"labels/{split}/*.txt", f"{split}/labels/*.txt", f"obj_{split}_data/**/*.txt"]
+    return ["labels/*.txt", "labels/*/*.txt", "*/labels/*.txt", "obj_*_data/**/*.txt"]
 
 
 def _names(folder: Path) -> tuple[dict[int, str], bool]:
@@ -53,14 +58,10 @@ def _names(folder: Path) -> tuple[dict[int, str], bool]:
     for name in ("classes.txt", "labels/classes.txt", "obj.names"):
         if (folder / name).is_file():
             lines = read_text(folder / name, "class names, one a line").split("\n")
-            return {i: clean(line).strip() for i, line in enumerate(lines) if line.strip()}, False
-    file = need(folder, "data.yaml", "*.yaml", "*.yml")
-    text = read_text(file, "YOLO's data.yaml with names")
-    try:
-        data: Any = yaml.load(text, yaml.BaseLoader)  # every value as it is written: a class may be called no or 7
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file}: seen no YAML ({' '.join(str(error).split())}), expected a list of names") from None
-    listed = data.get("names") if isinstance(data, dict) else None
+            pose = any(any(folder.glob(one)) for one in _DESCRIPTIONS) and "kpt_shape" in _described(folder)[1]
+            return {i: clean(line).strip() for i, line in enumerate(lines) if line.strip()}, pose
+    file, data = _described(folder)
+    listed = data.get("names")
     if isinstance(listed, list):
         listed = {str(i): name for i, name in enumerate(listed)}
     known = isinstance(listed, dict) and all(k.isdecimal() and isinstance(n, str) for k, n in listed.items())
@@ -69,11 +70,26 @@ def _names(folder: Path) -> tuple[dict[int, str], bool]:
     return {int(number): clean(name).strip() for number, name in listed.items()}, "kpt_shape" in data
 
 
+def _described(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder's data.yaml and what it says."""
+    file = need(folder, *_DESCRIPTIONS)
+    text = read_text(file, "YOLO's data.yaml with names")
+    try:
+        data: Any = yaml.load(text, yaml.BaseLoader)  # every value as it is written: a class may be called no or 7
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file}: seen no YAML ({' '.join(str(error).split())}), expected a list of names") from None
+    return file, data if isinstance(data, dict) else {}
+
+
+def _picture_name(file: Path, pictures: Pictures) -> str | None:
+    """The picture of a label file, None where none is there."""
+    return next((name for s in SUFFIXES if pictures.find(name := f"{file.stem}{s}")), None)
+
+
 def _photo(
     file: Path, key: str, pictures: Pictures, names: dict[int, str], pose: bool, tasks: tuple[str, ...]
 ) -> Iterator[Sample]:
-    found = next((f"{file.stem}{s}" for s in SUFFIXES if pictures.find(f"{file.stem}{s}")), f"{file.stem}.jpg")
-    known = pictures.get(found)
+    known = pictures.get(_picture_name(file, pictures) or f"{file.stem}.jpg")
     if known is None:
         return
     size = (known[0].width, known[0].height)
