@@ -20,7 +20,7 @@ def render(folder: Path, share: float) -> None:
     """The pictures of MIRG's tables, and questions to choose settings by."""
     mirg.render(folder, share)
     if not list(folder.glob("grpo_dev-*.tar")):
-        write_shards(multi_image_samples("dev", max(20, int(500 * share))), folder, "grpo_dev", 2000)
+        write_shards(multi_image_samples("dev", max(20, int(2000 * share))), folder, "grpo_dev", 2000)
 
 
 def setting(algorithm: str, thought: bool, iterations: int) -> Row:
