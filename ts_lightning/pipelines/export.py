@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Iterable
 from dataclasses import asdict
+from hashlib import sha256
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -90,13 +91,13 @@ def to_coco(samples: Iterable[Sample], out: Path, split: str = "export", dropped
         if len(sample.images) != 1:
             raise ValueError(f"{sample.where}: seen {len(sample.images)} pictures, expected one (COCO's format)")
         image = sample.images[0]
-        _save_pictures(sample, out / split)
-        if image.name not in photos:
+        (name,) = _save_pictures(sample, out / split)
+        if name not in photos:
             size = {"width": image.width, "height": image.height}
-            photos[image.name] = {"id": meta.get("image_id"), "file_name": image.name} | size
-            objects[image.name], captions[image.name] = {}, []
+            photos[name] = {"id": meta.get("image_id"), "file_name": name} | size
+            objects[name], captions[name] = {}, []
         if sample.subtask == "caption" and sample.task == "understanding":
-            captions[image.name] += [text for text in sample.answers or [] if text not in captions[image.name]]
+            captions[name] += [text for text in sample.answers or [] if text not in captions[name]]
         categories = meta.get("category_ids") or [None] * len(sample.regions)
         found: dict[Any, dict[str, Any]] = {}
         for region, ids, category in zip(sample.regions, _ids(sample, meta), categories, strict=True):
@@ -109,8 +110,8 @@ def to_coco(samples: Iterable[Sample], out: Path, split: str = "export", dropped
                 key = (annotation, region.category, box)
                 found[key] = _annotation(region, box, annotation, image.width, image.height)
         # The record of all objects has the order of the annotations.
-        listing, rest = (found, objects[image.name]) if len(sample.regions) > 1 else (objects[image.name], found)
-        objects[image.name] = listing | {key: one for key, one in rest.items() if key not in listing}
+        listing, rest = (found, objects[name]) if len(sample.regions) > 1 else (objects[name], found)
+        objects[name] = listing | {key: one for key, one in rest.items() if key not in listing}
     _write_coco(out, split, photos, objects, captions, names)
     return len(photos)
 
@@ -231,19 +232,24 @@ def _kept(sample: Sample, marks: list[list[int]]) -> str:
 
 
 def _save_pictures(sample: Sample, folder: Path) -> list[str]:
-    """The pictures under their own names; the same name with other bytes is an error."""
+    """Save the pictures and return their names: their own, behind which others of one name get a hash of their bytes.
+
+    Pictures of two folders (site_a/0001.jpg, site_b/0001.jpg) have one name in the records.
+    """
     if len(sample.image_bytes) != len(sample.images):
         raise ValueError(f"{sample.where}: seen {len(sample.image_bytes)} pictures, expected {len(sample.images)}")
     folder.mkdir(parents=True, exist_ok=True)
+    names = []
     for image, data in zip(sample.images, sample.image_bytes, strict=True):
         if Path(image.name).name != image.name or image.name in (".", ".."):
             raise ValueError(f"{sample.where}: seen the picture name {image.name!r}, expected a plain file name")
         path = folder / image.name
+        if path.is_file() and path.read_bytes() != data:
+            path = path.with_stem(f"{path.stem}-{sha256(data).hexdigest()[:8]}")
         if not path.is_file():
             path.write_bytes(data)
-        elif path.read_bytes() != data:
-            raise ValueError(f"{sample.where}: seen two pictures called {image.name!r}, expected one name a picture")
-    return [image.name for image in sample.images]
+        names.append(path.name)
+    return names
 
 
 def _write(path: Path, text: str) -> None:

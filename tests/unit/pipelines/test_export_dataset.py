@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -99,10 +100,6 @@ def test_what_other_tools_read(tmp_path: Path) -> None:
     bad.regions[0] = SampleRegion(polygon=[(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)])
     with pytest.raises(ValueError, match="region 0: seen a polygon, expected a point or a box"):
         to_ms_swift([bad], tmp_path)
-    other = sample(5)
-    other.images[0].name, other.image_bytes = "1-0.jpg", [picture(9)]
-    with pytest.raises(ValueError, match=r"seen two pictures called '1-0\.jpg'"):
-        to_ms_swift([other], tmp_path)
 
 
 @pytest.mark.parametrize("tasks", [("all",), ("localization", "all", "detection")])
@@ -154,9 +151,26 @@ def test_ids_of_two_sources_stay_apart_in_coco(tmp_path: Path) -> None:
     assert data["categories"] == [{"id": 1, "name": "bicycle"}, {"id": 2, "name": "sneakers"}, {"id": 3, "name": "car"}]
     notes = [tuple(one[name] for name in ("id", "image_id", "category_id")) for one in data["annotations"]]
     assert notes == [(0, 0, 2), (2, 1, 1), (1, 1, 3)]
-    samples[1].images[0].name = "0-0.jpg"  # another picture of the same name
-    with pytest.raises(ValueError, match=r"seen two pictures called '0-0\.jpg'"):
-        to_coco(samples, tmp_path)
+
+
+def test_pictures_of_one_name_are_saved_apart(tmp_path: Path) -> None:
+    samples = [sample(1), sample(2), sample(1), sample(3, images=2)]
+    for image in (image for one in samples for image in one.images):
+        image.name = "0001.jpg"
+    data = [picture(1), picture(2), picture(1), picture(3), picture(4)]
+    hashes = [sha256(one).hexdigest()[:8] for one in data]
+    names = ["0001.jpg", f"0001-{hashes[1]}.jpg", "0001.jpg", f"0001-{hashes[3]}.jpg", f"0001-{hashes[4]}.jpg"]
+    for _ in range(2):  # again into the same folder
+        to_llava(samples, tmp_path, get_codec("chatspot"))
+        to_ms_swift(samples, tmp_path)
+        assert to_coco(samples[:3], tmp_path, "images") == 2
+        assert {path.name for path in (tmp_path / "images").iterdir()} == set(names)
+    for read, name in ((llava.read, "llava.json"), (ms_swift.read, "ms_swift.jsonl")):
+        again = list(read(tmp_path / name))
+        assert [image.name for one in again for image in one.images] == names
+        assert [one for made in again for one in made.image_bytes] == data
+    photos = json.loads((tmp_path / "annotations/instances_images.json").read_text())["images"]
+    assert [one["file_name"] for one in photos] == names[:2]
 
 
 def test_regions_that_coco_has_no_place_for_are_counted(tmp_path: Path, capsys) -> None:
