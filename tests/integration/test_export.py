@@ -64,6 +64,27 @@ def test_there_and_back(fitted: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert not {name for name in files if name.endswith((".bin", ".pt", ".pkl"))}
 
 
+def test_weights_that_have_changed_are_refused(fitted: Path, tmp_path: Path) -> None:
+    """One bit near the end of each file, in every shape; adapters and whole models of before have no sha256."""
+    own = {TwinExpertVLM: "package", LoRAVLM: "adapter", PlainVLM: "standalone"}[type(load(fitted).vlm)]
+    for kind in {own, "standalone"}:
+        folder = tmp_path / kind
+        assert export(fitted, kind, folder) == 0
+        for path in folder.rglob("*.safetensors"):
+            whole = path.read_bytes()
+            path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
+            with pytest.raises(ValueError, match=r"seen sha256|of sha256"):
+                load(folder)
+            path.write_bytes(whole)
+        load(folder)
+        for name in ("base.json", "ts_lightning.json"):
+            if (folder / name).is_file():
+                stored = json.loads((folder / name).read_text())
+                stored.pop("sha256", None)
+                (folder / name).write_text(json.dumps(stored))
+        load(folder)
+
+
 def test_validate_reloads_it(fitted: Path, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = "standalone" if type(load(fitted).vlm) is PlainVLM else ""
     kind = kind or ("adapter" if isinstance(load(fitted).vlm, LoRAVLM) else "package")

@@ -16,7 +16,7 @@ from torch import Tensor
 from ts_lightning.grounding.foreign_text import markdown_code, markdown_text
 from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.hub import on_disk
-from ts_lightning.models.package import check_base, load_weights, readable
+from ts_lightning.models.package import check_base, check_unchanged, file_sha256, load_weights, readable
 from ts_lightning.models.vlm import VLM
 
 CONFIG = "adapter_config.json"  # these two names are peft's
@@ -128,14 +128,18 @@ class LoRAVLM(VLM):
             "backbone": {"class_path": path, "init_args": self.backbone.init_args},
             "options": options,
             "max_new_tokens": max_new_tokens,
+            "sha256": file_sha256(folder / WEIGHTS),
         }
         (folder / BASE).write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
         (folder / "README.md").write_text(_card(stored, scores or {}))
 
     def _load(self, folder: str | Path) -> None:
-        check_base(read_adapter(folder)["base"], self.identity())
+        stored, weights = read_adapter(folder), Path(folder) / WEIGHTS
+        check_base(stored["base"], self.identity())
         try:
-            state = load_file(Path(folder) / WEIGHTS)
+            if "sha256" in stored:  # adapters of before have none
+                check_unchanged(weights, stored["sha256"], f"adapter {folder}")
+            state = load_file(weights)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"adapter {folder}: {WEIGHTS} can't be read ({error}), expected safetensors") from None
         with torch.no_grad():
@@ -167,7 +171,7 @@ def read_adapter(folder: str | Path) -> dict[str, Any]:
         stored = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"adapter {path}: seen {error}, expected a file made by save_pretrained") from None
-    if not isinstance(stored, dict) or set(stored) != _KEYS:
+    if not isinstance(stored, dict) or stored.keys() - {"sha256"} != _KEYS:
         raise ValueError(f"adapter {path}: seen other keys, expected {', '.join(sorted(_KEYS))}")
     for name in ("backbone", "options"):
         if not isinstance(stored[name], dict):

@@ -128,6 +128,19 @@ def load_weights(
     return set(source)
 
 
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_unchanged(path: Path, sha256: object, where: str) -> None:
+    """ValueError for a file of other bytes than those that `sha256` was taken of; `where` names its folder."""
+    if (seen := file_sha256(path)) != sha256:
+        expected = f"seen sha256 {seen[:12]}, expected {str(sha256)[:12]}"
+        raise ValueError(f"{where}: {path.name} changed since it was saved: {expected}")
+
+
 def is_package(path: str | Path) -> bool:
     """Whether `path` is a folder written by `write_package`."""
     return (Path(path) / CONFIG).is_file()
@@ -143,8 +156,7 @@ def write_package(
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     readable(folder)
     say_whose(folder)
-    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    config = {"format": FORMAT, **config, "sha256": digest}
+    config = {"format": FORMAT, **config, "sha256": file_sha256(folder / WEIGHTS)}
     (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     parameters = sum(tensor.numel() for tensor in state.values())
     (folder / "README.md").write_text(_card(config, scores, parameters))
@@ -167,12 +179,7 @@ def read_package(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
     weights = Path(folder) / WEIGHTS
     if not weights.is_file():
         raise ValueError(f"package {folder}: seen no {WEIGHTS}, expected one beside {CONFIG}")
-    seen = hashlib.sha256(weights.read_bytes()).hexdigest()
-    if seen != config["sha256"]:
-        raise ValueError(
-            f"package {folder}: {WEIGHTS} changed since it was saved: seen sha256 {seen[:12]}, "
-            f"expected {str(config['sha256'])[:12]}"
-        )
+    check_unchanged(weights, config["sha256"], f"package {folder}")
     try:
         return config, load_file(weights)
     except SafetensorError as error:

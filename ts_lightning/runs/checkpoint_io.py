@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO as LightningCheckpointIO
 
 from ts_lightning.data.loader import lost_worker
+from ts_lightning.models.package import file_sha256
 
 
 class CheckpointIO(LightningCheckpointIO):
@@ -119,12 +120,6 @@ def sidecar_sums(path: Path) -> list[str]:
     if not sidecar(path).is_file():
         return []
     return [line.split()[0] for line in sidecar(path).read_text(errors="replace").splitlines() if line.strip()]
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _HashingWriter:

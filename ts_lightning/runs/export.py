@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_lightning.models import VLM, LoRAVLM, TaskRouter, TwinExpertVLM
-from ts_lightning.models.package import say_whose
+from ts_lightning.models.package import file_sha256, say_whose
 from ts_lightning.runs.checkpoint_io import CheckpointIO
 from ts_lightning.runs.class_paths import plain
 from ts_lightning.runs.load import BASE, INSTALLED, STANDALONE
@@ -88,4 +88,6 @@ def write_standalone(module: Any, folder: Path, scores: Mapping[str, float] | No
     spec = plain(backbone, "backbone")
     spec["init_args"] = {k: v for k, v in spec["init_args"].items() if k not in backbone.made_by}
     stored = {"backbone": spec, "max_new_tokens": module.max_new_tokens}
+    if base == folder:  # twin experts know the sha256 of their base
+        stored["sha256"] = {path.name: file_sha256(path) for path in folder.glob("*.safetensors")}
     (folder / STANDALONE).write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")

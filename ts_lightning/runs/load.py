@@ -16,7 +16,7 @@ from ts_lightning.data.remote import is_url
 from ts_lightning.models.backbones.hub_layout import read_config as config_json
 from ts_lightning.models.hub import on_disk
 from ts_lightning.models.lora import is_adapter, read_adapter
-from ts_lightning.models.package import is_package, read_config
+from ts_lightning.models.package import check_unchanged, is_package, read_config
 from ts_lightning.runs.checkpoint_io import CheckpointIO
 from ts_lightning.runs.class_paths import instantiate
 from ts_lightning.runs.package_state import data_config, model_config
@@ -148,13 +148,17 @@ def is_standalone(folder: Path) -> bool:
 
 
 def standalone_model(folder: Path) -> dict[str, Any]:
-    """The module over a standalone folder: its base from the folder, and the packages or the adapter inside of it."""
+    """The module over a standalone folder: its base from the folder, and the packages or the adapter inside of it.
+
+    ValueError for a folder that is none, or whose weights have changed (of twin experts the package knows its base).
+    """
     try:
         stored = json.loads((folder / STANDALONE).read_text())
         backbone = dict(stored["backbone"])
         base = folder / BASE if (folder / BASE).is_dir() else folder
         backbone["init_args"] = {**backbone["init_args"], "pretrained": str(base)}
         max_new_tokens = int(stored["max_new_tokens"])
+        sums = dict(stored.get("sha256", {}))  # folders of before have none
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{folder / STANDALONE}: seen {error!r}, expected a file made by the export") from None
     for part in ("package", "adapter"):
@@ -165,6 +169,9 @@ def standalone_model(folder: Path) -> dict[str, Any]:
             if beside := sorted((folder / INSTALLED).glob("*")):
                 own["packages"] = {package.name: str(package) for package in beside}
             return model
+    for weights in sorted(folder.glob("*.safetensors")):
+        if weights.name in sums:
+            check_unchanged(weights, sums[weights.name], f"standalone model {folder}")
     vlm = {"class_path": "ts_lightning.models.PlainVLM", "init_args": {"backbone": backbone, "train": []}}
     return _module("SFT", vlm, max_new_tokens)
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from ts_lightning.runs.checkpoint_io import file_sha256, replace_file, sidecar, sidecar_sums
+from ts_lightning.models.package import file_sha256
+from ts_lightning.runs.checkpoint_io import replace_file, sidecar, sidecar_sums
 from ts_lightning.runs.class_paths import renamed
 from ts_lightning.runs.metrics_log import NAME, RESUMED, TABLE, MetricsLog, complete_table, finished_steps
 from ts_lightning.runs.run_lock import RunLock
@@ -27,7 +28,8 @@ MAY_CHANGE = {
     *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "watchdog", "resume"),
 }
 MAY_GROW = ("trainer.max_steps", "trainer.max_epochs")
-UNFINISHED = (".*.ckpt*.tmp", ".metrics.csv*", ".run.lock.*.tmp", ".wandb_run_id.*.tmp")
+JOB = "slurm_job_id"  # the job that began the run, or went on with it, last
+UNFINISHED = (".*.ckpt*.tmp", ".metrics.csv*", ".run.lock.*.tmp", ".wandb_run_id.*.tmp", f".{JOB}.*.tmp")
 PACKAGES = {"torch": "torch", "transformers": "transformers", "lightning": "lightning", "ts_lightning": "ts-lightning"}
 LISTED = 8
 
@@ -66,17 +68,17 @@ class Start(NamedTuple):
 def begin_run(root: Path, lock: RunLock, config: dict[str, Any], given: str | None, resume: bool) -> Start:
     """Find what to restore: the given checkpoint ("last": this run's last.ckpt), or its newest whole one, or none.
 
-    A requeued job goes on from its own newest, also where its script names another `--ckpt_path`. Rank 0 takes the
-    lock of the directory; nothing else in it is touched before `settle`. ValueError when another run writes here, or
-    the configuration changed; `Finished` when this run has nothing left to do.
+    A requeued job that had begun here goes on from its own newest, also where its script says `--resume false` or names
+    another `--ckpt_path`. Rank 0 takes the lock of the directory; nothing else in it is touched before `settle`.
+    ValueError when another run writes here, or the configuration changed; `Finished` when this run has nothing left to
+    do.
     """
     folder, is_first = root / "checkpoints", first_process()
     given = _file(given, folder)
-    requeued = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
     if is_first:
         lock.acquire()
     try:
-        found = newest(folder) if resume and (requeued or given is None) else None
+        found = newest(folder) if _began_before(root) or (resume and given is None) else None
         if found is not None and (given is None or found.path.resolve() != Path(given).resolve()):
             start = Start(str(found.path), found.steps, None, wandb_run(root, new=False))
             _check(found, root, config)
@@ -98,6 +100,12 @@ def begin_run(root: Path, lock: RunLock, config: dict[str, Any], given: str | No
     except BaseException:
         lock.release()
         raise
+
+
+def _began_before(root: Path) -> bool:
+    """Whether this is a requeued job that was the last to begin here: what the folder holds is then its own."""
+    restarts, path = os.environ.get("SLURM_RESTART_COUNT", "0"), root / JOB
+    return restarts not in ("", "0") and path.is_file() and path.read_text() == os.environ.get("SLURM_JOB_ID")
 
 
 def _file(given: str | None, folder: Path) -> str | None:
@@ -134,6 +142,7 @@ def settle(start: Start, root: Path, metrics: MetricsLog | None) -> None:
         metrics.mark(RESUMED, start.steps)
     if start.wandb_run is not None and not (root / "wandb_run_id").exists():
         replace_file(root / "wandb_run_id", start.wandb_run)
+    replace_file(root / JOB, os.environ.get("SLURM_JOB_ID", ""))
 
 
 def newest(folder: Path) -> Place | None:

@@ -1,5 +1,6 @@
 """The LoRA baseline: what trains, peft's own layout, equal parameters with TWIST."""
 
+import json
 import re
 from inspect import signature
 from pathlib import Path
@@ -121,6 +122,11 @@ def test_save_and_load_give_the_same_logits(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="trained on a base of sha256"):
         LoRAVLM.from_pretrained(tmp_path, TinyBackbone(pretrained=None, seed=3, **SIZES))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"no tensors at all")
+    with pytest.raises(ValueError, match=r"adapter .*: adapter_model.safetensors changed since it was saved: seen sha"):
+        LoRAVLM.from_pretrained(tmp_path, backbone())
+    stored = json.loads((tmp_path / "base.json").read_text())
+    del stored["sha256"]  # as adapters of before
+    (tmp_path / "base.json").write_text(json.dumps(stored))
     with pytest.raises(ValueError, match=r"adapter_model.safetensors can't be read"):
         LoRAVLM.from_pretrained(tmp_path, backbone())
 

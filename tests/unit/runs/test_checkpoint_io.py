@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ts_lightning.runs.checkpoint_io import CheckpointIO, file_sha256, sidecar, sidecar_sums
+from ts_lightning.models.package import file_sha256
+from ts_lightning.runs.checkpoint_io import CheckpointIO, sidecar, sidecar_sums
 
 STATE = {"state_dict": {"w": torch.arange(5.0)}, "epoch": 3}
 
