@@ -30,7 +30,8 @@ _ESCAPE = "\u200b"  # a zero-width space inside a mark: it reads the same and is
 class ChatTemplate:
     """What stands around the turns: prefixes with their trailing spaces, and the end of an answer.
 
-    `blank` begins every answer; `after_picture` stands where a record has a new line behind a picture mark.
+    `end` is the mark that ends an answer, `between` what stands from there to a next question's prefix, without a
+    loss. `blank` begins every answer; `after_picture` stands where a record has a new line behind a picture mark.
     `user_picture` is the prefix of a question that begins with a picture, `earlier` that of all answers but the last
     (blank included), where a model has others for them.
     """
@@ -43,6 +44,7 @@ class ChatTemplate:
     after_picture: str = "\n"
     user_picture: str | None = None
     earlier: str | None = None
+    between: str = ""
 
     def before_question(self, text: str) -> str:
         """The prefix of a question."""
@@ -148,6 +150,8 @@ class Encoder:
             for piece in pieces:
                 spans.append((len(text), len(text) + len(piece)))
                 text += piece
+            if i + 1 < len(sample.turns):
+                text += self.template.between
         return text, spans
 
     def expand(self, text: str, sample: Any, mentioned: set[int] | None = None) -> str:

@@ -26,6 +26,7 @@ from ts_lightning.models.backbones.hf import HFBackbone
 from ts_lightning.models.backbones.hf_processor import HFEncoder, load_processor
 from ts_lightning.models.backbones.hf_template import derive, renderer
 from ts_lightning.models.backbones.hub_layout import SHIPPED, read_tokenizer
+from ts_lightning.models.backbones.internvl import InternVLBackbone
 from ts_lightning.models.backbones.llava import LlavaBackbone
 from ts_lightning.models.backbones.qwen_vl import QwenVLBackbone
 
@@ -211,6 +212,21 @@ def test_published_templates_that_write_a_line_break_before_the_text(
         else:
             one.turns += [Turn("user", "R"), Turn("assistant", "B")]
             assert encoder.render(one)[0] == told
+
+
+@pytest.mark.parametrize(("name", "kind"), [("qwen3_vl", HFBackbone), ("internvl", HFBackbone),
+                                            ("internvl", InternVLBackbone)])  # fmt: skip
+def test_the_loss_ends_with_the_mark_that_ends_an_answer(name: str, kind: Any, tmp_path: Path) -> None:
+    """The line break behind it is the template's: written between turns, as the template does, and not learnt."""
+    encoder = kind(str(make_folder(name, tmp_path))).encoder
+    one = sample("understanding")
+    one.turns = [Turn("user", "<image>Q"), Turn("assistant", "A"), Turn("user", "R"), Turn("assistant", "B")]
+    row = encoder(one)
+    trained = [encoder.tokenizer.decode(row["input_ids"][row["step_ids"] == step]) for step in range(2)]
+    assert trained == ["A<|im_end|>", "B<|im_end|>"]
+    behind = encoder.tokenizer.decode(row["input_ids"]).partition("Q<|im_end|>")[2]
+    turn = "\n<|im_start|>assistant\n{}<|im_end|>"
+    assert behind == f"{turn.format('A')}\n<|im_start|>user\nR<|im_end|>{turn.format('B')}"
 
 
 def test_the_processor_runs_once_for_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,13 +50,13 @@ def derive(render: Render, image_token: str, special: Collection[str], ends: Col
         raise ValueError(f"chat template: seen {mark[:80]!r} for a picture, expected {image_token!r} in it once")
     stands = end if found else p2.removesuffix(user)  # what the template itself writes behind an answer
     user_picture = before.removeprefix(stands)
-    system = p0.removesuffix(user) if p0.endswith(user) else None
-    if system is None:  # the first turn begins otherwise than the others: the others' line break is the end's
+    system, between = p0.removesuffix(user) if p0.endswith(user) else None, ""
+    if system is None:  # the first turn begins otherwise than the others: behind an answer comes a line break
         shorter = user.lstrip()
         if not p0.endswith(shorter):
             raise ValueError(f"chat template: seen {p0[-60:]!r} before a first question, expected {user[-60:]!r}")
         breaks = user[: len(user) - len(shorter)]
-        end, stands = end + (breaks if found else ""), stands + breaks
+        between, stands = breaks if found else "", stands + breaks
         user, user_picture = shorter, user_picture.removeprefix(breaks)
         system = p0.removesuffix(shorter)
     template = ChatTemplate(
@@ -68,6 +68,7 @@ def derive(render: Render, image_token: str, special: Collection[str], ends: Col
         after_picture="",
         user_picture=None if user_picture == user else user_picture,
         earlier=earlier,
+        between=between,
     )
     _check(template, mark + behind, render, stands)
     return Chat(template, mark, behind)

@@ -12,7 +12,8 @@ from ts_lightning.models.encode import ChatTemplate, Encoder
 INTERNVL = ChatTemplate(
     user="<|im_start|>user\n",
     assistant="<|im_end|>\n<|im_start|>assistant\n",
-    end="<|im_end|>\n",
+    end="<|im_end|>",
+    between="\n",
     blank="",
     after_picture="\n",
 )
