@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 from ts_lightning.cli.configurations import shipped
 
-JUDGED = ("mmvet", "llava_bench")
-
 
 def evaluate(
     *,
@@ -85,8 +83,8 @@ def evaluate(
         names_alone: grounded captions without synonyms, as in the paper
         box_score: the score of a box in COCO AP of captions
         extract: openai:MODEL[@URL], who names the boxes of captions; a grammar when missing
-        judge: the model that judges MM-Vet and LLaVA-Bench
-        judge_prompt: file with MM-Vet's own few-shot table, in place of our instruction
+        judge: the model that judges suites of the protocol open_ended, as their reading says: mmvet or llava_bench
+        judge_prompt: file with MM-Vet's own few-shot table, in place of our instruction for mmvet
         base_url: the judge's OpenAI-compatible server; the key comes from OPENAI_API_KEY
         submission: tab-separated file for MMBench's server
         title: of the report
@@ -98,6 +96,7 @@ def evaluate(
 
     from ts_lightning.cli.evaluation import (
         asked_pairs,
+        check_judge,
         check_kept,
         check_rule,
         judged,
@@ -111,9 +110,9 @@ def evaluate(
     from ts_lightning.grounding.codecs import Codec
     from ts_lightning.grounding.foreign_text import visible
     from ts_lightning.grounding.resizing import resize_rule
-    from ts_lightning.metrics.judge import few_shot_instruction
     from ts_lightning.metrics.protocols import Protocol
     from ts_lightning.metrics.protocols.captions import GIC, WithClasses
+    from ts_lightning.metrics.protocols.words import OpenEnded
     from ts_lightning.metrics.record import Record, write_records
     from ts_lightning.metrics.robustness import by_noise, noise_table, plot_noise
     from ts_lightning.metrics.submission import write_submission
@@ -136,8 +135,11 @@ def evaluate(
         if not suites:
             raise ValueError(f"--suites: seen none, expected some of {', '.join(SUITES)}")
         overlay = merged_overlays(suites)
-        for name, one in overlay["data"]["init_args"]["val"].items():  # before hours of answering
-            check_rule(name, rule(suite_source(name, one)))
+        rules = {name: rule(suite_source(name, one)) for name, one in overlay["data"]["init_args"]["val"].items()}
+        for name, one in rules.items():  # before hours of answering
+            check_rule(name, one)
+        if judge:
+            check_judge(one["protocol"] for one in rules.values())
         root = [f"--trainer.default_root_dir={out}", "--trainer.enable_progress_bar=false", f"--task={task}"]
         root += [] if alpha is None else [f"--alpha={alpha}"]
         if status := lightning(["predict", "--ckpt_path", str(ckpt), "-c", json.dumps(overlay), *root, *overrides]):
@@ -154,6 +156,8 @@ def evaluate(
 
     records, told = stored(predictions or kept, format, source, suite, notation, allow_missing)
     records = [replace(record, **rule(record)) for record in records]
+    if judge:
+        check_judge(record.protocol for record in records)
     given = predictions is not None and predictions.resolve() == kept.resolve()
     if predictions is not None and not given:
         check_kept(kept, records, predictions)
@@ -171,10 +175,10 @@ def evaluate(
         scores = score_suites(records, told, prepare)
         if not given:  # now the rule is known to hold for them
             write_records(records, kept)
-        for name in [name for name in scores if judge and name in JUDGED]:
-            instruction = few_shot_instruction(judge_prompt) if judge_prompt and name == "mmvet" else None
-            result = judged(by_suite(records)[name], name, str(judge), base_url, out, instruction)
-            scores[name] = judged_entry(scores[name], result)
+        for name, one in scores.items():
+            if judge and one["protocol"] == OpenEnded.name and one["questions"]:
+                answered = by_suite(records)[one["suite"]]
+                scores[name] = judged_entry(one, judged(answered, one["suite"], judge, base_url, out, judge_prompt))
         if submission is not None:
             print(f"{submission}: {write_submission(records, submission)} answers for MMBench's server")
         page = write_suite_report(scores, records, out, title)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from ts_lightning.data import ShardSource
 from ts_lightning.data.source import source_of
 from ts_lightning.grounding.codecs import Codec
 from ts_lightning.metrics.gic_names import AskedPairs
-from ts_lightning.metrics.judge import Instruction
+from ts_lightning.metrics.judge import few_shot_instruction, judge_reading
 from ts_lightning.metrics.judge import judge as judge_answers
 from ts_lightning.metrics.protocols import DEFAULTS, make_default, make_protocol
+from ts_lightning.metrics.protocols.words import OpenEnded
 from ts_lightning.metrics.record import Record, read_records
 from ts_lightning.pipelines.llm_client import OpenAIChat
 from ts_lightning.pipelines.response_cache import CachedChat
@@ -48,6 +49,12 @@ def check_rule(suite: str, rule: Mapping[str, str | None]) -> None:
         make(rule["protocol"] or DEFAULTS[0], rule["reading"], rule["annotations"])
     except ValueError as error:
         raise ValueError(f"suite {suite}: {error}") from None
+
+
+def check_judge(protocols: Iterable[str | None]) -> None:
+    """ValueError where none of the suites' protocols asks for a judge."""
+    if OpenEnded.name not in protocols:
+        raise ValueError(f"--judge: seen no suite of the protocol {OpenEnded.name}, expected one for it to judge")
 
 
 def check_kept(kept: Path, records: Sequence[Record], predictions: Path) -> None:
@@ -124,16 +131,22 @@ def judged(
     model: str,
     base_url: str | None,
     out: Path,
-    instruction: Instruction | None = None,
+    prompt: Path | None = None,
 ) -> dict[str, Any]:
-    """The verdicts of `model` on the answers of a suite, which are also written to OUT/SUITE.json."""
+    """The verdicts of `model` on the answers of a suite, which are also written to OUT/SUITE.json.
+
+    `prompt`: MM-Vet's own table, for suites that are judged as it is.
+    """
+    asked = [record for record in records if OpenEnded().takes(record)]
+    reading = judge_reading(asked[0])
+    instruction = few_shot_instruction(prompt) if prompt and reading == "mmvet" else None
     backend = OpenAIChat(model, base_url, os.environ.get("OPENAI_API_KEY"), max_tokens=16)
     cached = CachedChat(backend, out / "verdicts.jsonl")
 
     def ask(messages: list[dict[str, str]], attempt: int) -> str:
         return cached.chat(messages, attempt=attempt)
 
-    result = judge_answers(records, suite, ask, instruction)
+    result = judge_answers(asked, reading, ask, instruction)
     report = {"judge": model, "suite": suite, **result}
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{suite}.json").write_text(json.dumps(report, indent=1) + "\n")

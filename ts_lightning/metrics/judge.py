@@ -1,4 +1,4 @@
-"""Open-ended answers scored by a judge: MM-Vet (0 to 1) and LLaVA-Bench (against a reference answer)."""
+"""Open-ended answers scored by a judge: as MM-Vet's (0 to 1) or as LLaVA-Bench's (against a reference answer)."""
 
 import hashlib
 import re
@@ -28,6 +28,7 @@ Question: {question}
 Answer 1: {truth}
 Answer 2: {answer}
 Numbers:"""
+INSTRUCTIONS = {"mmvet": MM_VET, "llava_bench": LLAVA_BENCH}  # by reading
 _NUMBER = re.compile(r"\d{1,2}(?:\.\d{1,3})?", re.ASCII)
 TRIES = 3
 
@@ -45,11 +46,9 @@ class Instruction(NamedTuple):
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def own_instruction(suite: str) -> Instruction:
-    """Our instruction for MM-Vet or LLaVA-Bench."""
-    if suite not in ("mmvet", "llava_bench"):
-        raise ValueError(f"judge: seen the suite {suite!r}, expected mmvet or llava_bench")
-    return Instruction(MM_VET if suite == "mmvet" else LLAVA_BENCH)
+def judge_reading(record: Record) -> str:
+    """Whose instruction and marks judge a record: its reading; without one its data set's, else MM-Vet's."""
+    return record.reading or (record.source if record.source in INSTRUCTIONS else "mmvet")
 
 
 def few_shot_instruction(path: str | Path) -> Instruction:
@@ -64,28 +63,30 @@ def few_shot_instruction(path: str | Path) -> Instruction:
     return Instruction(text, f"few-shot table of {Path(path).name}", few_shot=True)
 
 
-def judge(records: Sequence[Record], suite: str, ask: Ask, instruction: Instruction | None = None) -> dict[str, Any]:
-    """The score of MM-Vet or LLaVA-Bench, by capability or category, and the verdicts by question.
+def judge(records: Sequence[Record], reading: str, ask: Ask, instruction: Instruction | None = None) -> dict[str, Any]:
+    """The score as MM-Vet's or LLaVA-Bench's (`reading`), by capability or category, and the verdicts by question.
 
     MM-Vet: 100 x the mean. LLaVA-Bench: 100 x the sum of the answers' marks over that of the references. A verdict that
-    can't be read is asked for again, `TRIES` times in all; then the answer gets the lowest mark and is counted.
+    can't be read is asked for again, `TRIES` times in all; then the answer gets the lowest mark and is counted. A
+    missing answer gets it unasked.
     """
-    instruction = instruction or own_instruction(suite)
+    instruction = instruction or Instruction(INSTRUCTIONS[reading])
     verdicts: dict[str, list[float]] = {}
     groups: dict[str, list[list[float]]] = {}
     unread = 0
     for record in distinct_keys(records):
-        verdict = _verdict(record, suite, ask, instruction)
+        verdict = None if record.missing else _verdict(record, reading, ask, instruction)
         if verdict is None:
-            unread += 1
-            verdict = [0.0] if suite == "mmvet" else [10.0, 1.0]
+            unread += not record.missing
+            verdict = [0.0] if reading == "mmvet" else [10.0, 1.0]
         verdicts[record.key] = verdict
         names = record.meta.get("capability") or record.meta.get("category") or "all"
         for name in names if isinstance(names, list) else [names]:
             groups.setdefault(str(name), []).append(verdict)
     return {
-        "score": _score(list(verdicts.values()), suite),
-        "by_group": {name: _score(group, suite) for name, group in sorted(groups.items())},
+        "score": _score(list(verdicts.values()), reading),
+        "by_group": {name: _score(group, reading) for name, group in sorted(groups.items())},
+        "reading": reading,
         "unread_verdicts": unread,
         "questions": len(records),
         "prompt": instruction.text,
@@ -95,10 +96,10 @@ def judge(records: Sequence[Record], suite: str, ask: Ask, instruction: Instruct
     }
 
 
-def read_verdict(text: str, suite: str) -> list[float] | None:
+def read_verdict(text: str, reading: str) -> list[float] | None:
     """[mark] in [0, 1] for MM-Vet, [reference, answer] in [1, 10] for LLaVA-Bench; None for anything else."""
     numbers = [float(n) for n in _NUMBER.findall(text)]
-    if suite == "mmvet":
+    if reading == "mmvet":
         return numbers[:1] if len(numbers) == 1 and 0 <= numbers[0] <= 1 else None
     return numbers if len(numbers) == 2 and all(1 <= n <= 10 for n in numbers) else None
 
@@ -118,18 +119,18 @@ def question_for_judge(record: Record, instruction: Instruction) -> str:
     return text
 
 
-def _verdict(record: Record, suite: str, ask: Ask, instruction: Instruction) -> list[float] | None:
+def _verdict(record: Record, reading: str, ask: Ask, instruction: Instruction) -> list[float] | None:
     text = question_for_judge(record, instruction)
     for attempt in range(TRIES):
-        verdict = read_verdict(ask([{"role": "user", "content": text}], attempt), suite)
+        verdict = read_verdict(ask([{"role": "user", "content": text}], attempt), reading)
         if verdict is not None:
             return verdict
     return None
 
 
-def _score(verdicts: Sequence[Sequence[float]], suite: str) -> float:
+def _score(verdicts: Sequence[Sequence[float]], reading: str) -> float:
     if not verdicts:
         return float("nan")
-    if suite == "mmvet":
+    if reading == "mmvet":
         return 100 * sum(v[0] for v in verdicts) / len(verdicts)
     return 100 * sum(v[1] for v in verdicts) / sum(v[0] for v in verdicts)

@@ -179,11 +179,12 @@ def _unscored(suite: str, group: Sequence[Record], protocol: str, why: str) -> d
 
 def judged_entry(entry: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
     """The entry of a suite with its judge's score, figures of each group, and instruction in place of none."""
-    told = {"judge": result["judge"], "prompt": result["prompt_kind"], "instruction": result["prompt"]}
+    reading = {"reading": result["reading"]}
+    told = reading | {"judge": result["judge"], "prompt": result["prompt_kind"], "instruction": result["prompt"]}
     figures = {name: result[name] for name in ("score", "unread_verdicts")} | {"by_category": result["by_group"]}
-    rest = {k: v for k, v in entry["convention"].items() if k != "scored"} | {"sha256": result["prompt_sha256"]}
-    asked = {"questions": result["questions"], "not_scored": 0, "protocol": "open_ended", "main": "score"}
-    return {**entry, **asked, "score": result["score"], "figures": figures, "convention": {**told, **rest}}
+    rest = {k: v for k, v in entry["convention"].items() if k not in ("scored", "reading")}
+    rest["sha256"] = result["prompt_sha256"]
+    return {**entry, **reading, "score": result["score"], "figures": figures, "convention": {**told, **rest}}
 
 
 def compare(a: Sequence[Record], b: Sequence[Record]) -> dict[str, dict[str, Any]]:

@@ -2,14 +2,22 @@
 
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ts_lightning.cli import main
-from ts_lightning.metrics.judge import MM_VET, few_shot_instruction, judge, question_for_judge, read_verdict
+from ts_lightning.cli import evaluation, main
+from ts_lightning.metrics.judge import (
+    LLAVA_BENCH,
+    MM_VET,
+    few_shot_instruction,
+    judge,
+    question_for_judge,
+    read_verdict,
+)
 from ts_lightning.metrics.record import Record, Truth, write_records
 
 
@@ -21,7 +29,7 @@ def record(key: str, text: str, **meta: Any) -> Record:
 
 
 @pytest.mark.parametrize(
-    ("text", "suite", "verdict"),
+    ("text", "reading", "verdict"),
     [
         ("0.5", "mmvet", [0.5]),
         ("Number: 1.0", "mmvet", [1.0]),
@@ -32,8 +40,8 @@ def record(key: str, text: str, **meta: Any) -> Record:
         ("", "llava_bench", None),
     ],
 )
-def test_verdicts(text: str, suite: str, verdict: list[float] | None) -> None:
-    assert read_verdict(text, suite) == verdict
+def test_verdicts(text: str, reading: str, verdict: list[float] | None) -> None:
+    assert read_verdict(text, reading) == verdict
 
 
 def test_mm_vets_own_table_is_continued(tmp_path: Path) -> None:
@@ -102,3 +110,54 @@ def test_the_command_asks_a_server_once(tmp_path: Path, capsys: pytest.CaptureFi
     report = json.loads((tmp_path / "mmvet.json").read_text())
     assert report["judge"] == "judge-1"
     assert report["prompt"] == MM_VET
+
+
+def test_the_protocol_and_the_reading_say_what_is_judged_and_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Judge:
+        name = codec = "judge-1"
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            pass
+
+        def chat(self, messages: list[dict[str, str]], *args: Any, **options: Any) -> str:
+            asked.append(messages[0]["content"])
+            return "8 6" if asked[-1].startswith(LLAVA_BENCH[:30]) else "0.5"
+
+    monkeypatch.setattr(evaluation, "OpenAIChat", Judge)
+    some = [
+        replace(record("a", "said a"), suite="mine"),
+        replace(record("b", ""), suite="mine", missing=True),  # the lowest mark, unasked
+        replace(record("c", "said c"), suite="named", reading="llava_bench"),
+        replace(record("d", "said d"), suite="sourced", source="llava_bench"),
+        replace(record("e", "two<AND>red"), suite="words", protocol="answers"),
+    ]
+    write_records(some, tmp_path / "p.jsonl")
+    args = ["evaluate", "--predictions", str(tmp_path / "p.jsonl"), "--judge", "judge-1", "--out", str(tmp_path)]
+    assert main(args) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {name: (one["score"], one["reading"]) for name, one in report.items()} == {
+        "mine": (25.0, "mmvet"),
+        "named": (75.0, "llava_bench"),
+        "sourced": (75.0, "llava_bench"),
+        "words": (1.0, "lenient"),
+    }
+    assert (len(asked), report["mine"]["figures"]["unread_verdicts"]) == (3, 0)
+
+
+def test_a_judge_of_nothing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    write_records([replace(record("a", "red"), protocol="answers")], tmp_path / "p.jsonl")
+    suites = tmp_path / "suites.yaml"
+    data: dict[str, Any] = {"class_path": "ts_lightning.data.ShardDataModule"}
+    data["init_args"] = {"val": {"mmvet": {"shards": "1.tar", "protocol": "vqa"}}}
+    suites.write_text(json.dumps({"data": data}))
+    monkeypatch.setattr("ts_lightning.cli.lightning.main", lambda args: pytest.fail("it answers"))
+    for given in (["--predictions", str(tmp_path / "p.jsonl")], ["--ckpt", "x", "--suites", str(suites)]):
+        assert main(["evaluate", *given, "--judge", "judge-1", "--out", str(tmp_path / "out")]) == 2
+        seen = "seen no suite of the protocol open_ended, expected one for it to judge"
+        assert capsys.readouterr().err == f"ts-lightning: error: --judge: {seen}\n"

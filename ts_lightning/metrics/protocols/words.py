@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from ts_lightning.metrics.accuracy import contains_answer, equals_answer
+from ts_lightning.metrics.judge import INSTRUCTIONS
 from ts_lightning.metrics.protocols.base import Figures, Protocol, Row, group_by, mean
 from ts_lightning.metrics.readings.choices import (
     llava_option,
@@ -194,10 +195,11 @@ class Counted(Protocol):
 
 
 class OpenEnded(Words):
-    """MM-Vet and LLaVA-Bench: answers that a judge scores, never inside validation; here they are only counted."""
+    """MM-Vet, LLaVA-Bench and their like: a judge scores them, never inside validation; here they are only counted."""
 
     name = "open_ended"
     main = "score"
+    readings: ClassVar[tuple[str, ...]] = tuple(INSTRUCTIONS)
     convention = {"scored": "by a judge, with --judge"}
 
     def row(self, record: Record) -> Row:
