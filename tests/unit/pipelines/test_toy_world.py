@@ -11,10 +11,10 @@ from ts_lightning.data import index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.write import write_shards
 from ts_lightning.grounding.codecs import get_codec
-from ts_lightning.pipelines.toy_world import shards
+from ts_lightning.pipelines.toy_world import multi_image, regions, shards
 from ts_lightning.pipelines.toy_world.curriculum import FIRST_TRAINING_SEED, lesson
 from ts_lightning.pipelines.toy_world.new_objects import KINDS, sample_new_scene
-from ts_lightning.pipelines.toy_world.patches import patch_labels
+from ts_lightning.pipelines.toy_world.patches import FIRST_PATCH_SEED, patch_labels
 from ts_lightning.pipelines.toy_world.render import RGB, render
 from ts_lightning.pipelines.toy_world.scene import (
     COLORS,
@@ -161,6 +161,9 @@ def test_held_out_scenes_are_not_trained_on() -> None:
     assert max(FIRST_SEED.values()) + 2_000_000 <= FIRST_TRAINING_SEED
     ranges = sorted(FIRST_SEED.values())
     assert all(b - a >= 2_000_000 for a, b in pairwise(ranges))
+    assert all(FIRST_SEED[split] + 2_000_000 <= FIRST_PATCH_SEED for split in ("train", "val", "test"))
+    assert all(b - a >= 1_000_000 for a, b in pairwise(sorted(multi_image.FIRST_SEED.values())))
+    assert all(b - a >= 1_000_000_000 for a, b in pairwise(sorted(regions.FIRST_SEED.values())))
 
 
 def test_a_scene_has_several_questions_in_one_record(tmp_path: Path) -> None:
