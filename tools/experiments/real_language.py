@@ -182,6 +182,11 @@ def main() -> int:
     warnings.filterwarnings("ignore", ".*does not have many workers.*|.*litlogger.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     args.out.mkdir(parents=True, exist_ok=True)
+    wanted = json.dumps({"gguf": args.gguf.name, "steps": args.steps, "asked": args.asked, "shards": str(args.shards)})
+    stamp = args.out / "settings.json"
+    if stamp.is_file() and (seen := stamp.read_text()) != wanted:  # its figures would pass for those of this call
+        parser.error(f"--out {args.out}: seen a run with {seen}, expected {wanted}, or another folder")
+    stamp.write_text(wanted)
     twist.render(args.shards, 1.0)
     if not (args.out / "start" / "config.json").is_file():
         write_vlm(args.gguf, args.out / "start")
