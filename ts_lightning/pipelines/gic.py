@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from ts_lightning.data.sample import Answer, Sample, SampleRegion
+from ts_lightning.data.sample import REGION_MARK, Answer, Sample, SampleRegion
 from ts_lightning.grounding.boxes import iou
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.pipelines.claims import AGREE, findings, names_before, same_thing
-from ts_lightning.pipelines.converters.source import Dropped, clean, make, pick
+from ts_lightning.pipelines.converters.source import Dropped, build, clean, pick
 from ts_lightning.pipelines.llm_client import Chat
 from ts_lightning.pipelines.scenes import Scene, template
 from ts_lightning.pipelines.scout import from_notation
@@ -50,21 +50,23 @@ class Captions:
             )
             if not boxes:
                 raise Rejected("caption without a box")
-            names = names_before(text)
-            right = [
-                any(_agrees(names[i], thing.name, iou(box, thing.box)) for thing in scene.things)
-                for i, box in enumerate(boxes)
-            ]
+            marks = [int(match[1]) for match in REGION_MARK.finditer(text)]
+            named = [*zip(marks, names_before(text), strict=True)]  # a box may come again, under another name
+            wrong = {
+                i
+                for i, name in named
+                if not any(_agrees(name, thing.name, iou(boxes[i], thing.box)) for thing in scene.things)
+            }
             unchecked = findings(text, boxes, scene).verdict != "right"
-            if sum(right) < self.least * len(boxes):
+            if len(boxes) - len(wrong) < self.least * len(boxes):
                 raise Rejected("caption with a box that agrees with no annotation")
         except Rejected as reason:
             self.dropped[str(reason)] += 1
             return
-        things = [scene.match(box) for box in boxes]
+        things, phrases = [scene.match(box) for box in boxes], dict(reversed(named))
         regions = [
-            SampleRegion(phrase=name or None, category=thing.name if thing else None, box=box)
-            for box, thing, name in zip(boxes, things, names, strict=True)
+            SampleRegion(phrase=phrases[i] or None, category=thing.name if thing else None, box=box)
+            for i, (box, thing) in enumerate(zip(boxes, things, strict=True))
         ]
         key = f"{scene.key}-gic"
         meta = {"generator": {"captions": self.captions.name}, "templates": self.template_hash, "seed": self.seed}
@@ -72,7 +74,7 @@ class Captions:
         fields["tags"] = ["unchecked"] if unchecked else []
         prompt = pick("caption_grounded", key)
         answer = Answer(regions=[*range(len(boxes))])
-        yield make("gic", key, [(scene.image, scene.data)], [(prompt, text)], answer=answer, **fields)
+        yield build("gic", key, [(scene.image, scene.data)], [(prompt, text)], answer=answer, **fields)
 
 
 def _agrees(phrase: str, name: str, overlap: float) -> bool:

@@ -96,9 +96,10 @@ class Trajectories:
         marked = _OBJECT.sub(lambda found: f"{{object:{slots[found[1]]}}}", f"<think>{match[1]}</think>")
         if self.rewrite is not None and not hasattr(self.rewrite, "look"):
             again = self.rewrite.chat(_messages("rewrite", self.prompts["reassemble"].replace("<TEXT>", marked)))
-            if sorted(_SLOT.findall(again)) != sorted(_SLOT.findall(marked)) or not again.strip().startswith("<think>"):
+            thought = clean(again).strip().split("</think>")[0]  # the answer is ours
+            if sorted(_SLOT.findall(thought)) != sorted(_SLOT.findall(marked)) or not thought.startswith("<think>"):
                 raise Rejected("reassembled text that lost an object or its form")
-            marked = again.strip().split("</think>")[0] + "</think>"
+            marked = f"{thought}</think>"
         if f"{{object:{true}}}" not in marked:
             raise Rejected("chain of thought that never reaches the true object")
         text = _SLOT.sub(lambda found: f"{{region:{found[1]}}}", marked)

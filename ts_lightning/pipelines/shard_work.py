@@ -25,6 +25,7 @@ from ts_lightning.pipelines.llm_client import RequestFailed, RequestRefused, Usa
 from ts_lightning.pipelines.scout_checks import question_words
 
 REFUSED = "pictures that the server refuses to answer about"
+INVALID = "answers of which no valid record can be made"
 Make = Callable[[Any], Iterable[Sample]]  # of a scene, or of a sample where `items` says so
 
 
@@ -95,7 +96,7 @@ def work(
 
     def tried(item: Any) -> list[Sample]:
         try:
-            return list(make(item))
+            return [sample for sample in make(item) if valid(sample, dropped)]
         except RequestRefused as error:
             dropped.note(REFUSED, f"{item.key}: {error}")
             return []
@@ -176,6 +177,16 @@ def remove_unfinished(out: Path, name: str) -> None:
     for folder in out.glob(f".{glob.escape(name)}-????????"):  # as tempfile names it
         if folder.is_dir():
             shutil.rmtree(folder)
+
+
+def valid(sample: Sample, dropped: Dropped) -> bool:
+    """Whether a made sample may be written; one that may not is counted: its answer, kept, would stop every run."""
+    try:
+        sample.validate()
+    except ValueError as error:
+        dropped.note(INVALID, error)
+        return False
+    return True
 
 
 def repeated(sample: Sample, asked: dict[str, set[str]]) -> bool:

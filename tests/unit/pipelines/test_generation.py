@@ -15,7 +15,9 @@ from ts_lightning.data.sample import Answer, Sample, SampleRegion, Turn
 from ts_lightning.grounding import get_codec
 from ts_lightning.grounding.boxes import iou
 from ts_lightning.pipelines.converters import coco
-from ts_lightning.pipelines.gic import names_before
+from ts_lightning.pipelines.converters.source import Dropped
+from ts_lightning.pipelines.gic import Captions, names_before
+from ts_lightning.pipelines.llm_client import Usage
 from ts_lightning.pipelines.mirg import Trajectories
 from ts_lightning.pipelines.offline import OfflineChat
 from ts_lightning.pipelines.quality import marked, report, verdict
@@ -23,6 +25,7 @@ from ts_lightning.pipelines.region_chat import dialogue
 from ts_lightning.pipelines.scenes import TEMPLATES, describe, scenes
 from ts_lightning.pipelines.scout import Scout, from_notation, from_pixels, queries
 from ts_lightning.pipelines.scout_checks import Rejected, check_negative, check_positive, same_question
+from ts_lightning.pipelines.shard_work import work
 
 REAL = Path(__file__).parents[4] / "shared/real/coco_mini"
 
@@ -217,15 +220,43 @@ def test_dialogues_and_names_before_boxes() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("last", "kept"), [("The dog {0} is on the left of the cat {1}.", True), ("The car {0} is brown.", False)]
+)
+def test_a_box_that_a_caption_names_twice_is_one_region_by_its_first_name(last: str, kept: bool) -> None:
+    boxes = [get_codec("cogvlm").format([thing.box]) for thing in scene().things]
+    text = f"A brown dog {boxes[0]}, a cat {boxes[1]}. {last.format(*boxes)} There is a car {boxes[2]}."
+    maker = Captions(Says(text, codec="cogvlm"))
+    made = list(maker(scene()))
+    assert bool(made) == kept
+    if kept:
+        made[0].validate()
+        assert [region.phrase for region in made[0].regions] == ["brown dog", "cat", "car"]
+        assert made[0].turns[1].text.count("{region:0}") == 2
+    else:
+        assert dict(maker.dropped) == {"caption with a box that agrees with no annotation": 1}
+
+
+def test_an_answer_without_a_valid_record_is_named_and_stops_nothing(tmp_path) -> None:
+    box, dropped = "[[050,100,250,399]]", Dropped()
+    chat = Says(f"A half \ud83d dog {box}.", *[f"A {name} {box}." for name in KINDS[1:4]], codec="cogvlm")
+    words = {"settings": {}, "dropped": dropped, "usage": Usage(), "workers": 1}
+    result = work(scenes, input_shard(tmp_path / "in", 4), tmp_path, "gic", Captions(chat, dropped=dropped), **words)
+    assert result["dropped"] == {"answers of which no valid record can be made": 1}
+    assert "no valid record can be made (:p000000-gic: field texts: seen " in dropped.lines()[0]
+    assert [one.key for one in read(f"{tmp_path}/gic-*.tar")] == [f"p00000{i}-gic" for i in (1, 2, 3)]
+
+
 class Says:
     """A backend with one answer."""
 
-    name, codec = "says", "qwen2_vl"
+    name = "says"
 
-    def __init__(self, *texts: str) -> None:
-        self.texts = list(texts)
+    def __init__(self, *texts: str, codec: str = "qwen2_vl") -> None:
+        self.texts, self.codec, self.asked = list(texts), codec, []
 
     def chat(self, messages, images=(), schema=None, attempt=0) -> str:
+        self.asked.append(messages[-1]["content"])
         return self.texts.pop(0)
 
 
@@ -273,6 +304,25 @@ def test_trajectories_in_three_stages() -> None:
     assert made.turns[1].text == "<answer>{region:0}</answer>"
 
 
+@pytest.mark.parametrize(
+    "rewritten",
+    [
+        "<think>Of <image> 2 it is {region:7}{object:0}.</think>",
+        "<think>Of  2 it is {object:0}.</think><answer>It is {object:0}.</answer>",
+    ],
+)
+def test_a_rewritten_thought_is_taken_without_placeholders_and_without_its_answer(rewritten: str) -> None:
+    thought, dog = (
+        "<think>It is [the dog].</think><answer>[the dog]</answer>",
+        "Image 2: <|box_start|>(100,200),(500,600)<|box_end|>",
+    )
+    rewrite = Says(rewritten)
+    (made,) = Trajectories(Says(thought), Says(dog), rewrite)(multi())
+    made.validate()
+    assert made.turns[1].text == "<think>Of  2 it is {region:0}.</think><answer>{region:0}</answer>"
+    assert "<answer>" not in rewrite.asked[0]
+
+
 def test_the_offline_thought_counts_beyond_ten_pictures() -> None:
     one = small_sample(1, images=12)
     one.regions, one.answer = [SampleRegion(image=11, box=(0.1, 0.2, 0.5, 0.6))], Answer(regions=[0])
@@ -309,15 +359,13 @@ def test_objects_are_placed_in_the_notation_of_their_model(name: str, box: str, 
     asked = []
 
     class Places(Says):
-        codec = name
-
         def chat(self, messages, images=(), schema=None, attempt=0) -> str:
             asked.append(messages[-1]["content"])
             return f"Image 2: {box}"
 
     one = multi()
     one.images = [replace(one.images[0], width=40, height=30), replace(one.images[1], width=40, height=30)]
-    (made,) = Trajectories(Says("<think>It is [the dog].</think><answer>[the dog]</answer>"), Places())(one)
+    (made,) = Trajectories(Says("<think>It is [the dog].</think><answer>[the dog]</answer>"), Places(codec=name))(one)
     assert made.turns[1].text == "<think>It is {region:0}.</think><answer>{region:0}</answer>"
     shape = get_codec(name).format([(0.1, 0.2, 0.8, 0.9)], (40, 30))
     assert f"as: Image N: {shape}. The whole of image 1 would be Image 1: {whole}." in asked[0]

@@ -459,7 +459,14 @@ def from_xywh(xywh: Sequence[float]) -> list[float]:
     return [x, y, x + w, y + h]
 
 
-def make(
+def make(source: str, key: str, pictures: Sequence[Picture], turns: Sequence[tuple[str, str]], **fields: Any) -> Sample:
+    """As `build`, and ValueError for a sample that is none."""
+    sample = build(source, key, pictures, turns, **fields)
+    sample.validate()  # inside the guard of its row
+    return sample
+
+
+def build(
     source: str,
     key: str,
     pictures: Sequence[Picture],
@@ -479,7 +486,7 @@ def make(
         answer = Answer(answer)
     elif isinstance(answer, list):
         answer = Answer(regions=answer)
-    sample = Sample(
+    return Sample(
         id=f"{source}/{key}",
         key=safe_key(key),
         source=source,
@@ -489,8 +496,6 @@ def make(
         image_bytes=[data for _, data in pictures if data is not None],
         **fields,
     )
-    sample.validate()  # inside the guard of its row
-    return sample
 
 
 def grounding(source: str, key: str, picture: Picture, phrase: str, box: Box, **fields: Any) -> Sample:
