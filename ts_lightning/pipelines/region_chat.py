@@ -9,14 +9,14 @@ from zlib import crc32
 
 from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.grounding.prompts import templates
-from ts_lightning.pipelines.converters.source import Dropped, clean, make, safe_key
+from ts_lightning.pipelines.converters.source import Dropped, build, clean, safe_key
 from ts_lightning.pipelines.english import article
 from ts_lightning.pipelines.llm_client import Chat, Messages
 from ts_lightning.pipelines.scene_grammar import SIDES, place, references, related
 from ts_lightning.pipelines.scenes import Scene, describe, template
 from ts_lightning.pipelines.scout_checks import Rejected
 
-_TURN = re.compile(r"^\s*(User|Assistant)\s*:\s*(.+?)\s*$", re.MULTILINE)
+_ROLE = re.compile(r"^\s*(User|Assistant)\s*:", re.MULTILINE)
 _NUMBERS = re.compile(r"\[\s*\d+\s*,|\d+\s*,\s*\d+\s*,\s*\d+")
 
 
@@ -37,8 +37,8 @@ class RegionChat:
     templates: str | None = None
 
     def __post_init__(self) -> None:
-        self.prompt = template("region_chat", self.templates)
-        self.template_hash = sha256(self.prompt.encode()).hexdigest()[:16]
+        self.prompt, self.whole_prompt = (template(f"{one}_chat", self.templates) for one in ("region", "image"))
+        self.template_hash = sha256(f"{self.prompt}\0{self.whole_prompt}".encode()).hexdigest()[:16]
 
     def __call__(self, scene: Scene) -> Iterator[Sample]:
         """Samples in an order that the seed draws; dialogues in another form than asked for are counted."""
@@ -52,8 +52,9 @@ class RegionChat:
             if hasattr(self.dialogues, "look"):
                 text = _offline(ref.phrase, facts, whole, self.turns, random)
             else:
-                told = self.prompt.replace("<TURNS>", str(self.turns)).replace("<DESCRIPTION>", describe(scene))
-                region = "the whole picture" if whole else f"{article(ref.phrase)}: {' '.join(facts)}"
+                prompt = self.whole_prompt if whole else self.prompt
+                told = prompt.replace("<TURNS>", str(self.turns)).replace("<DESCRIPTION>", describe(scene))
+                region = f"{article(ref.phrase)}: {' '.join(facts)}"
                 messages = [
                     {"role": "system", "content": f"dialogue {number}: answer in the form that is asked for."},
                     {"role": "user", "content": told.replace("<REGION>", region)},
@@ -63,7 +64,7 @@ class RegionChat:
                 continue
             pairs = dialogue(text, whole)
             if pairs is None:
-                self.dropped["dialogue in another form than asked for"] += 1
+                self.dropped.note("dialogue in another form than asked for", f"{scene.key}-chat{number:02d}")
                 continue
             yield self._sample(scene, number, ref.thing, pairs, whole)
 
@@ -81,7 +82,7 @@ class RegionChat:
         pairs = [(wrapped, pairs[0][1]), *pairs[1:]]
         known = scene.things[thing]
         meta = {"generator": {"dialogues": self.dialogues.name}, "templates": self.template_hash, "seed": self.seed}
-        return make(
+        return build(
             "region_chat",
             key,
             [(scene.image, scene.data)],
@@ -96,15 +97,19 @@ class RegionChat:
 
 
 def dialogue(text: str, whole: bool) -> list[tuple[str, str]] | None:
-    """Pairs of turns of a model's text, `{region}` as the mark of region 0; None for another form or coordinates."""
-    turns = [(role, clean(said)) for role, said in _TURN.findall(text)]
-    roles = [role for role, _ in turns]
-    if not turns or roles != ["User", "Assistant"] * (len(turns) // 2):
+    """Pairs of turns of a model's text, `{region}` as the mark of region 0; None for another form or coordinates.
+
+    A turn goes on, over several lines, until the next one or the end. In one about the whole picture nobody points.
+    """
+    _, *parts = _ROLE.split(clean(text).rstrip().removesuffix("```"))  # fenced: what stands before and behind goes
+    roles, said = parts[::2], [part.strip() for part in parts[1::2]]
+    if not said or not all(said) or roles != ["User", "Assistant"] * (len(said) // 2):
         return None
-    if ("{region}" in turns[0][1]) == whole or any(_NUMBERS.search(said) for _, said in turns):
+    pointed = ["{region}" in part for part in said]
+    if (any(pointed) if whole else not pointed[0]) or any(_NUMBERS.search(part) for part in said):
         return None
-    said = [text.replace("{region}", "{region:0}") for _, text in turns]
-    return list(zip(said[::2], said[1::2], strict=True))
+    marked = [part.replace("{region}", "{region:0}") for part in said]
+    return list(zip(marked[::2], marked[1::2], strict=True))
 
 
 def _facts(scene: Scene, i: int) -> list[str]:

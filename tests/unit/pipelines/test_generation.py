@@ -21,7 +21,7 @@ from ts_lightning.pipelines.llm_client import Usage
 from ts_lightning.pipelines.mirg import Trajectories
 from ts_lightning.pipelines.offline import OfflineChat
 from ts_lightning.pipelines.quality import marked, report, verdict
-from ts_lightning.pipelines.region_chat import dialogue
+from ts_lightning.pipelines.region_chat import RegionChat, dialogue
 from ts_lightning.pipelines.scenes import TEMPLATES, describe, scenes
 from ts_lightning.pipelines.scout import Scout, from_notation, from_pixels, queries
 from ts_lightning.pipelines.scout_checks import Rejected, check_negative, check_positive, same_question
@@ -218,6 +218,24 @@ def test_dialogues_and_names_before_boxes() -> None:
         "two cats",
         "two cats",
     ]
+
+
+def test_a_turn_of_a_dialogue_goes_on_over_several_lines() -> None:
+    text = "```\nUser: What is\nat {region}?\nAssistant: Two things:\n- a dog\n\n- a ball\nUser: Why?\nAssistant: Fun."
+    text += "\n```"
+    assert dialogue(text, False) == [("What is\nat {region:0}?", "Two things:\n- a dog\n\n- a ball"), ("Why?", "Fun.")]
+    assert dialogue("User: What is {region}?\nAssistant:\n", False) is None
+
+
+def test_a_dialogue_about_the_whole_picture_points_at_nothing() -> None:
+    chat = Says("User: What is it?\nAssistant: A dog.\nUser: And {region}?\nAssistant: A cat.", codec="cogvlm")
+    maker = RegionChat(chat, most=1, image_level=1.0)
+    assert list(maker(scene())) == []
+    assert maker.dropped.lines() == ["left out: 1 dialogue in another form than asked for (p000000-chat00)"]
+    assert "{region}" not in chat.asked[0]
+    maker = RegionChat(Says("User: What is {region}?\nAssistant: A dog."), most=1, image_level=0.0)
+    assert [one.subtask for one in maker(scene())] == ["region_chat"]
+    assert "The user says {region} where they point" in maker.dialogues.asked[0]
 
 
 @pytest.mark.parametrize(
