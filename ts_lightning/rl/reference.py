@@ -22,12 +22,13 @@ class ReferencePolicy:
     """Freezes a vlm as it is now; `with reference.active() as package:` its forwards are those of that moment.
 
     TWIST gets a frozen package `reference` beside the one that trains, LoRA without an earlier stage goes with its
-    adapter off, any other vlm keeps one frozen copy of what trains, on the device or, with `offload`, on the CPU. The
-    extra memory is the trainable part, none for a fresh LoRA.
+    adapter off, any other vlm keeps one frozen copy of what trains, on the device (from its first forward on: a trainer
+    moves the vlm after this is made) or, with `offload`, on the CPU. The extra memory is the trainable part, none for a
+    fresh LoRA.
     """
 
     def __init__(self, vlm: VLM, offload: bool = False) -> None:
-        self.vlm = vlm
+        self.vlm, self.offload = vlm, offload
         self.held: dict[str, Tensor] = {}
         self.digest: str | None = None  # of `held`, from when it was whole
         if isinstance(vlm, TwinExpertVLM):
@@ -43,7 +44,11 @@ class ReferencePolicy:
         self.digest = self.sha256()
         parameters = dict(self.vlm.named_parameters())
         for name, value in self.held.items():
-            self.held[name] = local(part_like(value, parameters[name])).to(value.device)
+            self.held[name] = local(part_like(value, parameters[name])).to(self._place(parameters[name]))
+
+    def _place(self, parameter: Tensor) -> torch.device:
+        """Where the copy of a parameter is kept."""
+        return torch.device("cpu") if self.offload else parameter.device
 
     @contextmanager
     def active(self) -> Iterator[str | None]:
@@ -75,6 +80,8 @@ class ReferencePolicy:
         Sharded ones are gathered from memory of their own: there the contents change places.
         """
         parameters = dict(self.vlm.named_parameters())
+        for name, value in self.held.items():
+            self.held[name] = value.to(self._place(parameters[name]))
         if is_sharded(self.vlm):
             parts = {name: local(parameters[name]) for name in self.held}
             kept = {name: part.clone() for name, part in parts.items()}

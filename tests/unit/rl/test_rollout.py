@@ -208,6 +208,19 @@ def test_reference_is_the_policy_as_it_was(kind: str, offload: bool) -> None:
     assert vlm.trainable_state_dict().keys() == trained.keys()
 
 
+@pytest.mark.parametrize(("offload", "device"), [(False, "meta"), (True, "cpu")])
+def test_the_reference_goes_where_the_policy_has_gone(offload: bool, device: str) -> None:
+    """A trainer moves the vlm after the copy was made; with `offload` the copy stays."""
+    used, sharded = (ReferencePolicy(VLMS["plain"](), offload) for _ in range(2))
+    for reference in (used, sharded):
+        reference.vlm.to("meta")
+    with used.active():
+        assert {parameter.device.type for parameter in used.vlm.parameters()} == {"meta"}
+    sharded.shard()
+    for reference in (used, sharded):
+        assert {value.device.type for value in reference.held.values()} == {device}
+
+
 @pytest.mark.parametrize("kind", VLMS)
 def test_reference_under_autocast(kind: str) -> None:
     vlm = VLMS[kind]().eval()
