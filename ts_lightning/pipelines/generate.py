@@ -16,7 +16,7 @@ from ts_lightning.pipelines.converters.source import Dropped
 from ts_lightning.pipelines.llm_client import Chat, LocalChat, OpenAIChat, RequestFailed, Usage
 from ts_lightning.pipelines.offline import OfflineChat
 from ts_lightning.pipelines.response_cache import CachedChat
-from ts_lightning.pipelines.scenes import Scene, scenes
+from ts_lightning.pipelines.scenes import Scene, picture_key, scenes
 from ts_lightning.pipelines.shard_work import my_shards, only_one, read_note, replace_text, shard_samples, work
 
 Maker = Callable[[dict[str, Chat], Dropped], Any]
@@ -234,16 +234,16 @@ def write_card(out: Path, prefix: str) -> None:
 
 
 def annotated(paths: Sequence[str]) -> dict[str, Scene]:
-    """Scenes by picture name, without the pictures' bytes; records of one picture are joined."""
+    """Scenes by `picture_key`, without the pictures' bytes; records of one picture are joined."""
     known: dict[str, Scene] = {}
     for one in paths:
         for path in expand(one):
             for scene in scenes(shard_samples(Path(path))):
-                scene.data = b""
-                if scene.image.name in known:
-                    known[scene.image.name].things += scene.things
+                key, scene.data = picture_key(scene.image.name, scene.data), b""
+                if key in known:
+                    known[key].things += scene.things
                 else:
-                    known[scene.image.name] = scene
+                    known[key] = scene
     return known
 
 

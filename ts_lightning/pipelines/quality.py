@@ -12,7 +12,7 @@ from typing import Any
 from ts_lightning.data.sample import IMAGE_MARK, REGION_MARK, Sample
 from ts_lightning.pipelines.claims import Findings, findings
 from ts_lightning.pipelines.english import plural
-from ts_lightning.pipelines.scenes import Scene, stem
+from ts_lightning.pipelines.scenes import Scene, picture_key, stem
 
 _WORD = re.compile(r"[a-z]+")
 PAPER = {
@@ -40,7 +40,7 @@ def verdict(sample: Sample, scene: Scene) -> Findings:
 def report(
     samples: Iterable[Sample], scenes: Mapping[str, Scene], dropped: Mapping[str, int], seed: int = 0, shown: int = 100
 ) -> tuple[dict[str, Any], list[tuple[Sample, list[str]]]]:
-    """The figures, and `shown` random samples with their problems. `scenes` by picture name; their bytes are not used.
+    """The figures, and `shown` random samples with their problems. `scenes` by `picture_key`; their bytes are not used.
 
     Grows with the pictures and the distinct words only.
     """
@@ -58,11 +58,12 @@ def report(
         text = " ".join(REGION_MARK.sub(" ", turn.text.replace(IMAGE_MARK, "")) for turn in sample.turns)
         words.update(_WORD.findall(text.lower()))
         forms.add(form(sample.turns[0].text.replace(IMAGE_MARK, ""), names))
-        counts = images.setdefault(sample.images[0].name, [0, 0])
+        picture = picture_key(sample.images[0].name, sample.image_bytes[0])
+        counts = images.setdefault(picture, [0, 0])
         counts[0] += sum(len(region.boxes or [region.box]) for region in sample.regions)
         counts[1] += len(sample.turns) // 2
         wrong: list[str] = []
-        if (scene := scenes.get(sample.images[0].name)) is not None:
+        if (scene := scenes.get(picture)) is not None:
             found = verdict(sample, scene)
             verdicts[found.verdict] += 1
             wrong = found.wrong + [f"unchecked: {one}" for one in found.unchecked]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ class Scene:
         """The annotated object with the highest IoU, at least `least`."""
         best = max(self.things, key=lambda thing: iou(thing.box, box), default=None)
         return best if best is not None and iou(best.box, box) >= least else None
+
+
+def picture_key(name: str, data: bytes) -> str:
+    """What tells a picture from all others: its name and a hash of its bytes; two folders may have a 0001.jpg each."""
+    return f"{name} {sha256(data).hexdigest()[:16]}"
 
 
 def stem(word: str) -> str:

@@ -22,6 +22,7 @@ from ts_lightning.data.sample import Sample
 from ts_lightning.data.write import remove_shards, write_shards
 from ts_lightning.pipelines.converters.source import Dropped
 from ts_lightning.pipelines.llm_client import RequestFailed, RequestRefused, Usage
+from ts_lightning.pipelines.scenes import picture_key
 from ts_lightning.pipelines.scout_checks import question_words
 
 REFUSED = "pictures that the server refuses to answer about"
@@ -194,10 +195,11 @@ def repeated(sample: Sample, asked: dict[str, set[str]]) -> bool:
     question = (sample.meta or {}).get("question")
     if question is None:
         return False
-    name, words = sample.images[0].name, " ".join(question_words(question))
-    if name not in asked:  # several captions of a picture follow each other
+    picture = picture_key(sample.images[0].name, sample.image_bytes[0])
+    words = " ".join(question_words(question))
+    if picture not in asked:  # several captions of a picture follow each other
         asked.clear()
-    known = asked.setdefault(name, set())
+    known = asked.setdefault(picture, set())
     again = words in known
     known.add(words)
     return again

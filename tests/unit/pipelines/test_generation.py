@@ -22,7 +22,7 @@ from ts_lightning.pipelines.mirg import Trajectories
 from ts_lightning.pipelines.offline import OfflineChat
 from ts_lightning.pipelines.quality import marked, report, verdict
 from ts_lightning.pipelines.region_chat import RegionChat, dialogue
-from ts_lightning.pipelines.scenes import TEMPLATES, describe, scenes
+from ts_lightning.pipelines.scenes import TEMPLATES, describe, picture_key, scenes
 from ts_lightning.pipelines.scout import Scout, from_notation, from_pixels, queries
 from ts_lightning.pipelines.scout_checks import Rejected, check_negative, check_positive, same_question
 from ts_lightning.pipelines.shard_work import work
@@ -129,7 +129,8 @@ def test_offline_scout_is_right_by_the_rule_and_the_rule_finds_errors() -> None:
     assert verdict(bad, known[sample.images[0].name]).wrong[0].startswith("relation is not so")
     moved = replace(sample, regions=[replace(region, box=(0.0, 0.0, 0.01, 0.01)) for region in sample.regions])
     assert "(IoU 0.00)" in verdict(moved, known[sample.images[0].name]).wrong[0]
-    figures, shown = report([*samples, bad, moved], known, {"x": 2}, shown=10)
+    seen = {picture_key(name, one.data): one for name, one in known.items()}
+    figures, shown = report([*samples, bad, moved], seen, {"x": 2}, shown=10)
     assert figures["accepted"] == {
         "held_against_annotations": len(samples) + 2,
         "right": len(samples),
@@ -413,7 +414,7 @@ def test_scout_from_real_photos() -> None:
     backend = OfflineChat("cogvlm", 64, vocabulary)
     made = Scout(backend, backend, most=64)
     samples = [sample for one in known.values() for sample in made(one)]
-    figures, _ = report(samples, known, made.dropped)
+    figures, _ = report(samples, {picture_key(name, one.data): one for name, one in known.items()}, made.dropped)
     assert len({(one.images[0].name, one.meta["question"]) for one in samples}) == len(samples) >= 1000
     assert 0.05 <= figures["negative_share"] <= 0.10
     assert figures["accepted"]["share_right"] >= 0.95

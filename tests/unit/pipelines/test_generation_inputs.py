@@ -40,6 +40,20 @@ def test_a_picture_with_several_captions_is_asked_once(tmp_path, monkeypatch) ->
     assert json.loads(note.read_text())["dropped"]["near-duplicate question about the same picture"] > 5
 
 
+def test_neighbours_of_one_name_are_two_pictures(tmp_path) -> None:
+    one, other = detection(0), detection(6)  # the same objects in other pictures
+    one.images[0].name = other.images[0].name = "0001.jpg"
+    (path,) = write_shards([one, other], tmp_path, "in")
+    assert [len(scene.things) for scene in generate.annotated([str(path)]).values()] == [3, 3]
+    out = tmp_path / "out"
+    assert main([*SCOUT, str(path), "--out", str(out), "--negatives", "0"]) == 0
+    (note,) = out.glob("scout-*.json")
+    assert "near-duplicate question about the same picture" not in json.loads(note.read_text())["dropped"]
+    assert main(["data", "report", f"{out}/*.tar", "--annotations", str(path), "--out", str(out)]) == 0
+    figures = json.loads((out / "report.json").read_text())
+    assert (figures["table_a1"]["images"], figures["accepted"]["share_right"]) == (2, 1.0)
+
+
 @pytest.mark.parametrize(
     ("verb", "one", "two"),
     [
