@@ -5,9 +5,11 @@ Bitwise: the same weights in the same place on the same rows.
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ from ts_lightning.rl import ReferencePolicy, RolloutCallback
 from ts_lightning.rl.diagnostics import Watch, rollout_figures, sum_over_ranks
 from ts_lightning.rl.log_probs import group_log_probs
 from ts_lightning.rl.sampling import Sampled, sample_groups
-from ts_lightning.training import GRPO
+from ts_lightning.training import GRPO, BaseModule
 
 
 def batch_of(vlm: VLM, images: list[int], task: str = "grounding") -> dict:
@@ -66,7 +68,7 @@ def test_a_group_of_empty_completions_teaches_nothing() -> None:
     sampled = Sampled([[[eos]] * 3], torch.zeros(3, 1), [[True] * 3])
     rollout = callback.scored(vlm, batch_of(vlm, [1])["samples"], sampled)
     assert [c.text for c in rollout.completions[0]] == [""] * 3
-    assert not rollout.advantages.any()
+    assert not GRPO(vlm).algorithm.advantages(rollout.total.view(1, 3)).any()
 
 
 def test_difficulty_weighs_hard_groups_more() -> None:
@@ -79,6 +81,22 @@ def test_difficulty_weighs_hard_groups_more() -> None:
     callback.rewards = {"object": lambda completion, sample: next(values)}
     rollout = callback.scored(vlm, batch_of(vlm, [0, 0])["samples"], sampled)
     assert rollout.emphasis.tolist() == pytest.approx(torch.tensor([-0.3, -0.3, 0.3, 0.3]).exp().tolist())
+
+
+def test_hard_groups_weigh_more_in_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ratios are one: a completion's loss is minus its advantage, which is root 1/2 up or down before it is weighed."""
+    vlm = twin()
+    callback = RolloutCallback(num_generations=2, max_new_tokens=3, difficulty=1.0)
+    values = iter([0.9, 0.7, 0.1, 0.3])
+    callback.rewards = {"object": lambda completion, sample: next(values)}
+    module = GRPO(vlm, kl_coeff=0.0).train()
+    module.trainer = SimpleNamespace(callbacks=[callback], global_step=0, is_global_zero=True)
+    monkeypatch.setattr(GRPO, "log", lambda *given, **more: None)
+    step = lambda self, batch, index: [self.row_losses(micro)["loss"] for micro in batch["micro_batches"]]  # noqa: E731
+    monkeypatch.setattr(BaseModule, "training_step", step)
+    (loss_N,) = module.training_step({"micro_batches": [batch_of(vlm, [0, 0])]}, 0)
+    easy, hard = (0.5**0.5 * math.exp(0.5 - mean) for mean in (0.8, 0.2))
+    assert loss_N.tolist() == pytest.approx([-easy, easy, hard, -hard], abs=1e-5)
 
 
 def test_prompts_decoded_together_and_refilled_groups() -> None:
