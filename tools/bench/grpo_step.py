@@ -88,6 +88,7 @@ class StepCase(Case):
         self.second = copy.deepcopy(vlm).requires_grad_(False) if second_model else None
         self.reference = None if second_model else ReferencePolicy(vlm)
         self.optimizer = torch.optim.AdamW(self.trainable, lr=1e-6)
+        self.mean_lengths: list[float] = []  # of the completions of every whole step
 
     def reference_log_probs(self, shared: bool, tokens: list[list[int]]) -> Tensor:
         """[N, S] under the policy that training began with."""
@@ -101,8 +102,9 @@ class StepCase(Case):
         """One step; without a shared prefix all completions have to be full."""
         if shared:
             self.batch |= self.vlm.frozen_features(self.batch)
-        sampled = self.roll_out(shared, self.completion)
+        sampled = self.roll_out(shared, self.completion, len(self.mean_lengths))
         tokens = [t for group in sampled.tokens for t in group]
+        self.mean_lengths.append(sum(map(len, tokens)) / len(tokens))
         reference_NS = self.reference_log_probs(shared, tokens)
         advantages = torch.linspace(-1, 1, GROUP)
         lengths = torch.tensor([len(t) for t in tokens])
