@@ -158,8 +158,8 @@ class Pictures:
 
     def beside(self, root: Path, shown: Iterable[object], *names: str) -> "Pictures":
         """`under`, or in `root` itself where one of the first hundred pictures `shown` by the file lies there."""
-        shown = [one for one in islice(shown, 100) if isinstance(one, str) and one and len(one) < 4000]
-        return self.under(root, *names, *(["."] if any((root / name).is_file() for name in shown) else []))
+        known = [one for one in islice(shown, 100) if isinstance(one, str) and one and len(one) < 4000]
+        return self.under(root, *names, *(["."] if any((root / name).is_file() for name in known) else []))
 
     def naming(self, names: Iterable[object]) -> "Pictures":
         """These, told all the names that a file uses: the last part of a name stands for it where it is unique."""
