@@ -199,6 +199,33 @@ def test_box_figures_are_of_double_precision() -> None:
     assert mig["miou"] == sizes["miou"] == sizes["miou_medium"] == pytest.approx(0.27999999 / 0.4, abs=1e-12)
 
 
+def test_the_scaled_y_axis_of_mig_bench_by_hand() -> None:
+    """Boxes as wide as the true one: y1 times 1.05 and y2 times 1.10, at most 0.999, turns right and wrong round."""
+    heights = {  # said and true from y1 to y2: right as said, right scaled
+        ((0.4, 0.6), (0.5, 0.66)): (0, 1),  # 0.10 of 0.26 together; scaled to 0.42, 0.66: 0.16 of 0.24
+        ((0.5, 0.6), (0.48, 0.58)): (1, 0),  # 0.08 of 0.12; scaled to 0.525, 0.66: 0.055 of 0.18
+        ((0.6, 0.7), (0.62, 0.72)): (1, 1),  # 0.08 of 0.12; scaled to 0.63, 0.77: 0.09 of 0.15 (from 0.66 on 0.06)
+        ((0.8, 0.85), (0.88, 0.935)): (0, 1),  # apart; scaled to 0.84, 0.935: 0.055 of 0.095 (from 0.8 on of 0.135)
+        ((0.85, 0.95), (0.94, 0.999)): (0, 1),  # 0.01 of 0.149; to 0.8925, 0.999: 0.059 of 0.1065 (of 0.1525 to 1.045)
+    }
+    fields = {"codec": "shikra", "grid": "decimals:3", "frame": "original", "subtask": "diff"}
+    for ((y1, y2), (top, bottom)), expected in heights.items():
+        one = planted(f"[0.2,{y1},0.8,{y2}]", truth=Truth(box=(0.2, top, 0.8, bottom)), **fields)
+        figures = figures_of("mig", [one])
+        assert (figures["acc50"], figures["acc50_yscaled"]) == expected, one.text
+
+
+def test_small_medium_and_large_objects_by_hand() -> None:
+    widths = {1023: 50, 1024: 40, 9216: 30, 9217: 20}  # area in pixels, and the answer's right side: IoU 1 to 0.25
+    some = [
+        planted(f"[[10,10,{right},50]]", key=str(area), truth=Truth(box=RIGHT, area_px=area))
+        for area, right in widths.items()
+    ]
+    figures = figures_of("localization", some)
+    sizes = {size: figures[f"miou_{size}"] for size in ("small", "medium", "large")}
+    assert sizes == pytest.approx({"small": 1.0, "medium": (0.75 + 0.5) / 2, "large": 0.25})
+
+
 def test_captions_are_no_phrases_and_lists_of_boxes_no_rec() -> None:
     phrase = planted(GOOD, key="a", subtask="phrase")
     caption = planted("", key="b", subtask="caption", truth=Truth(boxes=(RIGHT, RIGHT)))
