@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "rl": FLOORS,
     "runs": FLOORS,
     "training": UPPER,
-    "pipelines": {"grounding", "data"},
+    "pipelines": {"grounding", "data", "models"},  # models: the processor of a local model that writes data
     "vllm_plugin": set(),  # another environment imports it
     "reports": UPPER,
     "serve": {*UPPER, "reports"},

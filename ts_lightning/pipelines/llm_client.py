@@ -223,11 +223,22 @@ class Pace:
 
 
 class LocalChat:
-    """A vision-language (or text) model of transformers in `folder`, greedy, one request at a time."""
+    """A vision-language (or text) model of transformers in `folder`, greedy, one request at a time.
+
+    ValueError for a vision-language model whose processor needs torchvision.
+    """
 
     def __init__(self, folder: str, codec: str = "scout", max_tokens: int = 256, device: str | None = None) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+        from transformers import (
+            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+            AutoConfig,
+            AutoModelForCausalLM,
+            AutoModelForImageTextToText,
+            AutoTokenizer,
+        )
+
+        from ts_lightning.models.backbones.hf_processor import load_processor, stored_template
 
         if not Path(folder).is_dir():  # the name of a model would be looked for in the network
             raise ValueError(f"{folder}: seen no such folder, expected a model of transformers in it")
@@ -236,26 +247,16 @@ class LocalChat:
         held = [str(Path(folder).resolve()), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)]
         self.identity = json.dumps([self.name, max_tokens, held])
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.processor: Any = None
-        try:
-            from transformers import AutoProcessor
-
-            self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model: Any = self._model(AutoModelForImageTextToText, folder)
-        except (OSError, ValueError, KeyError):  # no vision tower: a text model
-            self.processor = None
-            model = self._model(AutoModelForCausalLM, folder)
-        self.tokenizer = getattr(self.processor, "tokenizer", None) or AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-        self.model = model.to(self.device).eval()
+        own: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(folder, **own)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **own)
+        self.tokenizer.chat_template = stored_template(Path(folder)) or self.tokenizer.chat_template
+        sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        self.processor: Any = load_processor(Path(folder), config, self.tokenizer) if sees else None
+        kind: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        model = kind.from_pretrained(folder, dtype="auto", use_safetensors=True, **own)
+        self.model: Any = model.to(self.device).eval()
         self.lock = threading.Lock()
-
-    @staticmethod
-    def _model(kind: Any, folder: str) -> Any:
-        return kind.from_pretrained(
-            folder, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False
-        )
 
     def chat(
         self, messages: Messages, images: Sequence[bytes] = (), schema: dict[str, Any] | None = None, attempt: int = 0
@@ -284,7 +285,7 @@ class LocalChat:
 
     def _prompt(self, messages: Messages, pictures: int) -> str:
         first = next(i for i, message in enumerate(messages) if message["role"] == "user")
-        if getattr(self.processor or self.tokenizer, "chat_template", None):
+        if self.tokenizer.chat_template:
             parts = [
                 {
                     **m,
@@ -296,8 +297,7 @@ class LocalChat:
                 for i, m in enumerate(messages)
             ]
             told: Any = parts if self.processor is not None else messages
-            maker: Any = self.processor or self.tokenizer
-            return str(maker.apply_chat_template(told, tokenize=False, add_generation_prompt=True))
+            return str(self.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True))
         mark = getattr(self.processor, "image_token", "<image>")
         lines = [
             f"{m['role'].upper()}: {(mark + chr(10)) * (pictures if i == first else 0)}{m['content']}"

@@ -12,6 +12,7 @@ import pytest
 
 from tests.unit.data_samples import sample as small_sample
 from tests.unit.generation_samples import Server, detection, read
+from tests.unit.models.hf_families import make_folder
 from ts_lightning.cli import main
 from ts_lightning.data.sample import SampleRegion
 from ts_lightning.data.write import write_shards
@@ -146,6 +147,17 @@ def test_a_local_model_answers(tmp_path) -> None:
     assert isinstance(chat.chat(asked, attempt=1), str)
     with pytest.raises(RequestFailed, match="seen a picture, expected text alone"):
         chat.chat(asked, [b"x"])
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"])
+def test_a_local_model_sees_pictures_without_torchvision(name: str, tmp_path: Path) -> None:
+    chat = LocalChat(str(make_folder(name, tmp_path)), max_tokens=2, device="cpu")
+    batches, generate = [], chat.model.generate
+    chat.model.generate = lambda **batch: batches.append(batch) or generate(**batch)
+    assert isinstance(chat.chat([{"role": "user", "content": "Where is the dog?"}], detection(0).image_bytes), str)
+    (batch,) = batches
+    assert (batch["input_ids"] == chat.model.config.image_token_id).sum() > 1
+    assert batch["pixel_values"].numel() > 0
 
 
 def test_models_of_one_name_are_asked_apart(tmp_path, capsys) -> None:
