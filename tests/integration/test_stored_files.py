@@ -3,6 +3,7 @@
 Answers, boxes and counts exactly; the losses of training to 1e-6, since other processors round otherwise.
 """
 
+import copy
 import csv
 import json
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from ts_lightning.cli import main
+from ts_lightning.runs import SaveCheckpoints
 from ts_lightning.runs.load import load
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/v1"
@@ -111,15 +113,30 @@ def test_the_quickstart_of_then_gives_the_stored_curve_and_answers(old: Path) ->
 
 @same_base
 @pytest.mark.parametrize("name", ["stepwise", "lora", "grpo"])
-def test_a_run_goes_on_from_its_stored_checkpoint(old: Path, name: str) -> None:
-    """With the configuration of then: two more steps after the stored ones."""
+def test_a_run_goes_on_from_its_stored_checkpoint(old: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the configuration of then: two more steps after the stored ones, which begin with what the file holds."""
     given = configuration(old, name)
     steps = given["trainer"]["max_steps"]
     given["trainer"]["max_steps"] = steps + 2
     (old / "given.json").write_text(json.dumps(given))
+    begun: list[Any] = []
+
+    def begins(callback: Any, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if not begun:
+            weights = {f"vlm.{key}": value for key, value in module.vlm.trainable_state_dict().items()}
+            moments = [optimizer.state_dict()["state"] for optimizer in trainer.optimizers]
+            schedules = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
+            begun.extend(copy.deepcopy([weights, moments, schedules, trainer.datamodule.state_dict()]))
+
+    monkeypatch.setattr(SaveCheckpoints, "on_train_batch_start", begins)
     assert main(["fit", "-c", "given.json", "--ckpt_path", f"{name}.checkpoint"]) == 0
     losses = [row["step"] for row in rows(old / f"outputs/{name}/metrics.csv") if row["train/loss"]]
     assert [int(step) for step in losses] == [steps, steps + 1]
+    weights, moments, *places = begun
+    stored = torch.load(f"{name}.checkpoint", weights_only=True)
+    torch.testing.assert_close(weights, stored["state_dict"], rtol=0, atol=0)
+    torch.testing.assert_close(moments, [one["state"] for one in stored["optimizer_states"]], rtol=0, atol=0)
+    assert places == [stored["lr_schedulers"], stored["ShardDataModule"]]
 
 
 @same_base
