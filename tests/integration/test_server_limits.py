@@ -1,5 +1,6 @@
 """The real server under a crowd, under large bodies and pictures, under slow clients, and at its end."""
 
+import base64
 import http.client
 import io
 import json
@@ -31,6 +32,7 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 ROOM = 500 * 2**20
 PICTURE = jpeg(render(sample_scene(11)))
+CHAT = "/v1/chat/completions"
 RAW, JSON = {"Content-Type": "application/octet-stream"}, {"Content-Type": "application/json"}
 
 
@@ -174,6 +176,28 @@ def test_sixty_six_pictures_of_19_megabytes_at_once(server: Server) -> None:
     kept = [status for status, _ in (server.ask(one["id"]) for _, one in added)]
     assert kept.count(200) == 3  # 64 MB of one visitor
     assert server.lives()
+
+
+def test_two_dozen_chats_with_pictures_of_19_megabytes_at_once(server: Server) -> None:
+    address = "data:image/jpeg;base64," + base64.b64encode(PICTURE + bytes(19 * 2**20)).decode()
+    content = [{"type": "text", "text": "What color?"}, {"type": "image_url", "image_url": {"url": address}}]
+    body = json.dumps({"model": "base", "max_tokens": 4, "messages": [{"role": "user", "content": content}]})
+    server.forget_peak()
+    with ThreadPoolExecutor(24) as crowd:
+        counts = Counter(crowd.map(lambda _: server.send("POST", CHAT, body, JSON)[0], range(24)))
+    print(counts)
+    assert server.grown() < ROOM  # their bodies alone have 608 MB
+    assert set(counts) <= {200, 503}
+    assert counts[200] >= 3
+    assert server.lives()
+
+
+def test_the_body_of_a_chat_may_have_32_megabytes(server: Server) -> None:
+    most = 32 * 2**20
+    status, text = server.send("POST", CHAT, b" " * most, JSON)
+    assert (status, f"seen no JSON (Expecting value: line 1 column {most + 1} " in text) == (400, True)
+    status, text = server.send("POST", CHAT, b" ", JSON | {"Content-Length": str(most + 1)})
+    assert (status, "seen 32.0 MB, expected at most 32 MB" in text) == (413, True)
 
 
 @pytest.mark.parametrize(
