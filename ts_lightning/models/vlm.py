@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ts_lightning.grounding.codecs import Codec
 from ts_lightning.models.attention import block_masks, sections, takes_blocks, use_attention
@@ -261,8 +262,8 @@ class VLM(Recorded, nn.Module):
 class PlainVLM(VLM):
     """The backbone itself; `train` lists glob patterns of the backbone's parameters that train ("*" is all of them).
 
-    `new_tokens` become one token each (["codec"]: the codec's marks that the tokenizer lacks), in matrices that grow by
-    their rows. `init_from` may be a checkpoint of an earlier stage in which other parameters trained: what differs from
+    Recomputed blocks are also those of a vision tower, where they train. `new_tokens` become one token each (["codec"]:
+    the codec's marks that the tokenizer lacks), in matrices that grow by their rows. `init_from` may be a checkpoint of an earlier stage in which other parameters trained: what differs from
     the base stays part of the trained state, so that the checkpoints of this stage hold both.
     """
 
@@ -291,6 +292,9 @@ class PlainVLM(VLM):
         for name, parameter in backbone.model.named_parameters():
             named = any(fnmatch(name, pattern) for pattern in train)
             parameter.requires_grad = named and not any(fnmatch(name, pattern) for pattern in backbone.unused)
+        if activation_checkpointing in (True, "block"):
+            blocks = blocks_beside(backbone.decoder, backbone.model)
+            recompute(block for block in blocks if any(p.requires_grad for p in block.parameters()))
         self.changed = {f"backbone.model.{name}" for name, p in backbone.model.named_parameters() if p.requires_grad}
         if init_from is not None:
             self.changed |= load_weights(self._parameters_by_name(), init_from, self.identity(), required=())
@@ -347,6 +351,12 @@ def recomputed_parts(layers: Iterable[nn.Module], what: bool | str) -> list[nn.M
     if any(len(parts) != 1 for parts in found):
         raise ValueError("activation_checkpointing: seen 'attention' for layers without one, expected none or block")
     return [part for parts in found for part in parts]
+
+
+def blocks_beside(decoder: nn.Module, model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model beside its decoder's, a vision tower's: transformers says which are worth recomputing."""
+    own = {*decoder.modules()}
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m not in own]
 
 
 def recompute(layers: Iterable[nn.Module]) -> None:

@@ -1,8 +1,8 @@
 """What tuning needs of a GPU's memory, counted from a model's config.json on the meta device; nothing is loaded.
 
 What stays is exact: weights, gradients, the optimizer's states. Activations are those of one micro-batch with
-recomputed layers: the input of every layer, and of one layer all that its backward needs, or the logits, whichever is
-more. `python -m tools.bench memory` holds the sum against measured peaks.
+recomputed layers: the input of every layer, a vision tower's where it trains, and of one layer all that its backward
+needs, or the logits, whichever is more. `python -m tools.bench memory` holds the sum against measured peaks.
 
 Legend: N tokens of a micro-batch, H hidden size, F expert size, V vocabulary, A tokens of answers.
 """
@@ -26,6 +26,7 @@ from ts_lightning.models.low_rank import experts_of
 from ts_lightning.models.moe import MoE
 from ts_lightning.models.package import PackageOptions
 from ts_lightning.models.twin_vlm import grounding_experts
+from ts_lightning.models.vlm import blocks_beside
 
 GiB = 2**30
 RESERVED = GiB  # of a GPU: CUDA's context, the libraries' workspaces, fragments
@@ -214,6 +215,21 @@ class Geometry:
         along = most if kind in ENLARGED else min(most, -(-side // self.tile))
         return 1 + along**2 if along > 1 else 1
 
+    @cached_property
+    def tower(self) -> list[list[tuple[int, int]]]:
+        """(inputs, outputs) of the linear layers of every block beside the decoder."""
+        blocks = blocks_beside(self.model.get_decoder(), self.model)
+        found = [[m for m in block.modules() if isinstance(m, nn.Linear)] for block in blocks]
+        return [[(linear.in_features, linear.out_features) for linear in linears] for linears in found if linears]
+
+    @cached_property
+    def patches(self) -> float:
+        """Patches that the tower reads for one token of the decoder."""
+        patch = first(getattr(getattr(self.model.config, "vision_config", None), "patch_size", None)) or 14
+        if self.any_size:
+            return (self.token_side / patch) ** 2
+        return self.tiles() * (self.tile // patch) ** 2 / self.picture_tokens()
+
     def grid(self, side: int) -> tuple[int, int] | None:
         """(width, height) that a square picture is cut into tiles at, of a family with a list of them."""
         pinpoints = getattr(self.model.config, "image_grid_pinpoints", None)
@@ -301,7 +317,21 @@ def activations(geometry: Geometry, form: Form, load: Load) -> float:
     logits = load.micro_batch * load.answer * vocabulary * (3 * b if b == 4 else b + 3 * 4)
     mlp = geometry.experts(0)[0]
     layers += sum(p.numel() for p in mlp.parameters()) * b if form.quantization else 0  # as they are multiplied with
-    return inputs + 3 * n * geometry.hidden * b + max(layers, logits)
+    kept, block = tower_bytes(geometry, load) if form.method == "full" else (0.0, 0.0)
+    return kept + max(inputs + 3 * n * geometry.hidden * b + max(layers, logits), block)
+
+
+def tower_bytes(geometry: Geometry, load: Load) -> tuple[float, float]:
+    """What a vision tower that trains keeps of a micro-batch, its blocks' inputs, and what the largest block needs."""
+    n = load.micro_batch * load.pictures * load.picture_tokens * geometry.patches
+    b = load.itemsize
+    norm = b if b == 4 else b + 2 * 4  # computed in fp32
+    kept = sum(linears[0][0] for linears in geometry.tower) * n * b
+    # around every linear layer what it reads and what it makes, and as much of the widest on the way back
+    needs = [
+        sum(map(sum, linears)) * b + linears[0][0] * norm + 2 * max(map(max, linears)) * b for linears in geometry.tower
+    ]
+    return kept, max(needs, default=0) * n
 
 
 def layer_bytes(geometry: Geometry, form: Form, load: Load, layer: int, twin: bool) -> float:

@@ -19,6 +19,7 @@ from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.hf import HFBackbone
 from ts_lightning.models.generate import decode, greedy, prefill
 from ts_lightning.models.pixels import CLIP_MEAN
+from ts_lightning.models.vlm import Recomputed
 
 TOLERANCE = 1e-5
 
@@ -205,7 +206,19 @@ def lora(case: Case) -> None:
 
 
 def full(case: Case) -> None:
-    steps(PlainVLM(case.backbone()), case.samples[:2], 1)
+    gradients = []
+    for what in ("none", "block"):
+        vlm = PlainVLM(case.backbone(), activation_checkpointing=what).train()
+        beside = {*vlm.backbone.model.modules()} - {*vlm.backbone.decoder.modules()}
+        assert any(isinstance(module, Recomputed) for module in beside) == (what == "block")  # the tower's blocks
+        torch.manual_seed(0)
+        vlm(batch_of(vlm, case.samples[:2]))["logits"].square().mean().backward()
+        gradients.append({name: p.grad for name, p in vlm.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():  # bitwise: a recomputed product is the same product
+        assert torch.equal(gradient, gradients[1][name]), name
+    vlm.zero_grad()
+    steps(vlm, case.samples[:2], 1)
 
 
 CHECKS: dict[str, Callable[[Case], None]] = {

@@ -115,6 +115,10 @@ def test_what_is_recomputed() -> None:
         vlm = PlainVLM(backbone(), activation_checkpointing=choice)
         found = [name for name, module in vlm.backbone.decoder.named_modules() if isinstance(module, Recomputed)]
         assert found == ([f"layers.{i}.self_attn" for i in range(4)] if names is None else names)
+    for train, blocks in ((["*"], 1), (["*language_model*"], 0)):  # a tower that is frozen stays as it is
+        model = PlainVLM(backbone(), train, activation_checkpointing=True).backbone.model
+        tower = [module for name, module in model.named_modules() if "vision" in name]
+        assert sum(isinstance(module, Recomputed) for module in tower) == blocks
     with pytest.raises(ValueError, match="activation_checkpointing: seen 'mlp', expected none, attention or block"):
         PlainVLM(backbone(), activation_checkpointing="mlp")
 

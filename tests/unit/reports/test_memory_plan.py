@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from ts_lightning.reports.memory_plan import (
     Geometry,
     GiB,
     Load,
+    activations,
     forms,
     largest_micro_batch,
     largest_twist,
     plan,
+    tower_bytes,
 )
 
 TEXT = {"vocab_size": 1500, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4,
@@ -91,6 +94,25 @@ def test_quantised_weights_and_the_cache_by_hand(tmp_path: Path) -> None:
     # micro-batch is, three hidden states, gate, up and their product
     made = plan(seen, Form("lora", 4), Load(2, eval_batch=3, text=10, answer=5))
     assert made.evaluation == 3 * 2 * ((10 + 576 + 5) * 2 * 4 * 64 + (10 + 576) * (3 * 64 + 3 * 160))
+
+
+def test_a_tower_that_trains_keeps_the_inputs_of_its_blocks(tmp_path: Path) -> None:
+    seen, text = geometry(tmp_path, SMALL["llava"]), Load(3, text=10, pictures=0)
+    pictures = Load(3, text=10, pictures=2, picture_tokens=576)
+    patches = 3 * 2 * 24 * 24  # 336 / 14 a side
+    assert tower_bytes(seen, text) == (0, 0)
+    kept, block = tower_bytes(seen, pictures)
+    assert kept == 2 * 32 * patches * 2  # two layers in bf16
+    # q, k, v, out and two matrices of the MLP with what they read; two norms; the widest twice on the way back
+    assert block == patches * (2 * (4 * (32 + 32) + 2 * (32 + 64)) + 32 * (2 + 8) + 2 * 64 * 2)
+    words = replace(pictures, text=10 + 2 * 576, pictures=0)  # as many tokens
+    for form, more in ((Form("full"), kept), (Form("lora", 4), 0), (Form("twist"), 0)):
+        assert activations(seen, form, pictures) == activations(seen, form, words) + more
+
+
+@pytest.mark.parametrize(("name", "patches"), [("Qwen2.5-VL-7B", 4), ("Qwen3-VL-8B", 4), ("LLaVA-1.5-7B", 1)])
+def test_patches_of_a_token_are_those_of_the_tower(name: str, patches: int, tmp_path: Path) -> None:
+    assert geometry(tmp_path, FULL[name]).patches == patches
 
 
 def test_an_evaluation_has_as_many_rows_as_a_fit_gives_it(tmp_path: Path) -> None:
