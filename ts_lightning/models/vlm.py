@@ -263,8 +263,9 @@ class PlainVLM(VLM):
     """The backbone itself; `train` lists glob patterns of the backbone's parameters that train ("*" is all of them).
 
     Recomputed blocks are also those of a vision tower, where they train. `new_tokens` become one token each (["codec"]:
-    the codec's marks that the tokenizer lacks), in matrices that grow by their rows. `init_from` may be a checkpoint of an earlier stage in which other parameters trained: what differs from
-    the base stays part of the trained state, so that the checkpoints of this stage hold both.
+    the codec's marks that the tokenizer lacks), in matrices that grow by their rows. `init_from` may be a checkpoint of
+    an earlier stage in which other parameters trained: what differs from the base stays part of the trained state, so
+    that the checkpoints of this stage hold both.
     """
 
     def __init__(
