@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.tensor import DTensor
 
 from tests.integration import (
-    test_grpo,  # noqa: F401  # the module of a reward, there before ranks are forked
+    test_grpo,  # of a reward, there before ranks are forked
     tiny,
 )
 from tests.reliability import processes
@@ -175,6 +175,6 @@ def main(folder: Path, rank: int = 0) -> None:
         fit(folder / f"plain_{strategy}", shards, strategy, plain, text_on_rank_one)
         fit(folder / f"rank_{strategy}", str(folder / "scenes-*.tar"), strategy, rank, per_row=4)
         for kind, vlm in policies.items():
-            rollout = RolloutCallback(num_generations=3, max_new_tokens=6, rewards=REWARDS)
+            rollout = RolloutCallback(num_generations=3, max_new_tokens=6, stop_after=test_grpo.OFTEN, rewards=REWARDS)
             root = folder / f"grpo_{kind}_{strategy}"
             fit(root, str(folder / "rl-*.tar"), strategy, GRPO(vlm), callbacks=[rollout])

@@ -169,12 +169,14 @@ def test_alpha_is_chosen_on_the_command_line(fitted: Path, tmp_path: Path, capsy
         assert main(["validate", *quiet, "--alpha", "1"]) == 2
         assert f"alpha: seen 1.0 for a {type(vlm).__name__}, expected a vlm with twin" in capsys.readouterr().err
         return
-    for name, given in (("base", ["understanding"]), ("one", ["grounding", "--alpha", "1"])):
+    mixed = {alpha: ["grounding", "--alpha", alpha] for alpha in ("1", "0")}
+    for name, given in {"base": ["understanding"], **mixed}.items():
         root = ["--trainer.default_root_dir", str(tmp_path / name)]
         assert main(["predict", *quiet, *root, "--task", *given]) == 0
         lines = (tmp_path / name / "predictions.jsonl").read_text().splitlines()
         found.append([json.loads(line)["text"] for line in lines])
-    assert found[0] == found[1]
+    base, one, none = found
+    assert base == one != none
     assert main(["validate", *quiet, "--alpha", "1.5"]) == 2
     assert "alpha: seen 1.5, expected 0 (grounding experts only) to 1 (the base)" in capsys.readouterr().err
 
