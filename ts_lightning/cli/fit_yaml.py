@@ -2,7 +2,8 @@
 
 import math
 import os
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,18 @@ from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.backbones.hf import HFBackbone, config_of
 from ts_lightning.models.backbones.hf_families import CODECS
-from ts_lightning.models.backbones.hub_layout import SHIPPED
+from ts_lightning.models.backbones.hub_layout import SHIPPED, random_model
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.experts import expert_form
 from ts_lightning.models.low_rank import experts_of
-from ts_lightning.reports.memory_plan import Form, Geometry, Load, largest_twist, plan, room_of
+from ts_lightning.reports.memory_plan import QUANTISED, Form, Geometry, GiB, Load, largest_twist, plan, room_of
 from ts_lightning.runs.class_paths import instantiate
 
 # Rates by method: of a small model (below 100 M parameters), and of a large one. GRPO takes a tenth of SFT's.
 RATES = {"twist": (2e-3, 2e-5), "lora": (1e-3, 1e-4), "full": (1e-3, 1e-5)}
 LOW_RANK_RATE = 5  # a guess: times the rate of full copies; the toy world's best are 1 (rank 64) to 3 (rank 4)
 SMALL = 100_000_000
-STEPS, BATCH = 1000, 16
+STEPS, BATCH, GROUP = 1000, 16, 8  # GROUP: completions of a prompt
 BYTES_TRAINED = 16  # a weight, its gradient and AdamW's two states, in fp32
 LOW_RANKS = (64, 32, 16, 8)  # of experts, tried one after the other where full copies do not fit
 LOOKED_AT = 500  # questions, for the longest answer and the kinds of regions
@@ -60,25 +61,79 @@ class Machine:
     dtype: str
     gpu: bool
 
+    @property
+    def room(self) -> float:
+        """Bytes that tensors may take."""
+        return room_of(self.memory / GiB)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokens of the longest rows by part, answers included in `text`, and the most pictures of a row."""
+
+    text: int
+    of_pictures: int
+    answer: int
+    pictures: int
+
+    @property
+    def new_tokens(self) -> int:
+        """The longest answer, and some more."""
+        return math.ceil(1.25 * self.answer / 8) * 8
+
+    @property
+    def tokens(self) -> int:
+        """A row with room for a new answer, at most."""
+        return self.text + self.of_pictures + self.new_tokens
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is trained: the backbone, the vlm's part of the configuration, the form of tuning and what a step reads."""
+
+    backbone: Backbone
+    machine: Machine
+    vlm: str
+    rows: Rows
+    geometry: Geometry
+    form: Form
+    load: Load
+
+    def fits(self, micro_batch: int, eval_batch: int) -> bool:
+        """Whether so many rows at once do."""
+        load = replace(self.load, micro_batch=micro_batch, eval_batch=eval_batch)
+        return plan(self.geometry, self.form, load).peak <= self.machine.room
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows of a step, and of an evaluation: a divisor of the global batch."""
+        return next((rows for rows in (8, 4, 2) if self.fits(rows, rows)), 1)
+
+    @property
+    def rollout_batch(self) -> int:
+        """Prompts that are answered at once, in whole micro-batches."""
+        micro = self.micro_batch
+        return next((rows for rows in (16, 8, 4, 2) if rows > micro and self.fits(micro, rows)), micro)
+
 
 def fit_yaml(start: Start, method: str, data: Data, out: Path, gpu: float | None = None) -> tuple[str, Backbone]:
     """The text of fit.yaml for a card of `gpu` GiB (None: this machine), and the backbone that it was written for."""
     looked_at = samples(data.train)
-    backbone, machine, vlm = prepared(start, method, looked_at, gpu)
-    longest = max(int((backbone.encoder(sample)["step_ids"] >= 0).sum()) for sample in looked_at)
-    room = math.ceil(1.25 * longest / 8) * 8
+    setup = prepared(start, method, looked_at, gpu)
+    backbone, machine, vlm = setup.backbone, setup.machine, setup.vlm
+    room = setup.rows.new_tokens
     parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
     size = "a small" if parameters < SMALL else "a large"
     grpo = method == "grpo"
     sft = method if not grpo else "lora" if start.spec is None else sft_of(start)
-    low_rank = yaml.safe_load(vlm)["init_args"].get("expert_rank") is not None  # a trained vlm names it: null
+    low_rank = setup.form.method == "twist" and setup.form.rank is not None
     rate = RATES[sft][parameters >= SMALL] / (10 if grpo else 1) * (LOW_RANK_RATE if low_rank else 1)
     bf16 = machine.dtype == "bfloat16"
     precision = ("bf16-mixed", "what trains is fp32") if bf16 else ("32-true", "no GPU, or a small model")
     logged = ("1", "a step is dear") if grpo else ("10", "a curve of 100 points")
-    of_batch = "prompts of 8 completions" if grpo else "of small data rather more steps than larger ones"
+    of_batch = f"prompts of {GROUP} completions" if grpo else "of small data rather more steps than larger ones"
     workers = ("2", "pictures are decoded beside the GPU") if machine.gpu else ("0", "the cores are the trainer's")
-    answers = f"the longest of the true answers has {longest} tokens in this notation"
+    answers = f"the longest of the true answers has {setup.rows.answer} tokens in this notation"
     rated = f"{method} on {size} model ({parameters / 1e6:.1f} M parameters)"
     text = f"""# Written by ts-lightning init: {method} on {data.kind}.
 #   ts-lightning fit -c {out / "fit.yaml"}
@@ -97,7 +152,7 @@ trainer:
   callbacks:
     - class_path: lightning.pytorch.callbacks.ModelCheckpoint   # a run that was stopped goes on from the last one
       init_args: {{save_last: true, enable_version_counter: false, every_n_train_steps: 250, save_top_k: 1}}
-{indented(rollouts(room), 4) if grpo else ""}model:
+{indented(rollouts(setup), 4) if grpo else ""}model:
   class_path: ts_lightning.training.{module_of(method)}
   init_args:
     vlm:
@@ -115,7 +170,7 @@ data:
     val:
       held_out: {{shards: {data.val}, max_samples: 200}}   # {data.held_out}; 200 are enough for a curve
     global_batch_size: {because(f"{BATCH}", of_batch)}
-{indented(batches(backbone, machine), 4)}    num_workers: {because(*workers)}
+{indented(batches(setup), 4)}    num_workers: {because(*workers)}
 """
     return text, backbone
 
@@ -132,50 +187,98 @@ def samples(pattern: str) -> list[Any]:
     return [reader.read(i) for i in range(0, manifest.num_rows, max(1, manifest.num_rows // LOOKED_AT))]
 
 
-def prepared(start: Start, method: str, looked_at: list[Any], gpu: float | None) -> tuple[Backbone, Machine, str]:
-    """The backbone, the machine that it runs on, and the vlm's part of the configuration."""
+def prepared(start: Start, method: str, looked_at: list[Any], gpu: float | None) -> Setup:
+    """What is trained, and what fits of it."""
+    grpo = method == "grpo"
     if start.spec is not None:
-        backbone = instantiate(Backbone, **start.spec["init_args"]["backbone"])
-        dtype = "bfloat16" if backbone.embedding.weight.dtype == torch.bfloat16 else "float32"
+        trained: Backbone = instantiate(Backbone, **start.spec["init_args"]["backbone"])
+        dtype = "bfloat16" if trained.embedding.weight.dtype == torch.bfloat16 else "float32"
         text = yaml.safe_dump(start.spec, sort_keys=False, default_flow_style=False)
-        return backbone, machine_for(dtype, gpu), f"# as {start.name} was trained\n{text}"
+        rows = rows_of(trained, looked_at)
+        given = start.spec["init_args"]
+        load = load_of(trained, rows, grpo)
+        load = replace(load, every=given.get("every", 1), num_experts=given.get("num_experts", 1))
+        vlm = f"# as {start.name} was trained\n{text}"
+        return Setup(trained, machine_for(dtype, gpu), vlm, rows, geometry_of(trained), form_of(start), load)
     folder = Path(str(start.folder))
     large = sum(path.stat().st_size for path in folder.glob("*.safetensors")) > 2 * SMALL
     machine = machine_for("bfloat16" if large and (gpu or torch.cuda.is_available()) else "float32", gpu)
-    if folder.resolve() == SHIPPED.resolve():
-        return tiny(method, machine, looked_at)
-    codec, why = notation(config_of(folder).model_type, looked_at)
-    backbone = HFBackbone(str(folder), dtype=machine.dtype, codec=codec)
-    lines, kind = options(backbone, method, machine)
-    exact = "half the memory; what trains is fp32" if machine.dtype == "bfloat16" else "exact"
-    text = f"""class_path: ts_lightning.models.{kind}
-init_args:
-  backbone:
-    class_path: ts_lightning.models.backbones.hf.HFBackbone
-    init_args:
-      pretrained: {folder}
-      dtype: {because(machine.dtype, exact)}
-      codec: {because(codec, why)}
-"""
-    return backbone, machine, text + indented("\n".join(lines), 2)
-
-
-def tiny(method: str, machine: Machine, looked_at: list[Any]) -> tuple[Backbone, Machine, str]:
-    """The same of the tiny base, which no other class reads, and which has never said a number as a coordinate."""
-    codec, why = notation("tiny", looked_at)
-    backbone = TinyBackbone(codec=codec)
-    lines, kind = options(backbone, method, machine)
-    if method != "full":
+    # the tiny base has a class of its own, and has never said a number as a coordinate
+    tiny = folder.resolve() == SHIPPED.resolve()
+    codec, why = notation("tiny" if tiny else config_of(folder).model_type, looked_at)
+    kind, read = "tiny.TinyBackbone", ["pretrained: shipped"]
+    if tiny:
+        backbone: Backbone = TinyBackbone(codec=codec)
+    else:
+        exact = "half the memory; what trains is fp32" if machine.dtype == "bfloat16" else "exact"
+        kind = "hf.HFBackbone"
+        read = [f"pretrained: {folder}", f"dtype: {because(machine.dtype, exact)}"]
+        backbone = HFBackbone(str(folder), dtype=machine.dtype, codec=codec)
+        if (most := pixels_that_fit(backbone, looked_at)) is not None:
+            del backbone  # two at once might not fit
+            backbone = HFBackbone(str(folder), dtype=machine.dtype, codec=codec, max_pixels=most)
+            read.append(f"max_pixels: {most:<10}# all pictures of a question, and its answer, fit into a row")
+    rows = rows_of(backbone, looked_at)
+    load = replace(load_of(backbone, rows, grpo), every=2 if len(backbone.layers) >= 16 else 1)
+    geometry = geometry_of(backbone)
+    lines, vlm, form = options(backbone, method, machine, geometry, load)
+    if tiny and method != "full":
         lines.append("train_token_rows: [codec]   # the tiny base never says numbers as coordinates; real ones can")
-    text = f"""class_path: ts_lightning.models.{kind}
+    head = f"""class_path: ts_lightning.models.{vlm}
 init_args:
   backbone:
-    class_path: ts_lightning.models.backbones.tiny.TinyBackbone
+    class_path: ts_lightning.models.backbones.{kind}
     init_args:
-      pretrained: shipped
-      codec: {because(codec, why)}
 """
-    return backbone, machine, text + indented("\n".join(lines), 2)
+    text = head + indented("\n".join([*read, f"codec: {because(codec, why)}"]), 6) + indented("\n".join(lines), 2)
+    return Setup(backbone, machine, text, rows, geometry, form, load)
+
+
+def rows_of(backbone: Backbone, looked_at: list[Any], longest: int | None = None) -> Rows:
+    """The parts of the longest rows; ValueError for one of more than `longest` tokens (None: the backbone's bound)."""
+    encoder = backbone.encoder if longest is None else replace(backbone.encoder, max_length=longest)
+    text = of_pictures = answer = 0
+    for row in map(encoder, looked_at):
+        seen = int((row["input_ids"] == backbone.image_token_id).sum())
+        text, of_pictures = max(text, len(row["input_ids"]) - seen), max(of_pictures, seen)
+        answer = max(answer, int((row["step_ids"] >= 0).sum()))
+    return Rows(text, of_pictures, answer, max(len(sample.images) for sample in looked_at))
+
+
+def pixels_that_fit(backbone: HFBackbone, looked_at: list[Any]) -> int | None:
+    """The area of a picture with which the most pictures and the longest text are one row; None: as it is, they are."""
+    resized: Any = backbone.encoder.resized_size  # type: ignore[attr-defined]
+    longest = backbone.encoder.max_length
+    rows = rows_of(backbone, looked_at, sys.maxsize)
+    if resized is None or rows.tokens <= longest:
+        return None
+    tokens = (longest - rows.text - rows.new_tokens) // rows.pictures
+    return max(tokens * resized.keywords["factor"] ** 2, resized.keywords["min_pixels"])
+
+
+def load_of(backbone: Backbone, rows: Rows, grpo: bool) -> Load:
+    """One row of a step: the longest, or of GRPO a prompt with its completions."""
+    itemsize = backbone.embedding.weight.element_size()
+    load = Load(1, 1, rows.text, rows.new_tokens, 1, rows.of_pictures, itemsize=itemsize)
+    if not grpo:
+        return load
+    answers = GROUP * rows.new_tokens
+    if backbone.branches:  # behind a prompt that is read once
+        return replace(load, text=rows.text + answers, answer=answers)
+    return replace(load, text=GROUP * rows.text + answers, answer=answers, pictures=GROUP)
+
+
+def geometry_of(backbone: Backbone) -> Geometry:
+    """The sizes of a model, without a copy of its weights."""
+    with torch.device("meta"):
+        return Geometry(random_model(backbone.model.config, "float32", type(backbone.model)), backbone.name)
+
+
+def form_of(start: Start) -> Form:
+    """How that was tuned which a run starts from."""
+    method, given = sft_of(start), start.spec["init_args"] if start.spec else {}
+    rank = given.get({"twist": "expert_rank", "lora": "rank"}.get(method, ""))
+    return Form(method, rank, given.get("quantization"))
 
 
 def machine_for(dtype: str, gpu: float | None = None) -> Machine:
@@ -197,65 +300,71 @@ def notation(family: str, looked_at: list[Any]) -> tuple[str, str]:
     return "chatspot", f"the data has {' and '.join(sorted(kinds))} regions, which {own} can't write"
 
 
-def options(backbone: Backbone, method: str, machine: Machine) -> tuple[list[str], str]:
-    """The lines of a fresh vlm's options, and its class."""
+def options(
+    backbone: Backbone, method: str, machine: Machine, geometry: Geometry, load: Load
+) -> tuple[list[str], str, Form]:
+    """The lines of a fresh vlm's options, its class, and the largest form of tuning that fits for one row."""
     parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
     saving = ["activation_checkpointing: true   # layers are computed again in backward: memory for time"]
     saving = saving if parameters >= SMALL else []
+    room = machine.room
     if method in ("lora", "grpo"):
         rank = 64 if parameters >= SMALL else 8
-        return [
-            f"rank: {rank}                 # {'some hundred million numbers' if rank == 64 else 'a small model'}",
-            f"lora_alpha: {2 * rank}          # twice the rank",
-            "targets: all-linear      # every linear layer of the decoder",
-            *saving,
-        ], "LoRAVLM"
+        plans = [plan(geometry, Form("lora", rank, quantization), load) for quantization in (None, *QUANTISED)]
+        fitting = next((made for made in plans if made.peak <= room), None)
+        if fitting is None:
+            least = min(made.peak for made in plans) / GiB
+            seen = f"{method}, LoRA of rank {rank}, which needs {least:.1f} GiB even over a quantised base"
+            raise ValueError(f"method: seen {seen}, expected a larger card (--gpu)")
+        needs = f"over the base as it is, it would need {plans[0].peak / GiB:.0f} GiB: ts-lightning plan"
+        codes = fitting.form.quantization
+        return (
+            [
+                f"rank: {rank}                 # {'some hundred million numbers' if rank == 64 else 'a small model'}",
+                f"lora_alpha: {2 * rank}          # twice the rank",
+                "targets: all-linear      # every linear layer of the decoder",
+                *([f"quantization: {codes:<10}# {needs}"] if codes else []),
+                *saving,
+            ],
+            "LoRAVLM",
+            fitting.form,
+        )
     if method == "full":
-        needs = parameters * BYTES_TRAINED / 2**30
-        more = " more than there is: -c trainer/fsdp.yaml" if needs * 2**30 > machine.memory else ""
-        return [
-            f"train: ['*']             # every parameter: {needs:.1f} GiB with AdamW's states{more}",
-            *saving,
-        ], "PlainVLM"
-    layers = len(backbone.layers)
-    every = 2 if layers >= 16 else 1
-    geometry = Geometry.of(SHIPPED if isinstance(backbone, TinyBackbone) else backbone.init_args["pretrained"])
-    itemsize = 2 if machine.dtype == "bfloat16" else 4
-    micro = micro_batch(backbone, machine)
-    load = Load(eval_batch=micro, picture_tokens=geometry.picture_tokens(), every=every, itemsize=itemsize)
+        form = Form("full")
+        needs = f"{parameters * BYTES_TRAINED / GiB:.1f} GiB with AdamW's states"
+        more = ", more than there is: -c trainer/fsdp.yaml" if plan(geometry, form, load).peak > room else ""
+        return [f"train: ['*']             # every parameter: {needs}{more}", *saving], "PlainVLM", form
+    layers, every = len(backbone.layers), load.every
     twins = [expert for slot in geometry.slots[::every] for expert in experts_of(slot)]
     odd = next((type(expert).__name__ for expert in twins if not expert_form(expert, plain=False)), None)
-    found = largest_twist(geometry, load, room_of(machine.memory / 2**30), () if odd else LOW_RANKS)
+    found = largest_twist(geometry, load, room, () if odd else LOW_RANKS)
     form = found.form if found else Form("twist", LOW_RANKS[-1], "nf4")
-    full = plan(geometry, Form("twist"), load).peak / 2**30
+    full = plan(geometry, Form("twist"), load).peak / GiB
     if odd and found is None:
         seen = f"twist for experts of {odd}, which have no form of low rank"
         expected = "expected lora, or a larger card (--gpu)"
         raise ValueError(f"method: seen {seen}; full copies need {full:.1f} GiB, {expected}")
     needs = f"full copies would need {full:.0f} GiB: ts-lightning plan"
     codes = "more than the base in bf16 leaves room for" if found else "not even so does it fit, says ts-lightning plan"
-    return [
-        "num_experts: 2           # the paper's grounding experts",
-        "top_k: 1                 # one of them a token, as the paper's counts suggest",
-        f"every: {every}                 # of {layers} decoder layers: 2 from 16 on, as in the paper",
-        *([f"expert_rank: {form.rank:<11}# {needs}"] if form.rank else []),
-        *([f"quantization: {form.quantization:<10}# {codes}"] if form.rank and form.quantization else []),
-        *saving,
-    ], "TwinExpertVLM"
+    return (
+        [
+            "num_experts: 2           # the paper's grounding experts",
+            "top_k: 1                 # one of them a token, as the paper's counts suggest",
+            f"every: {every}                 # of {layers} decoder layers: 2 from 16 on, as in the paper",
+            *([f"expert_rank: {form.rank:<11}# {needs}"] if form.rank else []),
+            *([f"quantization: {form.quantization:<10}# {codes}"] if form.rank and form.quantization else []),
+            *saving,
+        ],
+        "TwinExpertVLM",
+        form,
+    )
 
 
-def batches(backbone: Backbone, machine: Machine) -> str:
+def batches(setup: Setup) -> str:
     """The lines of the micro-batches."""
-    micro = micro_batch(backbone, machine)
-    why = f"of {machine.memory / 2**30:.0f} GiB; the result is the same for any"
+    micro = setup.micro_batch
+    why = f"of {setup.machine.memory / GiB:.0f} GiB; the result is the same for any"
     return f"micro_batch_size: {micro}           # {why}\neval_batch_size: {micro}            # as above\n"
-
-
-def micro_batch(backbone: Backbone, machine: Machine) -> int:
-    """The rows that memory has room for: a divisor of the global batch."""
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in backbone.model.parameters())
-    rows = max(machine.memory - 2 * weights, 0) // max(weights // 8, 2**30)
-    return next(size for size in (8, 4, 2, 1) if size <= max(rows, 1))
 
 
 def passes(data: Data, updates: int) -> str:
@@ -274,12 +383,13 @@ def module_of(method: str) -> str:
     return {"twist": "StepwiseSFT", "lora": "LoRASFT", "full": "SFT", "grpo": "GRPO"}[method]
 
 
-def rollouts(room: int) -> str:
+def rollouts(setup: Setup) -> str:
     """The callback that draws completions and rewards them."""
     return f"""- class_path: ts_lightning.rl.RolloutCallback
   init_args:
-    num_generations: 8        # completions of a prompt, which are compared with each other
-    max_new_tokens: {room}
+    num_generations: {GROUP}        # completions of a prompt, which are compared with each other
+    rollout_batch_size: {setup.rollout_batch:<5}# prompts that are answered at once: what memory has room for
+    max_new_tokens: {setup.rows.new_tokens}
     stop_after: null          # answers have no tags; they end at the end mark
     table_every: 50           # prompts, completions and rewards to look at
     rewards:

@@ -63,6 +63,8 @@ def init(
     text, backbone = fit_yaml(start, method, found, out, gpu)
     out.mkdir(parents=True, exist_ok=True)
     (out / "fit.yaml").write_text(text)
+    if start.folder is not None and (most := backbone.init_args.get("max_pixels")) is not None:
+        print(f"pictures: of {most} pixels at most, so that all of a question fit into a row (max_pixels)")
     print(f"model: {start.name}, {len(backbone.layers)} decoder layers, boxes as {backbone.encoder.codec.name}")
     print(f"\n{out / 'fit.yaml'}\n  ts-lightning fit -c {out / 'fit.yaml'}")
     print(f"  ts-lightning ask --ckpt {out} --image FILE QUESTION")

@@ -2,18 +2,28 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
 
 from tests.unit.data_samples import photo, sample
+from tests.unit.models.hf_checks import sample as question
 from tests.unit.models.hf_families import make_folder
+from tests.unit.reports.test_memory_plan import FULL, geometry
 from ts_lightning import cli
+from ts_lightning.cli.fit_yaml import Machine, Rows, Setup, load_of, options, rollouts, rows_of
 from ts_lightning.data.manifest import index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import SampleRegion
 from ts_lightning.data.write import write_shards
+from ts_lightning.models.backbones.hf import HFBackbone
+from ts_lightning.reports.memory_plan import Form, GiB, Load, plan
+
+LOAD = Load(1, 1, text=256, answer=64, picture_tokens=4015)
 
 
 def coco(folder: Path, photos: int = 24) -> Path:
@@ -61,10 +71,10 @@ def test_it_writes_a_run_that_trains_and_is_asked(
     if method != "twist":
         return
     assert "expert_rank" not in vlm_args  # of so small a model there is room for full copies
-    small_card = ["--gpu", str(1 + 7.5 / 1024), "--out", "small"]  # one GiB is left to CUDA
+    small_card = ["--gpu", str(1 + 2.75 / 1024), "--out", "small"]  # one GiB is left to CUDA
     assert cli.main([*words[:5], *small_card, "--method", method]) == 0
     small = yaml.safe_load(Path("small/fit.yaml").read_text())["model"]["init_args"]
-    assert small["vlm"]["init_args"]["expert_rank"] == 32
+    assert small["vlm"]["init_args"]["expert_rank"] == 16
     assert small["optimizer"]["init_args"]["lr"] == 5 * written["model"]["init_args"]["optimizer"]["init_args"]["lr"]
     short = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--trainer.num_sanity_val_steps", "0"]
     assert cli.main(["fit", "-c", "run/fit.yaml", *short, "--trainer.limit_val_batches", "1"]) == 0
@@ -99,7 +109,84 @@ def test_experts_without_a_form_of_low_rank_are_refused_where_full_copies_do_not
     said = capsys.readouterr().err
     assert f"method: seen twist for experts of {expert}, which have no form of low rank; full copies need" in said
     assert not (out / "fit.yaml").exists()
-    assert cli.main([*words, "--method", "lora"]) == 0
+    assert cli.main([*words[:-1], str(1 + 4 / 1024), "--method", "lora"]) == 0
+
+
+# Qwen2.5-VL-7B over bf16 takes 16 GiB alone; of 24 GiB there is room for both
+@pytest.mark.parametrize(("gpu", "quantization"), [(24, None), (16, "int8"), (13, "nf4")])
+@pytest.mark.parametrize("method", ["lora", "grpo"])
+def test_lora_is_over_codes_where_the_base_leaves_no_room(
+    method: str, gpu: int, quantization: str | None, tmp_path: Path
+) -> None:
+    seen = geometry(tmp_path, FULL["Qwen2.5-VL-7B"])
+    model, card = SimpleNamespace(model=seen.model, layers=seen.layers), Machine(gpu * GiB, "bfloat16", True)
+    lines, kind, form = options(cast("Any", model), method, card, seen, LOAD)
+    assert (kind, form) == ("LoRAVLM", Form("lora", 64, quantization))
+    assert yaml.safe_load("\n".join(lines)).get("quantization") == quantization
+    assert plan(seen, form, LOAD).peak <= card.room
+    with pytest.raises(ValueError, match=r"LoRA of rank 64, which needs .* expected a larger card \(--gpu\)"):
+        options(cast("Any", model), method, Machine(6 * GiB, "bfloat16", True), seen, LOAD)
+
+
+def test_full_tuning_that_does_not_fit_is_said_and_a_step_has_what_fits_beside_its_states(tmp_path: Path) -> None:
+    seen = geometry(tmp_path, FULL["Qwen2.5-VL-7B"])
+    model = SimpleNamespace(model=seen.model, layers=seen.layers)
+    for gpu, fits in ((120, False), (160, True)):  # 16 bytes a parameter are 124 GiB, and the optimizer's copies 31
+        card = Machine(gpu * GiB, "bfloat16", True)
+        lines, _, form = options(cast("Any", model), "full", card, seen, LOAD)
+        assert ("-c trainer/fsdp.yaml" in lines[0]) == (not fits)
+        rows = Setup(cast("Any", model), card, "", Rows(1, 1, 1, 1), seen, form, LOAD).micro_batch
+        assert (rows > 1) == fits
+        assert not fits or plan(seen, form, replace(LOAD, micro_batch=rows, eval_batch=rows)).peak <= card.room
+
+
+@pytest.mark.parametrize("name", ["Qwen2.5-VL-7B", "Qwen3-VL-8B"])
+def test_as_many_prompts_are_answered_at_once_as_fit(name: str, tmp_path: Path) -> None:
+    seen, form, card = geometry(tmp_path, FULL[name]), Form("lora", 64), Machine(24 * GiB, "bfloat16", True)
+    setup = Setup(cast("Any", None), card, "", Rows(128, 4015, 32, 1), seen, form, LOAD)
+    micro, together = setup.micro_batch, setup.rollout_batch
+    assert 1 <= micro <= together < 16  # all 16 prompts of a step would take 29 and 34 GiB
+    assert plan(seen, form, replace(LOAD, micro_batch=micro, eval_batch=together)).peak <= card.room
+    assert plan(seen, form, replace(LOAD, micro_batch=micro, eval_batch=2 * together)).peak > card.room
+    assert yaml.safe_load(rollouts(setup))[0]["init_args"]["rollout_batch_size"] == together
+
+
+def test_memory_is_planned_for_the_rows_that_there_are(tmp_path: Path) -> None:
+    backbone = HFBackbone(str(make_folder("qwen3_vl", tmp_path)))
+    samples = [question("grounding", 1, (56, 56)), question("grounding", 2, (112, 84)), question("understanding")]
+    encoded = [backbone.encoder(one) for one in samples]
+    seen = [int((row["input_ids"] == backbone.image_token_id).sum()) for row in encoded]
+    rows = rows_of(backbone, samples)
+    assert (rows.of_pictures, rows.pictures) == (seen[1], 2)
+    assert rows.text == max(len(row["input_ids"]) - of_picture for row, of_picture in zip(encoded, seen, strict=True))
+    load = load_of(backbone, rows, grpo=False)
+    assert (load.row, load.answer, load.itemsize) == (rows.text + seen[1], rows.new_tokens, 4)
+    answers = load_of(backbone, rows, grpo=True)  # eight behind a prompt that is read once
+    assert (answers.row, answers.answer) == (load.row + 8 * load.answer, 8 * load.answer)
+    recurrent = HFBackbone(str(make_folder("qwen3_5", tmp_path / "recurrent")))  # it reads the prompt eight times
+    assert load_of(recurrent, rows, grpo=True).row == 8 * (load.row + load.answer)
+
+
+def test_pictures_are_reduced_until_those_of_a_question_fit_into_a_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_folder("qwen2_vl", tmp_path / "vlm")
+    path = folder / "preprocessor_config.json"
+    bounds = {"size": {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16384}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | bounds))
+    many = [question("grounding", 3, (4032, 3024)), question("grounding", 1, (80, 60))]
+    for number, one in enumerate(many):
+        one.id = one.key = f"{number}"
+        write_shards([one], tmp_path / "tars", ("train", "val")[number])
+    words = ["init", "--vlm", str(folder), "--data", str(tmp_path / "tars"), "--out", str(tmp_path / "run")]
+    assert cli.main(words) == 0
+    written = yaml.safe_load((tmp_path / "run/fit.yaml").read_text())["model"]["init_args"]
+    most = written["vlm"]["init_args"]["backbone"]["init_args"]["max_pixels"]
+    assert f"pictures: of {most} pixels at most" in capsys.readouterr().out
+    rows = rows_of(HFBackbone(str(folder), max_pixels=most), many[:1])
+    assert 0.9 * 8192 < rows.tokens <= 8192
+    with pytest.raises(ValueError, match="expected at most 8192"):
+        HFBackbone(str(folder)).encoder(many[0])
 
 
 @pytest.mark.parametrize("method", ["twist", "lora", "full", "grpo"])
