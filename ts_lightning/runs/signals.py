@@ -82,6 +82,7 @@ class StopOnSignal(Callback):
             print(f"{name}: saved {path} after step {trainer.global_step}, stopping", flush=True)
             if number == signal.SIGUSR1:
                 requeue()
+        trainer.strategy.barrier("requeued")  # a rank that ends first has srun kill the others, and rank 0's scontrol
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         raise Stopped(128 + number)
 
