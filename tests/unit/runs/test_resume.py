@@ -89,6 +89,7 @@ def names(folder: Path) -> list[str]:
 def test_a_requeued_job_goes_on_behind_the_given_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "checkpoints"
     two, four, six = (save(folder, steps, {"lr": 1}) for steps in (2, 4, 6))
+    slurm(monkeypatch, "7", 0)
     assert start(tmp_path, four, config={"lr": 2}) == str(four)
     assert names(folder) == [two.name, four.name]
     assert names(tmp_path / "checkpoints.1") == [six.name]
@@ -105,6 +106,36 @@ def test_a_requeued_job_goes_on_behind_the_given_checkpoint(tmp_path: Path, monk
     assert names(tmp_path / "checkpoints.2") == [two.name, four.name, five.name]
     slurm(monkeypatch, "8", 1)
     assert start(tmp_path, other) == str(other)
+
+
+@pytest.mark.usefixtures("no_wandb_run")
+def test_resume_false_holds_for_the_first_start_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run that takes longer than the time limit of its job would never end."""
+    folder = tmp_path / "checkpoints"
+    old = save(folder, 9)
+    slurm(monkeypatch, "7", 1)
+    assert start(tmp_path, resume=False) is None  # its first start was ended before it had begun
+    assert names(tmp_path / "checkpoints.1") == [old.name]
+    run = (tmp_path / "wandb_run_id").read_text()
+    own = save(folder, 2)
+    slurm(monkeypatch, "7", 2)
+    assert start(tmp_path, resume=False) == str(own)
+    assert (tmp_path / "wandb_run_id").read_text() == run
+    slurm(monkeypatch, "8", 0)
+    assert start(tmp_path, resume=False) is None
+
+
+@pytest.mark.usefixtures("no_wandb_run")
+def test_a_job_that_was_requeued_before_it_began_takes_the_given_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newer ones are another job's, which went astray behind it."""
+    slurm(monkeypatch, "6", 1)
+    three, five = (save(tmp_path / "checkpoints", steps) for steps in (3, 5))
+    start(tmp_path)
+    slurm(monkeypatch, "7", 1)
+    assert start(tmp_path, three) == str(three)
+    assert names(tmp_path / "checkpoints.1") == [five.name]
 
 
 @pytest.mark.usefixtures("no_wandb_run")
