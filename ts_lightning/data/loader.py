@@ -4,10 +4,14 @@ They are no DataLoaders themselves, so Lightning leaves their order alone, and t
 """
 
 import logging
+import os
 import re
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from multiprocessing import parent_process
 from typing import Any
 
 import torch
@@ -19,6 +23,7 @@ from ts_lightning.data.reader import ShardDataset
 
 log = logging.getLogger("ts_lightning.data")
 LISTED = 20
+SIGNALS = {signal.SIGTERM, signal.SIGUSR1}  # at which `fit` saves and stops (runs/signals.py)
 
 
 class BadRecords:
@@ -100,6 +105,24 @@ def lost_worker(error: BaseException) -> str | None:
     )
 
 
+def outlive_signals(worker: int) -> None:
+    """Keep a loader's process alive when all processes of a run are told to stop, as SLURM and systemd do.
+
+    The run itself still has to come to a step's end and save. Only the run's own SIGTERM ends the process: by it torch
+    and multiprocessing end what is left over.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_end_with_parent, daemon=True, name="signals").start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    while parent is not None:
+        told = signal.sigwaitinfo(SIGNALS)
+        if (told.si_signo, told.si_pid) == (signal.SIGTERM, parent.pid):
+            os._exit(0)
+
+
 class _Loader:
     """A stock DataLoader and the accounts of its sources' bad records."""
 
@@ -117,6 +140,7 @@ class _Loader:
             prefetch_factor=max(ahead, 2 // workers) if workers else None,
             persistent_workers=workers > 0 and isinstance(self, TrainLoader),
             in_order=True,
+            worker_init_fn=outlive_signals,
         )
 
     def close(self) -> None:
