@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl import VLLMEngine
 from ts_lightning.rl.vllm_server import ARGUMENTS
+from ts_lightning.runs.run_lock import process_start
 
 SCRIPT = Path(__file__).parents[3] / "tools/slurm/grpo_vllm.sbatch"
 SRUN = """#!/bin/bash
@@ -24,16 +26,22 @@ SCONTROL = """#!/bin/bash
 [[ $2 == hostnames ]] && printf '%s\\n' first last || echo "NodeAddr=$3"
 """
 SERVER = """#!/bin/bash
+if mkdir "$TS_LIGHTNING_VLLM_FOLDER/lives"; then exit 137; fi  # the first one, as one that is killed
+kill -USR1 $$  # as before the time limit
 printf '%s\\n' "$@" >"$TS_LIGHTNING_VLLM_FOLDER/served.new"
 mv "$TS_LIGHTNING_VLLM_FOLDER/served.new" "$TS_LIGHTNING_VLLM_FOLDER/served"
-exit 143  # as one that is cancelled
+echo $$ >"$TS_LIGHTNING_VLLM_FOLDER/pid"
+exec /bin/sleep 60
+"""
+SLEEP = """#!/bin/bash
+exec /bin/sleep 0.1
 """
 TRAINER = """#!/bin/bash
 printf '%s\\n' "$TS_LIGHTNING_VLLM_URL" "$MASTER_ADDR" "$@"
-sleep 1.5
+/bin/sleep 0.3
 mkdir "$TS_LIGHTNING_VLLM_FOLDER/start"
 cp "$ASKED" "$TS_LIGHTNING_VLLM_FOLDER/start/arguments"
-until [[ -f $TS_LIGHTNING_VLLM_FOLDER/served ]]; do sleep 0.1; done
+until [[ -f $TS_LIGHTNING_VLLM_FOLDER/pid ]]; do sleep 0.1; done
 """
 
 
@@ -43,8 +51,8 @@ def program(folder: Path, name: str, text: str) -> str:
     return str(folder / name)
 
 
-def test_the_job_starts_the_server_with_what_the_trainer_wrote(tmp_path: Path) -> None:
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+def test_the_job_keeps_a_server_with_what_the_trainer_wrote_as_long_as_it_trains(tmp_path: Path) -> None:
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("sleep", SLEEP)):
         program(tmp_path, name, text)
     asked = ["--dtype", "float32", "--enable-lora", "--additional-config", '{"ts_lightning_packages": ["a b"]}']
     (tmp_path / "asked").write_text("".join(f"{line}\n" for line in asked))
@@ -67,6 +75,10 @@ def test_the_job_starts_the_server_with_what_the_trainer_wrote(tmp_path: Path) -
     assert served[:4] == ["-m", "vllm.entrypoints.openai.api_server", "--model", "a folder"]
     assert served[4:8] == ["--host", "0.0.0.0", "--port", "8000"]
     assert served[8:] == [*ARGUMENTS, *asked, "--seed", "1"]
+    pid, until = int((tmp_path / "shared/pid").read_text()), time.monotonic() + 20
+    while process_start(pid) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not process_start(pid)
 
 
 def backbone(folder: Path) -> TinyBackbone:
