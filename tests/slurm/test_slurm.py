@@ -39,6 +39,21 @@ def test_a_job_takes_its_configuration_or_says_that_it_takes_none(capsys: pytest
     assert "--config: seen configs/eval/rec.yaml for --job generate, expected none" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], ["--export=ALL,PYTHON={}"]),
+        (["--sbatch=--account=A", "--sbatch=--export=HOME,WANDB_MODE=offline"],
+         ["--account=A", "--export=HOME,WANDB_MODE=offline,PYTHON={}"]),
+    ],
+)  # fmt: skip
+def test_an_export_of_the_user_is_kept(given: list[str], expected: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert main(["submit", "--job", "generate", "--dry-run", *given, "--", "scout"]) == 0
+    *_, last = words = capsys.readouterr().out.split()
+    assert last == "scout"
+    assert words[3:-2] == [word.format(sys.executable) for word in expected]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(slurm.missing() is not None, reason=f"SLURM: {slurm.missing()}")
 def test_broken_jobs_end_as_the_unbroken_one(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def submit(
     named = {"gpus-per-node": gpus_per_node, "cpus-per-task": cpus_per_task, "time": time, "partition": partition}
     line += [f"--{name}={value}" for name, value in named.items() if value]
     line += [f"--signal=USR1@{signal}"] if job == "train" else []
-    line += [*sbatch, f"--export=ALL,PYTHON={sys.executable}", str(SCRIPTS / f"{job}.sbatch")]
+    line += [*_with_python(sbatch), str(SCRIPTS / f"{job}.sbatch")]
     given = [part for path in files for part in ("-c", path)]
     if job in ("train", "validate"):
         line += [*given, "--trainer.num_nodes", str(nodes), "--trainer.devices", str(devices), *rest]
@@ -65,3 +65,11 @@ def submit(
         line += [*rest[:2], *given, *rest[2:]]  # array_generate: LIST OUT come first
     print(shlex.join(line), flush=True)
     return 0 if dry_run else subprocess.run(line, check=False).returncode
+
+
+def _with_python(options: list[str]) -> list[str]:
+    """The options of sbatch, whose `--export` (ours if there is none) names the Python that the job runs."""
+    python = f"PYTHON={sys.executable}"
+    if not any(option.startswith("--export=") for option in options):
+        return [*options, f"--export=ALL,{python}"]
+    return [f"{option},{python}" if option.startswith("--export=") else option for option in options]
