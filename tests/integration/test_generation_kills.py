@@ -1,5 +1,7 @@
 """Array tasks that generate into one folder, killed and started again at random moments, also twice at once."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -116,3 +118,13 @@ def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
     os.waitpid(child, 0)
     with only_one(tmp_path, "a") as free:
         assert free
+
+
+def test_without_locks_nobody_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "flock")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for wait in (False, True):
+        with only_one(tmp_path, "a", wait) as free:
+            assert free

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from filelock import FileLock
+
+from ts_lightning.data.file_lock import locked
 
 PROTOCOLS = ("file", "memory", "http", "https", "s3", "gs", "gcs", "az", "abfs", "hf")
 CACHE_VARIABLE, LIMIT_VARIABLE = "TS_LIGHTNING_CACHE", "TS_LIGHTNING_CACHE_BYTES"
@@ -77,7 +78,7 @@ def provide(path: str, sha256: str | None = None, mtime_ns: int | None = None) -
     or when other bytes come than its index says (None: any): all of its records are missing, not a bad one.
     """
     note = Path(path).with_name("source.json")
-    with FileLock(f"{path}.lock"):
+    with locked(f"{path}.lock"):
         if not os.path.isfile(path):
             source = json.loads(note.read_text())
             url, size = source["name"], source["size"]
@@ -128,7 +129,7 @@ def _place(files: Any, name: str) -> str:
     target, note = folder / f"{os.path.basename(path).removesuffix('.tar') or 'shard'}.tar", folder / "source.json"
     beside = Path(f"{target}.idx")
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    with locked(f"{target}.lock"):
         if (target.is_file() or beside.is_file()) and note.is_file() and note.read_text() == json.dumps(now):
             return str(target)
         for old in (note, target, beside):

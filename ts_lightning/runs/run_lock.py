@@ -11,8 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from ts_lightning.data.file_lock import locked
 from ts_lightning.runs.checkpoint_io import replace_file
 
 NAME, GUARD = "run.lock", ".run.lock.guard"
@@ -109,17 +110,11 @@ class RunLock:
 @contextmanager
 def _guard(folder: Path) -> Iterator[None]:
     """Of several processes one at a time, where the file system can lock; else `check` finds the second one out."""
-    guard = FileLock(folder / GUARD)
     try:
-        guard.acquire(timeout=GUARD_SECONDS)
+        with locked(folder / GUARD, GUARD_SECONDS):
+            yield
     except Timeout:
         raise ValueError(f"{folder}: seen others that start here for {GUARD_SECONDS:.0f} s, expected one") from None
-    except NotImplementedError:
-        pass
-    try:
-        yield
-    finally:
-        guard.release()
 
 
 def read_lock(path: Path) -> dict[str, Any] | None:

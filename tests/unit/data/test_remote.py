@@ -1,5 +1,7 @@
 """Shards at a source, their index beside them, come when they are needed, into a cache that stays within its size."""
 
+import errno
+import fcntl
 import http.server
 import os
 import threading
@@ -107,6 +109,17 @@ def test_an_indexed_shard_is_fetched_when_a_record_is_read(tmp_path, cache, buck
     assert len(list(cache.rglob("*.tar"))) == 1
     again = index_shards("memory://bucket/*.tar")  # the copy and its index agree
     assert again.shards == manifest.shards
+
+
+def test_a_shard_comes_into_a_cache_without_locks(tmp_path, bucket, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "flock")
+
+    (path,) = shards(tmp_path, [3])
+    index_shards(path)
+    url = memory(path)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert ShardReader(index_shards(url)).read(1).id == "test/1"
 
 
 def test_other_bytes_than_its_index_says_are_refused(tmp_path, cache, bucket) -> None:

@@ -1,5 +1,7 @@
 """The lock of a run directory."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -67,6 +69,16 @@ def test_a_dead_owner_is_replaced(tmp_path: Path) -> None:
     long_ago = time.time() - 500
     os.utime(tmp_path / "run.lock", (long_ago, long_ago))
     RunLock(tmp_path).acquire()
+
+
+def test_a_run_begins_on_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "flock")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    RunLock(tmp_path).acquire()
+    with pytest.raises(ValueError, match="in use by"):
+        RunLock(tmp_path).acquire()
 
 
 def test_of_simultaneous_starters_one_passes(tmp_path: Path) -> None:
