@@ -20,16 +20,16 @@ NAME, GUARD = "run.lock", ".run.lock.guard"
 STALE_SECONDS = 120.0
 REFRESH_SECONDS = 10.0
 GUARD_SECONDS = 30.0
-FIELDS = {"token": str, "job": str, "restart": int, "host": str, "pid": int, "started": str}
+FIELDS = {"token": str, "job": str, "restart": int, "host": str, "namespace": str, "pid": int, "started": str}
 
 
 class RunLock:
     """`acquire` at the start of a fit, `check` before a write, `release` at the end; rank 0 only.
 
     A requeued job (same job id, higher restart count) takes the lock over at once. So does anybody when the owner's
-    process is gone (same host) or has not refreshed the file for `STALE_SECONDS` (another host). An owner that lost
-    its lock, say a node that was cut off and woke up, finds out in `check`, before it writes. A thread refreshes the
-    file, whatever the run is busy with; with a process that is stopped it stops too.
+    process is gone (same host and container) or has not refreshed the file for `STALE_SECONDS` (another one). An owner
+    that lost its lock, say a node that was cut off and woke up, finds out in `check`, before it writes. A thread
+    refreshes the file, whatever the run is busy with; with a process that is stopped it stops too.
 
     The kernel's lock alone (`filelock`) can't do that: it has no owner that is named, it is not handed over to a
     requeued job while the first node hangs, and a node that lost it is not told. It guards the moment in which two
@@ -44,6 +44,7 @@ class RunLock:
             "job": os.environ.get("SLURM_JOB_ID", ""),
             "restart": int(restart) if restart.isdigit() else 0,
             "host": socket.gethostname(),
+            "namespace": process_namespace(),
             "pid": os.getpid(),
             "started": process_start(os.getpid()),
         }
@@ -124,7 +125,7 @@ def read_lock(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         raise ValueError(f"{path}: seen something that is no file, expected the lock of a run")
     try:
-        stored = json.loads(path.read_text())
+        stored = {"namespace": "", **json.loads(path.read_text())}  # files of older versions have none
         known = set(stored) == set(FIELDS) and all(type(stored[name]) is kind for name, kind in FIELDS.items())
         return stored if known else None
     except FileNotFoundError:
@@ -134,8 +135,11 @@ def read_lock(path: Path) -> dict[str, Any] | None:
 
 
 def _alive(other: dict[str, Any], path: Path) -> bool:
-    """Whether the owner's process lives; of another host, whether the file was refreshed by the clock of its disk."""
-    if other["host"] == socket.gethostname():
+    """Whether the owner's process lives; of one that can't be seen from here, whether the file was refreshed.
+
+    That is another host's, or another container's of a host: by the clock of the file's disk.
+    """
+    if process_namespace() and (other["host"], other["namespace"]) == (socket.gethostname(), process_namespace()):
         return process_start(other["pid"]) == other["started"]
     clock = path.with_name(GUARD)  # hosts' clocks differ: a file that was touched just now shows the disk's
     clock.touch()
@@ -148,6 +152,14 @@ def _alive(other: dict[str, Any], path: Path) -> bool:
 def _name(owner: dict[str, Any]) -> str:
     job = f"job {owner['job']} restart {owner['restart']} " if owner["job"] else ""
     return f"{job}process {owner['pid']} on {owner['host']}"
+
+
+def process_namespace() -> str:
+    """Names what the process ids of this process count in: a container has its own; empty where there is no /proc."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def process_start(pid: int) -> str:

@@ -71,6 +71,18 @@ def test_a_dead_owner_is_replaced(tmp_path: Path) -> None:
     RunLock(tmp_path).acquire()
 
 
+@pytest.mark.parametrize("namespace", ["pid:[1]", None])
+def test_an_owner_in_another_container_of_the_host_is_judged_by_its_file(tmp_path: Path, namespace: str | None) -> None:
+    """Its process ids mean nothing here. None: a file of an older version, which does not say where it counted."""
+    other = RunLock(tmp_path).me | {"token": "another", "started": "0", "namespace": namespace}
+    (tmp_path / "run.lock").write_text(json.dumps({k: v for k, v in other.items() if v is not None}))
+    with pytest.raises(ValueError, match=f"in use by process {os.getpid()} on "):
+        RunLock(tmp_path).acquire()
+    long_ago = time.time() - 500
+    os.utime(tmp_path / "run.lock", (long_ago, long_ago))
+    RunLock(tmp_path).acquire()
+
+
 def test_a_run_begins_on_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "flock")
