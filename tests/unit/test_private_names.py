@@ -26,6 +26,7 @@ DOCUMENTED = {
     "lightning.pytorch.core.optimizer",
     "lightning.pytorch.loggers",
     "lightning.pytorch.loggers.logger",
+    "lightning.pytorch.plugins.environments",
     "lightning.pytorch.strategies",
     "lightning.pytorch.trainer.states",
     "lightning.pytorch.utilities",

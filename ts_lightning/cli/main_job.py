@@ -28,6 +28,7 @@ from ts_lightning.training import SFT, BaseModule
 PROCESSES = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 BOXES = ("grounding", "new")  # known objects, and kinds that the base has never seen
 SUITES = (*BOXES, "steps", "understanding")
+NO_RANKS = {"SLURM_JOB_NAME": "interactive"}  # else Lightning takes a SLURM job's tasks for ranks that srun started
 
 
 def main_job(config: Path, shards: Path, out: Path, overrides: Sequence[str] = ()) -> str:
@@ -47,7 +48,7 @@ def main_job(config: Path, shards: Path, out: Path, overrides: Sequence[str] = (
     fit = out / "fit"
     shutil.rmtree(fit, ignore_errors=True)  # a new run, not the continuation of an old one
     command = ["fit", "-c", str(config), *one_process_a_core(), f"--trainer.default_root_dir={fit}", *data, *overrides]
-    if subprocess.run([sys.executable, "-m", "ts_lightning", *command]).returncode != 0:
+    if subprocess.run([sys.executable, "-m", "ts_lightning", *command], env=os.environ | NO_RANKS).returncode != 0:
         raise SystemExit(2)  # the command has said why
     print(f"tuned after {time.monotonic() - began:.0f} s; scoring and certifying", flush=True)
     checkpoint = fit / "checkpoints" / "last.ckpt"

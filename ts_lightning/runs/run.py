@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 
 def quiet_trainer(**options: Any) -> L.Trainer:
@@ -13,6 +14,7 @@ def quiet_trainer(**options: Any) -> L.Trainer:
     quiet = {
         "accelerator": "cpu",
         "devices": 1,
+        "plugins": [LightningEnvironment()],  # one process, whatever tasks a SLURM job has; none of its handlers
         "use_distributed_sampler": False,  # our loaders share the data themselves
         "logger": False,
         "enable_checkpointing": False,
