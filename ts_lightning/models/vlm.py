@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import GradientCheckpointingLayer
 
 from ts_lightning.grounding.codecs import Codec
 from ts_lightning.models.attention import block_masks, sections, takes_blocks, use_attention
