@@ -68,8 +68,8 @@ def against(config: Mapping[str, Any], form: Form, device: str = "cpu") -> dict[
         (Path(folder) / "config.json").write_text(json.dumps(config))
         geometry = Geometry.of(folder)
     load = Load(
-        text=seen["tokens"], answer=seen["answer"], pictures=0, itemsize=4 if device == "cpu" else 2,
-        on_cpu=device == "cpu",
+        text=seen["tokens"] - seen["pictures"], answer=seen["answer"], picture_tokens=seen["pictures"],
+        itemsize=4 if device == "cpu" else 2, on_cpu=device == "cpu",
     )  # fmt: skip
     planned, measured = plan(geometry, form, load), seen["bytes"] / 2**20
     mib = {name: getattr(planned, name) / 2**20 for name in ("weights", "gradients", "optimizer", "activations")}
@@ -97,8 +97,7 @@ def measured(config: Mapping[str, Any], form: Form, device: str) -> dict[str, in
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    tokens, answer = step(vlm, device)
-    return {"bytes": _peak(device) - before, "weights": weights, "tokens": tokens, "answer": answer}
+    return {**step(vlm, device), "bytes": _peak(device) - before, "weights": weights}
 
 
 def vlm_of(config: Mapping[str, Any], form: Form, device: str) -> VLM:
@@ -121,8 +120,8 @@ def vlm_of(config: Mapping[str, Any], form: Form, device: str) -> VLM:
     return vlm.to(device).train()
 
 
-def step(vlm: VLM, device: str) -> tuple[int, int]:
-    """Two optimizer steps on one row; its tokens, and those of them that have a loss."""
+def step(vlm: VLM, device: str) -> dict[str, int]:
+    """Two optimizer steps on one row; its tokens, those of its picture, and those that have a loss."""
     sample = record(0)
     words = " ".join(["red", "box"] * (WORDS // 2))
     sample.turns = [Turn("user", f"<image>\n{words}"), Turn("assistant", words[: len(words) // 4])]
@@ -136,7 +135,12 @@ def step(vlm: VLM, device: str) -> tuple[int, int]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return batch["input_ids"].numel(), int((batch["step_ids"] >= 0).sum())
+    pictures = (batch["input_ids"] == vlm.backbone.image_token_id).sum()
+    return {
+        "tokens": batch["input_ids"].numel(),
+        "pictures": int(pictures),
+        "answer": int((batch["step_ids"] >= 0).sum()),
+    }
 
 
 def _now(device: str) -> int:
