@@ -25,7 +25,7 @@ def render(folder: Path, share: float) -> None:
 
 
 def rewards(*names: str) -> dict[str, Any]:
-    """GRPO's callbacks of fit/toy_mirg_grpo.yaml with these rewards."""
+    """GRPO's callbacks of fit/toy_mirg_grpo.yaml with these rewards, or the paper's."""
     rollout: dict[str, Any] = {"num_generations": 8, "max_new_tokens": 72, "table_every": 1000}
     rollout |= {"rewards": {name: f"ts_lightning.rl.{name}_reward" for name in names}} if names else {}
     kept = {"save_last": True, "enable_version_counter": False, "every_n_train_steps": 10, "save_top_k": 1}
