@@ -36,13 +36,14 @@ def compare(*runs: Path, table: bool = False, out: Path | None = None) -> None:
     left = [f"{suite}: {one['why']}" for suite, one in result.items() if "why" in one]
     if len(left) == len(result):
         raise ValueError(f"{second}: seen no suite to compare with {first}, expected one ({'; '.join(left)})")
-    print(f"{'suite':24}{'figure':>12}{'a':>9}{'b':>9}{'b - a':>9}   95% interval       p   gained  lost")
+    print(f"{'suite':24}{'figure':>12}{'a':>9}{'b':>9}{'b - a':>9}   95% interval       p   gained  lost   resampled")
     for suite, one in result.items():
         if "why" in one:
             continue
         print(
             f"{suite:24}{one['main']:>12}{one['a']:>9.3f}{one['b']:>9.3f}{one['mean']:>+9.3f}   "
-            f"{one['low']:+.3f} to {one['high']:+.3f}{one['p']:>8.3f}{len(one['gained']):>8}{len(one['lost']):>6}"
+            f"{one['low']:+.3f} to {one['high']:+.3f}{one['p']:>8.3f}{len(one['gained']):>8}{len(one['lost']):>6}   "
+            f"{one['resampled']}"
         )
     for line in left:
         print(f"not compared: {line}")

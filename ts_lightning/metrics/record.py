@@ -45,6 +45,7 @@ class Record:
     sizes: (width, height) of the displayed pictures; `codec`, `grid`, `frame` and `resized` (of each picture, where the
     frame is what the image processor makes) say how boxes of the text are read. protocol, reading, annotations: as the
     suite's YAML has them. cut_off: the answer ended at the token limit. missing: nobody answered, and `text` is empty.
+    pictures: what the questions of `shard` about the same pictures share, None in files of earlier versions.
     """
 
     suite: str
@@ -70,6 +71,7 @@ class Record:
     annotations: str | None = None
     cut_off: bool = False
     missing: bool = False
+    pictures: str | None = None
 
     @cached_property
     def notation(self) -> Codec:

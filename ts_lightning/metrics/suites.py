@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from ts_lightning.metrics.intervals import interval, mean, paired
+from ts_lightning.metrics.intervals import RESAMPLES, interval, mean, paired
 from ts_lightning.metrics.protocols import Protocol, default_protocols, make_default, make_protocol, plain
 from ts_lightning.metrics.record import Record, distinct_keys
 
@@ -139,10 +139,13 @@ def _scored(suite: str, group: Sequence[Record], protocol: Protocol, left: int, 
         return _unscored(suite, group, protocol.name, _NO_TRUTH)
     try:
         figures = dict(protocol.compute())
-        _, values, strata = protocol.values(rows)
+        _, values, strata, pictures = protocol.values(rows)
     except ModuleNotFoundError as error:  # the other suites of the report don't need the package
         return _unscored(suite, group, protocol.name, str(error))
     subtasks = figures.pop("subtasks", {})
+    told = protocol.told() | {"codec": first.codec, "frame": first.frame_name}
+    if values:
+        told["95% interval"] = f"{RESAMPLES} resamples of {_resampled(values, pictures)}"
     return {
         "suite": suite,
         "protocol": protocol.name,
@@ -151,12 +154,19 @@ def _scored(suite: str, group: Sequence[Record], protocol: Protocol, left: int, 
         "not_scored": left,
         "main": protocol.main,
         "score": figures.get(protocol.main, float("nan")),
-        "interval": interval(values, strata=strata) if values else None,
+        "interval": interval(values, strata=strata, clusters=pictures) if values else None,
         "figures": figures,
-        "convention": protocol.told() | {"codec": first.codec, "frame": first.frame_name},
+        "convention": told,
         "paper": dict(paper_row(suite)),
         "subtasks": subtasks,
     }
+
+
+def _resampled(values: Sequence[float], pictures: Sequence[str] | None) -> str:
+    """What an interval is over, and how many."""
+    if pictures is None:
+        return f"{len(values)} questions (their pictures are not known)"
+    return f"{len({*pictures})} pictures with all their questions"
 
 
 def _unscored(suite: str, group: Sequence[Record], protocol: str, why: str) -> dict[str, Any]:
@@ -188,7 +198,7 @@ def judged_entry(entry: Mapping[str, Any], result: Mapping[str, Any]) -> dict[st
 
 
 def compare(a: Sequence[Record], b: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """Run b against run a by suite: the difference, its interval, p, and the questions that flipped.
+    """Run b against run a by suite: the difference, its interval, p, what was resampled, the questions that flipped.
 
     Entries are named as those of `score_suites`; one that can't be compared has `why` alone. ValueError where a suite
     asks other questions in the two.
@@ -217,7 +227,8 @@ def _compared(one: Protocol, a: Sequence[Record], other: Protocol, b: Sequence[R
     one.update(a)
     other.update(b)
     try:
-        (keys, left, strata), (others, right, _) = one.values(one.rows()), other.values(other.rows())
+        keys, left, strata, pictures = one.values(one.rows())
+        others, right, _, others_pictures = other.values(other.rows())
     except ModuleNotFoundError as error:
         return {"why": str(error)}
     if not left:
@@ -229,5 +240,7 @@ def _compared(one: Protocol, a: Sequence[Record], other: Protocol, b: Sequence[R
         "lost": [k for k, x, y in zip(keys, left, right, strict=True) if y < 0.5 <= x],
     }
     sides = {"a": mean(left, strata), "b": mean(right, strata)}
-    test = paired(left, right, strata=strata)._asdict()
-    return {"protocol": one.name, "main": one.main, **sides, **test, **flips}
+    pictures = pictures or others_pictures  # one run's file may be of an earlier version
+    test = paired(left, right, strata=strata, clusters=pictures)._asdict()
+    resampled = {"resampled": _resampled(left, pictures)}
+    return {"protocol": one.name, "main": one.main, **sides, **test, **resampled, **flips}

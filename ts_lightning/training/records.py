@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_lightning.data import index_shards
+from ts_lightning.data.record import split_key
 from ts_lightning.data.sample import Sample
 from ts_lightning.grounding.codecs import Codec
 from ts_lightning.metrics.record import UNDERSTANDING, Record, Truth, space_fields
@@ -58,6 +59,7 @@ def record_of(
         choices=None if sample.choices is None else tuple(sample.choices),
         question=sample.question,
         cut_off=cut_off,
+        pictures=split_key(sample.key)[0],  # a record of a shard is a set of pictures with the questions about them
         **space_fields(codec, sizes),
         **(rule or {}),
     )

@@ -398,7 +398,7 @@ def test_every_protocol_has_a_convention_and_its_main_figure() -> None:
         protocol = kind("lenient") if "lenient" in kind.readings else kind()
         protocol.update(chosen)
         try:
-            figures, (_, values, _) = protocol.compute(), protocol.values(protocol.rows())
+            figures, values = protocol.compute(), protocol.values(protocol.rows()).values
         except ModuleNotFoundError:
             continue
         assert protocol.main in figures, name

@@ -26,7 +26,7 @@ def full(**changes: Any) -> Record:
         **{"suite": "s", "key": "q", "text": "caf\u00e9 \u2028 [[1,2,3,4]]", "truth": truth, "sizes": SIZES},
         **{"id": "a/1", "shard": "x.tar", "source": "coco", "task": "grounding", "subtask": "rec", "tags": ("cot",)},
         **{"meta": {"n": [1, None], "s": "x"}, "choices": ("a", "b"), "question": "Where?", "protocol": "rec"},
-        **{"reading": "strict", "annotations": "f.json", "cut_off": True},
+        **{"reading": "strict", "annotations": "f.json", "cut_off": True, "pictures": "q"},
     }
     return Record(**fields | changes)
 

@@ -86,6 +86,79 @@ def test_intervals_against_the_binomial() -> None:
     assert better.low > 0 == better.p
 
 
+def test_a_cluster_of_one_question_is_drawn_as_a_question_is() -> None:
+    values, strata = [i * i % 7 / 7 for i in range(50)], [i % 3 for i in range(50)]
+    others, clusters = [*values[1:], values[0]], [f"{i}.jpg" for i in range(50)]
+    assert interval(values) == interval(values, clusters=clusters) == (0.22285714285714284, 0.34)
+    test = (0.0, -0.07714285714285714, 0.07721428571428532, 0.978)
+    assert paired(values, others) == paired(values, others, clusters=clusters) == test
+    assert interval(values, 1, strata) == interval(values, 1, strata, clusters)
+
+
+def test_a_cluster_is_drawn_with_all_its_questions() -> None:
+    values, thrice = [1.0] * 13 + [0.0] * 7, [number for number in range(20) for _ in range(3)]
+    answers = [values[number] for number in thrice]  # three alike about a picture say no more than one
+    assert interval(answers, clusters=thrice) == interval(values)
+    assert paired([0.0] * 60, answers, clusters=thrice) == paired([0.0] * 20, values)
+    assert interval(answers)[0] > interval(values)[0]
+    assert interval(answers)[1] < interval(values)[1]
+    assert interval([1.0] * 5 + [0.0], clusters=[*"aaaaab"]) == (0.0, 1.0)  # of two draws
+    assert interval([1.0] * 3 + [0.0] * 3, strata=[*"xxxyyy"], clusters=[*"aaaaaa"]) == (0.5, 0.5)
+
+
+def test_clusters_of_unequal_sizes_give_the_mean_over_the_questions_drawn() -> None:
+    clusters, values = [*"abbcaccccd"], [0.1 * i for i in range(10)]
+    members = [[v for name, v in zip(clusters, values, strict=True) if name == one] for one in "abcd"]
+    generator = torch.Generator().manual_seed(3)
+    drawn = [[v for n in torch.randint(4, (4,), generator=generator) for v in members[n]] for _ in range(2000)]
+    means = torch.tensor([sum(some) / len(some) for some in drawn], dtype=torch.float64)
+    expected = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    assert interval(values, 3, clusters=clusters) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("protocol", ["rec", "circular"])
+def test_intervals_are_over_the_pictures_of_the_shards(
+    protocol: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    task, answer = ("grounding", Answer(regions=[0])) if protocol == "rec" else ("understanding", Answer("a dog"))
+    samples = [
+        Sample(
+            id=f"{i}",
+            key=f"q{i:02d}",
+            task=task,
+            images=[SampleImage("a.jpg", 80, 60)],  # one name, as in several folders
+            turns=[Turn("user", "<image>\nWhat?"), Turn("assistant", "This.")],
+            regions=[SampleRegion(box=BOX)],
+            answer=answer,
+            choices=["a dog", "a cat"],
+            image_bytes=[picture(i // 3, (80, 60))],
+        )
+        for i in range(12)
+    ]
+    reader = ShardReader(index_shards([str(path) for path in write_shards(samples, tmp_path, "val")]))
+    right, wrong = (RIGHT, WRONG) if protocol == "rec" else ("a dog", "a cat")
+    rule = {"protocol": protocol}
+    run = [record_of(reader.read(i), (right, wrong)[i // 3 % 2], CODEC, "s", rule=rule) for i in range(12)]
+    better = [replace(one, text=right) for one in run]
+    old = [replace(one, pictures=None) for one in run]
+    for name, some in (("run", run), ("better", better), ("old", old)):
+        write_records(some, tmp_path / name)
+        assert read_records(tmp_path / name) == some
+    one, before = (score_suites(some)["s"] for some in (run, old))
+    assert one["interval"] == interval([1.0, 0.0, 1.0, 0.0]) == (0.0, 1.0)
+    assert before["interval"] == interval(([1.0] * 3 + [0.0] * 3) * 2) == (0.25, 0.75)
+    assert [some["convention"]["95% interval"] for some in (one, before)] == [
+        "2000 resamples of 4 pictures with all their questions",
+        "2000 resamples of 12 questions (their pictures are not known)",
+    ]
+    found = compare(run, better)["s"]
+    assert tuple(found[name] for name in ("mean", "low", "high", "p")) == paired([1.0, 0.0, 1.0, 0.0], [1.0] * 4)
+    for first in ("run", "old"):  # the other run's file knows the pictures
+        assert main(["compare", str(tmp_path / first), str(tmp_path / "better")]) == 0
+        assert capsys.readouterr().out.splitlines()[1].endswith("6     0   4 pictures with all their questions")
+    assert compare(old, [replace(one, pictures=None) for one in better])["s"]["resampled"].startswith("12 questions")
+
+
 def test_two_runs_name_the_questions_that_flipped(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     a = records(shards, [RIGHT, WRONG, WRONG, RIGHT, WRONG, WRONG])
     b = records(shards, [WRONG, RIGHT, RIGHT, RIGHT, WRONG, WRONG])
@@ -408,5 +481,6 @@ def test_cider_of_captions() -> None:
         Record("captions", str(i), s, Truth(answers=(t, t.lower())), task="understanding", protocol="captions")
         for i, (s, t) in enumerate(zip(said, texts, strict=True))
     ]
-    figures = score_suites(some)["captions"]["figures"]
-    assert figures["cider"] == pytest.approx(5.0)  # 10 for the same words, 0 for other ones
+    scores = score_suites([replace(one, pictures="a") for one in some])["captions"]
+    assert scores["figures"]["cider"] == pytest.approx(5.0)  # 10 for the same words, 0 for other ones
+    assert scores["interval"] == pytest.approx((5.0, 5.0))  # both are about one picture

@@ -108,6 +108,11 @@ def test_a_record_holds_question_answer_and_truth() -> None:
     )
 
 
+def test_questions_of_a_record_share_its_pictures() -> None:
+    keys = ("a#0", "a#12", "a", "b")
+    assert [record_of(replace(REC, key=key), "", CODEC, "s").pictures for key in keys] == ["a", "a", "a", "b"]
+
+
 def test_boxes_are_in_pixels_of_the_picture_that_they_lie_on() -> None:
     two = [SampleImage("a.jpg", 200, 100), SampleImage("b.jpg", 50, 80)]
     second = replace(REC, images=two, regions=[SampleRegion(box=BOX, image=1)])

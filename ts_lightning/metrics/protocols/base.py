@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,18 @@ from ts_lightning.metrics.record import Record
 
 Row = dict[str, Any]
 Figures = dict[str, Any]
+
+
+class Values(NamedTuple):
+    """Numbers whose mean is a suite's main figure; `keys`, `strata` and `pictures` name each one's question and groups.
+
+    `strata` is None where there is one, `pictures` where those of some question are not known.
+    """
+
+    keys: list[str]
+    values: list[float]
+    strata: list[str] | None
+    pictures: list[str] | None
 
 
 class Protocol(Metric):
@@ -62,11 +74,12 @@ class Protocol(Metric):
         raise NotImplementedError
 
     def rows_of(self, records: Sequence[Record]) -> list[Row]:
-        """The rows of the records that the protocol takes, each with its key and subtask."""
+        """The rows of the records that the protocol takes, each with its key, pictures (`about`) and subtask."""
         rows = []
         for record in records:
             if self.takes(record):
-                name = {"key": record.key, "subtask": record.subtask, "cut_off": record.cut_off}
+                about = None if record.pictures is None else f"{record.shard}:{record.pictures}"
+                name = {"key": record.key, "about": about, "subtask": record.subtask, "cut_off": record.cut_off}
                 row = self.row(record)
                 if record.missing:
                     row |= {key: value for key, value in self.unanswered.items() if key in row}
@@ -106,17 +119,23 @@ class Protocol(Metric):
             groups.setdefault(row["subtask"] or "", []).append(row)
         return {name: self.result(group) for name, group in sorted(groups.items()) if name}
 
-    def values(self, rows: Sequence[Row]) -> tuple[list[str], list[float], list[str] | None]:
-        """(keys, numbers whose mean is the main figure, strata); no number where the main figure is no such mean."""
+    def values(self, rows: Sequence[Row]) -> Values:
+        """The numbers whose mean is the main figure, none where it is no such mean."""
         valued = [row for row in rows if "value" in row]
         strata = [row["stratum"] for row in valued] if valued and "stratum" in valued[0] else None
-        return [row["key"] for row in valued], [row["value"] for row in valued], strata
+        return Values([row["key"] for row in valued], [row["value"] for row in valued], strata, pictures_of(valued))
 
     def expect(self, record: Record, value: Any, name: str) -> Any:
         """`value`, or ValueError naming the record where it is None."""
         if value is None:
             raise ValueError(f"suite {record.suite}: {record.key}: seen no {name}, the protocol {self.name} expects it")
         return value
+
+
+def pictures_of(rows: Sequence[Row]) -> list[str] | None:
+    """What names each row's pictures; None where those of some row are not known."""
+    names = [row["about"] for row in rows]
+    return None if None in names else names
 
 
 def mean(values: Sequence[float]) -> float:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from ts_lightning.metrics.class_mapping import ClassMapper, Embed, sentence_embedder
 from ts_lightning.metrics.gic import SYNONYMS, Extract, caption_figures, caption_pairs
 from ts_lightning.metrics.gic_names import AskedPairs
-from ts_lightning.metrics.protocols.base import Figures, Protocol, Row
+from ts_lightning.metrics.protocols.base import Figures, Protocol, Row, Values, pictures_of
 from ts_lightning.metrics.protocols.words import Words
 from ts_lightning.metrics.readings.captions import ptb_words
 from ts_lightning.metrics.record import UNDERSTANDING, Record
@@ -27,8 +27,8 @@ class Captions(Words):
         said = " ".join(ptb_words(record.text))
         return {"said": said, "true": [" ".join(ptb_words(text)) for text in record.truth.answers]}
 
-    def values(self, rows: Sequence[Row]) -> tuple[list[str], list[float], list[str] | None]:
-        return [row["key"] for row in rows], cider(rows), None
+    def values(self, rows: Sequence[Row]) -> Values:
+        return Values([row["key"] for row in rows], cider(rows), None, pictures_of(rows))
 
     def figures(self, rows: Sequence[Row]) -> Figures:
         values = cider(rows)

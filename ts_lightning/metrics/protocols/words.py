@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from ts_lightning.metrics.accuracy import contains_answer, equals_answer
 from ts_lightning.metrics.judge import INSTRUCTIONS
-from ts_lightning.metrics.protocols.base import Figures, Protocol, Row, group_by, mean
+from ts_lightning.metrics.protocols.base import Figures, Protocol, Row, Values, group_by, mean, pictures_of
 from ts_lightning.metrics.readings.choices import (
     llava_option,
     lmms_eval_option,
@@ -122,9 +122,10 @@ class Circular(Choice):
     main = "circular"
     convention = {"rule": "right under every rotation of the options; accuracy: the mean over rotations"}
 
-    def values(self, rows: Sequence[Row]) -> tuple[list[str], list[float], list[str] | None]:
+    def values(self, rows: Sequence[Row]) -> Values:
         groups = group_by(rows, "group")
-        return list(groups), [min(row["value"] for row in group) for group in groups.values()], None
+        right = [min(row["value"] for row in group) for group in groups.values()]
+        return Values(list(groups), right, None, pictures_of([group[0] for group in groups.values()]))
 
 
 YES_NO: dict[str, Callable[[str], bool | None]] = {
