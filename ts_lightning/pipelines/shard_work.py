@@ -1,8 +1,8 @@
 """Generation over shards: one at a time or as a SLURM array, resumable, with progress and a card."""
 
-import fcntl
 import glob
 import json
+import math
 import os
 import shutil
 import sys
@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ts_lightning.data.file_lock import NO_LOCKS
+from ts_lightning.data.file_lock import locked
 from ts_lightning.data.index import index_shard
 from ts_lightning.data.manifest import index_shards
 from ts_lightning.data.reader import ShardReader
@@ -137,20 +137,9 @@ def work(
 
 @contextmanager
 def only_one(out: Path, name: str, wait: bool = False) -> Iterator[bool]:
-    """Whether no other living process holds this name in this folder; with `wait`, once none does.
-
-    The lock (flock, which NFSv4 has between hosts too) goes with its process, however that ends. A file system without
-    locks keeps nobody out.
-    """
+    """Whether no other living process holds this name in this folder; with `wait`, once none does."""
     (out / ".locks").mkdir(parents=True, exist_ok=True)
-    with (out / ".locks" / name).open("w") as file:
-        free = True
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            free = error.errno in NO_LOCKS
-            if not (free or isinstance(error, BlockingIOError)):
-                raise
+    with locked(out / ".locks" / name, math.inf if wait else 0) as free:
         yield free
 
 

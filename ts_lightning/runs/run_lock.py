@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
-
 from ts_lightning.data.file_lock import locked
 from ts_lightning.runs.checkpoint_io import replace_file
 
@@ -31,7 +29,7 @@ class RunLock:
     that lost its lock, say a node that was cut off and woke up, finds out in `check`, before it writes. A thread
     refreshes the file, whatever the run is busy with; with a process that is stopped it stops too.
 
-    The kernel's lock alone (`filelock`) can't do that: it has no owner that is named, it is not handed over to a
+    The kernel's lock alone (`flock`) can't do that: it has no owner that is named, it is not handed over to a
     requeued job while the first node hangs, and a node that lost it is not told. It guards the moment in which two
     starters judge the same file.
     """
@@ -111,11 +109,10 @@ class RunLock:
 @contextmanager
 def _guard(folder: Path) -> Iterator[None]:
     """Of several processes one at a time, where the file system can lock; else `check` finds the second one out."""
-    try:
-        with locked(folder / GUARD, GUARD_SECONDS):
-            yield
-    except Timeout:
-        raise ValueError(f"{folder}: seen others that start here for {GUARD_SECONDS:.0f} s, expected one") from None
+    with locked(folder / GUARD, GUARD_SECONDS) as ours:
+        if not ours:
+            raise ValueError(f"{folder}: seen others that start here for {GUARD_SECONDS:.0f} s, expected one")
+        yield
 
 
 def read_lock(path: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ts_lightning.data.file_lock import locked
 from ts_lightning.runs import run_lock
 from ts_lightning.runs.run_folder import check_folder
 from ts_lightning.runs.run_lock import RunLock, process_start
@@ -91,6 +92,13 @@ def test_a_run_begins_on_a_file_system_without_locks(tmp_path: Path, monkeypatch
     RunLock(tmp_path).acquire()
     with pytest.raises(ValueError, match="in use by"):
         RunLock(tmp_path).acquire()
+
+
+def test_a_starter_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "GUARD_SECONDS", 0.1)
+    with locked(tmp_path / run_lock.GUARD), pytest.raises(ValueError, match="seen others that start here for 0 s"):
+        RunLock(tmp_path).acquire()
+    RunLock(tmp_path).acquire()
 
 
 def test_of_simultaneous_starters_one_passes(tmp_path: Path) -> None:
