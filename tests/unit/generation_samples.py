@@ -129,6 +129,8 @@ class Server:
             time.sleep(0.05)
         if what == "no schema" and "response_format" in body:
             what = "400"
+        if what == "no schema, echo" and "response_format" in body:
+            return self.send(handler, 400, json.dumps({"error": {"message": f"odd request: {body}"}}).encode())
         if what == "reasoning model" and (seen := [name for name in ("max_tokens", "temperature") if name in body]):
             return self.send(handler, 400, json.dumps({"error": {"message": f"Unsupported: '{seen[0]}'"}}).encode())
         if what in ("400", "429", "500", "401"):
@@ -139,7 +141,7 @@ class Server:
         text = "" if what == "empty" else heard.get(request, "I cannot say.")
         if text.isdecimal():
             return self.send(handler, int(text), b'{"error": {"message": "no"}}')
-        end = "length" if text.startswith("CUT") else "stop"
+        end = "length" if text.startswith("CUT") or what == "cut" else "stop"
         if what == "malformed":
             text = "Here you are: [[12, 300"
         with self.lock:

@@ -169,8 +169,9 @@ class OpenAIChat:
 
     def _reply(self, body: dict[str, Any]) -> Any:
         """The server's reply; what it does not take is left out, and from then on where that is what helped."""
-        left_out = {*self.left_out}
+        tried: list[str] = []
         while True:
+            left_out = {*self.left_out, *tried}
             sent = {name: value for name, value in body.items() if name not in left_out}
             if "max_tokens" in left_out:
                 sent["max_completion_tokens"] = body["max_tokens"]
@@ -183,9 +184,9 @@ class OpenAIChat:
                 blamed = next((name for name in (*named, "response_format") if name in sent), None)
                 if error.status_code not in (400, 422) or blamed is None:
                     raise
-                left_out.add(blamed)
+                tried.append(blamed)
             else:
-                self.left_out |= left_out
+                self.left_out |= {*tried[-1:]}  # an error that repeats the request names them all
                 return reply
 
     def _pause(self, number: int, error: Exception) -> float:

@@ -162,6 +162,15 @@ def test_a_server_without_json_schemas_is_asked_without_one() -> None:
     server.stop()
 
 
+def test_what_an_error_repeats_of_a_request_is_left_out_only_where_that_helped() -> None:
+    asked = [{"role": "user", "content": "hi"}]
+    server = Server({request_hash(asked, [], None, 0): "hello"}, lambda n: "no schema, echo")
+    chat = OpenAIChat("m", server.url, "k", tries=1)
+    assert [chat.chat(asked, schema=SCHEMA) for _ in range(2)] == ["hello", "hello"]
+    assert (server.requests, chat.left_out) == (5, {"response_format"})
+    server.stop()
+
+
 def test_what_one_request_can_not_have_does_not_stop_the_rest(world, tmp_path, capsys) -> None:
     path, heard, expected = world
     steps = [request for request, text in heard.items() if text.startswith("Step 1")]
@@ -215,15 +224,17 @@ def test_a_model_without_max_tokens_and_temperature_is_asked_without_them() -> N
     chat = OpenAIChat("m", server.url, "k", tries=1, max_tokens=99)
     create = chat.client.chat.completions.create
     chat.client.chat.completions.create = lambda **body: bodies.append(body) or create(**body)
-    assert [chat.chat(asked, schema=SCHEMA), chat.chat(asked, attempt=1)] == ["hello", "hello"]
+    assert [chat.chat(asked, schema=SCHEMA), *(chat.chat(asked, attempt=1) for _ in range(2))] == ["hello"] * 3
     assert [("max_tokens" in body, "temperature" in body) for body in bodies] == [
         (True, True),
         (False, True),
         (False, False),
+        (True, False),  # the last one helped for sure
+        (False, False),
         (False, False),
     ]
-    assert [body.get("max_completion_tokens") for body in bodies] == [None, 99, 99, 99]
-    assert ["response_format" in body for body in bodies] == [True, True, True, False]
+    assert [body.get("max_completion_tokens") for body in bodies] == [None, 99, 99, None, 99, 99]
+    assert ["response_format" in body for body in bodies] == [True, True, True, False, False, False]
     assert bodies[-1]["seed"] == 1
     server.stop()
 
