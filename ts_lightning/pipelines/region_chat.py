@@ -17,6 +17,7 @@ from ts_lightning.pipelines.scenes import Scene, describe, template
 from ts_lightning.pipelines.scout_checks import Rejected
 
 _ROLE = re.compile(r"^\s*(User|Assistant)\s*:", re.MULTILINE)
+_REMARK = re.compile(r"\n\s*\n(?!\s*(?:[-*•]|\d+[.)])\s)")  # a blank line, but not between the items of a list
 _NUMBERS = re.compile(r"\[\s*\d+\s*,|\d+\s*,\s*\d+\s*,\s*\d+")
 
 
@@ -99,10 +100,13 @@ class RegionChat:
 def dialogue(text: str, whole: bool) -> list[tuple[str, str]] | None:
     """Pairs of turns of a model's text, `{region}` as the mark of region 0; None for another form or coordinates.
 
-    A turn goes on, over several lines, until the next one or the end. In one about the whole picture nobody points.
+    A turn goes on, over several lines, until the next one, the last one until a fence or a new paragraph: what stands
+    before and behind the dialogue goes. In one about the whole picture nobody points.
     """
-    _, *parts = _ROLE.split(clean(text).rstrip().removesuffix("```"))  # fenced: what stands before and behind goes
+    fenced = clean(text).split("```")
+    _, *parts = _ROLE.split(next((part for part in fenced if _ROLE.search(part)), ""))
     roles, said = parts[::2], [part.strip() for part in parts[1::2]]
+    said[-1:] = [_REMARK.split(last)[0] for last in said[-1:]]
     if not said or not all(said) or roles != ["User", "Assistant"] * (len(said) // 2):
         return None
     pointed = ["{region}" in part for part in said]

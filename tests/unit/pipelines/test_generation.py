@@ -228,6 +228,26 @@ def test_a_turn_of_a_dialogue_goes_on_over_several_lines() -> None:
     assert dialogue("User: What is {region}?\nAssistant:\n", False) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}\n\nLet me know if you want another dialogue!",
+        "```\n{}\n```\nHope this helps.",
+        "Here it is:\n```text\n{}\n```\n\nAnd one more:\n```\n{}\n```",
+        "Sure!\n\n{}\n \n---\n- Shall I go on?",
+    ],
+)
+def test_what_a_model_says_around_a_dialogue_is_no_part_of_it(text: str) -> None:
+    said = "User: What is {region}?\nAssistant: Two things:\n\n- a dog\n\n- a ball"
+    pairs = [("What is {region:0}?", "Two things:\n\n- a dog\n\n- a ball")]
+    assert dialogue(text.replace("{}", said), False) == pairs
+
+
+def test_both_prompts_ask_for_a_dialogue_alone() -> None:
+    for one in ("region", "image"):
+        assert "with nothing before or after the dialogue:" in (TEMPLATES / f"{one}_chat.txt").read_text()
+
+
 def test_a_dialogue_about_the_whole_picture_points_at_nothing() -> None:
     chat = Says("User: What is it?\nAssistant: A dog.\nUser: And {region}?\nAssistant: A cat.", codec="cogvlm")
     maker = RegionChat(chat, most=1, image_level=1.0)
