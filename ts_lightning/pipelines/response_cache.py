@@ -49,6 +49,8 @@ class CachedChat:
     def chat(
         self, messages: Messages, images: Sequence[bytes] = (), schema: dict[str, Any] | None = None, attempt: int = 0
     ) -> str:
+        # half a character of an earlier answer, which no request can hold, would stop every run
+        messages = [{name: text.encode("utf-8", "replace").decode() for name, text in one.items()} for one in messages]
         request = request_hash(messages, images, schema, attempt)
         with self.lock:
             mine = self.asking.setdefault(request, threading.Lock())

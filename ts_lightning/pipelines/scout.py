@@ -201,7 +201,7 @@ def queries(text: str) -> list[Query]:
     try:
         data = json.loads(text[text.index("{") : text.rindex("}") + 1])
         found = [Query(str(one["question"]), str(one["answer"])) for one in data["queries"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         found = [Query(match[1], match[2]) for match in _QUERY.finditer(text)]
     made = [Query(" ".join(clean(q).split()), " ".join(a.split())) for q, a in found]
     return [Query(q[:1].upper() + q[1:], a) for q, a in made if q.endswith("?")]

@@ -51,7 +51,7 @@ def test_queries_in_both_forms() -> None:
     assert queries(text) == [("What is it?", "dog"), ("Where?", "left.")]
     packed = json.dumps({"queries": [{"question": "Who?", "answer": "man"}]})
     assert queries(f"Sure: {packed}") == [("Who?", "man")]
-    assert queries("I cannot say.") == queries('{"queries": 3}') == []
+    assert queries("I cannot say.") == queries('{"queries": 3}') == queries('{"a":' * 9999 + "}") == []
 
 
 def test_boxes_become_numbers_before_any_check() -> None:

@@ -171,6 +171,18 @@ def test_what_an_error_repeats_of_a_request_is_left_out_only_where_that_helped()
     server.stop()
 
 
+def test_half_a_character_in_a_question_stops_no_run(world, tmp_path) -> None:
+    path, heard, expected = world
+    first, text = next((request, text) for request, text in heard.items() if "?" in text)
+    server = Server(heard | {first: text.replace("?", " \ud83d?", 1)})
+    for _ in range(2):  # the second time the question is in the cache
+        assert run(arguments(path, tmp_path, server.url)) == 0
+        assert note(tmp_path)["dropped"] == {"answer that is no numbered steps": 1}
+        (tmp_path / f"scout-{path.stem}.json").unlink()
+    assert set(texts(tmp_path)) < set(expected)
+    server.stop()
+
+
 def test_what_one_request_can_not_have_does_not_stop_the_rest(world, tmp_path, capsys) -> None:
     path, heard, expected = world
     steps = [request for request, text in heard.items() if text.startswith("Step 1")]
