@@ -23,8 +23,9 @@ def to_llava(samples: Iterable[Sample], out: Path, codec: Codec) -> int:
     `converters.llava` gives back equal samples. dataset_info.json is LLaMA-Factory's entry: its dataset_dir is `out`.
     """
     rows = []
+    saved: dict[str, str] = {}
     for sample in samples:
-        names = _save_pictures(sample, out / "images")
+        names = _save_pictures(sample, out / "images", saved)
         texts, marks = _written(sample, lambda i, s=sample: _in_notation(s, i, codec))
         pairs = zip(sample.turns, texts, strict=True)
         row: dict[str, Any] = {"id": sample.id}
@@ -49,10 +50,11 @@ def to_ms_swift(samples: Iterable[Sample], out: Path) -> int:
     and boxes only: ValueError for a polygon.
     """
     count = 0
+    saved: dict[str, str] = {}
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "ms_swift.jsonl", "w", encoding="utf-8") as file:
         for sample in samples:
-            names = _save_pictures(sample, out / "images")
+            names = _save_pictures(sample, out / "images", saved)
             objects: dict[str, Any] = {"ref": [], "bbox": [], "bbox_type": "norm1", "image_id": []}
 
             def mark(i: int, sample: Sample = sample, objects: dict[str, Any] = objects) -> str:
@@ -86,12 +88,13 @@ def to_coco(samples: Iterable[Sample], out: Path, split: str = "export", dropped
     objects: dict[str, dict[Any, dict[str, Any]]] = {}
     captions: dict[str, list[str]] = {}
     names: dict[str, Any] = {}
+    saved: dict[str, str] = {}
     for sample in samples:
         meta = sample.meta or {}
         if len(sample.images) != 1:
             raise ValueError(f"{sample.where}: seen {len(sample.images)} pictures, expected one (COCO's format)")
         image = sample.images[0]
-        (name,) = _save_pictures(sample, out / split)
+        (name,) = _save_pictures(sample, out / split, saved)
         if name not in photos:
             size = {"width": image.width, "height": image.height}
             photos[name] = {"id": meta.get("image_id"), "file_name": name} | size
@@ -231,10 +234,11 @@ def _kept(sample: Sample, marks: list[list[int]]) -> str:
     return json.dumps(kept, ensure_ascii=False)
 
 
-def _save_pictures(sample: Sample, folder: Path) -> list[str]:
+def _save_pictures(sample: Sample, folder: Path, saved: dict[str, str]) -> list[str]:
     """Save the pictures and return their names: their own, behind which others of one name get a hash of their bytes.
 
-    Pictures of two folders (site_a/0001.jpg, site_b/0001.jpg) have one name in the records.
+    Pictures of two folders (site_a/0001.jpg, site_b/0001.jpg) have one name in the records. `saved` has the names of
+    this export and the hashes of their bytes; what an earlier one left under such a name is written over.
     """
     if len(sample.image_bytes) != len(sample.images):
         raise ValueError(f"{sample.where}: seen {len(sample.image_bytes)} pictures, expected {len(sample.images)}")
@@ -243,11 +247,12 @@ def _save_pictures(sample: Sample, folder: Path) -> list[str]:
     for image, data in zip(sample.images, sample.image_bytes, strict=True):
         if Path(image.name).name != image.name or image.name in (".", ".."):
             raise ValueError(f"{sample.where}: seen the picture name {image.name!r}, expected a plain file name")
-        path = folder / image.name
-        if path.is_file() and path.read_bytes() != data:
-            path = path.with_stem(f"{path.stem}-{sha256(data).hexdigest()[:8]}")
-        if not path.is_file():
+        path, digest = folder / image.name, sha256(data).hexdigest()
+        if saved.get(path.name, digest) != digest:
+            path = path.with_stem(f"{path.stem}-{digest[:8]}")
+        if path.name not in saved:
             path.write_bytes(data)
+            saved[path.name] = digest
         names.append(path.name)
     return names
 

@@ -160,6 +160,9 @@ def test_pictures_of_one_name_are_saved_apart(tmp_path: Path) -> None:
     data = [picture(1), picture(2), picture(1), picture(3), picture(4)]
     hashes = [sha256(one).hexdigest()[:8] for one in data]
     names = ["0001.jpg", f"0001-{hashes[1]}.jpg", "0001.jpg", f"0001-{hashes[3]}.jpg", f"0001-{hashes[4]}.jpg"]
+    (tmp_path / "images").mkdir()
+    for name in names[:2]:  # an earlier export's picture, and one that a killed export cut off
+        (tmp_path / "images" / name).write_bytes(data[1][:100])
     for _ in range(2):  # again into the same folder
         to_llava(samples, tmp_path, get_codec("chatspot"))
         to_ms_swift(samples, tmp_path)
