@@ -171,10 +171,23 @@ def test_keypoints_are_no_outline(tmp_path: Path) -> None:
         (one,) = yolo.read(tmp_path, tasks=("detection",))
         assert one.regions[0].box == pytest.approx((0.4, 0.3, 0.6, 0.7))
         put(tmp_path / "classes.txt", "cat\n")  # the names beside what data.yaml says
+    (tmp_path / "data.yaml").rename(tmp_path / "pose.yaml")
+    (one,) = yolo.read(tmp_path, tasks=("detection",))
+    assert one.regions[0].box == pytest.approx((0.4, 0.3, 0.6, 0.7))
     (tmp_path / "classes.txt").unlink()
     put(tmp_path / "data.yaml", "names: [cat\n")
     with pytest.raises(ValueError, match=r"data\.yaml: seen no YAML .*expected a list of names"):
         list(yolo.read(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["a: 1\n---\nb: 2\n", "Größe: 1\n".encode("latin-1")])
+def test_a_yaml_of_something_else_beside_the_names(content: str | bytes, tmp_path: Path) -> None:
+    photo(tmp_path / "images/a.jpg")
+    put(tmp_path / "classes.txt", "cat\n")
+    put(tmp_path / "labels/a.txt", "0 0.5 0.5 0.2 0.4\n")
+    (tmp_path / "pipeline.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    (one,) = yolo.read(tmp_path, tasks=("detection",))
+    assert one.regions[0].category == "cat"
 
 
 def test_ids_that_are_none_or_come_twice(tmp_path: Path) -> None:

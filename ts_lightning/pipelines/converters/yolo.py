@@ -1,6 +1,7 @@
 """YOLO folders (Ultralytics, Darknet): a text file a photo, lines of class, centre and size in parts of the picture."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ def _names(folder: Path) -> tuple[dict[int, str], bool]:
     """Class names of classes.txt or obj.names, a line each, or of a data.yaml; whether keypoints follow the boxes."""
     for name in ("classes.txt", "labels/classes.txt", "obj.names"):
         if (folder / name).is_file():
-            lines = read_text(folder / name, "class names, one a line").split("\n")
-            pose = any(any(folder.glob(one)) for one in _DESCRIPTIONS) and "kpt_shape" in _described(folder)[1]
+            lines, pose = read_text(folder / name, "class names, one a line").split("\n"), False
+            with suppress(ValueError):  # the names are here: a YAML of something else does not matter
+                pose = "kpt_shape" in _described(folder)[1]
             return {i: clean(line).strip() for i, line in enumerate(lines) if line.strip()}, pose
     file, data = _described(folder)
     listed = data.get("names")
