@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,15 +13,17 @@ from ts_lightning.data import ShardSource
 from ts_lightning.data.source import source_of
 from ts_lightning.grounding.codecs import Codec
 from ts_lightning.metrics.gic_names import AskedPairs
-from ts_lightning.metrics.judge import few_shot_instruction, judge_reading
+from ts_lightning.metrics.judge import Ask, few_shot_instruction, judge_reading
 from ts_lightning.metrics.judge import judge as judge_answers
 from ts_lightning.metrics.protocols import DEFAULTS, make_default, make_protocol
 from ts_lightning.metrics.protocols.words import OpenEnded
 from ts_lightning.metrics.record import Record, read_records
-from ts_lightning.pipelines.llm_client import OpenAIChat
+from ts_lightning.pipelines.llm_client import CutAnswer, OpenAIChat, RequestRefused
 from ts_lightning.pipelines.response_cache import CachedChat
 from ts_lightning.training.answer_files import join, read_answers
 from ts_lightning.training.records import completeness
+
+MOST_TOKENS = 1024  # of a judge's answer: a number is enough, but some say it in sentences or think first
 
 
 def source_named(names: Sequence[str], suite: str | None) -> ShardSource:
@@ -140,13 +143,8 @@ def judged(
     asked = [record for record in records if OpenEnded().takes(record)]
     reading = judge_reading(asked[0])
     instruction = few_shot_instruction(prompt) if prompt and reading == "mmvet" else None
-    backend = OpenAIChat(model, base_url, os.environ.get("OPENAI_API_KEY"), max_tokens=16)
-    cached = CachedChat(backend, out / "verdicts.jsonl")
-
-    def ask(messages: list[dict[str, str]], attempt: int) -> str:
-        return cached.chat(messages, attempt=attempt)
-
-    result = judge_answers(asked, reading, ask, instruction)
+    backend = OpenAIChat(model, base_url, os.environ.get("OPENAI_API_KEY"), max_tokens=MOST_TOKENS)
+    result = judge_answers(asked, reading, _ask(CachedChat(backend, out / "verdicts.jsonl")), instruction)
     report = {"judge": model, "suite": suite, **result}
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{suite}.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -159,6 +157,21 @@ def asked_pairs(name: str, out: Path) -> AskedPairs:
     model, _, url = rest.partition("@")
     if kind != "openai" or not model:
         raise ValueError(f"--extract: seen {name!r}, expected openai:MODEL[@URL]")
-    backend = OpenAIChat(model, url or None, os.environ.get("OPENAI_API_KEY"), max_tokens=256)
-    cached = CachedChat(backend, out / "names.jsonl")
-    return AskedPairs(lambda messages, attempt: cached.chat(messages, attempt=attempt), model)
+    backend = OpenAIChat(model, url or None, os.environ.get("OPENAI_API_KEY"), max_tokens=MOST_TOKENS)
+    return AskedPairs(_ask(CachedChat(backend, out / "names.jsonl")), model)
+
+
+def _ask(cached: CachedChat) -> Ask:
+    """What asks the model; an answer that is refused or cut off holds nothing, and stderr says so."""
+
+    def ask(messages: list[dict[str, str]], attempt: int) -> str:
+        try:
+            return cached.chat(messages, attempt=attempt)
+        except CutAnswer:
+            why = f"cut off at {MOST_TOKENS} tokens"
+        except RequestRefused as error:
+            why = f"refused: {error}"
+        print(f"{cached.name}: an answer {why}", file=sys.stderr)
+        return ""
+
+    return ask

@@ -67,8 +67,8 @@ def judge(records: Sequence[Record], reading: str, ask: Ask, instruction: Instru
     """The score as MM-Vet's or LLaVA-Bench's (`reading`), by capability or category, and the verdicts by question.
 
     MM-Vet: 100 x the mean. LLaVA-Bench: 100 x the sum of the answers' marks over that of the references. A verdict that
-    can't be read is asked for again, `TRIES` times in all; then the answer gets the lowest mark and is counted. A
-    missing answer gets it unasked.
+    can't be read (`ask` gives "" for none) is asked for again, `TRIES` times in all; then the answer gets the lowest
+    mark and is counted. A missing answer gets it unasked.
     """
     instruction = instruction or Instruction(INSTRUCTIONS[reading])
     verdicts: dict[str, list[float]] = {}

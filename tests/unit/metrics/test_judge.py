@@ -9,16 +9,21 @@ from typing import Any
 
 import pytest
 
+from tests.unit.generation_samples import Server
 from ts_lightning.cli import evaluation, main
+from ts_lightning.grounding import get_codec, read_answer
 from ts_lightning.metrics.judge import (
     LLAVA_BENCH,
     MM_VET,
+    TRIES,
+    Instruction,
     few_shot_instruction,
     judge,
     question_for_judge,
     read_verdict,
 )
 from ts_lightning.metrics.record import Record, Truth, write_records
+from ts_lightning.pipelines.response_cache import request_hash
 
 
 def record(key: str, text: str, **meta: Any) -> Record:
@@ -110,6 +115,39 @@ def test_the_command_asks_a_server_once(tmp_path: Path, capsys: pytest.CaptureFi
     report = json.loads((tmp_path / "mmvet.json").read_text())
     assert report["judge"] == "judge-1"
     assert report["prompt"] == MM_VET
+
+
+def test_a_verdict_that_is_cut_off_or_refused_gets_the_lowest_mark(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("openai", reason="the openai client is not installed")
+    marks = {"a": "CUT The answer is", "b": "400", "c": "REFUSAL", "d": "It deserves 0.8."}
+    some = [record(key, f"said {key}") for key in marks]
+    asked = [[{"role": "user", "content": question_for_judge(one, Instruction(MM_VET))}] for one in some]
+    server = Server({request_hash(one, [], None, 0): mark for one, mark in zip(asked, marks.values(), strict=True)})
+    write_records(some, tmp_path / "p.jsonl")
+    args = ["--predictions", str(tmp_path / "p.jsonl"), "--judge", "m", "--base-url", server.url]
+    assert main(["evaluate", *args, "--out", str(tmp_path)]) == 0
+    server.stop()
+    report = json.loads((tmp_path / "mmvet.json").read_text())
+    assert (report["score"], report["unread_verdicts"]) == (pytest.approx(20.0), 3)
+    told = capsys.readouterr().err.splitlines()
+    assert told[::TRIES] == [
+        "openai:m: an answer cut off at 1024 tokens",
+        "openai:m: an answer refused: HTTP 400 (Error code: 400 - no)",
+        "openai:m: an answer refused: I can't assist with that.",
+    ]
+
+
+def test_names_that_are_cut_off_or_refused_are_none(tmp_path: Path) -> None:
+    pytest.importorskip("openai", reason="the openai client is not installed")
+    texts = ["A dog [[1,1,9,9]].", "A cat [[1,1,9,9]]."]
+    for trouble in ("400", "cut"):
+        server = Server({}, lambda n, trouble=trouble: trouble)
+        extract = evaluation.asked_pairs(f"openai:m@{server.url}", tmp_path)
+        assert [extract(text, read_answer(text, get_codec("scout"), [(9, 9)])) for text in texts] == [[], []]
+        assert server.requests == 2 * TRIES
+        server.stop()
 
 
 def test_the_protocol_and_the_reading_say_what_is_judged_and_how(
