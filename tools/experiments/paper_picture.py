@@ -12,7 +12,8 @@ from tools.experiments.paper_report import Table
 from tools.experiments.paper_rows import Bench
 
 SKILL, KEPT = "new/acc50", "understanding/accuracy"
-COLORS = ("#0a4db3", "#1f9e89", "#d1495b", "#e08e45", "#8d6a9f", "#5c5c5c")
+COLORS = ("#0a4db3", "#1f9e89", "#d1495b", "#e08e45", "#8d6a9f", "#5c5c5c", "#4fb3ff", "#a0522d", "#7a8f00", "#e377c2")
+MARKS = {"TWIST": "o", "LoRA": "s", "DoRA": "s", "full": "D"}  # by a word of the row's name
 
 
 def draw(tables: Sequence[Table], bench: Bench, seeds: Sequence[int], out: Path) -> int:
@@ -29,10 +30,10 @@ def draw(tables: Sequence[Table], bench: Bench, seeds: Sequence[int], out: Path)
     figure, axis = plt.subplots(figsize=(7.5, 4.2), constrained_layout=True)
     for number, (name, lines) in enumerate(runs.items()):
         kept, skill = ([line[figure_name] for line in lines] for figure_name in (KEPT, SKILL))
-        color = COLORS[number % len(COLORS)]
-        axis.scatter(kept, skill, s=28, color=color, alpha=0.45)
+        color, mark = COLORS[number], next(mark for word, mark in MARKS.items() if word in name)
+        axis.scatter(kept, skill, s=28, color=color, marker=mark, alpha=0.45)
         label = f"{name} ({len(lines)} seed{'s' if len(lines) > 1 else ''})"
-        axis.scatter(sum(kept) / len(kept), sum(skill) / len(skill), s=110, color=color, label=label)
+        axis.scatter(sum(kept) / len(kept), sum(skill) / len(skill), s=100, color=color, marker=mark, label=label)
     if words and (line := bench.kept(tables[0].world, words, 0)):
         axis.axhline(line["figures"][SKILL], color="#888888", linestyle=":", label="base, asked in words")
     axis.set(xlabel="kept: understanding questions answered rightly", ylabel="learned: new objects, Acc@0.5")
