@@ -78,14 +78,15 @@ def begin_run(root: Path, lock: RunLock, config: dict[str, Any], given: str | No
     if is_first:
         lock.acquire()
     try:
-        found = newest(folder) if _began_before(root) or (resume and given is None) else None
-        if found is not None and (given is None or found.path.resolve() != Path(given).resolve()):
+        found = newest(folder) if _began_before(root, resume) or (resume and given is None) else None
+        of_run = given is not None and Path(given).is_file() and _within(Path(given), folder)
+        place = read_place(Path(str(given))) if of_run else None
+        if found is not None and (place is None or found.steps > place.steps):  # else it is that one by another name
             start = Start(str(found.path), found.steps, None, wandb_run(root, new=False))
             _check(found, root, config)
             if is_first:
                 print(f"resuming from {found.path} after step {found.steps}", flush=True)
-        elif given is not None and Path(given).is_file() and _within(Path(given), folder):
-            place = read_place(Path(given))
+        elif place is not None:
             start = Start(given, place.steps, place.steps, wandb_run(root, new=False))
         else:  # a new run
             start = Start(given, None, -1, wandb_run(root, new=True))
@@ -102,10 +103,15 @@ def begin_run(root: Path, lock: RunLock, config: dict[str, Any], given: str | No
         raise
 
 
-def _began_before(root: Path) -> bool:
-    """Whether this is a requeued job that was the last to begin here: what the folder holds is then its own."""
-    restarts, path = os.environ.get("SLURM_RESTART_COUNT", "0"), root / JOB
-    return restarts not in ("", "0") and path.is_file() and path.read_text() == os.environ.get("SLURM_JOB_ID")
+def _began_before(root: Path, resume: bool) -> bool:
+    """Whether this is a requeued job that was the last to begin here: what the folder holds is then its own.
+
+    Runs of older versions do not name their job: they are taken for its own, but for `--resume false`.
+    """
+    if os.environ.get("SLURM_RESTART_COUNT", "0") in ("", "0"):
+        return False
+    path = root / JOB
+    return path.read_text() == os.environ.get("SLURM_JOB_ID") if path.is_file() else resume
 
 
 def _file(given: str | None, folder: Path) -> str | None:

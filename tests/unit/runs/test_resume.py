@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,10 @@ def test_a_requeued_job_goes_on_behind_the_given_checkpoint(tmp_path: Path, monk
     assert (tmp_path / "checkpoints.1" / f"{six.name}.sha256").is_file()
     slurm(monkeypatch, "7", 1)
     assert start(tmp_path, four, config={"lr": 2}) == str(four)  # killed before its first save: still the new settings
+    shutil.copy(four, folder / "last.ckpt")  # as ModelCheckpoint's save_last, of the same step
+    shutil.copy(f"{four}.sha256", folder / "last.ckpt.sha256")
+    assert start(tmp_path, four, config={"lr": 2}) == str(four)
+    (folder / "last.ckpt").unlink()
     five = save(folder, 5, {"lr": 2})
     assert start(tmp_path, four, config={"lr": 2}) == str(five)
 
@@ -123,6 +128,15 @@ def test_resume_false_holds_for_the_first_start_of_a_job(tmp_path: Path, monkeyp
     assert (tmp_path / "wandb_run_id").read_text() == run
     slurm(monkeypatch, "8", 0)
     assert start(tmp_path, resume=False) is None
+
+
+@pytest.mark.usefixtures("no_wandb_run")
+def test_a_requeued_job_that_an_older_version_began_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those noted no job in the run's folder."""
+    given, own = save(tmp_path / "elsewhere", 3), save(tmp_path / "checkpoints", 5)
+    slurm(monkeypatch, "7", 1)
+    assert start(tmp_path, given) == str(own)
+    assert names(tmp_path / "checkpoints") == [own.name]
 
 
 @pytest.mark.usefixtures("no_wandb_run")
