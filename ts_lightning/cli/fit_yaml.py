@@ -4,8 +4,9 @@ import math
 import os
 import sys
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -18,6 +19,7 @@ from ts_lightning.models.backbones.hf import HFBackbone, config_of
 from ts_lightning.models.backbones.hf_families import CODECS
 from ts_lightning.models.backbones.hub_layout import SHIPPED, random_model
 from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.models.encode import Encoder
 from ts_lightning.models.experts import expert_form
 from ts_lightning.models.low_rank import experts_of
 from ts_lightning.reports.memory_plan import QUANTISED, Form, Geometry, GiB, Load, largest_twist, plan, room_of
@@ -30,6 +32,7 @@ SMALL = 100_000_000
 STEPS, BATCH, GROUP = 1000, 16, 8  # GROUP: completions of a prompt
 BYTES_TRAINED = 16  # a weight, its gradient and AdamW's two states, in fp32
 LOW_RANKS = (64, 32, 16, 8)  # of experts, tried one after the other where full copies do not fit
+LARGER = "a larger machine, or --gpu GiB of the card that it will run on"
 LOOKED_AT = 500  # questions, for the longest answer and the kinds of regions
 
 
@@ -67,24 +70,26 @@ class Machine:
         return room_of(self.memory / GiB)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Tokens of the longest rows by part, answers included in `text`, and the most pictures of a row."""
+class Row(NamedTuple):
+    """Tokens of a question: all, those before its last answer, of pictures, of all answers and of the longest one.
 
-    text: int
+    Of several questions the most of each, which may be of different ones.
+    """
+
+    tokens: int
+    prompt: int
     of_pictures: int
+    answers: int
     answer: int
-    pictures: int
 
     @property
     def new_tokens(self) -> int:
         """The longest answer, and some more."""
         return math.ceil(1.25 * self.answer / 8) * 8
 
-    @property
-    def tokens(self) -> int:
-        """A row with room for a new answer, at most."""
-        return self.text + self.of_pictures + self.new_tokens
+    def needs(self, new_tokens: int) -> int:
+        """Tokens of what is longer: the row with its own answers, or its prompt with so many new tokens."""
+        return max(self.tokens, self.prompt + new_tokens)
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ class Setup:
     backbone: Backbone
     machine: Machine
     vlm: str
-    rows: Rows
+    longest: Row
     geometry: Geometry
     form: Form
     load: Load
@@ -121,7 +126,7 @@ def fit_yaml(start: Start, method: str, data: Data, out: Path, gpu: float | None
     looked_at = samples(data.train)
     setup = prepared(start, method, looked_at, gpu)
     backbone, machine, vlm = setup.backbone, setup.machine, setup.vlm
-    room = setup.rows.new_tokens
+    room = setup.longest.new_tokens
     parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
     size = "a small" if parameters < SMALL else "a large"
     grpo = method == "grpo"
@@ -133,7 +138,7 @@ def fit_yaml(start: Start, method: str, data: Data, out: Path, gpu: float | None
     logged = ("1", "a step is dear") if grpo else ("10", "a curve of 100 points")
     of_batch = f"prompts of {GROUP} completions" if grpo else "of small data rather more steps than larger ones"
     workers = ("2", "pictures are decoded beside the GPU") if machine.gpu else ("0", "the cores are the trainer's")
-    answers = f"the longest of the true answers has {setup.rows.answer} tokens in this notation"
+    answers = f"the longest of the true answers has {setup.longest.answer} tokens in this notation"
     rated = f"{method} on {size} model ({parameters / 1e6:.1f} M parameters)"
     text = f"""# Written by ts-lightning init: {method} on {data.kind}.
 #   ts-lightning fit -c {out / "fit.yaml"}
@@ -194,12 +199,13 @@ def prepared(start: Start, method: str, looked_at: list[Any], gpu: float | None)
         trained: Backbone = instantiate(Backbone, **start.spec["init_args"]["backbone"])
         dtype = "bfloat16" if trained.embedding.weight.dtype == torch.bfloat16 else "float32"
         text = yaml.safe_dump(start.spec, sort_keys=False, default_flow_style=False)
-        rows = rows_of(trained, looked_at)
+        machine = machine_for(dtype, gpu)
+        longest = most_of(rows_of(trained.encoder, trained.image_token_id, looked_at))
         given = start.spec["init_args"]
-        load = load_of(trained, rows, grpo)
+        load = load_of(trained, longest, machine, grpo)
         load = replace(load, every=given.get("every", 1), num_experts=given.get("num_experts", 1))
         vlm = f"# as {start.name} was trained\n{text}"
-        return Setup(trained, machine_for(dtype, gpu), vlm, rows, geometry_of(trained), form_of(start), load)
+        return Setup(trained, machine, vlm, longest, geometry_of(trained), form_of(start), load)
     folder = Path(str(start.folder))
     large = sum(path.stat().st_size for path in folder.glob("*.safetensors")) > 2 * SMALL
     machine = machine_for("bfloat16" if large and (gpu or torch.cuda.is_available()) else "float32", gpu)
@@ -218,8 +224,8 @@ def prepared(start: Start, method: str, looked_at: list[Any], gpu: float | None)
             del backbone  # two at once might not fit
             backbone = HFBackbone(str(folder), dtype=machine.dtype, codec=codec, max_pixels=most)
             read.append(f"max_pixels: {most:<10}# all pictures of a question, and its answer, fit into a row")
-    rows = rows_of(backbone, looked_at)
-    load = replace(load_of(backbone, rows, grpo), every=2 if len(backbone.layers) >= 16 else 1)
+    longest = most_of(rows_of(backbone.encoder, backbone.image_token_id, looked_at))
+    load = replace(load_of(backbone, longest, machine, grpo), every=2 if len(backbone.layers) >= 16 else 1)
     geometry = geometry_of(backbone)
     lines, vlm, form = options(backbone, method, machine, geometry, load)
     if tiny and method != "full":
@@ -231,41 +237,53 @@ init_args:
     init_args:
 """
     text = head + indented("\n".join([*read, f"codec: {because(codec, why)}"]), 6) + indented("\n".join(lines), 2)
-    return Setup(backbone, machine, text, rows, geometry, form, load)
+    return Setup(backbone, machine, text, longest, geometry, form, load)
 
 
-def rows_of(backbone: Backbone, looked_at: list[Any], longest: int | None = None) -> Rows:
-    """The parts of the longest rows; ValueError for one of more than `longest` tokens (None: the backbone's bound)."""
-    encoder = backbone.encoder if longest is None else replace(backbone.encoder, max_length=longest)
-    text = of_pictures = answer = 0
+def rows_of(encoder: Encoder, image_id: int, looked_at: list[Any]) -> list[Row]:
+    """What each question takes; ValueError for one that is longer than the encoder's bound."""
+    rows = []
     for row in map(encoder, looked_at):
-        seen = int((row["input_ids"] == backbone.image_token_id).sum())
-        text, of_pictures = max(text, len(row["input_ids"]) - seen), max(of_pictures, seen)
-        answer = max(answer, int((row["step_ids"] >= 0).sum()))
-    return Rows(text, of_pictures, answer, max(len(sample.images) for sample in looked_at))
+        runs = groupby((row["step_ids"] >= 0).tolist())  # a question stands between two answers
+        answers = [sum(run) for answered, run in runs if answered]
+        tokens, of_pictures = len(row["input_ids"]), int((row["input_ids"] == image_id).sum())
+        rows.append(Row(tokens, tokens - answers[-1], of_pictures, sum(answers), max(answers)))
+    return rows
+
+
+def most_of(rows: list[Row]) -> Row:
+    """The most of each part."""
+    return Row(*map(max, zip(*rows, strict=True)))
 
 
 def pixels_that_fit(backbone: HFBackbone, looked_at: list[Any]) -> int | None:
-    """The area of a picture with which the most pictures and the longest text are one row; None: as it is, they are."""
+    """The area of a picture with which every question is a row, and so is its prompt with an answer; None: they are."""
     resized: Any = backbone.encoder.resized_size  # type: ignore[attr-defined]
-    longest = backbone.encoder.max_length
-    rows = rows_of(backbone, looked_at, sys.maxsize)
-    if resized is None or rows.tokens <= longest:
+    if resized is None:
         return None
-    tokens = (longest - rows.text - rows.new_tokens) // rows.pictures
-    return max(tokens * resized.keywords["factor"] ** 2, resized.keywords["min_pixels"])
+    bound = backbone.encoder.max_length
+    rows = rows_of(replace(backbone.encoder, max_length=sys.maxsize), backbone.image_token_id, looked_at)
+    new_tokens = most_of(rows).new_tokens
+    tokens = [
+        (bound - row.needs(new_tokens) + row.of_pictures) // len(sample.images)
+        for row, sample in zip(rows, looked_at, strict=True)
+        if row.needs(new_tokens) > bound and sample.images
+    ]
+    return max(min(tokens) * resized.keywords["factor"] ** 2, resized.keywords["min_pixels"]) if tokens else None
 
 
-def load_of(backbone: Backbone, rows: Rows, grpo: bool) -> Load:
+def load_of(backbone: Backbone, longest: Row, machine: Machine, grpo: bool) -> Load:
     """One row of a step: the longest, or of GRPO a prompt with its completions."""
-    itemsize = backbone.embedding.weight.element_size()
-    load = Load(1, 1, rows.text, rows.new_tokens, 1, rows.of_pictures, itemsize=itemsize)
+    itemsize, on_cpu = backbone.embedding.weight.element_size(), not machine.gpu
+    load = Load(1, 1, pictures=1, picture_tokens=longest.of_pictures, itemsize=itemsize, on_cpu=on_cpu)
     if not grpo:
-        return load
-    answers = GROUP * rows.new_tokens
+        # new tokens are an evaluation's; all answers of a row have a loss
+        answer = max(longest.answers, longest.new_tokens)
+        return replace(load, text=longest.tokens - longest.of_pictures, answer=answer)
+    text, answers = longest.prompt - longest.of_pictures, GROUP * longest.new_tokens
     if backbone.branches:  # behind a prompt that is read once
-        return replace(load, text=rows.text + answers, answer=answers)
-    return replace(load, text=GROUP * rows.text + answers, answer=answers, pictures=GROUP)
+        return replace(load, text=text + answers, answer=answers)
+    return replace(load, text=GROUP * text + answers, answer=answers, pictures=GROUP)
 
 
 def geometry_of(backbone: Backbone) -> Geometry:
@@ -315,7 +333,7 @@ def options(
         if fitting is None:
             least = min(made.peak for made in plans) / GiB
             seen = f"{method}, LoRA of rank {rank}, which needs {least:.1f} GiB even over a quantised base"
-            raise ValueError(f"method: seen {seen}, expected a larger card (--gpu)")
+            raise ValueError(f"method: seen {seen}, expected {LARGER}")
         needs = f"over the base as it is, it would need {plans[0].peak / GiB:.0f} GiB: ts-lightning plan"
         codes = fitting.form.quantization
         return (
@@ -342,8 +360,7 @@ def options(
     full = plan(geometry, Form("twist"), load).peak / GiB
     if odd and found is None:
         seen = f"twist for experts of {odd}, which have no form of low rank"
-        expected = "expected lora, or a larger card (--gpu)"
-        raise ValueError(f"method: seen {seen}; full copies need {full:.1f} GiB, {expected}")
+        raise ValueError(f"method: seen {seen}; full copies need {full:.1f} GiB, expected lora, or {LARGER}")
     needs = f"full copies would need {full:.0f} GiB: ts-lightning plan"
     codes = "more than the base in bf16 leaves room for" if found else "not even so does it fit, says ts-lightning plan"
     return (
@@ -389,7 +406,7 @@ def rollouts(setup: Setup) -> str:
   init_args:
     num_generations: {GROUP}        # completions of a prompt, which are compared with each other
     rollout_batch_size: {setup.rollout_batch:<5}# prompts that are answered at once: what memory has room for
-    max_new_tokens: {setup.rows.new_tokens}
+    max_new_tokens: {setup.longest.new_tokens}
     stop_after: null          # answers have no tags; they end at the end mark
     table_every: 50           # prompts, completions and rewards to look at
     rewards:

@@ -15,10 +15,20 @@ from tests.unit.models.hf_checks import sample as question
 from tests.unit.models.hf_families import make_folder
 from tests.unit.reports.test_memory_plan import FULL, geometry
 from ts_lightning import cli
-from ts_lightning.cli.fit_yaml import Machine, Rows, Setup, load_of, options, rollouts, rows_of
+from ts_lightning.cli.fit_yaml import (
+    Machine,
+    Row,
+    Setup,
+    load_of,
+    most_of,
+    options,
+    pixels_that_fit,
+    rollouts,
+    rows_of,
+)
 from ts_lightning.data.manifest import index_shards
 from ts_lightning.data.reader import ShardReader
-from ts_lightning.data.sample import SampleRegion
+from ts_lightning.data.sample import SampleRegion, Turn
 from ts_lightning.data.write import write_shards
 from ts_lightning.models.backbones.hf import HFBackbone
 from ts_lightning.reports.memory_plan import Form, GiB, Load, plan
@@ -124,7 +134,7 @@ def test_lora_is_over_codes_where_the_base_leaves_no_room(
     assert (kind, form) == ("LoRAVLM", Form("lora", 64, quantization))
     assert yaml.safe_load("\n".join(lines)).get("quantization") == quantization
     assert plan(seen, form, LOAD).peak <= card.room
-    with pytest.raises(ValueError, match=r"LoRA of rank 64, which needs .* expected a larger card \(--gpu\)"):
+    with pytest.raises(ValueError, match=r"LoRA of rank 64, which needs .* expected a larger machine, or --gpu GiB"):
         options(cast("Any", model), method, Machine(6 * GiB, "bfloat16", True), seen, LOAD)
 
 
@@ -135,7 +145,7 @@ def test_full_tuning_that_does_not_fit_is_said_and_a_step_has_what_fits_beside_i
         card = Machine(gpu * GiB, "bfloat16", True)
         lines, _, form = options(cast("Any", model), "full", card, seen, LOAD)
         assert ("-c trainer/fsdp.yaml" in lines[0]) == (not fits)
-        rows = Setup(cast("Any", model), card, "", Rows(1, 1, 1, 1), seen, form, LOAD).micro_batch
+        rows = Setup(cast("Any", model), card, "", Row(2, 1, 1, 1, 1), seen, form, LOAD).micro_batch
         assert (rows > 1) == fits
         assert not fits or plan(seen, form, replace(LOAD, micro_batch=rows, eval_batch=rows)).peak <= card.room
 
@@ -143,7 +153,7 @@ def test_full_tuning_that_does_not_fit_is_said_and_a_step_has_what_fits_beside_i
 @pytest.mark.parametrize("name", ["Qwen2.5-VL-7B", "Qwen3-VL-8B"])
 def test_as_many_prompts_are_answered_at_once_as_fit(name: str, tmp_path: Path) -> None:
     seen, form, card = geometry(tmp_path, FULL[name]), Form("lora", 64), Machine(24 * GiB, "bfloat16", True)
-    setup = Setup(cast("Any", None), card, "", Rows(128, 4015, 32, 1), seen, form, LOAD)
+    setup = Setup(cast("Any", None), card, "", Row(4143, 4111, 4015, 32, 32), seen, form, LOAD)
     micro, together = setup.micro_batch, setup.rollout_batch
     assert 1 <= micro <= together < 16  # all 16 prompts of a step would take 29 and 34 GiB
     assert plan(seen, form, replace(LOAD, micro_batch=micro, eval_batch=together)).peak <= card.room
@@ -156,15 +166,49 @@ def test_memory_is_planned_for_the_rows_that_there_are(tmp_path: Path) -> None:
     samples = [question("grounding", 1, (56, 56)), question("grounding", 2, (112, 84)), question("understanding")]
     encoded = [backbone.encoder(one) for one in samples]
     seen = [int((row["input_ids"] == backbone.image_token_id).sum()) for row in encoded]
-    rows = rows_of(backbone, samples)
-    assert (rows.of_pictures, rows.pictures) == (seen[1], 2)
-    assert rows.text == max(len(row["input_ids"]) - of_picture for row, of_picture in zip(encoded, seen, strict=True))
-    load = load_of(backbone, rows, grpo=False)
-    assert (load.row, load.answer, load.itemsize) == (rows.text + seen[1], rows.new_tokens, 4)
-    answers = load_of(backbone, rows, grpo=True)  # eight behind a prompt that is read once
-    assert (answers.row, answers.answer) == (load.row + 8 * load.answer, 8 * load.answer)
+    longest = most_of(rows_of(backbone.encoder, backbone.image_token_id, samples))
+    assert (longest.tokens, longest.of_pictures) == (max(len(row["input_ids"]) for row in encoded), seen[1])
+    assert longest.prompt == max(len(backbone.encoder(one, for_generation=True)["input_ids"]) for one in samples)
+    card = Machine(24 * GiB, "float32", True)
+    load = load_of(backbone, longest, card, grpo=False)
+    assert (load.row, load.answer, load.itemsize, load.on_cpu) == (longest.tokens, longest.new_tokens, 4, False)
+    answers = load_of(backbone, longest, card, grpo=True)  # eight behind a prompt that is read once
+    assert (answers.row, answers.answer) == (longest.prompt + 8 * load.answer, 8 * load.answer)
     recurrent = HFBackbone(str(make_folder("qwen3_5", tmp_path / "recurrent")))  # it reads the prompt eight times
-    assert load_of(recurrent, rows, grpo=True).row == 8 * (load.row + load.answer)
+    assert load_of(recurrent, longest, card, grpo=True).row == 8 * (longest.prompt + load.answer)
+
+
+def test_of_several_turns_new_tokens_are_for_one_answer_and_all_have_a_loss(tmp_path: Path) -> None:
+    backbone = HFBackbone(str(make_folder("qwen3_vl", tmp_path)))
+    one = question("understanding")
+    two = replace(one, turns=[*one.turns, Turn("user", "And the moon?"), Turn("assistant", "far")])
+    (alone,), (both,) = (rows_of(backbone.encoder, backbone.image_token_id, [asked]) for asked in (one, two))
+    assert (both.answer, both.new_tokens) == (alone.answer, alone.new_tokens)
+    assert both.prompt == len(backbone.encoder(two, for_generation=True)["input_ids"])
+    assert both.answers == alone.answers + both.tokens - both.prompt
+    many = both._replace(answers=3 * both.new_tokens)
+    assert load_of(backbone, many, Machine(24 * GiB, "float32", True), grpo=False).answer == many.answers
+
+
+def test_a_machine_without_a_gpu_is_planned_for_as_such(tmp_path: Path) -> None:
+    backbone = HFBackbone(str(make_folder("qwen3_vl", tmp_path / "vlm")))
+    longest, seen = Row(100, 80, 50, 20, 20), geometry(tmp_path, FULL["Qwen2.5-VL-7B"])
+    here, card = (load_of(backbone, longest, Machine(64 * GiB, "float32", gpu), grpo=False) for gpu in (False, True))
+    assert here == replace(card, on_cpu=True)
+    assert plan(seen, Form("twist"), here).peak < plan(seen, Form("twist"), card).peak  # AdamW makes no copies
+
+
+def test_pictures_of_rows_that_fit_stay_as_they_are(tmp_path: Path) -> None:
+    backbone = HFBackbone(str(make_folder("qwen2_vl", tmp_path)))
+    shown, told = question("grounding", 1, (112, 84)), question("understanding", 1, (112, 84))
+    shown.turns[0].text += " Look well." * 40  # one has a long question, the other a long answer
+    told.turns[1].text *= 20
+    rows = rows_of(backbone.encoder, backbone.image_token_id, [shown, told])
+    bound = max(row.needs(most_of(rows).new_tokens) for row in rows)
+    backbone.encoder.max_length = bound
+    assert pixels_that_fit(backbone, [shown, told]) is None
+    backbone.encoder.max_length = bound - 1
+    assert pixels_that_fit(backbone, [shown, told]) == (rows[0].of_pictures - 1) * 28**2
 
 
 def test_pictures_are_reduced_until_those_of_a_question_fit_into_a_row(
@@ -183,8 +227,9 @@ def test_pictures_are_reduced_until_those_of_a_question_fit_into_a_row(
     written = yaml.safe_load((tmp_path / "run/fit.yaml").read_text())["model"]["init_args"]
     most = written["vlm"]["init_args"]["backbone"]["init_args"]["max_pixels"]
     assert f"pictures: of {most} pixels at most" in capsys.readouterr().out
-    rows = rows_of(HFBackbone(str(folder), max_pixels=most), many[:1])
-    assert 0.9 * 8192 < rows.tokens <= 8192
+    reduced = HFBackbone(str(folder), max_pixels=most)
+    (row,) = rows_of(reduced.encoder, reduced.image_token_id, many[:1])
+    assert 0.9 * 8192 < row.needs(row.new_tokens) <= 8192
     with pytest.raises(ValueError, match="expected at most 8192"):
         HFBackbone(str(folder)).encoder(many[0])
 
