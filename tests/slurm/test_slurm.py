@@ -45,6 +45,7 @@ def test_a_job_takes_its_configuration_or_says_that_it_takes_none(capsys: pytest
         ([], ["--export=ALL,PYTHON={}"]),
         (["--sbatch=--account=A", "--sbatch=--export=HOME,WANDB_MODE=offline"],
          ["--account=A", "--export=HOME,WANDB_MODE=offline,PYTHON={}"]),
+        (["--sbatch=--export", "--sbatch=ALL,X=1", "--sbatch=--hold"], ["--export", "ALL,X=1,PYTHON={}", "--hold"]),
     ],
 )  # fmt: skip
 def test_an_export_of_the_user_is_kept(given: list[str], expected: list[str], capsys: pytest.CaptureFixture) -> None:

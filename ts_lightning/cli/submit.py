@@ -70,6 +70,8 @@ def submit(
 def _with_python(options: list[str]) -> list[str]:
     """The options of sbatch, whose `--export` (ours if there is none) names the Python that the job runs."""
     python = f"PYTHON={sys.executable}"
-    if not any(option.startswith("--export=") for option in options):
+    before = ["", *options]  # a value may be a word of its own
+    own = [name == "--export" or option.startswith("--export=") for name, option in zip(before, options, strict=False)]
+    if not any(own):
         return [*options, f"--export=ALL,{python}"]
-    return [f"{option},{python}" if option.startswith("--export=") else option for option in options]
+    return [f"{option},{python}" if is_own else option for is_own, option in zip(own, options, strict=True)]
