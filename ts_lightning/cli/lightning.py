@@ -356,7 +356,8 @@ def main(args: Sequence[str] | None = None) -> int:
         if first_process():
             print(finished, flush=True)
     except SIGTERMException:
-        print("SIGTERM: stopped before the first step, nothing was saved", flush=True)
+        when = "the first step, nothing was saved" if rest[:1] == ["fit"] else "the end"
+        print(f"SIGTERM: stopped before {when}", flush=True)
         return 128 + signal.SIGTERM
     except USER_ERRORS as error:
         if os.environ.get(DEBUG_VARIABLE):

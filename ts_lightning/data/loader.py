@@ -24,6 +24,7 @@ from ts_lightning.data.reader import ShardDataset
 log = logging.getLogger("ts_lightning.data")
 LISTED = 20
 SIGNALS = {signal.SIGTERM, signal.SIGUSR1}  # at which `fit` saves and stops (runs/signals.py)
+ORPHAN_SECONDS = 5  # between two looks whether a loader's process still has its run
 
 
 class BadRecords:
@@ -108,19 +109,20 @@ def lost_worker(error: BaseException) -> str | None:
 def outlive_signals(worker: int) -> None:
     """Keep a loader's process alive when all processes of a run are told to stop, as SLURM and systemd do.
 
-    The run itself still has to come to a step's end and save. Only the run's own SIGTERM ends the process: by it torch
-    and multiprocessing end what is left over.
+    The run itself still has to come to a step's or a batch's end. Only the run's own SIGTERM ends the process, by which
+    torch and multiprocessing end what is left over, and the end of a run that was killed, even in a read that stalls.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True, name="signals").start()
 
 
 def _end_with_parent() -> None:
-    parent = parent_process()
-    while parent is not None:
-        told = signal.sigwaitinfo(SIGNALS)
-        if (told.si_signo, told.si_pid) == (signal.SIGTERM, parent.pid):
-            os._exit(0)
+    started_by, run = os.getppid(), parent_process()  # the same, but where a server forks
+    while os.getppid() == started_by:
+        told = signal.sigtimedwait(SIGNALS, ORPHAN_SECONDS)
+        if told and run and (told.si_signo, told.si_pid) == (signal.SIGTERM, run.pid):
+            break
+    os._exit(0)
 
 
 class _Loader:

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ts_lightning.models.flops import step_flops
 
@@ -87,7 +88,7 @@ class PredictionWriter(Callback):
     """Write what `predict_step` returns to `predictions.jsonl` in `default_root_dir`, one line per question.
 
     With several ranks each writes its part, and rank 0 joins the parts in the order of suite, shard and key; no rank
-    goes on before the file is whole.
+    goes on before the file is whole. SIGTERM ends it behind a batch.
     """
 
     def __init__(self, filename: str = "predictions.jsonl") -> None:
@@ -108,6 +109,9 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         self.file.writelines(json.dumps(record) + "\n" for record in outputs)
+        if trainer.received_sigterm:  # Lightning's loop asks in every other command
+            self.file.close()
+            raise SIGTERMException
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.file.close()

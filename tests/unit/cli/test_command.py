@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ts_lightning.cli import COMMON, LIGHTNING, OPTIONS, VERBS, main
 from ts_lightning.cli.parsing import build, documented, read
@@ -182,3 +183,17 @@ def test_figures_are_printed_by_whole_names_and_once() -> None:
     assert figures(metrics) == [
         "val/a/miou    0.5000", "val/b/miou    0.2500", "val/b/x/miou  1.0000", "val/b/y/miou  0.0000",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "where"), [("fit", "the first step, nothing was saved"), ("validate", "the end"), ("predict", "the end")]
+)
+def test_a_command_that_sigterm_ended_says_so(
+    name: str, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def stop(*_: object) -> None:
+        raise SIGTERMException
+
+    monkeypatch.setattr("ts_lightning.cli.lightning.TSLightningCLI.__init__", stop)
+    assert main([name, "--trainer.devices", "1"]) == 143
+    assert capsys.readouterr().out == f"SIGTERM: stopped before {where}\n"

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from tests.unit.data_samples import picture
 from ts_lightning.cli import main
@@ -86,6 +87,7 @@ def test_ranks_go_on_when_the_parts_are_joined(tmp_path: Path) -> None:
             world_size=2,
             global_rank=rank,
             is_global_zero=rank == 0,
+            received_sigterm=False,
             strategy=SimpleNamespace(barrier=lambda name: seen.append((name, "older" in path.read_text()))),
         )
         writer = PredictionWriter()
@@ -96,6 +98,16 @@ def test_ranks_go_on_when_the_parts_are_joined(tmp_path: Path) -> None:
     assert [name for name, _ in seen] == ["predictions", "joined predictions"] * 2
     assert seen[2:] == [("predictions", True), ("joined predictions", False)]  # the first rank's
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_sigterm_ends_predict_behind_a_batch(tmp_path: Path) -> None:
+    """Its loader processes go on at a signal to all, and Lightning's loop asks for none."""
+    trainer: Any = SimpleNamespace(default_root_dir=str(tmp_path), world_size=1, global_rank=0, received_sigterm=True)
+    writer = PredictionWriter()
+    writer.on_predict_start(trainer, trainer)
+    with pytest.raises(SIGTERMException):
+        writer.on_predict_batch_end(trainer, trainer, [{"key": "a"}], None, 0)
+    assert (tmp_path / "predictions.jsonl").read_text() == '{"key": "a"}\n'
 
 
 def test_completeness_is_told(
