@@ -356,13 +356,17 @@ def options(
     twins = [expert for slot in geometry.slots[::every] for expert in experts_of(slot)]
     odd = next((type(expert).__name__ for expert in twins if not expert_form(expert, plain=False)), None)
     found = largest_twist(geometry, load, room, () if odd else LOW_RANKS)
-    form = found.form if found else Form("twist", LOW_RANKS[-1], "nf4")
     full = plan(geometry, Form("twist"), load).peak / GiB
-    if odd and found is None:
+    if found is None and odd:
         seen = f"twist for experts of {odd}, which have no form of low rank"
         raise ValueError(f"method: seen {seen}; full copies need {full:.1f} GiB, expected lora, or {LARGER}")
+    if found is None:
+        least = plan(geometry, Form("twist", LOW_RANKS[-1], "nf4"), load).peak / GiB
+        seen = f"twist, which needs {least:.1f} GiB even with experts of rank {LOW_RANKS[-1]} over a quantised base"
+        raise ValueError(f"method: seen {seen}, expected {LARGER}")
+    form = found.form
     needs = f"full copies would need {full:.0f} GiB: ts-lightning plan"
-    codes = "more than the base in bf16 leaves room for" if found else "not even so does it fit, says ts-lightning plan"
+    codes = "more than the base in bf16 leaves room for"
     return (
         [
             "num_experts: 2           # the paper's grounding experts",

@@ -138,6 +138,15 @@ def test_lora_is_over_codes_where_the_base_leaves_no_room(
         options(cast("Any", model), method, Machine(6 * GiB, "bfloat16", True), seen, LOAD)
 
 
+def test_twist_is_refused_where_nothing_fits(tmp_path: Path) -> None:
+    seen = geometry(tmp_path, FULL["Qwen2.5-VL-7B"])
+    model = SimpleNamespace(model=seen.model, layers=seen.layers)
+    with pytest.raises(ValueError, match=r"needs .* with experts of rank 8 .* expected a larger machine, or --gpu GiB"):
+        options(cast("Any", model), "twist", Machine(6 * GiB, "bfloat16", True), seen, LOAD)
+    lines, _, form = options(cast("Any", model), "twist", Machine(13 * GiB, "bfloat16", True), seen, LOAD)
+    assert form.quantization == yaml.safe_load("\n".join(lines))["quantization"]
+
+
 def test_full_tuning_that_does_not_fit_is_said_and_a_step_has_what_fits_beside_its_states(tmp_path: Path) -> None:
     seen = geometry(tmp_path, FULL["Qwen2.5-VL-7B"])
     model = SimpleNamespace(model=seen.model, layers=seen.layers)
