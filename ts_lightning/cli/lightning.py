@@ -364,7 +364,7 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         print(f"ts-lightning: error: {_with_checkpoint(one_line(error), rest)}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
+    except Exception as error:
         line = lost_worker(error)  # torch raises it wherever the main process is when the signal comes
         if line is None or os.environ.get(DEBUG_VARIABLE):
             raise

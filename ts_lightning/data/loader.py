@@ -95,10 +95,13 @@ def _collate_share(
 
 
 def lost_worker(error: BaseException) -> str | None:
-    """One line for the errors by which torch says that a loader's process died; None for others."""
+    """One line for the errors by which torch says that a loader's process died; None for others.
+
+    torch raises it wherever the program is: what runs there may make another error of it, whose cause it is then.
+    """
     match = re.match(r"DataLoader worker \(pid(?:\(s\))? ([0-9, ]+)\) (.*)", str(error))
     if match is None:
-        return None
+        return lost_worker(error.__cause__) if error.__cause__ else None
     how = match[2].split(".")[0]
     return (
         f"data: loader process {match[1]} {how} (out of memory?), expected it to go on (fewer data.num_workers take "

@@ -121,3 +121,6 @@ def test_a_killed_loader_process_is_one_line():
         assert line.startswith("data: loader process 12 ")
         assert "the same command goes on from the last checkpoint" in line
     assert lost_worker(RuntimeError("CUDA error")) is None
+    told = TypeError("unsupported callable")  # what inspect makes of any error
+    told.__cause__ = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    assert lost_worker(told) == lost_worker(told.__cause__) is not None
