@@ -248,14 +248,15 @@ class LocalChat:
         held = [str(Path(folder).resolve()), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)]
         self.identity = json.dumps([self.name, max_tokens, held])
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        own: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        config = AutoConfig.from_pretrained(folder, **own)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **own)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self.tokenizer.chat_template = stored_template(Path(folder)) or self.tokenizer.chat_template
         sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         self.processor: Any = load_processor(Path(folder), config, self.tokenizer) if sees else None
         kind: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        model = kind.from_pretrained(folder, dtype="auto", use_safetensors=True, **own)
+        model = kind.from_pretrained(
+            folder, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
         self.model: Any = model.to(self.device).eval()
         self.lock = threading.Lock()
 

@@ -17,7 +17,7 @@ from ts_lightning.pipelines.scenes import Scene, describe, template
 from ts_lightning.pipelines.scout_checks import Rejected
 
 _ROLE = re.compile(r"^\s*(User|Assistant)\s*:", re.MULTILINE)
-_REMARK = re.compile(r"\n\s*\n(?!\s*(?:[-*•]|\d+[.)])\s)")  # a blank line, but not between the items of a list
+_REMARK = re.compile(r"\n\s*\n(?!\s*(?:[-*\u2022]|\d+[.)])\s)")  # a blank line, but not between the items of a list
 _NUMBERS = re.compile(r"\[\s*\d+\s*,|\d+\s*,\s*\d+\s*,\s*\d+")
 
 
