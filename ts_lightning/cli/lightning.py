@@ -359,17 +359,12 @@ def main(args: Sequence[str] | None = None) -> int:
         when = "the first step, nothing was saved" if rest[:1] == ["fit"] else "the end"
         print(f"SIGTERM: stopped before {when}", flush=True)
         return 128 + signal.SIGTERM
-    except USER_ERRORS as error:
-        if os.environ.get(DEBUG_VARIABLE):
-            raise
-        print(f"ts-lightning: error: {_with_checkpoint(one_line(error), rest)}", file=sys.stderr)
-        return 2
     except Exception as error:
         line = lost_worker(error)  # torch raises it wherever the main process is when the signal comes
-        if line is None or os.environ.get(DEBUG_VARIABLE):
+        if os.environ.get(DEBUG_VARIABLE) or not (line or isinstance(error, USER_ERRORS)):
             raise
-        print(f"ts-lightning: error: {line}", file=sys.stderr)
-        return 1
+        print(f"ts-lightning: error: {line or _with_checkpoint(one_line(error), rest)}", file=sys.stderr)
+        return 1 if line else 2
     return 0
 
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from multiprocessing import parent_process
+from traceback import extract_tb
 from typing import Any
 
 import torch
@@ -97,15 +98,21 @@ def _collate_share(
 def lost_worker(error: BaseException) -> str | None:
     """One line for the errors by which torch says that a loader's process died; None for others.
 
-    torch raises it wherever the program is: what runs there may make another error of it, whose cause it is then.
+    torch raises it wherever the program is: what runs there may make another error of it, whose cause it is then. While
+    a batch is handed over, its connection breaks first.
     """
     match = re.match(r"DataLoader worker \(pid(?:\(s\))? ([0-9, ]+)\) (.*)", str(error))
-    if match is None:
+    if match is not None:
+        how = f"{match[1]} {match[2].split('.')[0]}"
+    elif isinstance(error, ConnectionError | EOFError) and any(
+        frame.filename.endswith("torch/utils/data/dataloader.py") for frame in extract_tb(error.__traceback__)
+    ):
+        how = "ended while it handed a batch over"
+    else:
         return lost_worker(error.__cause__) if error.__cause__ else None
-    how = match[2].split(".")[0]
     return (
-        f"data: loader process {match[1]} {how} (out of memory?), expected it to go on (fewer data.num_workers take "
-        "less memory; the same command goes on from the last checkpoint)"
+        f"data: loader process {how} (out of memory?), expected it to go on (fewer data.num_workers take less memory; "
+        "the same command goes on from the last checkpoint)"
     )
 
 

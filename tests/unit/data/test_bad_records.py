@@ -124,3 +124,13 @@ def test_a_killed_loader_process_is_one_line():
     told = TypeError("unsupported callable")  # what inspect makes of any error
     told.__cause__ = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
     assert lost_worker(told) == lost_worker(told.__cause__) is not None
+
+
+def test_a_connection_that_breaks_in_the_loader_is_a_lost_worker() -> None:
+    with pytest.raises(ConnectionResetError) as elsewhere:
+        raise ConnectionResetError(104, "Connection reset by peer")
+    assert lost_worker(elsewhere.value) is None
+    code = compile("raise ConnectionResetError(104, 'reset')", "/x/torch/utils/data/dataloader.py", "exec")
+    with pytest.raises(ConnectionResetError) as inside:
+        exec(code)
+    assert str(lost_worker(inside.value)).startswith("data: loader process ended while it handed a batch over ")
