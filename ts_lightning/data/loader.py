@@ -105,7 +105,7 @@ def lost_worker(error: BaseException) -> str | None:
     if match is not None:
         how = f"{match[1]} {match[2].split('.')[0]}"
     elif isinstance(error, ConnectionError | EOFError) and any(
-        frame.filename.endswith("torch/utils/data/dataloader.py") for frame in extract_tb(error.__traceback__)
+        frame.filename.endswith("/multiprocessing/connection.py") for frame in extract_tb(error.__traceback__)
     ):
         how = "ended while it handed a batch over"
     else:
