@@ -49,7 +49,7 @@ class SuiteMetrics:
         Every rank has to call it: the protocols synchronise, in the same order everywhere.
         """
         known = {key: (p.reading, p.annotations) for key, p in self.protocols.items()}
-        if distributed.is_initialized():
+        if distributed.is_available() and distributed.is_initialized():
             gathered: list[Any] = [None] * distributed.get_world_size()
             distributed.all_gather_object(gathered, known)
             known = {key: rule for part in gathered for key, rule in part.items()}

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from ts_lightning.models.quantization import QuantizedLinear
+from ts_lightning.models.ranks import rank, several
 
 
 def shard(vlm: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
@@ -66,7 +67,7 @@ def gathered(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor
     full: Tensor = tensor.full_tensor().detach()
-    return full.cpu() if distributed.get_rank() == 0 else full.new_empty(0, device="cpu")
+    return full.cpu() if rank() == 0 else full.new_empty(0, device="cpu")
 
 
 def part_like(whole: Tensor, parameter: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ def local(tensor: Tensor) -> Tensor:
 def all_ranks_done(done_N: Tensor) -> bool:
     """Whether every completion of every rank has ended: forwards of sharded weights wait for each other."""
     done = done_N.all()
-    if distributed.is_available() and distributed.is_initialized():
+    if several():
         flag = done.to(torch.int32)
         distributed.all_reduce(flag, distributed.ReduceOp.MIN)
         done = flag.bool()

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import distributed
-
 from ts_lightning.losses.grpo import equal_rewards
+from ts_lightning.models.ranks import of_all
 
 if TYPE_CHECKING:
     from ts_lightning.rl.rollout import Rollout
@@ -47,10 +46,7 @@ def rollout_figures(micro_batches: Sequence[Mapping[str, Any]], rollouts: Sequen
 
 def sum_over_ranks(sums: Sums) -> dict[str, float]:
     """Means over all ranks; a name that only some ranks have is known to all of them afterwards."""
-    gathered: list[Any] = [sums]
-    if distributed.is_available() and distributed.is_initialized():
-        gathered = [None] * distributed.get_world_size()
-        distributed.all_gather_object(gathered, sums)
+    gathered = of_all(sums)
     names = sorted({name for part in gathered for name in part})
     totals = {name: [sum(part.get(name, (0.0, 0.0))[i] for part in gathered) for i in (0, 1)] for name in names}
     return {name: total / count for name, (total, count) in totals.items() if count}

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import distributed
 
 from ts_lightning.models.lora import LoRAVLM
+from ts_lightning.models.ranks import rank
 from ts_lightning.models.sharding import gathered, is_sharded
 from ts_lightning.models.twin_vlm import TwinExpertVLM
 from ts_lightning.models.vlm import VLM
@@ -80,7 +80,7 @@ def write_weights(vlm: VLM, folder: Path) -> None:
     """
     model: Any = vlm.backbone.model
     state = {name: gathered(tensor) for name, tensor in model.state_dict().items()} if is_sharded(vlm) else None
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank():
+    if rank():
         return
     folder.mkdir(parents=True)
     for file in base_folder(vlm).iterdir():

@@ -9,11 +9,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, distributed
+from torch import Tensor
 
 from ts_lightning.data.sample import Sample
 from ts_lightning.losses.grpo import equal_rewards
 from ts_lightning.models.packing import joined
+from ts_lightning.models.ranks import of_all, rank
 from ts_lightning.models.sharding import all_ranks_done, kept_whole
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.completion import Completion, read_completion
@@ -141,7 +142,7 @@ class RolloutCallback(Callback):
             equal = [
                 flag for micro, rollout in zip(micro_batches, rollouts, strict=True) for flag in _equal(micro, rollout)
             ]
-            if on_no_rank(any(equal)):
+            if not any(of_all(any(equal))):
                 break
             fresh = vlm.run(self._drawn, micro_batches, [f"{name} refill {attempt}" for name in names], step, equal)
             fresh = self._weighted(vlm, micro_batches, fresh, step, equal)
@@ -275,26 +276,12 @@ class RolloutCallback(Callback):
 
 def global_names(ids: list[str]) -> list[str]:
     """Names of this rank's prompts: the sample's id, and where it has come before in the global batch its turn."""
-    parts: list[list[str]] = [ids]
-    rank = 0
-    if distributed.is_available() and distributed.is_initialized():
-        rank, parts = distributed.get_rank(), [[] for _ in range(distributed.get_world_size())]
-        distributed.all_gather_object(parts, ids)
-    seen: Counter[str] = Counter(name for part in parts[:rank] for name in part)
+    seen: Counter[str] = Counter(name for part in of_all(ids)[: rank()] for name in part)
     names = []
     for name in ids:
         names.append(f"{name} again {seen[name]}" if seen[name] else name)
         seen[name] += 1
     return names
-
-
-def on_no_rank(flag: bool) -> bool:
-    """Whether no rank says yes."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return not flag
-    flags: list[bool] = [False] * distributed.get_world_size()
-    distributed.all_gather_object(flags, flag)
-    return not any(flags)
 
 
 def _equal(batch: Mapping[str, Any], rollout: Rollout) -> list[bool]:

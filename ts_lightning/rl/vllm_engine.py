@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from ts_lightning.models.generate import banned_tokens
+from ts_lightning.models.ranks import from_first, of_all, rank
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.handover import adapters, base_folder, model_of, served, write_adapter, write_weights
 from ts_lightning.rl.sampling import Sampled, check_room
@@ -108,7 +109,7 @@ class VLLMEngine:
                 found = future.result()
             except ServerError as down:
                 log.warning(f"{down}; asking again")
-        if any(_of_all_ranks(len(found) < len(asked))):
+        if any(of_all(len(found) < len(asked))):
             begun = step
             self._answer(vlm, request, asked, found, step)
         self.staleness = [step - begun] * len(asked)
@@ -162,7 +163,7 @@ class VLLMEngine:
                 error = refused
             except ServerError as down:
                 error = down
-            if not any(_of_all_ranks(error is not None)):
+            if not any(of_all(error is not None)):
                 return
             if attempt == self.retries:
                 raise error or ServerError("vLLM: another rank got no answer")
@@ -178,7 +179,7 @@ class VLLMEngine:
     def hand_over(self, vlm: VLM, step: int) -> None:
         """Give the server the policy as it is after `step` optimizer steps, unless it has it; every rank calls it."""
         version = f"{self.run}-{step}"
-        first = not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+        first = rank() == 0
         needed, error = False, None
         if first:
             try:
@@ -186,9 +187,7 @@ class VLLMEngine:
                 needed = self._server.version() != version
             except ServerError as down:
                 error = down
-        url, needed, text = _from_first(
-            (None if self.server is None else self.server.url, needed, error and str(error))
-        )
+        url, needed, text = from_first((None if self.server is None else self.server.url, needed, error and str(error)))
         if text is not None:
             raise error or ServerError(text)
         if not first and (self.server is None or self.server.url != url):
@@ -215,7 +214,7 @@ class VLLMEngine:
         finally:
             for folder in spent if first else ():
                 shutil.rmtree(folder, ignore_errors=True)
-        if (text := _from_first(error and str(error))) is not None:  # the others wait for it
+        if (text := from_first(error and str(error))) is not None:  # the others wait for it
             raise error or ServerError(text)
 
     def _reach(self, vlm: VLM) -> None:
@@ -326,20 +325,3 @@ def _png(picture: Any) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, "PNG", compress_level=1)
     return stream.getvalue()
-
-
-def _of_all_ranks(flag: bool) -> list[bool]:
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [flag]
-    flags: list[bool] = [False] * distributed.get_world_size()
-    distributed.all_gather_object(flags, flag)
-    return flags
-
-
-def _from_first(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return value
-    values = [value]
-    distributed.broadcast_object_list(values, 0)
-    return values[0]

@@ -6,8 +6,8 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import distributed
 
+from ts_lightning.models.ranks import of_all
 from ts_lightning.models.sharding import total_norm
 from ts_lightning.runs.zero2 import ZeRO2Strategy
 
@@ -56,12 +56,7 @@ class SkipNonFinite(Callback):
         pl_module.log("train/skipped_steps", float(self.skipped), batch_size=1)
 
     def _report(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        parts: list[Any] = [None] * trainer.world_size
-        mine = _keys(pl_module, self.batch)
-        if trainer.world_size > 1:
-            distributed.all_gather_object(parts, mine)
-        else:
-            parts = [mine]
+        parts = of_all(_keys(pl_module, self.batch))
         suspects = list(dict.fromkeys(k for bad, _ in parts for k in bad)) or [k for _, every in parts for k in every]
         more = ", ..." if len(suspects) > LISTED else ""
         named = ", ".join(suspects[:LISTED])

@@ -15,6 +15,7 @@ from ts_lightning.metrics.protocols import DEFAULTS, make_default, make_protocol
 from ts_lightning.metrics.record import Record
 from ts_lightning.metrics.suites import SuiteMetrics
 from ts_lightning.models.generate import generate_answers
+from ts_lightning.models.ranks import several
 from ts_lightning.models.vlm import VLM
 from ts_lightning.runs.ask import Reply, ask
 from ts_lightning.runs.fsdp2 import ShardedModule
@@ -141,7 +142,7 @@ class BaseModule(ShardedModule):
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         value = value.to(self.device)
-        if distributed.is_available() and distributed.is_initialized():  # `strategy.reduce` waits at a barrier first
+        if several():  # `strategy.reduce` waits at a barrier first
             distributed.all_reduce(value)
         return value
 

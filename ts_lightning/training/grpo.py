@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, distributed
+from torch import Tensor
 
 from ts_lightning.losses import MIRG, Algorithm, GRPOTerms
+from ts_lightning.models.ranks import of_all
 from ts_lightning.models.sharding import is_sharded
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.log_probs import group_log_probs
@@ -153,11 +154,7 @@ class GRPO(BaseModule):
     def _drawn_of_all_ranks(self) -> list[dict[str, Any]]:
         """What a checkpoint keeps of the completions, in the order of the global batch; every rank has to call it."""
         mine = [drawn for rollout in self.rollouts for drawn in rollout.drawn()] or self.stored
-        if not self.rollouts or self.trainer.world_size == 1:
-            return mine
-        parts: list[Any] = [None] * self.trainer.world_size
-        distributed.all_gather_object(parts, mine)
-        return [drawn for part in parts for drawn in part]
+        return [drawn for part in of_all(mine) for drawn in part] if self.rollouts else mine
 
     def loss_weight(self, batch: dict[str, Any]) -> Tensor:
         rollout = batch["rollout"]
