@@ -4,11 +4,10 @@ import io
 
 from PIL import Image, UnidentifiedImageError
 
-from ts_lightning.grounding.still_pictures import FORMATS, open_still
+from ts_lightning.grounding.still_pictures import FORMATS, open_still, upright_size
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 _FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a JPEG with more pictures behind it
-_EXIF_ORIENTATION = 0x0112
 
 
 def inspect_image(data: bytes) -> tuple[str, int, int]:
@@ -19,9 +18,7 @@ def inspect_image(data: bytes) -> tuple[str, int, int]:
     """
     try:
         with open_still(data) as image:
-            width, height = image.size
-            if image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):  # these turn the picture by a quarter
-                width, height = height, width
+            width, height = upright_size(image)
             extension = _FORMATS[str(image.format)]
             image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))  # all bytes are read all the same
             image.load()
@@ -36,11 +33,9 @@ def displayed_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) after EXIF rotation, from the first bytes alone; None where they don't say."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+            return upright_size(image)
     except Exception:  # whoever decodes the picture says what is wrong with it
         return None
-    return (height, width) if turned else (width, height)
 
 
 def sniff_extension(data: bytes) -> str:

@@ -3,7 +3,7 @@
 import io
 import warnings
 
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS, MAX_SIDE, MAX_ASPECT = 64_000_000, 32_768, 200  # above them a picture is an attack or a mistake
@@ -63,4 +63,25 @@ def open_still(data: bytes) -> Image.Image:
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # an MPO is a photograph and its preview
     if why := _beyond(1, 1, frames):
         raise ValueError(why)
+    return image
+
+
+def orientation(image: Image.Image) -> int:
+    """How an opened picture is turned (EXIF, 1 to 8), read from what stands before its pixels; `upright` turns by it.
+
+    Not `image.getexif()`: of a PNG without it that decodes everything, to look behind the pixels, too.
+    """
+    return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of an opened picture as it is displayed, without decoding it."""
+    width, height = image.size
+    return (height, width) if orientation(image) in (5, 6, 7, 8) else (width, height)  # turned by a quarter
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An opened picture, decoded and turned as it is displayed, in place."""
+    orientation(image)  # PIL keeps what this found, and does not look behind the pixels then
+    ImageOps.exif_transpose(image, in_place=True)
     return image

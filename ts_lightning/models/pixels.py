@@ -10,13 +10,12 @@ import numpy as np
 import simplejpeg
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ts_lightning.grounding.still_pictures import open_still
+from ts_lightning.grounding.still_pictures import open_still, orientation, upright, upright_size
 
 CLIP_MEAN = (122, 116, 104)
-_SIDEWAYS = (5, 6, 7, 8)
 _STRIP = 1_000_000  # pixels converted at once
 
 
@@ -50,9 +49,7 @@ def open_picture(data: bytes, fill: tuple[int, int, int] = CLIP_MEAN) -> Image.I
 def image_size(data: bytes) -> tuple[int, int]:
     """Return (width, height) of the picture as it is displayed, without decoding it."""
     try:
-        image = open_still(data)
-        width, height = image.size
-        return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+        return upright_size(open_still(data))
     except Exception as error:
         raise _broken(data, error) from None
 
@@ -60,21 +57,11 @@ def image_size(data: bytes) -> tuple[int, int]:
 def _decode(data: bytes, fill: tuple[int, int, int]) -> np.ndarray:
     try:
         image = open_still(data)
-        orientation = _orientation(image)
-        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and orientation == 1:
+        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and orientation(image) == 1:
             return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
-        ImageOps.exif_transpose(image, in_place=True)
-        return _rgb(image, fill)
+        return _rgb(upright(image), fill)
     except Exception as error:  # decoders raise a dozen types on bad bytes; all mean the same to the caller
         raise _broken(data, error) from None
-
-
-def _orientation(image: Image.Image) -> int:
-    """How the picture is turned, read from what stands before its pixels; PIL keeps it for `exif_transpose`.
-
-    Not `image.getexif()`: of a PNG without it that decodes everything, to look behind the pixels, too.
-    """
-    return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
 
 
 def _rgb(image: Image.Image, fill: tuple[int, int, int]) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from ts_lightning.data.images import sniff_extension
 from ts_lightning.data.remote import without_secrets
+from ts_lightning.grounding.still_pictures import open_still, upright
 from ts_lightning.pipelines.scout_checks import Rejected
 
 Messages = list[dict[str, str]]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -263,17 +264,14 @@ class LocalChat:
     def chat(
         self, messages: Messages, images: Sequence[bytes] = (), schema: dict[str, Any] | None = None, attempt: int = 0
     ) -> str:
-        import io
-
         import torch
-        from PIL import Image, ImageOps
 
         with self.lock, torch.inference_mode():
             if images and self.processor is None:
                 raise RequestFailed(
                     f"{self.name}: seen a picture, expected text alone (a model without a vision tower)"
                 )
-            pictures = [ImageOps.exif_transpose(Image.open(io.BytesIO(one))).convert("RGB") for one in images]
+            pictures = [upright(open_still(one)).convert("RGB") for one in images]
             prompt = self._prompt(messages, len(pictures))
             if pictures:
                 batch = self.processor(text=prompt, images=pictures, return_tensors="pt").to(self.device)

@@ -14,6 +14,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from transformers import CLIPImageProcessorPil
 
+from ts_lightning.data.images import displayed_size, inspect_image
 from ts_lightning.models import pixels
 from ts_lightning.models.pixels import image_size, load_pixels
 
@@ -86,10 +87,11 @@ def test_the_size_of_a_png_is_read_without_decoding_it(monkeypatch: pytest.Monke
         raise AssertionError("decoded")
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
-    assert image_size(encode(photo(80, 40), "PNG")) == (80, 40)
+    data = encode(photo(80, 40), "PNG")
+    assert image_size(data) == displayed_size(data) == (80, 40)
 
 
-def test_an_orientation_behind_the_pixels_turns_neither_the_size_nor_the_picture() -> None:
+def test_an_orientation_behind_the_pixels_turns_neither_a_size_nor_the_picture() -> None:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
@@ -97,7 +99,8 @@ def test_an_orientation_behind_the_pixels_turns_neither_the_size_nor_the_picture
     exif[ExifTags.Base.Orientation] = 6
     data = encode(photo(80, 40), "PNG")
     late = data[:-12] + chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + data[-12:]
-    assert (image_size(late), pixels.open_picture(late).size) == ((80, 40), (80, 40))
+    assert pixels.open_picture(late).size == image_size(late) == displayed_size(late) == (80, 40)
+    assert inspect_image(late) == ("png", 80, 40)
 
 
 def test_16_bit_png_is_scaled_not_clipped() -> None:

@@ -6,12 +6,11 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
 from ts_lightning.data.paths import expand
 from ts_lightning.data.sample import REGION_MARK, Sample
 from ts_lightning.grounding.boxes import Box
 from ts_lightning.grounding.steps import step_spans
+from ts_lightning.grounding.still_pictures import open_still, upright
 from ts_lightning.pipelines.generate import annotated, notes, records
 from ts_lightning.pipelines.quality import marked, page, to_json
 from ts_lightning.pipelines.quality import report as figures_of
@@ -67,8 +66,7 @@ def draw(sample: Sample) -> bytes:
 
     lines = [" ".join(REGION_MARK.sub(marks, text[a:b]).split()) for a, b in step_spans(text)]
     question = sample.turns[0].text.replace("<image>\n", "")
-    with Image.open(io.BytesIO(sample.image_bytes[0])) as image:
-        picture = ImageOps.exif_transpose(image).convert("RGB")
+    picture = upright(open_still(sample.image_bytes[0])).convert("RGB")
     stream = io.BytesIO()
     draw_numbered(picture, question, lines, list(numbers)).save(stream, "JPEG", quality=80)
     return stream.getvalue()
