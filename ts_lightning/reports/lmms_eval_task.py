@@ -24,7 +24,7 @@ doc_to_visual: !function utils.pictures
 doc_to_text: !function utils.question
 doc_to_target: target
 process_results: !function utils.row
-generation_kwargs: {{max_new_tokens: {max_new_tokens}, temperature: 0, do_sample: false}}
+generation_kwargs: {{max_new_tokens: {max_new_tokens}, temperature: 0, do_sample: false, until: []}}
 metric_list:
 {metrics}
 metadata: {{version: 1.0, protocol: {protocol}}}

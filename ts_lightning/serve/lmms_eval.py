@@ -16,6 +16,9 @@ from ts_lightning.runs.ask import BATCH, ask
 from ts_lightning.runs.load import load
 
 CROWD = 16  # requests to a server at once
+# lmms-eval's for a task that says nothing (0.7.3), which would cut an answer behind its thought; a task that says so
+# itself looks the same
+UNSAID = "\n\n"
 
 
 def manifest() -> ModelManifest:
@@ -81,8 +84,9 @@ class TSLightning(lmms):
         context, settings, doc_to_visual, number, task, split = given
         pictures = doc_to_visual(self.task_dict[task][split][number]) or []
         until = settings.get("until") or []
+        until = [end for end in ([until] if isinstance(until, str) else until) if end != UNSAID]
         limit = int(settings.get("max_new_tokens") or self.limit)
-        return list(pictures), context, limit, [until] if isinstance(until, str) else list(until)
+        return list(pictures), context, limit, until
 
     def _served(self, pictures: Sequence[Any], question: str, limit: int) -> str:
         from openai import OpenAI

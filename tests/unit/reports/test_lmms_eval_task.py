@@ -42,6 +42,7 @@ def test_right_answers_score_one_in_every_column(
     docs = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
     hooks = utils(folder)
     assert 0 < len(docs) <= 4
+    assert settings["generation_kwargs"]["until"] == []  # lmms-eval's own would end an answer at its first blank line
     assert {metric["metric"] for metric in settings["metric_list"]} == set(hooks.FIGURES) >= set(columns)
     right, wrong = [], []
     for doc in docs:

@@ -103,6 +103,16 @@ def test_requests_with_pictures_are_answered_as_by_ask(model: Any, tmp_path: Pat
     assert made.generate_until(requests(made, settings)) == [whole[0].split(end)[0].strip(), whole[1]]
 
 
+def test_a_blank_line_ends_no_answer(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lmms-eval 0.7.3 gives a task that says no `until` a blank line."""
+    thought = "<think>The second picture has it.\n\nIt lies left.</think>\n\n<answer>[[10,10,50,50]]</answer>"
+    made = model(base_url="http://127.0.0.1:9/v1")
+    monkeypatch.setattr(made, "_served", lambda pictures, question, limit: thought)
+    untils: list[Any] = [["\n\n"], ["\n\n", "lies"]]
+    answers = made.generate_until(requests(made, [{"until": until} for until in untils]))
+    assert answers == [thought, "<think>The second picture has it.\n\nIt"]
+
+
 def test_what_is_not_answered_says_so(model: Any) -> None:
     for given in ({}, {"ckpt": "a", "base_url": "b"}):
         with pytest.raises(ValueError, match="model_args: seen ckpt and base_url both or neither"):
