@@ -1,8 +1,8 @@
-"""Boxes in a list of lists between two marks: InternVL's and GLM's notations."""
+"""Regions in brackets: separated by semicolons, or as a list of lists between two marks."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ts_lightning.grounding.boxes import Box
@@ -11,6 +11,25 @@ from ts_lightning.grounding.coordinates import CoordinateSpace, Size
 from ts_lightning.grounding.regions import Region
 
 _LISTS = r"\[\s{0,2}\[([0-9.,; -]{7,200}(?:\]\s{0,2},\s{0,2}\[[0-9.,; -]{7,200}){0,200})\]\s{0,2}\]"
+
+
+@dataclass(frozen=True)
+class SeparatedCodec(Codec):
+    """`OPENINGx1,y1,x2,y2;...CLOSING`; `bracket` finds it, with the numbers as its first group."""
+
+    opening: ClassVar[str]
+    closing: ClassVar[str]
+    bracket: ClassVar[re.Pattern[str]]
+
+    def write(self, regions: Sequence[Region], image_size: Size | None) -> str:
+        return f"{self.opening}{';'.join(self.numbers(region, image_size) for region in regions)}{self.closing}"
+
+    def find(self, text: str, image_size: Size | None) -> list[Mention]:
+        found = []
+        for match in self.bracket.finditer(text):
+            parts = [self.region(read_numbers(part), image_size) for part in match[1].split(";")]
+            found.append(Mention([r for r in parts if r is not None], match.start(), match.end()))
+        return found
 
 
 @dataclass(frozen=True)
@@ -59,7 +78,6 @@ class InternVLCodec(BracketedCodec):
     special_tokens: ClassVar[tuple[str, ...]] = ("<ref>", "</ref>", "<box>", "</box>")
     opening: ClassVar[str] = "<box>"
     closing: ClassVar[str] = "</box>"
-    space: CoordinateSpace = field(default_factory=lambda: InternVLCodec.default_space)
 
     def pattern(self) -> re.Pattern[str]:
         return _INTERNVL
@@ -82,7 +100,6 @@ class GLMCodec(BracketedCodec):
     opening: ClassVar[str] = "<|begin_of_box|>"
     closing: ClassVar[str] = "<|end_of_box|>"
     joint: ClassVar[str] = ","
-    space: CoordinateSpace = field(default_factory=lambda: GLMCodec.default_space)
 
     def pattern(self) -> re.Pattern[str]:
         return _GLM

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ts_lightning.grounding.codecs.base import Codec, Mention, read_numbers
@@ -20,7 +20,6 @@ class ChatSpotCodec(Codec):
     default_space: ClassVar[CoordinateSpace] = CoordinateSpace("decimals:3", "original")
     kinds: ClassVar[tuple[str, ...]] = ("click", "box", "polygon")
     special_tokens: ClassVar[tuple[str, ...]] = ("<box>", "</box>")
-    space: CoordinateSpace = field(default_factory=lambda: ChatSpotCodec.default_space)
 
     def write(self, regions: Sequence[Region], image_size: Size | None) -> str:
         return "".join(f"<box>{self.numbers(region, image_size)}</box>" for region in regions)

@@ -1,6 +1,6 @@
 """CogVLM's notation: three digits, `[[010,090,790,999]]`, several boxes as `[[a;b]]`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ts_lightning.grounding.codecs.scout import ScoutCodec
@@ -14,7 +14,6 @@ class CogVLMCodec(ScoutCodec):
 
     name: ClassVar[str] = "cogvlm"
     default_space: ClassVar[CoordinateSpace] = CoordinateSpace("999", "original")
-    space: CoordinateSpace = field(default_factory=lambda: CogVLMCodec.default_space)
 
     def numbers(self, region: Region, image_size: Size | None, joint: str = ",") -> str:
         return joint.join(f"{int(n):03d}" for n in self.space.encode(region.points, image_size))

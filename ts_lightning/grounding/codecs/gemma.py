@@ -1,7 +1,7 @@
 """Gemma's notation: JSON with `box_2d`, y first, numbers 0-1000 of the image."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ts_lightning.grounding.codecs.base import Mention
@@ -19,7 +19,6 @@ class GemmaCodec(Qwen25VLCodec):
     default_space: ClassVar[CoordinateSpace] = CoordinateSpace("1000", "original")
     box_key: ClassVar[str] = "box_2d"
     point_key: ClassVar[str] = "point"
-    space: CoordinateSpace = field(default_factory=lambda: GemmaCodec.default_space)
 
     def find(self, text: str, image_size: Size | None) -> list[Mention]:
         found = json_objects(text, (self.box_key, self.point_key))

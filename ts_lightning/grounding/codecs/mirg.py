@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ts_lightning.grounding.boxes import Box
@@ -29,7 +29,6 @@ class MirgCodec(Qwen2VLCodec):
         *("<|box_start|>", "<|box_end|>"),
     )
     default_space: ClassVar[CoordinateSpace] = CoordinateSpace("1000", "original")
-    space: CoordinateSpace = field(default_factory=lambda: MirgCodec.default_space)
 
     def reference(
         self,

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ts_lightning.grounding.boxes import Box
@@ -24,7 +24,6 @@ class MolmoCodec(Codec):
     name: ClassVar[str] = "molmo"
     default_space: ClassVar[CoordinateSpace] = CoordinateSpace("decimals:3", "original")
     kinds: ClassVar[tuple[str, ...]] = ("click",)
-    space: CoordinateSpace = field(default_factory=lambda: MolmoCodec.default_space)
 
     def write(self, regions: Sequence[Region], image_size: Size | None) -> str:
         return " ".join(self._point(region, image_size) for region in regions)

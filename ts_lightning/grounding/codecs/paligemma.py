@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ts_lightning.grounding.boxes import Box
@@ -26,7 +26,6 @@ class PaliGemmaCodec(Codec):
     name: ClassVar[str] = "paligemma"
     default_space: ClassVar[CoordinateSpace] = CoordinateSpace("1023", "original")
     special_tokens: ClassVar[tuple[str, ...]] = tuple(f"<loc{n:04d}>" for n in range(1024))
-    space: CoordinateSpace = field(default_factory=lambda: PaliGemmaCodec.default_space)
 
     def write(self, regions: Sequence[Region], image_size: Size | None) -> str:
         return " ; ".join(self._tokens(region, image_size) for region in regions)

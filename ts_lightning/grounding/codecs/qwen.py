@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ts_lightning.grounding.boxes import Box
@@ -32,7 +32,6 @@ class Qwen2VLCodec(Codec):
     name: ClassVar[str] = "qwen2_vl"
     default_space: ClassVar[CoordinateSpace] = CoordinateSpace("1000", "original")
     special_tokens: ClassVar[tuple[str, ...]] = ("<|box_start|>", "<|box_end|>")
-    space: CoordinateSpace = field(default_factory=lambda: Qwen2VLCodec.default_space)
 
     def write(self, regions: Sequence[Region], image_size: Size | None) -> str:
         return "".join(f"<|box_start|>{self.corners(region, image_size)}<|box_end|>" for region in regions)
@@ -69,7 +68,6 @@ class Qwen25VLCodec(Codec):
     kinds: ClassVar[tuple[str, ...]] = ("click", "box")
     box_key: ClassVar[str] = "bbox_2d"
     point_key: ClassVar[str] = "point_2d"
-    space: CoordinateSpace = field(default_factory=lambda: Qwen25VLCodec.default_space)
 
     def write(self, regions: Sequence[Region], image_size: Size | None) -> str:
         return ", ".join(self._object(region, image_size) for region in regions)

@@ -1,6 +1,6 @@
 """Qwen3-VL's notation: Qwen2.5-VL's JSON, with numbers 0-1000 of the image."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ts_lightning.grounding.codecs.qwen import Qwen25VLCodec
@@ -13,4 +13,3 @@ class Qwen3VLCodec(Qwen25VLCodec):
 
     name: ClassVar[str] = "qwen3_vl"
     default_space: ClassVar[CoordinateSpace] = CoordinateSpace("1000", "original")
-    space: CoordinateSpace = field(default_factory=lambda: Qwen3VLCodec.default_space)

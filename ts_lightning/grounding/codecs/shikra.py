@@ -1,35 +1,23 @@
 """Shikra's notation: `[x1,y1,x2,y2]` with three decimals, several as `[a;b]`, a point as `[x,y]`."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
-from ts_lightning.grounding.codecs.base import Codec, Mention, read_numbers
-from ts_lightning.grounding.coordinates import CoordinateSpace, Size
-from ts_lightning.grounding.regions import Region
-
-_BRACKET = re.compile(r"\[([0-9.,; -]{3,4000})\]", re.ASCII)
+from ts_lightning.grounding.codecs.bracketed import SeparatedCodec
+from ts_lightning.grounding.coordinates import CoordinateSpace
 
 
 @dataclass(frozen=True)
-class ShikraCodec(Codec):
+class ShikraCodec(SeparatedCodec):
     """Numbers in [0, 1] of the image centred on a padded square."""
 
     name: ClassVar[str] = "shikra"
     default_space: ClassVar[CoordinateSpace] = CoordinateSpace("decimals:3", "padded_square")
+    opening: ClassVar[str] = "["
+    closing: ClassVar[str] = "]"
+    bracket: ClassVar[re.Pattern[str]] = re.compile(r"\[([0-9.,; -]{3,4000})\]", re.ASCII)
     kinds: ClassVar[tuple[str, ...]] = ("click", "box")
-    space: CoordinateSpace = field(default_factory=lambda: ShikraCodec.default_space)
-
-    def write(self, regions: Sequence[Region], image_size: Size | None) -> str:
-        return f"[{';'.join(self.numbers(region, image_size) for region in regions)}]"
-
-    def find(self, text: str, image_size: Size | None) -> list[Mention]:
-        found = []
-        for match in _BRACKET.finditer(text):
-            parts = [self.region(read_numbers(part), image_size) for part in match[1].split(";")]
-            found.append(Mention([r for r in parts if r is not None], match.start(), match.end()))
-        return found
 
     def marks(self) -> list[str]:
         return ["[", "]", ",", ";", "."]
