@@ -4,6 +4,7 @@ Photographs come out within one level of PIL (a few pixels in a million within t
 Pillow 13 resizes the columns of some portrait pictures first, which moves saturated edges by a few levels.
 """
 
+from contextlib import suppress
 from functools import lru_cache
 
 import numpy as np
@@ -58,7 +59,8 @@ def _decode(data: bytes, fill: tuple[int, int, int]) -> np.ndarray:
     try:
         image = open_still(data)
         if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and orientation(image) == 1:
-            return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+            with suppress(ValueError):  # also where libjpeg only warns: what every viewer opens is for PIL to judge
+                return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
         return _rgb(upright(image), fill)
     except Exception as error:  # decoders raise a dozen types on bad bytes; all mean the same to the caller
         raise _broken(data, error) from None

@@ -6,6 +6,7 @@ Bitwise: one value of a pixel after the other.
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -165,6 +166,31 @@ def test_flipped_bytes_raise_nothing_but_value_error() -> None:
                 broken[position] = rng.integers(256)
             with suppress(ValueError):
                 assert load_pixels(bytes(broken), 28).shape == (3, 28, 28)
+
+
+def accepted(check: Callable[[bytes], object], data: bytes) -> bool:
+    try:
+        check(data)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}], ids=str)
+def test_a_damaged_jpeg_has_one_verdict_for_the_data_and_the_model(options: dict[str, object]) -> None:
+    """Neither less than what every viewer opens, nor more: what converting keeps must not stop a run."""
+    data = encode(photo(), quality=80, **options)
+    scan, end = data.index(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    random = np.random.default_rng(0)
+    verdicts = []
+    for place, value in zip(random.integers(2, end, 150), random.integers(0, 256, 150), strict=True):
+        for damaged in (data[:place] + bytes([value]) + data[place + 1 :], data[:place]):
+            verdicts.append(accepted(inspect_image, damaged))
+            assert accepted(lambda one: load_pixels(one, SIZE), damaged) == verdicts[-1], (place, value)
+    assert 30 < sum(verdicts) < 200
+    for padded in (data[:end] + bytes(9) + data[end:], data[:scan] + bytes(3) + data[scan:]):
+        assert inspect_image(padded) == ("jpg", 203, 151)
+        assert worst(load_pixels(padded, SIZE), load_pixels(data, SIZE)) <= 1
 
 
 def test_unknown_mode() -> None:
