@@ -30,7 +30,7 @@ OPTIONS = {
         **_RUN,
         "--trainer.max_steps N": "steps of the optimizer",
         "--trainer.val_check_interval N": "steps from one validation to the next",
-        "--model.vlm.backbone FOLDER": "your model",
+        "--model.vlm.backbone.pretrained FOLDER": "your model, in the configuration's class and dtype",
         "--model.vlm.every N": "a twin expert in every Nth decoder layer",
         "--model.optimizer.lr X": "the rate",
         "--model.max_new_tokens N": "longest answer in validation",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import yaml
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ts_lightning.cli import COMMON, LIGHTNING, OPTIONS, VERBS, main
@@ -166,6 +167,16 @@ def test_the_short_help_is_short_and_its_options_are_there(name: str, capsys: py
     with pytest.raises(SystemExit) as left:
         main([*words, "--print_config"])
     assert left.value.code in (None, 0)
+
+
+def test_the_option_that_names_a_model_keeps_the_configurations_class_and_dtype(capsys: pytest.CaptureFixture) -> None:
+    option = next(one.split()[0] for one in SHOWN["fit"] if one.startswith("--model.vlm.backbone"))
+    with pytest.raises(SystemExit) as left:
+        main(["fit", "-c", "fit/coco_qwen3_vl.yaml", option, "checkpoints/mine", "--print_config"])
+    assert left.value.code in (None, 0)
+    backbone = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["vlm"]["init_args"]["backbone"]
+    assert backbone["class_path"] == "ts_lightning.models.backbones.hf.HFBackbone"
+    assert (backbone["init_args"]["pretrained"], backbone["init_args"]["dtype"]) == ("checkpoints/mine", "bfloat16")
 
 
 def test_help_and_version_import_nothing_heavy() -> None:

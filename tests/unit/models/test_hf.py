@@ -252,6 +252,21 @@ def test_a_plain_string_is_a_folder(tmp_path: Path) -> None:
     assert len(text) == 1
 
 
+def test_a_plain_string_in_16_bits_is_loaded_in_fp32_and_says_so(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    folder = make_folder("llava", tmp_path)
+    TwinExpertVLM(str(folder))
+    assert not [one for one in recwarn if "backbone:" in str(one.message)]
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("dtype", None)
+    config["text_config"]["dtype"] = "bfloat16"  # where some families have it
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="loaded in float32, twice .* its bfloat16, .* dtype: bfloat16 keeps"):
+        vlm = TwinExpertVLM(str(folder))
+    assert vlm.backbone.embedding.weight.dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("spoil", "seen"),
     [

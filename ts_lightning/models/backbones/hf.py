@@ -8,6 +8,7 @@ Legend: B rows, T positions, H hidden size, Q queries, K keys.
 """
 
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -50,6 +51,7 @@ from ts_lightning.models.backbones.hub_layout import (
     read_config,
     read_tokenizer,
     save_folder,
+    saved_dtype,
     side_files,
     squares,
     with_pixels,
@@ -342,8 +344,16 @@ class Reached(Exception):
 
 
 def as_backbone(backbone: Backbone | str) -> Backbone:
-    """The backbone itself, or that of a folder."""
-    return HFBackbone(backbone) if isinstance(backbone, str) else backbone
+    """The backbone itself, or that of a folder in fp32; it warns where the folder was saved in 16 bits."""
+    if not isinstance(backbone, str):
+        return backbone
+    if dtype := saved_dtype(Path(backbone)):
+        warnings.warn(
+            f"backbone: {backbone} is loaded in float32, twice the memory of its {dtype}, "
+            f"which HFBackbone with pretrained and dtype: {dtype} keeps",
+            stacklevel=3,
+        )
+    return HFBackbone(backbone)
 
 
 def _stop_here(module: nn.Module, arguments: Any, given: dict[str, Any]) -> None:

@@ -176,6 +176,14 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"pretrained: seen no config.json of a model in {folder} ({error})") from None
 
 
+def saved_dtype(folder: Path) -> str | None:
+    """The 16 bits that the weights of a folder were saved in, as its config.json names them for model or text."""
+    config = read_config(folder)
+    parts = [config, config.get("text_config")]
+    named = [part.get(key) for part in parts if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
+    return next((name for name in named if name in ("bfloat16", "float16")), None)
+
+
 def load_weights_of(kind: Any, folder: Path, config: Any, dtype: str, fresh: Sequence[str] = ()) -> Any:
     """`kind` with the safetensors of a folder; ValueError for missing weights outside of the modules `fresh`."""
     try:
