@@ -87,8 +87,9 @@ def peak_memory(device: torch.device) -> int:
 class PredictionWriter(Callback):
     """Write what `predict_step` returns to `predictions.jsonl` in `default_root_dir`, one line per question.
 
-    With several ranks each writes its part, and rank 0 joins the parts in the order of suite, shard and key; no rank
-    goes on before the file is whole. SIGTERM ends it behind a batch.
+    Each rank writes its part, `.predictions.jsonl.rank0` and so on; an earlier file is replaced when all is answered.
+    Of several ranks rank 0 joins the parts in the order of suite, shard and key; no rank goes on before the file is
+    whole. SIGTERM ends it behind a batch.
     """
 
     def __init__(self, filename: str = "predictions.jsonl") -> None:
@@ -116,6 +117,7 @@ class PredictionWriter(Callback):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.file.close()
         if trainer.world_size == 1:
+            os.replace(self._part(trainer, 0), self.path(trainer))
             return
         trainer.strategy.barrier("predictions")
         if trainer.is_global_zero:
@@ -135,7 +137,7 @@ class PredictionWriter(Callback):
 
     def _part(self, trainer: L.Trainer, rank: int) -> Path:
         path = self.path(trainer)
-        return path if trainer.world_size == 1 else path.with_name(f".{path.name}.rank{rank}")
+        return path.with_name(f".{path.name}.rank{rank}")
 
 
 def _place(line: str) -> tuple[str, str, str]:

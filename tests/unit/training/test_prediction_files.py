@@ -1,12 +1,15 @@
 """Prediction files: what is refused, what is said about missing answers, MMBench's rotations and submission."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.utils.data import DataLoader
 
 from tests.unit.data_samples import picture
 from ts_lightning.cli import main
@@ -101,13 +104,43 @@ def test_ranks_go_on_when_the_parts_are_joined(tmp_path: Path) -> None:
 
 
 def test_sigterm_ends_predict_behind_a_batch(tmp_path: Path) -> None:
-    """Its loader processes go on at a signal to all, and Lightning's loop asks for none."""
+    """Its loader processes go on at a signal to all, and Lightning's loop asks for none. An earlier file stays."""
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("an earlier run's\n")
     trainer: Any = SimpleNamespace(default_root_dir=str(tmp_path), world_size=1, global_rank=0, received_sigterm=True)
     writer = PredictionWriter()
     writer.on_predict_start(trainer, trainer)
     with pytest.raises(SIGTERMException):
         writer.on_predict_batch_end(trainer, trainer, [{"key": "a"}], None, 0)
-    assert (tmp_path / "predictions.jsonl").read_text() == '{"key": "a"}\n'
+    assert path.read_text() == "an earlier run's\n"
+    assert (tmp_path / ".predictions.jsonl.rank0").read_text() == '{"key": "a"}\n'
+
+
+def test_an_earlier_file_outlives_an_answering_that_fails(tmp_path: Path) -> None:
+    class Answering(L.LightningModule):
+        fails = True
+
+        def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, int]]:
+            if self.fails and batch_idx == 1:
+                raise RuntimeError("the second batch")
+            return [{"key": batch_idx}]
+
+    path, model = tmp_path / "predictions.jsonl", Answering()
+    path.write_text("an earlier run's\n")
+    quiet: Any = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    for fails, kept in ((True, "an earlier run's\n"), (False, '{"key": 0}\n{"key": 1}\n')):
+        model.fails = fails
+        trainer = L.Trainer(
+            accelerator="cpu",
+            default_root_dir=tmp_path,
+            callbacks=[PredictionWriter()],
+            use_distributed_sampler=False,
+            **quiet,
+        )
+        with pytest.raises(RuntimeError) if fails else nullcontext():
+            trainer.predict(model, DataLoader([0, 1], batch_size=1), return_predictions=False)
+        assert path.read_text() == kept
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
 
 
 def test_completeness_is_told(
