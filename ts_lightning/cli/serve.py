@@ -40,7 +40,7 @@ def serve(
 
     from ts_lightning.models import PlainVLM
     from ts_lightning.models.backbones.tiny import TinyBackbone
-    from ts_lightning.reports.parity import started_vllm
+    from ts_lightning.rl.vllm_engine import started_vllm
     from ts_lightning.runs.load import found_device, load
 
     device = "cpu" if (engine, device) == ("vllm", "auto") else device

@@ -21,10 +21,10 @@ from ts_lightning.data import Sample, index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.grounding.answer import read_answer
 from ts_lightning.grounding.boxes import iou
-from ts_lightning.models.generate import banned_tokens, decode, prefill
+from ts_lightning.models.generate import decode, prefill
 from ts_lightning.models.vlm import VLM
-from ts_lightning.rl.handover import adapters, base_folder, model_of, served, write_adapter, write_weights
-from ts_lightning.rl.vllm_engine import UNLIKELY
+from ts_lightning.rl.handover import model_of
+from ts_lightning.rl.vllm_engine import as_our_loop, started_vllm
 from ts_lightning.rl.vllm_server import OwnServer, Refused, VLLMServer, data_url
 from ts_lightning.runs.batch import batch_for
 from ts_lightning.runs.load import load
@@ -93,11 +93,7 @@ def server_asker(server: VLLMServer, vlm: VLM, max_new_tokens: int) -> Asker:
     fields is asked without them.
     """
     end, models = vlm.tokenizer.eos_token, server.models()
-    of_vllm = {
-        "logit_bias": {str(token): UNLIKELY for token in banned_tokens(vlm)},
-        "skip_special_tokens": False,
-        "return_token_ids": True,
-    }
+    of_vllm = as_our_loop(vlm) | {"return_token_ids": True}
 
     def ask(sample: Sample) -> Told:
         name = model_of(vlm, vlm.encoder.task_index(sample.task, sample.key))
@@ -325,19 +321,6 @@ def certify_against(
             server.close()
     bounds = {"max_logp_difference": max_difference, "min_mean_iou": min_iou}
     return {"against": against, **result, "bounds": bounds, "passed": passed}
-
-
-def started_vllm(vlm: VLM, work: Path) -> OwnServer:
-    """A server of the vlm's weights: its base with packages or adapter, or all of it."""
-    parts, folder = adapters(vlm), base_folder(vlm)
-    for name in parts:
-        write_adapter(vlm, name, work / name)
-    if not parts:
-        folder = work / "model"
-        write_weights(vlm, folder)
-    server = OwnServer(folder, arguments=served(vlm, {name: work / name for name in parts}), log=work / "vllm.log")
-    server.start()
-    return server
 
 
 def first_samples(shards: str | Sequence[str], limit: int) -> list[Sample]:

@@ -274,18 +274,33 @@ def request_of(
     if top_p < 1:
         raise ValueError(f"top_p: seen {top_p} with VLLMEngine, expected 1: its log-probabilities are cut off, too")
     check_room(vlm, batch, max_new_tokens)
-    sampling = {
-        "n": group,
-        "temperature": temperature,
-        "max_tokens": max_new_tokens,
-        "ignore_eos": True,
-        "stop_token_ids": [int(vlm.tokenizer.eos_token_id)],
-        "logit_bias": {str(token): UNLIKELY for token in banned_tokens(vlm)},
-        "skip_special_tokens": False,
-        **({"stop": [stop_after], "include_stop_str_in_output": True} if stop_after else {}),
-    }
+    stop = {"stop": [stop_after], "include_stop_str_in_output": True} if stop_after else {}
+    sampling = sampling_of(vlm, max_new_tokens, temperature, group, **stop)
     models = [model_of(vlm, task) for task in batch["task"].tolist()]
     return Request(prompts_of(vlm, batch), models, sampling)
+
+
+def sampling_of(vlm: VLM, max_tokens: int, temperature: float, n: int = 1, **more: Any) -> dict[str, Any]:
+    """How vLLM draws as our own loop does, the end mark among the tokens."""
+    eos = int(vlm.tokenizer.eos_token_id)
+    counts = {"n": n, "temperature": temperature, "max_tokens": max_tokens}
+    return {**counts, "ignore_eos": True, "stop_token_ids": [eos], **as_our_loop(vlm), **more}
+
+
+def as_our_loop(vlm: VLM) -> dict[str, Any]:
+    """What every request says, a chat too: no token that our loop bans, and marks are text."""
+    return {"logit_bias": {str(token): UNLIKELY for token in banned_tokens(vlm)}, "skip_special_tokens": False}
+
+
+def started_vllm(vlm: VLM, folder: Path) -> OwnServer:
+    """A server of the vlm's weights, written to `folder`: its base with packages or adapter, or all of it."""
+    arguments, model = written_start(vlm, folder), base_folder(vlm)
+    if not adapters(vlm):
+        model = folder / "model"
+        write_weights(vlm, model)
+    server = OwnServer(model, arguments=arguments, log=folder / "vllm.log")
+    server.start()
+    return server
 
 
 def written_start(vlm: VLM, folder: Path) -> list[str]:

@@ -8,10 +8,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from ts_lightning.models.continuous import FAULT, Likely, Writing
-from ts_lightning.models.generate import banned_tokens, greedy
+from ts_lightning.models.generate import greedy
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.handover import model_of
-from ts_lightning.rl.vllm_engine import UNLIKELY, prompts_of
+from ts_lightning.rl.vllm_engine import prompts_of, sampling_of
 from ts_lightning.rl.vllm_server import Prompt, Refused, Said, ServerError, VLLMServer
 from ts_lightning.serve.line import AWAY
 from ts_lightning.serve.openai import Drawing
@@ -77,17 +77,9 @@ class VLLMBatch:
             raise ValueError(f"top_logprobs: seen {one.top} with vLLM, expected 0")
         drawing = one.sampler if isinstance(one.sampler, Drawing) else None
         assert drawing is not None or one.sampler is greedy
-        sampling = {
-            "n": 1,
-            "temperature": 0.0 if drawing is None else drawing.temperature,
-            "max_tokens": one.max_new_tokens,
-            "ignore_eos": True,
-            "stop_token_ids": [int(self.vlm.tokenizer.eos_token_id)],
-            "logit_bias": {str(token): UNLIKELY for token in banned_tokens(self.vlm)},
-            "skip_special_tokens": False,
-            **({} if drawing is None else {"top_p": drawing.top_p, "seed": drawing.seed}),
-        }
-        return self.server.generate([prompt], sampling, model)
+        drawn: dict[str, Any] = {} if drawing is None else {"top_p": drawing.top_p, "seed": drawing.seed}
+        temperature = 0.0 if drawing is None else drawing.temperature
+        return self.server.generate([prompt], sampling_of(self.vlm, one.max_new_tokens, temperature, **drawn), model)
 
 
 def _line(error: BaseException) -> str:

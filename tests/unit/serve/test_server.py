@@ -107,7 +107,7 @@ def test_vllm_gets_the_dtype_of_the_machine(gpu: bool, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr("ts_lightning.serve.guard.run", lambda *_: None)
     monkeypatch.setattr("ts_lightning.serve.server.make_app", lambda *_: None)
-    monkeypatch.setattr("ts_lightning.reports.parity.started_vllm", lambda *_: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr("ts_lightning.rl.vllm_engine.started_vllm", lambda *_: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr("ts_lightning.runs.load.load", lambda *given: opened.append(given) or SimpleNamespace(vlm=vlm))
     for engine in ("vllm", "own"):
         serve(ckpt=Path("folder"), engine=engine, device="auto" if engine == "vllm" else "cpu")
