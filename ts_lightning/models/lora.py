@@ -119,13 +119,11 @@ class LoRAVLM(VLM):
         self.adapter.peft_config["default"].base_model_name_or_path = base
         self.adapter.save_pretrained(str(folder), save_embedding_layers=False)
         readable(folder)
-        backbone = type(self.backbone)
-        path = f"{backbone.__module__}.{backbone.__qualname__}"
         options = {k: v for k, v in self.init_args.items() if k not in ("backbone", "init_from")}
         options["targets"] = self.targets
         stored = {
             "base": self.identity(),
-            "backbone": {"class_path": path, "init_args": self.backbone.init_args},
+            "backbone": {"class_path": self.backbone.class_path, "init_args": self.backbone.init_args},
             "options": options,
             "max_new_tokens": max_new_tokens,
             "sha256": file_sha256(folder / WEIGHTS),

@@ -204,6 +204,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
+def vlm_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `TwinExpertVLM` that make what a `twin_config.json` describes, over its backbone."""
+    return {"package": config["package"], **config["options"], "quantization": config["base"].get("quantization")}
+
+
 def _card(config: Mapping[str, Any], scores: Mapping[str, float], parameters: int) -> str:
     base, codec, name = config["base"], config["codec"], config["package"]
     lines = [

@@ -10,6 +10,11 @@ class Recorded:
 
     init_args: dict[str, Any]
 
+    @property
+    def class_path(self) -> str:
+        """The dotted name of its class."""
+        return f"{type(self).__module__}.{type(self).__qualname__}"
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):

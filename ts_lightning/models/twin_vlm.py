@@ -1,7 +1,7 @@
 """TWIST: a backbone with packages of experts beside its understanding experts. Legend as in `models.vlm`."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from ts_lightning.models.package import (
     load_weights,
     read_config,
     read_package,
+    vlm_arguments,
     write_package,
 )
 from ts_lightning.models.routing import Routing, routing, rows_of
@@ -119,11 +120,13 @@ class TwinExpertVLM(VLM):
             self.install(folder, name)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, backbone: Backbone) -> "TwinExpertVLM":
-        """The vlm of a folder made by `save_pretrained`, over its base; ValueError for another base."""
-        config = read_config(folder)
-        own = {**config["options"], "quantization": config["base"].get("quantization")}
-        return cls(backbone, package=config["package"], **own, init_from=str(folder)).eval()
+    def from_pretrained(cls, folder: str | Path, backbone: Backbone, name: str | None = None) -> "TwinExpertVLM":
+        """The vlm of a folder made by `save_pretrained`, over its base; ValueError for another base.
+
+        name: of the skill (None: the package's own).
+        """
+        own = vlm_arguments(read_config(folder))
+        return cls(backbone, **(own | {"package": name or own["package"]}), init_from=str(folder)).eval()
 
     def save_pretrained(
         self,
@@ -138,14 +141,10 @@ class TwinExpertVLM(VLM):
         """
         name = name or self.package
         space = self.codec.space
-        backbone = type(self.backbone)
         config = {
             "package": name,
             "base": self.identity(),
-            "backbone": {
-                "class_path": f"{backbone.__module__}.{backbone.__qualname__}",
-                "init_args": self.backbone.init_args,
-            },
+            "backbone": {"class_path": self.backbone.class_path, "init_args": self.backbone.init_args},
             "codec": {"name": self.codec.name, "grid": space.grid, "frame": space.frame},
             "options": self.options[name].plain(),
             "max_new_tokens": max_new_tokens,
@@ -178,9 +177,8 @@ class TwinExpertVLM(VLM):
         if name in self.options:
             raise ValueError(f"package: seen one named {name!r}, expected another name: a copy is kept under it")
         copied: dict[int, Any] = {}  # one for all layers: those that share alpha share its copy
-        for twin in self.twins:
-            if self.package in twin.packages:
-                twin.packages[name] = copy.deepcopy(twin.packages[self.package], copied).requires_grad_(False)
+        for _, twin, package in self._packages(self.package):
+            twin.packages[name] = copy.deepcopy(package, copied).requires_grad_(False)
         if self.package in self.token_rows:
             self.token_rows[name] = copy.deepcopy(self.token_rows[self.package]).requires_grad_(False)
         self.options[name] = self.options[self.package]
@@ -199,13 +197,9 @@ class TwinExpertVLM(VLM):
             raise ValueError(f"rank: seen experts over a base in {kind}, expected one that is not quantised")
         options = replace(self.options[self.package], expert_rank=rank, expert_targets=list(targets))
         errors: dict[str, float] = {}
-        for index, layer in enumerate(self.backbone.layers):
-            slot = getattr(layer, self.backbone.mlp_name)
-            if not isinstance(slot, TwinExpert) or self.package not in slot.packages:
-                continue
-            package: Any = slot.packages[self.package]
+        for index, twin, package in self._packages(self.package):
             experts = []
-            seeds = _seeds(experts_of(slot.understanding), options)
+            seeds = _seeds(experts_of(twin.understanding), options)
             for number, (expert, (source, base)) in enumerate(zip(_experts(package.experts), seeds, strict=True)):
                 wide = base if rank is None else copy.deepcopy(base).float()  # not rounded on the way
                 full, error = written_out(expert, wide) if package.low_rank else (expert, {})
@@ -266,15 +260,11 @@ class TwinExpertVLM(VLM):
     def package_tensors(self, name: str) -> dict[str, Tensor]:
         """The parameters of a package under names that depend neither on the package's nor on the backbone's."""
         tensors: dict[str, Tensor] = {}
-        for index, layer in enumerate(self.backbone.layers):
-            slot = getattr(layer, self.backbone.mlp_name)
-            if not isinstance(slot, TwinExpert) or name not in slot.packages:
-                continue
-            package = slot.packages[name]
-            for key, parameter in package.get_submodule("experts").named_parameters():
+        for index, _, package in self._packages(name):
+            for key, parameter in package.experts.named_parameters():
                 tensors[f"layers.{index}.experts.{key}"] = parameter
             scope = "" if self.options[name].alpha_scope == "global" else f"layers.{index}."
-            tensors[f"{scope}alpha"] = package.get_parameter("alpha.value")
+            tensors[f"{scope}alpha"] = package.alpha.value
         if name in self.token_rows:
             tensors |= {f"token_rows.{key}": p for key, p in self.token_rows[name].named_parameters()}
         return tensors
@@ -289,6 +279,15 @@ class TwinExpertVLM(VLM):
             if self.task_router is None or set(self.task_router.tasks) < set(router.tasks):
                 self.task_router = router
 
+    def _packages(self, name: str) -> Iterator[tuple[int, TwinExpert, Package]]:
+        """Each layer that has experts of the package: its number, its slot, the package's part of it."""
+        for index, layer in enumerate(self.backbone.layers):
+            slot = getattr(layer, self.backbone.mlp_name)
+            if isinstance(slot, TwinExpert) and name in slot.packages:
+                package = slot.packages[name]
+                assert isinstance(package, Package)
+                yield index, slot, package
+
     @property
     def twins(self) -> list[TwinExpert]:
         """The twin layers, first to last."""
@@ -296,8 +295,7 @@ class TwinExpertVLM(VLM):
 
     def alphas(self) -> list[Tensor]:
         """Alpha of every layer of the package that trains."""
-        packages = [twin.packages[self.package] for twin in self.twins if self.package in twin.packages]
-        return [package.get_submodule("alpha")() for package in packages]
+        return [package.alpha() for _, _, package in self._packages(self.package)]
 
     def log_values(self) -> dict[str, float]:
         return {"alpha": torch.stack(self.alphas()).mean().item()}

@@ -47,7 +47,8 @@ def row(
 ) -> dict[str, Any]:
     """What changes for `task` as the packages are installed one after the other, its own first."""
     first = task if task in packages else next(iter(packages))
-    vlm = alone(first, packages[first]).to(place)
+    backbone = instantiate(Backbone, **read_config(packages[first])["backbone"])
+    vlm = TwinExpertVLM.from_pretrained(packages[first], backbone, first).to(place)
     logits, texts = answered(vlm, task, samples, max_new_tokens)
     found: dict[str, Any] = {}
     for name, folder in packages.items():
@@ -60,14 +61,6 @@ def row(
         changed = sum(a != b for a, b in zip(texts, said, strict=True))
         found[name] = {"bitwise_equal": equal, "answers_changed": changed}
     return found
-
-
-def alone(name: str, folder: Path) -> TwinExpertVLM:
-    """The package of a folder on its base, as the skill `name`."""
-    stored = read_config(folder)
-    options = {**stored["options"], "quantization": stored["base"].get("quantization")}
-    backbone = instantiate(Backbone, **stored["backbone"])
-    return TwinExpertVLM(backbone, package=name, **options, init_from=str(folder)).eval()
 
 
 @torch.no_grad()

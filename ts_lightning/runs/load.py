@@ -16,7 +16,7 @@ from ts_lightning.data.remote import is_url
 from ts_lightning.models.backbones.hub_layout import read_config as config_json
 from ts_lightning.models.hub import on_disk
 from ts_lightning.models.lora import is_adapter, read_adapter
-from ts_lightning.models.package import check_unchanged, is_package, read_config
+from ts_lightning.models.package import check_unchanged, is_package, read_config, vlm_arguments
 from ts_lightning.runs.checkpoint_io import CheckpointIO
 from ts_lightning.runs.class_paths import instantiate
 from ts_lightning.runs.package_state import data_config, model_config
@@ -107,24 +107,17 @@ def folder_model(folder: str | Path, gpu: bool = False) -> dict[str, Any]:
     folder = Path(folder)
     if is_package(folder):
         stored = read_config(folder)
-        own = {"package": stored["package"], **stored["options"], "init_from": str(folder)}
-        own["quantization"] = stored["base"].get("quantization")
-        vlm = {"class_path": "ts_lightning.models.TwinExpertVLM", "init_args": {"backbone": stored["backbone"], **own}}
-        return _module("StepwiseSFT", vlm, stored["max_new_tokens"])
+        own, tokens = {**vlm_arguments(stored), "init_from": str(folder)}, stored["max_new_tokens"]
+        return _module("StepwiseSFT", "TwinExpertVLM", stored["backbone"], tokens, own)
     if is_adapter(folder):
         stored = read_adapter(folder)
-        own = {**stored["options"], "init_from": str(folder)}
-        vlm = {"class_path": "ts_lightning.models.LoRAVLM", "init_args": {"backbone": stored["backbone"], **own}}
-        return _module("LoRASFT", vlm, stored["max_new_tokens"])
+        own, tokens = {**stored["options"], "init_from": str(folder)}, stored["max_new_tokens"]
+        return _module("LoRASFT", "LoRAVLM", stored["backbone"], tokens, own)
     if is_standalone(folder):
         return standalone_model(folder)
     if (folder / "config.json").is_file():
-        backbone = {
-            "class_path": "ts_lightning.models.backbones.hf.HFBackbone",
-            "init_args": {"pretrained": str(folder), **(_saved_dtype(folder) if gpu else {})},
-        }
-        vlm = {"class_path": "ts_lightning.models.PlainVLM", "init_args": {"backbone": backbone, "train": []}}
-        return _module("SFT", vlm, PLAIN_TOKENS)
+        backbone = _plain(str(folder), **(_saved_dtype(folder) if gpu else {}))
+        return _module("SFT", "PlainVLM", backbone, PLAIN_TOKENS, {"train": []})
     expected = "a run with checkpoints/last.ckpt, a package, an adapter, a standalone model or a plain model"
     raise ValueError(f"{folder}: seen none of our folders, expected {expected}")
 
@@ -137,9 +130,18 @@ def _saved_dtype(folder: Path) -> dict[str, str]:
     return next(({"dtype": name} for name in named if name in ("bfloat16", "float16")), {})
 
 
-def _module(name: str, vlm: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:
-    arguments = {"vlm": vlm, "max_new_tokens": max_new_tokens}
-    return {"class_path": f"ts_lightning.training.{name}", "init_args": arguments}
+def _plain(folder: str, **own: str) -> dict[str, Any]:
+    """The backbone of a plain model's folder."""
+    return {"class_path": "ts_lightning.models.backbones.hf.HFBackbone", "init_args": {"pretrained": folder, **own}}
+
+
+def _module(name: str, vlm: str, backbone: Any, max_new_tokens: int, own: dict[str, Any]) -> dict[str, Any]:
+    """A module over a vlm of ours, with the vlm's `own` arguments."""
+    described = {"class_path": f"ts_lightning.models.{vlm}", "init_args": {"backbone": backbone, **own}}
+    return {
+        "class_path": f"ts_lightning.training.{name}",
+        "init_args": {"vlm": described, "max_new_tokens": max_new_tokens},
+    }
 
 
 def is_standalone(folder: Path) -> bool:
@@ -172,8 +174,7 @@ def standalone_model(folder: Path) -> dict[str, Any]:
     for weights in sorted(folder.glob("*.safetensors")):
         if weights.name in sums:
             check_unchanged(weights, sums[weights.name], f"standalone model {folder}")
-    vlm = {"class_path": "ts_lightning.models.PlainVLM", "init_args": {"backbone": backbone, "train": []}}
-    return _module("SFT", vlm, max_new_tokens)
+    return _module("SFT", "PlainVLM", backbone, max_new_tokens, {"train": []})
 
 
 def stored_model(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
@@ -186,7 +187,7 @@ def stored_model(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]
     vlm = _described(arguments.get("vlm"), f"checkpoint {path}: vlm")
     backbone = vlm["init_args"].get("backbone")
     if isinstance(backbone, str):  # a configuration's plain folder; left as text a file of this name would be read
-        backbone = {"class_path": "ts_lightning.models.backbones.hf.HFBackbone", "init_args": {"pretrained": backbone}}
+        backbone = _plain(backbone)
     backbone = _described(backbone, f"checkpoint {path}: vlm.init_args.backbone")
     _check_size(vlm["init_args"], backbone, checkpoint, path)
     own = {**vlm["init_args"], "backbone": backbone}
