@@ -1,7 +1,6 @@
 """`ts-lightning ask`."""
 
 from pathlib import Path
-from typing import Any
 
 
 def ask(
@@ -33,17 +32,14 @@ def ask(
     """
     from PIL import Image
 
-    from ts_lightning.models import PlainVLM
-    from ts_lightning.models.backbones.tiny import TinyBackbone
     from ts_lightning.models.pixels import open_picture
     from ts_lightning.reports.drawing import Picture, draw_picture
     from ts_lightning.runs.ask import ask as ask_vlm
     from ts_lightning.runs.ask import encoded
-    from ts_lightning.runs.load import found_device, load
+    from ts_lightning.runs.load import load_or_tiny
 
     data = [encoded(path) for path in image]
-    vlm: Any = load(ckpt, device).vlm if ckpt else PlainVLM(TinyBackbone(), train=[]).eval().to(found_device(device))
-    reply = ask_vlm(vlm, data, question, task, max_new_tokens)
+    reply = ask_vlm(load_or_tiny(ckpt, device), data, question, task, max_new_tokens)
     print(reply.text)
     print(f"path: {reply.task}")
     for box, pixels, phrase, picture in zip(reply.boxes, reply.pixels, reply.phrases, reply.pictures, strict=True):

@@ -38,14 +38,12 @@ def serve(
         raise ValueError(f"{error}; expected the extra: pip install 'ts-lightning[demo]'") from None
     import torch
 
-    from ts_lightning.models import PlainVLM
-    from ts_lightning.models.backbones.tiny import TinyBackbone
     from ts_lightning.rl.vllm_engine import started_vllm
-    from ts_lightning.runs.load import found_device, load
+    from ts_lightning.runs.load import load_or_tiny
 
     device = "cpu" if (engine, device) == ("vllm", "auto") else device
     gpu = torch.cuda.is_available() if engine == "vllm" else None  # the server takes the one that is there
-    vlm = load(ckpt, device, gpu).vlm if ckpt else PlainVLM(TinyBackbone(), train=[]).eval().to(found_device(device))
+    vlm = load_or_tiny(ckpt, device, gpu)
     title = str(ckpt) if ckpt else "tiny base"
     with ExitStack() as stack:
         server = None

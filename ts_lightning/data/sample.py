@@ -10,14 +10,20 @@ from reprlib import Repr
 from typing import Any, NoReturn
 
 from ts_lightning.grounding.boxes import Box, check_box
+from ts_lightning.grounding.tasks import UNDERSTANDING
 
 MAX_CHARACTERS = 200_000  # of all texts of a record; no model here reads a quarter of it
 MAX_ITEMS, MAX_DEPTH = 20_000, 50  # of a list, and of `meta`: what is nested deeper can't be sent between processes
 MAX_JSON, MAX_IMAGES = 2 << 20, 1000  # bytes, pictures of a record
 IMAGE_MARK = "<image>"
-UNDERSTANDING = "understanding"  # the task of questions that are answered in words
 _HALF = re.compile(r"[\ud800-\udfff]")
 REGION_MARK = re.compile(r"\{region:(\d+)\}")
+_ZERO_WIDTH = "\u200b"
+
+
+def hidden(text: str) -> str:
+    """What a user typed, with its "<image>" and "{region:0}" as text and no placeholders."""
+    return text.replace(IMAGE_MARK, f"<{_ZERO_WIDTH}image>").replace("{region:", f"{{{_ZERO_WIDTH}region:")
 
 
 @dataclass

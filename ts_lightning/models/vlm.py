@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GradientCheckpointingLayer
 
 from ts_lightning.grounding.codecs import Codec
+from ts_lightning.grounding.tasks import GROUNDING, UNDERSTANDING
 from ts_lightning.models.attention import block_masks, sections, takes_blocks, use_attention
 from ts_lightning.models.backbones.base import Backbone, number_of_pictures
 from ts_lightning.models.backbones.hf import as_backbone
@@ -38,7 +39,6 @@ class VLM(Recorded, nn.Module):
     activation_checkpointing: what is recomputed in backward: "none" (False), the "attention" of each decoder layer, or
     the "block" (True), the layer whole. attention: "auto", "sdpa", "flex" or "flash" (`models.attention`).
     quantization: hold the frozen matrices of the decoder's layers in "int8" or "nf4" (`models.quantization`).
-    init_from: checkpoint or package whose weights, and nothing else, are loaded.
     """
 
     encoder: Encoder
@@ -178,7 +178,7 @@ class VLM(Recorded, nn.Module):
     @property
     def skills(self) -> tuple[str, ...]:
         """The names of tasks 1, 2, ..."""
-        return self.encoder.skills or ("grounding",)
+        return self.encoder.skills or (GROUNDING,)
 
     def decoder_inputs(self, batch: Mapping[str, Any], context: Routing) -> dict[str, Any]:
         """What the decoder takes beside mask, positions and cache: `inputs_embeds` [B, T, H] and what a model adds."""
@@ -221,6 +221,18 @@ class VLM(Recorded, nn.Module):
         if self.task_router is None:
             self.task_router = TaskRouter.load()
         return self.task_router
+
+    def chosen_task(self, question: str, task: str = "auto", task_of: Callable[[str], str] | None = None) -> str:
+        """The task that answers a question: `task`, or for "auto" what `task_of` (None: the task router) says.
+
+        A task without a package is understanding's choice; without packages there is one path. ValueError for a `task`
+        that has none.
+        """
+        if task != "auto":
+            self.encoder.task_index(task)
+            return task
+        chosen = (task_of or self.router)(question) if self.encoder.skills else UNDERSTANDING
+        return chosen if chosen in self.encoder.skills else UNDERSTANDING
 
     def generate(self, batch: Mapping[str, Any], max_new_tokens: int = 64, alpha: float | None = None) -> list[str]:
         """Greedy answers of a batch of prompts, special tokens of the codecs kept; `alpha` as in `routing`."""

@@ -17,17 +17,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ts_lightning.data.sample import Sample, SampleImage, Turn
+from ts_lightning.data.sample import IMAGE_MARK, Sample, SampleImage, Turn, hidden
 from ts_lightning.data.tar import MAX_MEMBER, open_regular
 from ts_lightning.grounding.answer import read_answer
 from ts_lightning.grounding.boxes import Box
-from ts_lightning.models.encode import UNDERSTANDING
 from ts_lightning.models.pixels import image_size, load_pixels
 from ts_lightning.models.vlm import VLM
 from ts_lightning.runs.batch import batch_for
 
 BATCH = 8
-_HIDDEN = "\u200b"  # keeps a typed "<image>" from being a placeholder
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,8 @@ def ask(
         return ask(vlm, [images], [question], task, max_new_tokens)[0]
     if len(images) != len(question):
         raise ValueError(f"ask: seen {len(images)} pictures for {len(question)} questions, expected as many")
-    samples = [
-        sample_of(pictures, text, _task(vlm, text, task)) for pictures, text in zip(images, question, strict=True)
-    ]
+    asked = zip(images, question, strict=True)
+    samples = [sample_of(pictures, text, vlm.chosen_task(text, task)) for pictures, text in asked]
     replies = []
     for start in range(0, len(samples), BATCH):
         part = samples[start : start + BATCH]
@@ -96,8 +93,7 @@ def sample_of(pictures: Any, question: str, task: str) -> Sample:
     listed = pictures if isinstance(pictures, list | tuple) else [pictures]
     data = [encoded(picture) for picture in listed]
     images = [SampleImage(f"image {i + 1}", *image_size(one)) for i, one in enumerate(data)]
-    text = question.replace("<image>", f"<{_HIDDEN}image>").replace("{region:", f"{{{_HIDDEN}region:")
-    turns = [Turn("user", "<image>\n" * len(data) + text), Turn("assistant", "")]
+    turns = [Turn("user", f"{IMAGE_MARK}\n" * len(data) + hidden(question)), Turn("assistant", "")]
     sample = Sample("asked", task=task, images=images, turns=turns, regions=[], key="question")
     sample.image_bytes = data
     return sample
@@ -145,16 +141,7 @@ def reply_of(vlm: VLM, sample: Sample, text: str) -> Reply:
         task=sample.task,
         boxes=tuple(thing.box for thing in found),
         phrases=tuple(thing.phrase or "" for thing in found),
-        pictures=tuple(min(thing.image or 0, max(len(sizes) - 1, 0)) for thing in found),
+        pictures=tuple(thing.image or 0 for thing in found),
         steps=tuple(text[start:end] for start, end in read.steps),
         sizes=sizes,
     )
-
-
-def _task(vlm: VLM, question: str, task: str) -> str:
-    """The task that answers; without packages there is one path."""
-    if task != "auto":
-        vlm.encoder.task_index(task)
-        return task
-    chosen = vlm.router(question) if vlm.encoder.skills else UNDERSTANDING
-    return chosen if chosen in vlm.encoder.skills else UNDERSTANDING

@@ -13,6 +13,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_c
 from torch import Tensor
 
 from ts_lightning.data.remote import is_url
+from ts_lightning.models import VLM, PlainVLM
 from ts_lightning.models.backbones.hub_layout import read_config as config_json
 from ts_lightning.models.hub import on_disk
 from ts_lightning.models.lora import is_adapter, read_adapter
@@ -55,6 +56,13 @@ def load(path: str | Path, device: str = "cpu", gpu: bool | None = None) -> Any:
             raise
         raise ValueError(f"checkpoint {path}: {error}") from error
     return module.eval().to(place)
+
+
+def load_or_tiny(path: str | Path | None, device: str, gpu: bool | None = None) -> VLM:
+    """The vlm of what `load` opens; without a path the untouched tiny base."""
+    from ts_lightning.models.backbones.tiny import TinyBackbone
+
+    return load(path, device, gpu).vlm if path else PlainVLM(TinyBackbone(), train=[]).eval().to(found_device(device))
 
 
 def found_device(name: str) -> torch.device:

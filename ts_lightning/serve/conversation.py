@@ -5,20 +5,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ts_lightning.data.sample import Sample, SampleImage, SampleRegion, Turn
+from ts_lightning.data.sample import IMAGE_MARK, Sample, SampleImage, SampleRegion, Turn, hidden
 from ts_lightning.grounding.answer import brackets, read_answer
 from ts_lightning.grounding.prompts import carries_grounding_instruction
 from ts_lightning.grounding.regions import Region
+from ts_lightning.grounding.tasks import GROUNDING, UNDERSTANDING
 from ts_lightning.models.continuous import Writing
-from ts_lightning.models.encode import UNDERSTANDING
 from ts_lightning.models.pixels import image_size
 from ts_lightning.models.vlm import VLM
 from ts_lightning.serve.line import Begun
 
-GROUNDING = "grounding"
 MAX_NEW_TOKENS = 256
 _NUMBER = re.compile(r"#(\d{1,3})\b", re.ASCII)
-_HIDDEN = "\u200b"  # keeps a typed "<image>" or "{region:0}" from being a placeholder
 
 
 def task_by_instruction(prompt: str) -> str:
@@ -53,7 +51,7 @@ class Conversation:
             if i % 2:
                 turns.append(Turn("assistant", self._answer(vlm, text, regions)))
             else:
-                marks = "<image>\n" * len(self.images) if i == 0 else ""
+                marks = f"{IMAGE_MARK}\n" * len(self.images) if i == 0 else ""
                 turns.append(Turn("user", marks + self._question(text, given)))
         images = [SampleImage(f"image {i + 1}", *size) for i, size in enumerate(self.sizes)]
         sample = Sample("page", task=task, images=images, turns=turns, regions=regions, key="page")
@@ -68,17 +66,17 @@ class Conversation:
                 raise ValueError(f"question: seen {match[0]}, expected #1 to #{given}")
             return f"{{region:{number - 1}}}"
 
-        return _NUMBER.sub(place, _hide(text)) if given else _hide(text)
+        return _NUMBER.sub(place, hidden(text)) if given else hidden(text)
 
     def _answer(self, vlm: VLM, text: str, regions: list[SampleRegion]) -> str:
         """An earlier answer with its regions as placeholders, so that they are encoded as they were said."""
         pieces, end = [], 0
         for (start, stop), things in brackets(read_answer(text, vlm.codec, self.sizes)):
             if len(things) == 1 and self.images:
-                pieces += [_hide(text[end:start]), f"{{region:{len(regions)}}}"]
+                pieces += [hidden(text[end:start]), f"{{region:{len(regions)}}}"]
                 regions.append(_region(things[0].image or 0, things[0].region.points, things[0].phrase))
                 end = stop
-        return "".join(pieces) + _hide(text[end:])
+        return "".join(pieces) + hidden(text[end:])
 
 
 def begin(
@@ -99,9 +97,7 @@ def begin(
     question = conversation.texts[-1] if conversation.texts else ""
     if not question.strip():
         raise ValueError("question: seen nothing, expected a question")
-    chosen = task_of(question) if task == "auto" else task
-    if task == "auto" and chosen not in vlm.encoder.skills:
-        chosen = UNDERSTANDING
+    chosen = vlm.chosen_task(question, task, task_of)
     row = vlm.encode(conversation.sample(vlm, chosen), for_generation=True)
     room = vlm.encoder.max_length - len(row["input_ids"])
     if room < 1:
@@ -135,7 +131,3 @@ def _region(image: int, points: Sequence[tuple[float, float]], phrase: str | Non
     if len(points) == 1:
         return SampleRegion(image=image, phrase=phrase, points=list(points))
     return SampleRegion(image=image, phrase=phrase, polygon=list(points))
-
-
-def _hide(text: str) -> str:
-    return text.replace("<image>", f"<{_HIDDEN}image>").replace("{region:", f"{{{_HIDDEN}region:")

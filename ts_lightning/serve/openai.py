@@ -185,7 +185,7 @@ def boxes_of(vlm: VLM, text: str, sizes: Sequence[tuple[int, int]]) -> list[dict
     """
     found = []
     for thing in read_answer(text, vlm.codec, list(sizes)).objects:
-        image = min(thing.image or 0, max(len(sizes) - 1, 0))
+        image = thing.image or 0
         width, height = sizes[image] if sizes else (1, 1)
         points = [[round(x * width, 2), round(y * height, 2)] for x, y in thing.region.points]
         box = [*points[0], *points[1]] if thing.is_box else None
