@@ -37,11 +37,11 @@ from ts_lightning.cli.main_job import validate
 from ts_lightning.data import ShardSource
 from ts_lightning.data.collate import collate
 from ts_lightning.data.sample import Sample, Turn
+from ts_lightning.grounding.tasks import UNDERSTANDING
 from ts_lightning.losses.token import token_nll
 from ts_lightning.models import VLM, PlainVLM
 from ts_lightning.models.backbones.hf import HFBackbone
 from ts_lightning.models.backbones.tiny import TinyBackbone
-from ts_lightning.models.encode import UNDERSTANDING
 from ts_lightning.runs.ask import ask
 from ts_lightning.runs.export import export
 from ts_lightning.runs.load import load

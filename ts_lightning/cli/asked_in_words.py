@@ -15,6 +15,7 @@ from ts_lightning.data.collate import collate
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Turn
 from ts_lightning.grounding.boxes import Box
+from ts_lightning.grounding.tasks import UNDERSTANDING
 from ts_lightning.metrics import BoxAccuracy, MeanIoU
 from ts_lightning.metrics.mean_iou import box_tensor
 from ts_lightning.models import VLM
@@ -47,7 +48,7 @@ def in_words(sample: Sample, which: str) -> Sample:
     """The understanding question for the range ("across" or "down") of the sample's first region."""
     phrase = str(sample.regions[0].phrase).removeprefix("the ")
     question = Turn("user", f"<image>\nWhat is the range {which} of the {phrase}?")
-    return replace(sample, task="understanding", turns=[question, Turn("assistant", "zero to zero")])
+    return replace(sample, task=UNDERSTANDING, turns=[question, Turn("assistant", "zero to zero")])
 
 
 def box_of(across: str, down: str) -> Box | None:

@@ -29,7 +29,7 @@ def conflicts(
     """
     from ts_lightning.data import index_shards
     from ts_lightning.data.reader import ShardReader
-    from ts_lightning.reports.conflicts import UNDERSTANDING
+    from ts_lightning.grounding.tasks import UNDERSTANDING
     from ts_lightning.reports.conflicts import conflicts as found_in
 
     reader = ShardReader(manifest := index_shards(shards))

@@ -14,9 +14,8 @@ from ts_lightning.grounding.answer import Answer, read_answer
 from ts_lightning.grounding.boxes import Box, iou
 from ts_lightning.grounding.codecs import Codec, get_codec
 from ts_lightning.grounding.coordinates import CoordinateSpace, Size
+from ts_lightning.grounding.tasks import GROUNDING, UNDERSTANDING
 from ts_lightning.metrics.steps import StepAnswer
-
-UNDERSTANDING = "understanding"
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Record:
     id: str = ""
     shard: str = ""
     source: str = ""
-    task: str = "grounding"
+    task: str = GROUNDING
     subtask: str | None = None
     tags: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)

@@ -16,10 +16,10 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 from ts_lightning.grounding.codecs import Codec, get_codec
 from ts_lightning.grounding.regions import Region
 from ts_lightning.grounding.steps import step_spans
+from ts_lightning.grounding.tasks import UNDERSTANDING
 from ts_lightning.models.packing import pack_questions
 from ts_lightning.models.pixels import recent_pixels
 
-UNDERSTANDING = "understanding"
 _PLACEHOLDER = re.compile(r"<image>(\n?)|\{region:(\d+)\}")
 # Marks that records may hold as plain text: reasoning answers are stored with them.
 STORED_MARKS = {"<think>", "</think>", "<answer>", "</answer>"}

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ts_lightning.grounding.tasks import GROUNDING
+
 _active: ContextVar["Routing | None"] = ContextVar("routing", default=None)
 
 
@@ -39,7 +41,7 @@ class Routing:
 
     task_B: Tensor
     valid_BT: Tensor
-    packages: tuple[str, ...] = ("grounding",)
+    packages: tuple[str, ...] = (GROUNDING,)
     alpha_override: float | None = None
     collect: bool = False
     kept: dict[nn.Module, Any] | None = None
@@ -111,7 +113,7 @@ def _use(context: Any) -> Iterator[Any]:
 def routing(
     task_B: Tensor,
     valid_BT: Tensor,
-    package: str | Sequence[str] = "grounding",
+    package: str | Sequence[str] = GROUNDING,
     alpha_override: float | None = None,
     collect: bool = False,
     kept: dict[nn.Module, Any] | None = None,

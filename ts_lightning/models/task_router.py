@@ -17,6 +17,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from ts_lightning.grounding.tasks import UNDERSTANDING
+
 SHIPPED = Path(__file__).parent / "shipped_router"
 FILES = ("router.safetensors", "router.json", "tokenizer.json")
 LENGTH = 96  # a longer prompt is read from both ends
@@ -34,7 +36,7 @@ class TaskRouter:
     """
 
     def __init__(self, tasks: Sequence[str], bert: BertModel, head: nn.Module, tokenizer: Tokenizer) -> None:
-        if not tasks or tasks[0] != "understanding":
+        if not tasks or tasks[0] != UNDERSTANDING:
             raise ValueError(f"task router: seen tasks {list(tasks)}, expected understanding to be the first")
         self.tasks, self.bert, self.head, self.tokenizer = tuple(tasks), bert, head, tokenizer
 

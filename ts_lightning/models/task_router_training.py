@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
+from ts_lightning.grounding.tasks import UNDERSTANDING
 from ts_lightning.models.task_router import TaskRouter, train_vocabulary, untrained
 
 Pair = tuple[str, str]
@@ -30,7 +31,7 @@ def train_router(
     training of so many steps gives. `start` is a saved router of the same tasks to go on from.
     """
     counts = Counter(task for _, task in pairs)
-    tasks = ["understanding", *sorted(set(counts) - {"understanding"})]
+    tasks = [UNDERSTANDING, *sorted(set(counts) - {UNDERSTANDING})]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         router = start.floating() if start else untrained(tasks, train_vocabulary(prompt for prompt, _ in pairs))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ts_lightning.grounding.tasks import GROUNDING, UNDERSTANDING
 from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.encode import Encoder
 from ts_lightning.models.hub import on_disk
@@ -78,7 +79,7 @@ class TwinExpertVLM(VLM):
         new_tokens: Sequence[str] = (),
         expert_rank: int | None = None,
         expert_targets: Sequence[str] = (),
-        package: str = "grounding",
+        package: str = GROUNDING,
         packages: Mapping[str, str] | None = None,
         activation_checkpointing: bool | str = False,
         attention: str = "auto",
@@ -223,7 +224,7 @@ class TwinExpertVLM(VLM):
 
     def _add(self, name: str, options: PackageOptions) -> None:
         """Give layers, tokens and encoder a new package."""
-        if not name.isidentifier() or name == "understanding":
+        if not name.isidentifier() or name == UNDERSTANDING:
             raise ValueError(f"package: seen {name!r}, expected the name of a skill: letters, digits and _")
         encoder, rows = self._with_skill(name, options)
         shared = Alpha(options.alpha_init, options.alpha_param)

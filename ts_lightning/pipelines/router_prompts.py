@@ -12,8 +12,7 @@ from itertools import product
 from random import Random
 
 from ts_lightning.grounding.prompts import templates
-
-UNDERSTANDING, GROUNDING = "understanding", "grounding"
+from ts_lightning.grounding.tasks import GROUNDING, UNDERSTANDING
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -11,12 +11,11 @@ from torch import Tensor
 from ts_lightning.data import Sample, index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.remote import without_secrets
+from ts_lightning.grounding.tasks import UNDERSTANDING
 from ts_lightning.models import VLM, PlainVLM
 from ts_lightning.reports.retention import certify, changed
 from ts_lightning.runs.batch import batch_for
 from ts_lightning.runs.load import load, run_checkpoint
-
-UNDERSTANDING = "understanding"
 
 
 def certify_checkpoint(

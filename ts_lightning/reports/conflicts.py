@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from ts_lightning.data import Sample
+from ts_lightning.grounding.tasks import UNDERSTANDING
 from ts_lightning.models import TwinExpertVLM
 from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.package import WEIGHTS, read_config
 from ts_lightning.runs.batch import batch_for
 from ts_lightning.runs.class_paths import instantiate
 from ts_lightning.runs.load import found_device
-
-UNDERSTANDING = "understanding"
 
 
 def conflicts(

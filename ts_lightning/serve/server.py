@@ -16,8 +16,8 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from ts_lightning.grounding.tasks import UNDERSTANDING
 from ts_lightning.models.continuous import FAULT, ROWS, Batch
-from ts_lightning.models.encode import UNDERSTANDING
 from ts_lightning.models.lora import LoRAVLM
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.vllm_server import VLLMServer

@@ -9,7 +9,8 @@ from ts_lightning.data import index_shards
 from ts_lightning.data.record import split_key
 from ts_lightning.data.sample import Sample
 from ts_lightning.grounding.codecs import Codec
-from ts_lightning.metrics.record import UNDERSTANDING, Record, Truth, space_fields
+from ts_lightning.grounding.tasks import UNDERSTANDING
+from ts_lightning.metrics.record import Record, Truth, space_fields
 from ts_lightning.metrics.steps import target_steps
 
 STEP_TAGS = {"cot", "negative"}

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from ts_lightning.grounding.tasks import UNDERSTANDING
 from ts_lightning.runs.zero2 import ZeRO2Strategy
 
 STEPS = 10
@@ -41,7 +42,7 @@ class StopWithoutGradient(Callback):
         self.steps += 1
         if self.steps == STEPS:
             vlm: Any = pl_module.vlm
-            names = ("understanding", *vlm.skills)
+            names = (UNDERSTANDING, *vlm.skills)
             rows = ", ".join(f"{self.tasks[i]} {name}" for i, name in enumerate(names))
             raise ValueError(
                 f"fit: seen no gradient above 0 in the first {STEPS} steps (rows: {rows}), expected rows that train: "

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from ts_lightning.grounding.boxes import Box, iou
+from ts_lightning.grounding.tasks import UNDERSTANDING
 from ts_lightning.metrics.mean_iou import LARGE_AREA_PX, MEDIUM_AREA_PX
 from ts_lightning.metrics.protocols.base import Figures, Protocol, Row, mean
 from ts_lightning.metrics.protocols.frames import declared_space, frame_warning, oracle_iou, readings_right
@@ -14,7 +15,7 @@ from ts_lightning.metrics.readings.boxes import (
     vlm_r1_iou,
     vlmevalkit_box,
 )
-from ts_lightning.metrics.record import UNDERSTANDING, Record
+from ts_lightning.metrics.record import Record
 
 THRESHOLDS = tuple(i / 10 for i in range(1, 10))
 BOX_RULE = {"answer": "the first box of the answer", "threshold": "IoU >= 0.5", "unparsed": "counts as wrong"}

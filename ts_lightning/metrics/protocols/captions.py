@@ -6,13 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ts_lightning.grounding.tasks import UNDERSTANDING
 from ts_lightning.metrics.class_mapping import ClassMapper, Embed, sentence_embedder
 from ts_lightning.metrics.gic import SYNONYMS, Extract, caption_figures, caption_pairs
 from ts_lightning.metrics.gic_names import AskedPairs
 from ts_lightning.metrics.protocols.base import Figures, Protocol, Row, Values, pictures_of
 from ts_lightning.metrics.protocols.words import Words
 from ts_lightning.metrics.readings.captions import ptb_words
-from ts_lightning.metrics.record import UNDERSTANDING, Record
+from ts_lightning.metrics.record import Record
 from ts_lightning.metrics.region_class import classify, coco_ap
 
 

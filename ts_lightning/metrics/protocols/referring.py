@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ts_lightning.grounding.boxes import Box
+from ts_lightning.grounding.tasks import UNDERSTANDING
 from ts_lightning.metrics.protocols.base import Figures, Protocol, Row, group_by, mean
 from ts_lightning.metrics.protocols.boxes import BOX_RULE, REC, overlap
 from ts_lightning.metrics.readings.boxes import groundingme_numbers
-from ts_lightning.metrics.record import UNDERSTANDING, Record
+from ts_lightning.metrics.record import Record
 
 STEPS = tuple(0.5 + 0.05 * i for i in range(10))  # IoU 0.5 to 0.95, as the official scripts compute them
 SMALL_PX, LARGE_PX = 128, 256
