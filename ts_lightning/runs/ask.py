@@ -135,7 +135,7 @@ def reply_of(vlm: VLM, sample: Sample, text: str) -> Reply:
     """What an answer says."""
     sizes = tuple((image.width, image.height) for image in sample.images)
     read = read_answer(text, vlm.codec, sizes)
-    found = [thing for thing in read.objects if thing.is_box]
+    found = [thing for thing in read.objects if thing.is_box and sizes]
     return Reply(
         text=text,
         task=sample.task,

@@ -53,6 +53,12 @@ def test_boxes_are_read_in_pixels_of_their_picture(vlm: PlainVLM, monkeypatch: p
     assert reply.pixels == (pytest.approx((20, 10, 100, 50)),)
 
 
+def test_without_a_picture_there_are_no_boxes(vlm: PlainVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vlm, "generate", lambda batch, n: ["At [[10,20,50,100]]"])
+    reply = ask(vlm, [], "Where is it?")
+    assert (reply.text, reply.boxes, reply.pixels) == ("At [[10,20,50,100]]", (), ())
+
+
 def test_what_is_asked_goes_to_the_models_device(vlm: PlainVLM, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
     monkeypatch.setattr(TinyBackbone, "embedding", SimpleNamespace(weight=torch.empty(1, device="meta")))
