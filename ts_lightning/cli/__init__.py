@@ -69,7 +69,7 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         for note in getattr(error, "__notes__", ()):
             print(note)
-        print(f"ts-lightning: error: {one_line(error)}", file=sys.stderr)
+        print(f"ts-lightning: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
 
 
@@ -167,11 +167,6 @@ def user_errors() -> tuple[type[BaseException], ...]:
         if module in sys.modules:
             kinds.append(getattr(sys.modules[module], name))
     return tuple(kinds)
-
-
-def one_line(error: BaseException) -> str:
-    """The message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 __all__ = ["main"]

@@ -31,7 +31,7 @@ def export(
         to: the shape
         out: file or folder to write
         scores: JSON of figures for the card, flat or nested as report.json; the run's last validation when missing
-        router: folder of `python -m tools.experiments.train_task_router`, stored in the package
+        router: folder of `python -m tools.experiments.train_task_router` (in a checkout), stored in the package
         push: OWNER/NAME on the hub ($HF_ENDPOINT) to write the folder to; `hub:OWNER/NAME` opens it
         certificate: what `certify` wrote, for the card
         rank: the package's experts as their nearest differences of this rank (prints what is lost); 0: as full copies

@@ -20,8 +20,9 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from ts_lightning.cli import DEBUG_VARIABLE, user_errors
 from ts_lightning.cli.configurations import named_configurations, verb_description
 from ts_lightning.cli.nearest import nearest
 from ts_lightning.data.loader import lost_worker
@@ -39,9 +40,7 @@ from ts_lightning.runs.watchdog import Watchdog
 from ts_lightning.runs.yaml_loader import restrict_yaml
 from ts_lightning.training import BaseModule, PredictionWriter, Progress
 
-DEBUG_VARIABLE = "TS_LIGHTNING_DEBUG"
 DATA = {"class_path": "ts_lightning.data.ShardDataModule"}  # where nothing names another: --data.init_args.val alone
-USER_ERRORS = (ValueError, OSError, ArgumentError, MisconfigurationException, ModuleNotFoundError)
 
 
 class _AsWritten(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -361,7 +360,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGTERM
     except Exception as error:
         line = lost_worker(error)  # torch raises it wherever the main process is when the signal comes
-        if os.environ.get(DEBUG_VARIABLE) or not (line or isinstance(error, USER_ERRORS)):
+        if os.environ.get(DEBUG_VARIABLE) or not (line or isinstance(error, user_errors())):
             raise
         print(f"ts-lightning: error: {line or _with_checkpoint(one_line(error), rest)}", file=sys.stderr)
         return 1 if line else 2
@@ -406,7 +405,3 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message=text)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -189,14 +189,14 @@ class TwinExpertVLM(VLM):
         if alpha is not None and not 0 <= alpha <= 1:
             raise ValueError(f"alpha: seen {alpha}, expected 0 (grounding experts only) to 1 (the base)")
 
-    def to_rank(self, rank: int | None, targets: Sequence[str] = ()) -> dict[str, float]:
+    def to_rank(self, rank: int | None) -> dict[str, float]:
         """Give the package that trains its nearest form of low rank, or full copies again (None), in place.
 
         Returns the relative error of each layer's difference by its name; that of full copies is their rounding.
         """
         if kind := self.identity().get("quantization"):
             raise ValueError(f"rank: seen experts over a base in {kind}, expected one that is not quantised")
-        options = replace(self.options[self.package], expert_rank=rank, expert_targets=list(targets))
+        options = replace(self.options[self.package], expert_rank=rank, expert_targets=[])
         errors: dict[str, float] = {}
         for index, twin, package in self._packages(self.package):
             experts = []
@@ -205,7 +205,7 @@ class TwinExpertVLM(VLM):
                 wide = base if rank is None else copy.deepcopy(base).float()  # not rounded on the way
                 full, error = written_out(expert, wide) if package.low_rank else (expert, {})
                 if rank is not None:
-                    full, error = nearest(full, base, rank, targets, source)
+                    full, error = nearest(full, base, rank, source=source)
                 errors |= {f"layers.{index}.experts.{number}.{name}": value for name, value in error.items()}
                 experts.append(full)
             if isinstance(moe := package.experts, MoE):

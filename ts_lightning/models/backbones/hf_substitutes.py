@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
-IMAGENET_MEAN, IMAGENET_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+HALF = (0.5, 0.5, 0.5)
 
 
 class PixtralText(ProcessorMixin):
@@ -81,9 +81,7 @@ class KimiPixels:
         self.patch_size, self.merge_size = values.get("patch_size", 14), values.get("merge_size", 2)
         self.max_patches = values.get("max_patches", 16384)
         self.most = values.get("size", {}).get("max_height", 512)
-        self.mean, self.std = (
-            values.get(f"image_{name}", default) for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
-        )
+        self.mean, self.std = values.get("image_mean", HALF), values.get("image_std", HALF)
 
     def fetch_images(self, images: Any) -> Any:
         return images
