@@ -121,13 +121,9 @@ class TwinExpertVLM(VLM):
             self.install(folder, name)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, backbone: Backbone, name: str | None = None) -> "TwinExpertVLM":
-        """The vlm of a folder made by `save_pretrained`, over its base; ValueError for another base.
-
-        name: of the skill (None: the package's own).
-        """
-        own = vlm_arguments(read_config(folder))
-        return cls(backbone, **(own | {"package": name or own["package"]}), init_from=str(folder)).eval()
+    def from_pretrained(cls, folder: str | Path, backbone: Backbone) -> "TwinExpertVLM":
+        """The vlm of a folder made by `save_pretrained`, over its base; ValueError for another base."""
+        return cls(backbone, **vlm_arguments(read_config(folder)), init_from=str(folder)).eval()
 
     def save_pretrained(
         self,

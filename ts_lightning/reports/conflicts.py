@@ -11,7 +11,7 @@ from ts_lightning.data import Sample
 from ts_lightning.grounding.tasks import UNDERSTANDING
 from ts_lightning.models import TwinExpertVLM
 from ts_lightning.models.backbones.base import Backbone
-from ts_lightning.models.package import WEIGHTS, read_config
+from ts_lightning.models.package import WEIGHTS, read_config, vlm_arguments
 from ts_lightning.runs.batch import batch_for
 from ts_lightning.runs.class_paths import instantiate
 from ts_lightning.runs.load import found_device
@@ -46,8 +46,7 @@ def row(
 ) -> dict[str, Any]:
     """What changes for `task` as the packages are installed one after the other, its own first."""
     first = task if task in packages else next(iter(packages))
-    backbone = instantiate(Backbone, **read_config(packages[first])["backbone"])
-    vlm = TwinExpertVLM.from_pretrained(packages[first], backbone, first).to(place)
+    vlm = alone(first, packages[first]).to(place)
     logits, texts = answered(vlm, task, samples, max_new_tokens)
     found: dict[str, Any] = {}
     for name, folder in packages.items():
@@ -60,6 +59,13 @@ def row(
         changed = sum(a != b for a, b in zip(texts, said, strict=True))
         found[name] = {"bitwise_equal": equal, "answers_changed": changed}
     return found
+
+
+def alone(name: str, folder: Path) -> TwinExpertVLM:
+    """The package of a folder on its base, as the skill `name`."""
+    stored = read_config(folder)
+    backbone = instantiate(Backbone, **stored["backbone"])
+    return TwinExpertVLM(backbone, **(vlm_arguments(stored) | {"package": name}), init_from=str(folder)).eval()
 
 
 @torch.no_grad()
