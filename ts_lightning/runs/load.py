@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ts_lightning.data.remote import is_url
 from ts_lightning.models import VLM, PlainVLM
-from ts_lightning.models.backbones.hub_layout import read_config as config_json
+from ts_lightning.models.backbones.hub_layout import saved_dtype
 from ts_lightning.models.hub import on_disk
 from ts_lightning.models.lora import is_adapter, read_adapter
 from ts_lightning.models.package import check_unchanged, is_package, read_config, vlm_arguments
@@ -124,18 +124,10 @@ def folder_model(folder: str | Path, gpu: bool = False) -> dict[str, Any]:
     if is_standalone(folder):
         return standalone_model(folder)
     if (folder / "config.json").is_file():
-        backbone = _plain(str(folder), **(_saved_dtype(folder) if gpu else {}))
-        return _module("SFT", "PlainVLM", backbone, PLAIN_TOKENS, {"train": []})
+        own = {"dtype": dtype} if gpu and (dtype := saved_dtype(folder)) else {}
+        return _module("SFT", "PlainVLM", _plain(str(folder), **own), PLAIN_TOKENS, {"train": []})
     expected = "a run with checkpoints/last.ckpt, a package, an adapter, a standalone model or a plain model"
     raise ValueError(f"{folder}: seen none of our folders, expected {expected}")
-
-
-def _saved_dtype(folder: Path) -> dict[str, str]:
-    """`dtype` of a backbone whose config.json names 16 bits, for the model or for its text."""
-    config = config_json(folder)
-    parts = [config, config.get("text_config")]
-    named = [part.get(key) for part in parts if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
-    return next(({"dtype": name} for name in named if name in ("bfloat16", "float16")), {})
 
 
 def _plain(folder: str, **own: str) -> dict[str, Any]:
