@@ -22,7 +22,10 @@ PAD = 12
 
 @dataclass(frozen=True)
 class Picture:
-    """One question to draw. Boxes are xyxy in [0, 1]; `predicted` holds the boxes of each step of the answer."""
+    """One question to draw. Boxes are xyxy in [0, 1]; `predicted` holds the boxes of each step of the answer.
+
+    `at` is the character of the answer that is shown however long the answer is: where the box that counts begins.
+    """
 
     image: Image.Image
     question: str
@@ -31,6 +34,7 @@ class Picture:
     true: Sequence[Box] = ()
     note: str = ""
     true_answer: str = ""
+    at: int = 0
 
 
 def draw_picture(picture: Picture, width: int = 360) -> Image.Image:
@@ -147,11 +151,13 @@ def _outline(draw: ImageDraw.ImageDraw, box: Box, size: tuple[int, int], color: 
 def _panel(picture: Picture, width: int) -> Iterator[tuple[str, str, bool, int]]:
     """Lines of the panel as (text, colour, bold, distance to the next line)."""
     yield from _wrapped(picture.question, TEXT_COLOR, True, width)
-    several = len(picture.predicted) > 1
+    several, at = len(picture.predicted) > 1, min(picture.at, len(picture.answer) - 1)
     for step, (start, end) in enumerate(step_spans(picture.answer)):
         has_box = step < len(picture.predicted) and len(picture.predicted[step]) > 0
         color = STEP_COLORS[step % len(STEP_COLORS)] if has_box or several else TEXT_COLOR
-        yield from _wrapped(picture.answer[start:end].strip() or "(no answer)", color, False, width)
+        said = picture.answer[start:end].lstrip()
+        place = at - (end - len(said)) if start <= at < end else 0
+        yield from _wrapped(said or "(no answer)", color, False, width, at=max(0, place))
     if picture.true_answer:
         yield from _wrapped(f"truth: {picture.true_answer}", TRUE_COLOR, False, width)
     if picture.note:
@@ -159,25 +165,48 @@ def _panel(picture: Picture, width: int) -> Iterator[tuple[str, str, bool, int]]
 
 
 def _wrapped(
-    text: str, color: str, bold: bool, width: int, whole: bool = False
+    text: str, color: str, bold: bool, width: int, whole: bool = False, at: int = 0
 ) -> Iterator[tuple[str, str, bool, int]]:
-    """Greedy line breaks at spaces; a word that is too long alone is cut. At most 8 lines, or the `whole` text."""
-    font, words, lines = _font(bold), list[str](), [""]
-    for word in (text if whole else text[:1000]).split():
-        while font.getlength(word) > width:
-            cut = max(1, bisect_right(range(len(word)), width, key=lambda n: int(font.getlength(word[:n]))) - 1)
-            words, word = [*words, word[:cut]], word[cut:]
-        words.append(word)
-    for word in words:
-        joined = f"{lines[-1]} {word}".strip()
-        if font.getlength(joined) > width:
-            lines.append(word)
-        else:
-            lines[-1] = joined
+    """Greedy line breaks at spaces; a word that is too long alone is cut. At most 8 lines, or the `whole` text.
+
+    Of a longer text the first lines, and those around its character `at`.
+    """
+    font, lines, starts = _font(bold), [""], [0]
+    if not whole:
+        text, at = _shortened(text, at)
+    for found in re.finditer(r"\S+", text):
+        word, start = found[0], found.start()
+        while word:
+            cut = _fitting(word, font, width)
+            joined = f"{lines[-1]} {word[:cut]}".strip()
+            if font.getlength(joined) > width:
+                lines.append(word[:cut])
+                starts.append(start)
+            else:
+                lines[-1] = joined
+            word, start = word[cut:], start + cut
     if len(lines) > 8 and not whole:
-        lines = [*lines[:7], lines[7][:-1] + "..."]
+        place = bisect_right(starts, at) - 1
+        if place < 7:
+            lines = [*lines[:7], lines[7][:-1] + "..."]
+        else:
+            lines = [*lines[:3], "...", *lines[place - 1 : place + 2], *["..."][: len(lines) - place - 2]]
     for i, line in enumerate(lines):
         yield line, color, bold, 18 if i + 1 < len(lines) else 23
+
+
+def _fitting(word: str, font: ImageFont.FreeTypeFont, width: int) -> int:
+    """How many of the word's first letters fit, at least 1."""
+    if font.getlength(word) <= width:
+        return len(word)
+    return max(1, bisect_right(range(len(word)), width, key=lambda n: int(font.getlength(word[:n]))) - 1)
+
+
+def _shortened(text: str, at: int) -> tuple[str, int]:
+    """As much of a long text as may be shown, and where its character `at` is: to measure all of it takes long."""
+    if at < 700:
+        return text[:1000], at
+    return f"{text[:300]} ... {text[at - 100 : at + 400]}", 405
 
 
 @cache

@@ -35,7 +35,8 @@ def make_picture(record: Record, sample: Sample) -> Picture:
     if truth.box is not None:
         note += ": no box" if answer.box is None else f": IoU {iou(answer.box, truth.box):.2f}"
     steps = sheet.said(answer, record.image) if sheet else answer.step_boxes
-    return Picture(image, record.question, record.text, steps, list(true), note, ", ".join(words))
+    at = answer.counted.start if answer.counted else answer.span[0]
+    return Picture(image, record.question, record.text, steps, list(true), note, ", ".join(words), at)
 
 
 def write_pictures(records: Iterable[Record], folder: str | Path, limit: int | None = None) -> int:

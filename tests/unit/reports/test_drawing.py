@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from ts_lightning.reports.drawing import STEP_COLORS, TRUE_COLOR, Picture, contact_sheet, draw_boxes, draw_picture
+from ts_lightning.reports.drawing import (
+    STEP_COLORS,
+    TRUE_COLOR,
+    Picture,
+    _panel,
+    contact_sheet,
+    draw_boxes,
+    draw_picture,
+)
 
 GREY = Image.new("RGB", (96, 72), (128, 128, 128))
 ANSWER = "Step 1: Find the man [[10,10,50,90]]. Step 2: So the answer is orange."
@@ -40,6 +48,20 @@ def test_long_words_are_cut_and_empty_answers_named() -> None:
     tall = draw_picture(Picture(GREY, "x" * 2000, "")).height
     assert tall < 240 + 400
     assert tall > draw_picture(Picture(GREY, "x", "")).height
+
+
+@pytest.mark.parametrize("thought", ["It is a man. " * 90, "x" * 20000 + " "], ids=["words", "a word"])
+def test_a_long_answer_keeps_its_beginning_and_the_box_that_counts(thought: str) -> None:
+    said = f"Step 1: {thought}Step 2: Look. {thought}So [[11,22,33,44]]. " + "It is so. " * 90
+    at = said.index("[[")
+    lines = [line for line, *_ in _panel(Picture(GREY, "Where?", said, [[], [(0.1, 0.2, 0.3, 0.4)]], at=at), 336)]
+    second = next(i for i, line in enumerate(lines) if line.startswith("Step 2: Look."))
+    assert len(lines) == 1 + 8 + 8  # the question and two steps
+    assert "[[11,22,33,44]]" not in " ".join(lines[:second])
+    assert "[[11,22,33,44]]" in " ".join(lines[second:])
+    assert lines[second + 3] == lines[-1] == "..."
+    unread = [line for line, *_ in _panel(Picture(GREY, "", thought * 2 + "the end", at=len(thought) * 2 + 7), 336)]
+    assert unread[-1].endswith("the end")
 
 
 def test_sheet_holds_all_pictures() -> None:
