@@ -178,6 +178,21 @@ def test_a_finished_run_is_left_alone(shards: str, whole: Path, capsys: Any) -> 
         assert contents(whole) == before
 
 
+def test_a_run_that_early_stopping_ended_is_left_alone(shards: str, tmp_path: Path, capsys: Any) -> None:
+    """The second validation has no better score: nothing after step 4 of 8."""
+    given = config(shards, tmp_path)
+    given["model"]["init_args"]["optimizer"]["init_args"] = {"lr": 0.0}
+    stop = {"monitor": "val/toy/miou", "mode": "max", "patience": 1}
+    given["trainer"]["callbacks"].append({"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": stop})
+    command = ["fit", "-c", tiny.save(given, tmp_path / "given.yaml")]
+    assert main(command) == 0
+    before = contents(tmp_path)
+    assert "checkpoints/step=4.ckpt" in before
+    assert main(command) == 0
+    assert "step=4.ckpt holds the last step, 4; nothing was changed" in capsys.readouterr().out
+    assert contents(tmp_path) == before
+
+
 def test_a_last_validation_that_was_cut_off_is_made_up_for(
     shards: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -234,7 +234,7 @@ def _check(place: Place, root: Path, config: dict[str, Any]) -> None:
             complete_table(root)
         raise Finished(
             f"finished: {place.path} holds the last step, {place.steps}; nothing was changed (a larger "
-            "trainer.max_steps goes on from it, --resume false starts anew)"
+            "trainer.max_steps goes on from it, unless EarlyStopping ended it; --resume false starts anew)"
         )
     if first_process():
         for line in longer:
@@ -252,10 +252,14 @@ def _check(place: Place, root: Path, config: dict[str, Any]) -> None:
 
 
 def _is_finished(place: Place, root: Path, max_steps: Any, max_epochs: Any) -> bool:
+    """Whether all of a run's steps and their validation are done, or its log says that it ended here, as stopped early.
+
+    EarlyStopping's own state does not say it: `min_steps` may have let the run go on.
+    """
     steps_done = isinstance(max_steps, int) and 0 < max_steps <= place.steps
     epochs_done = isinstance(max_epochs, int) and 0 < max_epochs <= place.epochs
-    validated = place.validation_follows is False or finished_steps(root) == place.steps
-    return (steps_done or epochs_done) and validated
+    validated = place.validation_follows is False
+    return ((steps_done or epochs_done) and validated) or finished_steps(root) == place.steps
 
 
 def versions_now() -> dict[str, str]:
