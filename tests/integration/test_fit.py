@@ -306,3 +306,28 @@ def test_bf16_keeps_what_trains_in_fp32(shards: str, tmp_path: Path) -> None:
     kinds = {(p.requires_grad, p.dtype) for p in module.vlm.parameters()}
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
     assert all(torch.isfinite(p).all() for p in module.vlm.parameters())
+
+
+CALLBACKS = "lightning.pytorch.callbacks"
+EVERY = {"save_top_k": -1, "filename": "{step}"}
+
+
+def test_the_rate_falls_where_a_score_no_longer_rises(shards: str, tmp_path: Path, capsys: Any) -> None:
+    """4 tokens hold no box: miou is 0 thrice, better than nothing once. The save of a validation has its rate."""
+    config = tiny.config(shards, tmp_path)
+    given = {"monitor": "val/toy/miou", "mode": "max", "patience": 0, "factor": 0.5}
+    config["model"]["init_args"]["lr_scheduler"] = {
+        "class_path": "lightning.pytorch.cli.ReduceLROnPlateau",
+        "init_args": given,
+    }
+    saver = {**EVERY, "monitor": "val/toy/miou"}
+    config["trainer"] |= {"max_steps": 3, "limit_val_batches": 1, "val_check_interval": 1}
+    config["trainer"]["check_val_every_n_epoch"] = None
+    config["trainer"]["callbacks"] = [{"class_path": f"{CALLBACKS}.ModelCheckpoint", "init_args": saver}]
+    run("fit", config, tmp_path)
+    stored = [read(tmp_path / f"checkpoints/step={step}.ckpt") for step in (1, 2, 3)]
+    assert [one["optimizer_states"][0]["param_groups"][0]["lr"] for one in stored] == [0.01, 0.005, 0.0025]
+    given["monitor"] = "val/toy/iou"
+    path = tiny.save(config, tmp_path / "other.yaml")
+    assert main(["fit", "-c", path, "--trainer.default_root_dir", str(tmp_path / "other")]) == 2
+    assert "lr_scheduler.monitor: seen 'val/toy/iou', expected one of val/toy/" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, distributed
 
@@ -28,6 +28,7 @@ from ts_lightning.training.schedule import WarmupCosine, planned_steps
 from ts_lightning.training.silence import StopWithoutGradient
 
 log = logging.getLogger(__name__)
+NEVER = 2**62  # epochs
 
 
 class BaseModule(ShardedModule):
@@ -40,7 +41,7 @@ class BaseModule(ShardedModule):
     Args:
         vlm: What trains.
         optimizer: Over the parameters that train, in the groups of `training.optimizer`.
-        lr_scheduler: Steps once for each optimizer step.
+        lr_scheduler: Steps once for each optimizer step; ReduceLROnPlateau once for each validation.
         alpha_lr_factor: The rate of a twin vlm's alpha is multiplied by it.
         max_new_tokens: Longest answer in validate, test and predict.
         constrain: There, a begun box is always finished as the codec writes it (`models.constrain`).
@@ -152,7 +153,10 @@ class BaseModule(ShardedModule):
         scheduler = build_schedule(self.make_scheduler, optimizer, self.alpha_lr_factor)
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
             scheduler.total_steps = planned_steps(self.trainer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        wired: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+        if isinstance(scheduler, ReduceLROnPlateau):  # `on_validation_epoch_end` steps it, Lightning never does
+            wired = {"scheduler": scheduler, "interval": "epoch", "frequency": NEVER, "monitor": scheduler.monitor}
+        return {"optimizer": optimizer, "lr_scheduler": wired}
 
     def configure_callbacks(self) -> list[Callback]:
         given = {type(callback) for callback in getattr(self.trainer, "callbacks")}  # noqa: B009
@@ -209,7 +213,15 @@ class BaseModule(ShardedModule):
 
     def on_validation_epoch_end(self) -> None:
         kind = "test" if self.trainer.testing else "val"
-        self.log_dict({f"{kind}/{key}": value for key, value in self.suite_metrics.compute(self.device).items()})
+        scores = {f"{kind}/{key}": value for key, value in self.suite_metrics.compute(self.device).items()}
+        self.log_dict(scores)
+        plateau = self.lr_schedulers() if self.trainer.state.fn == TrainerFn.FITTING else None
+        if isinstance(plateau, ReduceLROnPlateau):
+            if plateau.monitor not in scores:
+                expected = ", ".join(scores)
+                raise ValueError(f"lr_scheduler.monitor: seen {plateau.monitor!r}, expected one of {expected}")
+            if not self.trainer.sanity_checking:
+                plateau.step(float(scores[plateau.monitor]))  # before any checkpoint of this validation is written
 
     on_test_epoch_end = on_validation_epoch_end
 
