@@ -22,7 +22,14 @@ from ts_lightning.runs.fsdp2 import ShardedModule
 from ts_lightning.runs.nonfinite import SkipNonFinite
 from ts_lightning.runs.package_state import pack, stored_hparams, unpack
 from ts_lightning.training.callbacks import DataPosition, Throughput
-from ts_lightning.training.optimizer import build_optimizer, build_schedule, keep_numbers, own_numbers, without_exchange
+from ts_lightning.training.optimizer import (
+    Factory,
+    build_optimizer,
+    build_schedule,
+    keep_numbers,
+    own_numbers,
+    without_exchange,
+)
 from ts_lightning.training.records import answer_lengths, batch_records
 from ts_lightning.training.schedule import WarmupCosine, planned_steps
 from ts_lightning.training.silence import StopWithoutGradient
@@ -64,7 +71,7 @@ class BaseModule(ShardedModule):
         self.save_hyperparameters()
         self.strict_loading = False  # checkpoints hold what trained; `unpack` checks them instead
         self.vlm = vlm
-        self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
+        self.make_optimizer, self.make_scheduler = Factory(optimizer), Factory(lr_scheduler)
         self.alpha_lr_factor, self.max_new_tokens = alpha_lr_factor, max_new_tokens
         self.suite_metrics, self.routed_LE = SuiteMetrics(), []
         self.constrain = constrain
@@ -164,14 +171,25 @@ class BaseModule(ShardedModule):
         return [callback for callback in own if type(callback) not in given]
 
     def setup(self, stage: str) -> None:
-        """With bf16-mixed, frozen weights are held in bf16; what trains, and AdamW's states, are fp32.
+        """Give the weights their dtypes.
 
-        That holds for a backbone that was loaded in bf16 too: a step of 2e-5 is lost in a weight of 8 bits. ValueError
-        for Lightning's accumulation: `training_step` has its own, and would lose the gradients of earlier batches.
+        ValueError for Lightning's accumulation: `training_step` has its own, and would lose the gradients of earlier
+        batches.
         """
         if stage == "fit" and (seen := self.trainer.accumulate_grad_batches) != 1:
             instead = "data.global_batch_size is one step's, data.micro_batch_size what is in memory at once"
             raise ValueError(f"trainer.accumulate_grad_batches: seen {seen}, expected 1 ({instead})")
+        self._hold_dtypes()
+
+    def configure_model(self) -> None:
+        self._hold_dtypes()  # Lightning's WeightAveraging calls this before `setup`, and copies the module
+        super().configure_model()
+
+    def _hold_dtypes(self) -> None:
+        """With bf16-mixed, frozen weights are held in bf16; what trains, and AdamW's states, are fp32.
+
+        That holds for a backbone that was loaded in bf16 too: a step of 2e-5 is lost in a weight of 8 bits.
+        """
         if str(self.trainer.precision) == "bf16-mixed":
             for parameter in filter(torch.is_floating_point, self.vlm.parameters()):
                 parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch.bfloat16)
