@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from tests.integration import tiny
 from ts_lightning.cli import main
@@ -306,6 +307,33 @@ def test_bf16_keeps_what_trains_in_fp32(shards: str, tmp_path: Path) -> None:
     kinds = {(p.requires_grad, p.dtype) for p in module.vlm.parameters()}
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
     assert all(torch.isfinite(p).all() for p in module.vlm.parameters())
+
+
+def test_weights_that_train_in_16_bits_are_refused_or_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def kinds(precision: str) -> set[tuple[bool, torch.dtype]]:
+        module = StepwiseSFT(tiny_vlm().to(torch.bfloat16))
+        with monkeypatch.context() as patch:  # 16-mixed wants a GPU
+            patch.setattr(L.Trainer, "precision", precision)
+            module.trainer = trainer(tmp_path)
+            module.setup("fit")
+        return {(p.requires_grad, p.dtype) for p in module.vlm.parameters()}
+
+    mixed = {(True, torch.float32), (False, torch.bfloat16)}
+    assert kinds("bf16-mixed") == kinds("16-mixed") == mixed
+    with pytest.raises(ValueError, match=r"precision: seen 32-true .* torch\.bfloat16 .* expected bf16-mixed"):
+        kinds("32-true")
+    assert "trainer.precision" not in caplog.text
+    kinds("bf16-true")
+    assert "seen bf16-true: what trains is held in 16 bits" in caplog.text
+
+
+def test_accumulation_that_a_callback_sets_is_refused(tmp_path: Path) -> None:
+    module = StepwiseSFT(tiny_vlm())
+    module.trainer = trainer(tmp_path, callbacks=[GradientAccumulationScheduler({4: 2})])
+    with pytest.raises(ValueError, match="accumulate_grad_batches: seen 2, expected 1"):
+        module.setup("fit")
 
 
 CALLBACKS = "lightning.pytorch.callbacks"

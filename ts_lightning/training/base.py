@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, distributed
@@ -173,26 +173,48 @@ class BaseModule(ShardedModule):
     def setup(self, stage: str) -> None:
         """Give the weights their dtypes.
 
-        ValueError for Lightning's accumulation: `training_step` has its own, and would lose the gradients of earlier
-        batches.
+        ValueError for weights in 16 bits that train by themselves: a step of 2e-5 is lost in one of 8 bits. So for
+        Lightning's accumulation: `training_step` has its own, and would lose the gradients of earlier batches.
         """
-        if stage == "fit" and (seen := self.trainer.accumulate_grad_batches) != 1:
-            instead = "data.global_batch_size is one step's, data.micro_batch_size what is in memory at once"
-            raise ValueError(f"trainer.accumulate_grad_batches: seen {seen}, expected 1 ({instead})")
         self._hold_dtypes()
+        if stage == "fit":
+            self._check_accumulation()
+            self._check_precision()
 
     def configure_model(self) -> None:
         self._hold_dtypes()  # Lightning's WeightAveraging calls this before `setup`, and copies the module
         super().configure_model()
 
     def _hold_dtypes(self) -> None:
-        """With bf16-mixed, frozen weights are held in bf16; what trains, and AdamW's states, are fp32.
+        """In mixed precision what trains, and so AdamW's states, is fp32; with bf16-mixed what is frozen is bf16."""
+        if (precision := str(self.trainer.precision)) not in ("bf16-mixed", "16-mixed"):
+            return
+        for parameter in filter(torch.is_floating_point, self.vlm.parameters()):
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.float32)
+            elif precision == "bf16-mixed":
+                parameter.data = parameter.data.to(torch.bfloat16)
 
-        That holds for a backbone that was loaded in bf16 too: a step of 2e-5 is lost in a weight of 8 bits.
-        """
-        if str(self.trainer.precision) == "bf16-mixed":
-            for parameter in filter(torch.is_floating_point, self.vlm.parameters()):
-                parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else torch.bfloat16)
+    def _check_precision(self) -> None:
+        precision = str(self.trainer.precision)
+        held = {parameter.dtype for parameter in self.vlm.parameters() if parameter.requires_grad}
+        if precision == "32-true" and (narrow := held & {torch.bfloat16, torch.float16}):
+            seen = f"seen 32-true (the default) where {str(*narrow)} weights train, in which small steps are lost"
+            raise ValueError(f"trainer.precision: {seen}, expected bf16-mixed: what trains is fp32 then")
+        if precision in ("bf16-true", "16-true") and self.trainer.is_global_zero:
+            log.warning(
+                f"trainer.precision: seen {precision}: what trains is held in 16 bits, where a step of less than 1/512 "
+                "(bf16) or 1/4096 (fp16) of a weight is lost; with bf16-mixed it is held in fp32"
+            )
+
+    def _check_accumulation(self) -> None:
+        factors = [self.trainer.accumulate_grad_batches]
+        for callback in getattr(self.trainer, "callbacks"):  # noqa: B009
+            if isinstance(callback, GradientAccumulationScheduler):
+                factors += callback.scheduling.values()
+        if (seen := max(factors)) != 1:
+            instead = "data.global_batch_size is one step's, data.micro_batch_size what is in memory at once"
+            raise ValueError(f"trainer.accumulate_grad_batches: seen {seen}, expected 1 ({instead})")
 
     def on_fit_start(self) -> None:
         self.train()  # pre-trained parts arrive in eval mode; the vlm keeps what is frozen there
