@@ -14,9 +14,10 @@ from ts_lightning.grounding import get_codec
 from ts_lightning.metrics import ContainsAccuracy
 from ts_lightning.metrics.class_mapping import ClassMapper, packaged_model, sentence_embedder
 from ts_lightning.metrics.protocols import make_protocol
-from ts_lightning.metrics.record import write_records
+from ts_lightning.metrics.record import Record, Truth, write_records
 from ts_lightning.metrics.region_class import classify, coco_ap
 from ts_lightning.metrics.robustness import by_noise, noise_table
+from ts_lightning.metrics.suites import score_suites
 from ts_lightning.pipelines.converters import coco_regions
 from ts_lightning.pipelines.converters.source import Pictures
 from ts_lightning.training.records import record_of
@@ -112,6 +113,21 @@ def test_an_embedder_is_a_folder_whose_code_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="can't be read as a sentence transformer"):
         sentence_embedder(str(folder))
     assert not hit.exists()
+
+
+@pytest.mark.parametrize("text", ["a dog [[10,10,50,50]]", "a dog"])
+@pytest.mark.parametrize("protocol", ["gic", "region_class"])
+def test_a_file_of_other_images_is_named(protocol: str, text: str, tmp_path: Path) -> None:
+    image, dog = {"id": 1, "width": 100, "height": 100}, {"id": 1, "name": "dog"}
+    note = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 40, 40], "area": 1600, "iscrowd": 0}
+    file = tmp_path / "coco.json"
+    file.write_text(json.dumps({"images": [image], "annotations": [note], "categories": [dog]}))
+    meta = {"image_id": 2, "bbox": note["bbox"], "score": 1.0}
+    task = {"gic": "grounding", "region_class": "understanding"}[protocol]
+    rule = {"subtask": "caption", "task": task, "protocol": protocol, "annotations": str(file)}
+    record = Record("s", "q", text, Truth("dog"), sizes=((100, 100),), meta=meta, **rule)
+    with pytest.raises(ValueError, match=rf"^{file}: seen no image 2 of question q, expected it$"):
+        score_suites([record])
 
 
 def test_noise_rows_by_hand() -> None:

@@ -85,6 +85,13 @@ class WithClasses(Protocol):
         """None: AP is of whole images."""
         return {}
 
+    def expect_images(self, rows: Sequence[Row], ids: Sequence[Any]) -> None:
+        """ValueError naming the first row whose image, by its id, the file lacks."""
+        known = {one["id"] for one in self.truth["images"]}
+        for row, image in zip(rows, ids, strict=True):
+            if image not in known:
+                raise ValueError(f"{self.annotations}: seen no image {image!r} of question {row['key']}, expected it")
+
     @property
     def classes(self) -> tuple[list[str], list[int]]:
         """Names and ids of the file's categories."""
@@ -123,6 +130,7 @@ class GIC(WithClasses):
         unnamed = {"boxes_without_name": sum(row["unnamed"] for row in rows)}
         if self.annotations is None:
             return {"captions": len(rows), "pairs": sum(len(row["pairs"]) for row in rows)} | unnamed
+        self.expect_images(rows, [row["image_id"] for row in rows])
         names, _ = self.classes
         synonyms = {} if self.names_alone else {k: v for k, v in SYNONYMS.items() if k in names}
         mapper = ClassMapper(names, self.embed, synonyms, self.threshold)
@@ -152,10 +160,7 @@ class RegionClass(WithClasses):
     def figures(self, rows: Sequence[Row]) -> Figures:
         if self.annotations is None:
             return {"questions": len(rows)}
-        known = {one["id"] for one in self.truth["images"]}
-        for row in rows:
-            if (image := row["meta"]["image_id"]) not in known:
-                raise ValueError(f"{self.annotations}: seen no image {image!r} of question {row['key']}, expected it")
+        self.expect_images(rows, [row["meta"]["image_id"] for row in rows])
         names, ids = self.classes
         found = classify(rows, ClassMapper(names, self.embed, threshold=self.threshold), ids)
         images = sorted({row["meta"]["image_id"] for row in rows})
