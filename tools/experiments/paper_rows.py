@@ -209,10 +209,8 @@ def of_the_truth(world: World, shards: Path) -> list[Record]:
     encoder = PlainVLM(TinyBackbone(), train=["*"]).encoder
     records = []
     for name, (files, protocol, *_) in world.suites.items():
-        reader = ShardReader(index_shards(f"{shards}/{files}"))
         rule = {"protocol": protocol, "annotations": world.file(shards, protocol)}
-        for i in range(reader.manifest.num_samples):
-            sample = reader.read(i)
+        for sample in ShardReader(index_shards(f"{shards}/{files}")):
             asked, said = (encoder.render(sample, for_generation)[0] for for_generation in (True, False))
             text = said.removeprefix(asked).removesuffix(encoder.tokenizer.eos_token)
             records.append(record_of(sample, text, encoder.codec, name, rule=rule))

@@ -12,6 +12,7 @@ the real files in --real where that folder is. With --router a saved one is meas
 import argparse
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 
 from tools.experiments import router_wordings
@@ -26,10 +27,7 @@ def shard_prompts(shards: list[str], limit: int | None = None) -> list[Pair]:
     """(last user text, task) of the records."""
     if not shards:
         return []
-    manifest = index_shards(shards)
-    reader = ShardReader(manifest)
-    samples = (reader.read(i) for i in range(min(limit or manifest.num_samples, manifest.num_samples)))
-    return [(sample.turns[-2].text, sample.task) for sample in samples]
+    return [(sample.turns[-2].text, sample.task) for sample in islice(ShardReader(index_shards(shards)), limit or None)]
 
 
 def new_prompts(asked: list[Pair], trained: list[Pair]) -> list[Pair]:

@@ -27,9 +27,7 @@ _RANGE = re.compile(rf"\b({'|'.join(NUMBERS)}) to ({'|'.join(NUMBERS)})\b")
 
 def score_in_words(vlm: VLM, shards: str, batch_size: int = 100) -> dict[str, float]:
     """`miou`, `acc50` and `unparsed` of single-box questions whose phrase is asked for its range across and down."""
-    manifest = index_shards(shards)
-    reader = ShardReader(manifest)
-    samples = [reader.read(i) for i in range(manifest.num_samples)]
+    samples = [*ShardReader(index_shards(shards))]
     answers = [word_answers(vlm, [in_words(sample, name) for sample in samples], batch_size) for name in RANGES]
     boxes = [box_of(across, down) for across, down in zip(*answers, strict=True)]
     truths = [sample.regions[0].box for sample in samples]

@@ -3,7 +3,7 @@
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, groupby
 from typing import Any
@@ -30,13 +30,20 @@ _REMOVE = "the shard or the index beside it changed: remove the .idx file"
 class ShardReader:
     """`read(i)`: question i of a manifest, with its record's pictures; `read_row(i)`: the questions of row i.
 
-    Each process opens a shard once and reads by position (pread), so forked workers never share a file offset.
+    Iterating over it reads all questions in order. Each process opens a shard once and reads by position (pread), so
+    forked workers never share a file offset.
     """
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
         self._open: OrderedDict[str, int] = OrderedDict()
         self._pid = os.getpid()
+
+    def __len__(self) -> int:
+        return self.manifest.num_samples
+
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self.read, range(len(self)))
 
     def read(self, i: int) -> Sample:
         """The validated sample with its image bytes; ValueError for a wrong checksum or an invalid record."""
@@ -119,7 +126,7 @@ class ShardReader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["manifest"])  # type: ignore[misc]
 
-    def __del__(self) -> None:
+    def __del__(self, os: Any = os) -> None:  # a global is gone when the interpreter ends
         if self._pid == os.getpid():
             for fd in self._open.values():
                 os.close(fd)

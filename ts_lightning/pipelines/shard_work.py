@@ -33,9 +33,7 @@ Make = Callable[[Any], Iterable[Sample]]  # of a scene, or of a sample where `it
 
 def shard_samples(path: Path) -> Iterator[Sample]:
     """The records of one shard, one after the other."""
-    manifest = index_shards(str(path))
-    reader = ShardReader(manifest)
-    return (reader.read(i) for i in range(manifest.num_samples))
+    return iter(ShardReader(index_shards(str(path))))
 
 
 def my_shards(paths: list[Path], number: int | None = None, count: int | None = None) -> list[Path]:

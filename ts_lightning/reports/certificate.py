@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,8 @@ def untouched(tuned: VLM, quantized: bool = True) -> VLM:
 def understanding_samples(shards: str | Sequence[str], limit: int) -> tuple[list[Sample], str]:
     """The first `limit` readable understanding records of the shards, with their images, and the manifest's sha256."""
     manifest = index_shards(shards)
-    reader, samples = ShardReader(manifest), list[Sample]()
-    for i in range(manifest.num_samples):
-        sample = reader.read(i)
-        if sample.task == UNDERSTANDING:
-            samples.append(sample)
-        if len(samples) == limit:
-            break
+    asked = (sample for sample in ShardReader(manifest) if sample.task == UNDERSTANDING)
+    samples = [*islice(asked, limit)]
     if not samples:
         seen = f"{without_secrets(str(shards))}: seen no record of task understanding"
         raise ValueError(f"{seen}, expected some to compare the models on")

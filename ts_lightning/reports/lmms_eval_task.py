@@ -61,11 +61,9 @@ def write_task(
     """
     file = None if annotations is None else str(annotations.absolute())
     scored = make_protocol(protocol, reading, file)
-    manifest = index_shards(list(shards))
-    reader, lines, records = ShardReader(manifest), list[str](), list[Record]()
+    lines, records = list[str](), list[Record]()
     (out / "pictures").mkdir(parents=True, exist_ok=True)
-    for i in range(manifest.num_samples):
-        sample = reader.read(i)
+    for sample in ShardReader(index_shards(list(shards))):
         record = record_of(sample, "", codec, name)
         if not scored.takes(record) or (limit is not None and len(records) == limit):
             continue

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import takewhile, zip_longest
+from itertools import islice, takewhile, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +325,4 @@ def certify_against(
 
 def first_samples(shards: str | Sequence[str], limit: int) -> list[Sample]:
     """The first questions of shards, with their pictures."""
-    manifest = index_shards(shards)
-    reader = ShardReader(manifest)
-    return [reader.read(i) for i in range(min(limit, manifest.num_samples))]
+    return [*islice(ShardReader(index_shards(shards)), limit)]

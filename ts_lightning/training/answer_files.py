@@ -107,9 +107,8 @@ def join(
     answers to questions that are not asked, and for missing ones unless `allow_missing`: then their records say so, and
     they are wrong.
     """
-    manifest = source_of(shards).load()
-    reader = ShardReader(manifest)
-    questions = [_Question.of(reader.read(i)) for i in range(manifest.num_samples)]
+    reader = ShardReader(source_of(shards).load())
+    questions = [_Question.of(sample) for sample in reader]
     given = _matched(answers, questions)
     missing = [question.key for i, question in enumerate(questions) if i not in given]
     if missing and not allow_missing:

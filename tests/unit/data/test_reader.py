@@ -24,6 +24,19 @@ def test_what_is_written_is_read(tmp_path):
     source = ShardReader(index_shards(paths))
     for i in range(5):
         assert source.read(i) == replace(sample(i), shard=str(paths[i // 3]))
+    assert (len(source), [one.id for one in source]) == (5, [f"test/{i}" for i in range(5)])
+
+
+def test_a_reader_outlives_its_module(tmp_path, monkeypatch):
+    source = ShardReader(index_shards(shards(tmp_path, [1])))
+    source.read(0)
+    (opened,) = source._open.values()
+    monkeypatch.setattr("ts_lightning.data.reader.os", None)  # as when the interpreter ends
+    source.__del__()
+    monkeypatch.undo()
+    source._open.clear()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened)
 
 
 @pytest.mark.parametrize(("images", "kind"), [(1, "JPEG"), (1, "PNG"), (1, "WEBP"), (11, "JPEG")])

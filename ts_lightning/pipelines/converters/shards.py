@@ -11,9 +11,8 @@ from ts_lightning.pipelines.converters.source import EXCLUDED, Pictures
 
 def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]:
     """Every question of the tars that `path`, a tar or a glob, names; questions that can't be read are left out."""
-    manifest, pictures = index_shards(str(path)), pictures or Pictures()
-    reader = ShardReader(manifest)
-    for i in range(manifest.num_samples):
+    reader, pictures = ShardReader(index_shards(str(path))), pictures or Pictures()
+    for i in range(len(reader)):
         try:
             sample = reader.read(i)
         except ValueError as error:
