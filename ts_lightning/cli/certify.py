@@ -1,6 +1,5 @@
 """`ts-lightning certify`."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -46,11 +45,10 @@ def certify(
     if against is not None:
         return _against(ckpt, shards, out, max_samples, max_new_tokens, against, max_difference, min_iou, device)
     from ts_lightning.reports.certificate import certify_checkpoint
-    from ts_lightning.reports.suite_report import strict_json
+    from ts_lightning.reports.json_file import write_json
 
     result = certify_checkpoint(ckpt, shards, max_samples, batch_size, max_new_tokens, device)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(strict_json(result), indent=1) + "\n")
+    write_json(out, result)
     for name in result["differing"][:10]:
         print(f"differs: {name}", file=sys.stderr)
     for key in result["read_otherwise"][:10]:
@@ -85,6 +83,7 @@ def _against(
 ) -> int:
     from tempfile import TemporaryDirectory
 
+    from ts_lightning.reports.json_file import write_json
     from ts_lightning.reports.parity import certify_against, first_samples
     from ts_lightning.runs.load import load
 
@@ -92,8 +91,7 @@ def _against(
     samples, vlm = first_samples(shards, max_samples), load(ckpt, device).vlm
     with TemporaryDirectory(prefix="ts_lightning_") as work:
         result = certify_against(vlm, against, samples, max_new_tokens, max_difference, min_iou, Path(work))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_json(out, result)
 
     def said(name: str) -> str:
         return "-" if result[name] is None else f"{result[name]:.6g}"

@@ -21,6 +21,7 @@ def compare(*runs: Path, table: bool = False, out: Path | None = None) -> None:
     from ts_lightning.metrics.record import read_records
     from ts_lightning.metrics.suites import compare as paired
     from ts_lightning.metrics.understanding_table import understanding_table
+    from ts_lightning.reports.json_file import write_json
 
     if table:
         reports = [path / "report.json" if path.is_dir() else path for path in runs]
@@ -48,7 +49,7 @@ def compare(*runs: Path, table: bool = False, out: Path | None = None) -> None:
     for line in left:
         print(f"not compared: {line}")
     if out is not None:
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(out, result)
 
 
 def read_report(path: Path) -> dict[str, Any]:

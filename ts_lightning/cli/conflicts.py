@@ -1,6 +1,5 @@
 """`ts-lightning conflicts`."""
 
-import json
 from pathlib import Path
 
 
@@ -31,11 +30,10 @@ def conflicts(
     from ts_lightning.data.reader import ShardReader
     from ts_lightning.grounding.tasks import UNDERSTANDING
     from ts_lightning.reports.conflicts import conflicts as found_in
+    from ts_lightning.reports.json_file import write_json
 
-    reader = ShardReader(manifest := index_shards(shards))
     kinds: dict[bool, list] = {True: [], False: []}
-    for i in range(manifest.num_samples):
-        sample = reader.read(i)
+    for sample in ShardReader(index_shards(shards)):
         kind = kinds[sample.task == UNDERSTANDING]
         if len(kind) < max_samples:
             kind.append(sample)
@@ -59,5 +57,5 @@ def conflicts(
     )
     print(f"\n{counted}; " + ("logits equal bit by bit everywhere" if same else "*: logits differ"))
     if out is not None:
-        out.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(out, found)
     return 0 if same else 1

@@ -1,6 +1,5 @@
 """The main job from shards to report: score the base, tune it, score it again, certify that it forgot nothing."""
 
-import json
 import os
 import resource
 import shutil
@@ -19,6 +18,7 @@ from ts_lightning.metrics.record import Record
 from ts_lightning.models import PlainVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.reports.certificate import certify_checkpoint
+from ts_lightning.reports.json_file import write_json
 from ts_lightning.reports.pictures import write_sheets
 from ts_lightning.reports.report import read_history, write_report
 from ts_lightning.runs.load import load
@@ -59,7 +59,7 @@ def main_job(config: Path, shards: Path, out: Path, overrides: Sequence[str] = (
     tuned_module.answer_as()
     write_sheets(predict(tuned_module, suites), out / "pictures", limit=12)
     certificate = certify_checkpoint(checkpoint, [str(suites["understanding"].shards)])
-    (out / "certificate.json").write_text(json.dumps(certificate, indent=1) + "\n")
+    write_json(out / "certificate.json", certificate)
     report = {
         "base": grounding_scores(base),
         "base_in_words": in_words["grounding"],

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_lightning.grounding.foreign_text import markdown_code
+from ts_lightning.reports.json_file import write_json
 
 HEAD = """---
 library_name: ts-lightning
@@ -24,7 +25,7 @@ def complete_card(folder: Path, kind: str, certificate: Path | None) -> None:
     text = card.read_text() if card.is_file() else f"# {kind} of ts_lightning\n"
     if certificate is not None:
         found = read_certificate(certificate)
-        (folder / "certificate.json").write_text(json.dumps(found, indent=1) + "\n")
+        write_json(folder / "certificate.json", found)
         logits = found["logits"]
         equal = "bitwise equal" if logits["bitwise_equal"] else f"different by up to {logits['max_abs_diff']}"
         verdict = "Passed" if found["passed"] else "Failed"

@@ -318,7 +318,7 @@ def test_a_read_only_folder_is_fine(tmp_path, monkeypatch):
 
 def test_the_command_reports_and_exits(tmp_path, capsys):
     path = shards(tmp_path, [2])[0]
-    out = tmp_path / "manifest.json"
+    out = tmp_path / "new/manifest.json"
     assert main(["data", "index", str(path), "--out", str(out)]) == 0
     assert json.loads(out.read_text())["num_samples"] == 2
     assert json.loads(out.read_text())["sha256"] == index_shards(path).sha256

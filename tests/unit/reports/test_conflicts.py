@@ -46,10 +46,10 @@ def run(store: Path, *more: str) -> int:
 
 
 def test_no_package_changes_another_or_the_base(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(store, "--out", str(store / "found.json")) == 0
+    assert run(store, "--out", str(store / "new/found.json")) == 0
     said = capsys.readouterr().out
     assert "3 questions of a skill, 2 of understanding; logits equal bit by bit everywhere" in said
-    found = json.loads((store / "found.json").read_text())
+    found = json.loads((store / "new/found.json").read_text())
     assert found["matrix"].keys() == {"skill_0", "skill_1", "skill_2", "base"}
     assert found["matrix"]["skill_1"].keys() == {"skill_0", "skill_2"}
     assert found["matrix"]["base"].keys() == {"skill_1", "skill_2"}

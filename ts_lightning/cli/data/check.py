@@ -1,6 +1,5 @@
 """`ts-lightning data check`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,12 +26,12 @@ def check(*shards: str, config: str, out: Path = Path("outputs/coordinates")) ->
     from ts_lightning.data import index_shards
     from ts_lightning.metrics.frames import RIGHT
     from ts_lightning.reports.coordinates import check_coordinates, table, write_contact_sheet
+    from ts_lightning.reports.json_file import write_json
 
     backbone, manifest = backbone_of(config), index_shards(list(shards))
     report = check_coordinates(backbone, manifest)
     drawn = write_contact_sheet(backbone, manifest, out / "seen.png")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_json(out / "report.json", report)
     print(f"{table(report)}\n{drawn} pictures in {out / 'seen.png'}")
     return int(bool(report["wrong_sizes"]) or not report["verdict"].startswith((RIGHT, "cannot tell")))
 

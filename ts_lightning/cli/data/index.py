@@ -1,11 +1,11 @@
 """`ts-lightning data index`."""
 
-import json
 import sys
 from pathlib import Path
 
 from ts_lightning.data import index_shards
 from ts_lightning.data.manifest import check_manifest
+from ts_lightning.reports.json_file import write_json
 
 
 def index(*shards: str, out: Path | None = None, check: Path | None = None) -> int:
@@ -25,7 +25,7 @@ def index(*shards: str, out: Path | None = None, check: Path | None = None) -> i
     if check is not None:
         check_manifest(manifest, check)
     if out is not None:
-        out.write_text(json.dumps(manifest.summary(), indent=1) + "\n")
+        write_json(out, manifest.summary())
     for shard in manifest.shards:
         counts = f"{shard.num_questions} questions  {shard.num_records} records"
         print(f"{shard.path}  {counts}  {shard.size} bytes  sha256 {shard.sha256[:12]}")
