@@ -1,5 +1,6 @@
 """`import ts_lightning` is light; `ts_lightning.load` comes when it is asked for."""
 
+import os
 import subprocess
 import sys
 
@@ -17,3 +18,9 @@ def test_load_is_offered_at_the_top_and_nothing_heavy_is_imported() -> None:
     assert ts_lightning.ask is ask
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ts_lightning.nothing
+
+
+def test_training_leaves_a_notebook_its_backend_of_matplotlib() -> None:
+    code = "import matplotlib as m, ts_lightning.training; assert m.get_backend() == 'pdf'"
+    code += "; from ts_lightning.reports import report; assert m.get_backend() == 'pdf'"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600, env=os.environ | {"MPLBACKEND": "pdf"})

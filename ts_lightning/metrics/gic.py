@@ -6,11 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from ts_lightning.grounding.answer import Answer, brackets
 from ts_lightning.metrics import class_mapping
 from ts_lightning.metrics.caption_ap import CaptionAP
@@ -101,38 +96,3 @@ def caption_figures(
             [similarity if box_score == "similarity" else 1.0 for _, similarity in found],
         )
     return metric.compute() | {"pairs": total, "names_of_no_class": dropped, "captions": len(rows)}
-
-
-def mapping_accuracy(mapper: ClassMapper, names: Mapping[str, str | None]) -> dict[str, float]:
-    """How many of the hand-made names went to their class (None: to no class).
-
-    `accuracy` over the names that have a class, `kept_out` over those that have none.
-    """
-    found = [index for index, _ in mapper(list(names))]
-    right = [
-        (true is not None, (None if index is None else mapper.names[index]) == true)
-        for index, true in zip(found, names.values(), strict=True)
-    ]
-    known, other = [ok for has, ok in right if has], [ok for has, ok in right if not has]
-    return {
-        "accuracy": sum(known) / len(known) if known else float("nan"),
-        "kept_out": sum(other) / len(other) if other else float("nan"),
-    }
-
-
-def plot_thresholds(mapper: ClassMapper, names: Mapping[str, str | None], path: str | Path) -> dict[float, Any]:
-    """Both kinds of error by threshold: names of a class that are lost or wrong, names of none that get a class."""
-    result = {}
-    for hundredth in range(20, 96, 5):
-        at = mapper.at(hundredth / 100)
-        result[hundredth / 100] = mapping_accuracy(at, names)
-    figure, axis = plt.subplots(figsize=(5.2, 3.4), constrained_layout=True)
-    labels = {"accuracy": "names of a class: wrong or lost", "kept_out": "names of none: given a class"}
-    for key, label in labels.items():
-        axis.plot(list(result), [1 - v[key] for v in result.values()], marker="o", markersize=4, label=label)
-    axis.set(xlabel="threshold (cosine)", ylabel="share", ylim=(-0.02, 1.02))
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return result

@@ -1,17 +1,13 @@
 """The report of one tuning run: report.json, report.md, the one table that is printed, and curves.png."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-from ts_lightning.reports.suite_report import strict_json
+from ts_lightning.reports.json_file import write_json
 from ts_lightning.runs.metrics_log import read_metrics
 
 REQUIRED = (
@@ -59,8 +55,7 @@ def write_report(
     if missing:
         raise ValueError(f"report: seen no {', '.join(missing)}, expected {', '.join(REQUIRED)}")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(strict_json(report), indent=2, allow_nan=False) + "\n")
+    write_json(folder / "report.json", report)
     text = table(report)
     parts = [f"# {title}", "```\n" + text + "\n```"]
     if history is not None:
@@ -114,8 +109,8 @@ def plot_curves(history: str | Path, out: str | Path) -> None:
         ("alpha (1 = understanding only)", [name for name in columns if name.startswith("train/alpha")]),
         ("validation", [name for name in suites if name.endswith(("/miou", "/acc50", "/accuracy"))]),
     )
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
-    for axis, (title, names) in zip(axes, panels, strict=True):
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    for axis, (title, names) in zip(figure.subplots(1, 3), panels, strict=True):
         for name in names:
             steps, values = zip(*columns[name], strict=True)
             if title == "training loss":
@@ -129,7 +124,6 @@ def plot_curves(history: str | Path, out: str | Path) -> None:
         if 0 < len(names) <= 8:
             axis.legend(fontsize=8, frameon=False)
     figure.savefig(out, dpi=110)
-    plt.close(figure)
 
 
 def read_history(path: str | Path) -> dict[str, list[tuple[int, float]]]:
