@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from hashlib import sha256
 
 from ts_lightning.data.sample import REGION_MARK, Answer, Sample, SampleRegion
 from ts_lightning.grounding.boxes import iou
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.pipelines.claims import AGREE, findings, names_before, same_thing
 from ts_lightning.pipelines.converters.source import Dropped, build, clean, pick
-from ts_lightning.pipelines.llm_client import Chat
-from ts_lightning.pipelines.scenes import Scene, template
+from ts_lightning.pipelines.llm_client import Chat, messages
+from ts_lightning.pipelines.scenes import Scene, prompts
 from ts_lightning.pipelines.scout import from_notation
 from ts_lightning.pipelines.scout_checks import Rejected
 
@@ -30,23 +29,19 @@ class Captions:
     templates: str | None = None
 
     def __post_init__(self) -> None:
-        self.prompt = template("gic", self.templates)
-        self.template_hash = sha256(self.prompt.encode()).hexdigest()[:16]
+        self.prompts, self.template_hash = prompts(["gic"], self.templates)
 
     def __call__(self, scene: Scene) -> Iterator[Sample]:
         """The sample, or nothing."""
-        if look := getattr(self.captions, "look", None):
-            look(scene)
+        if self.captions.look:
+            self.captions.look(scene)
         codec = get_codec(self.captions.codec)
         box, other = (0.1, 0.2, 0.8, 0.9), (0.2, 0.3, 0.4, 0.5)
-        prompt = self.prompt.replace("<BOXES>", codec.format([box, other], scene.size))
-        messages = [
-            {"role": "system", "content": "caption: answer in the form that is asked for."},
-            {"role": "user", "content": prompt.replace("<BOX>", codec.format([box], scene.size))},
-        ]
+        prompt = self.prompts["gic"].replace("<BOXES>", codec.format([box, other], scene.size))
+        asked = messages("caption", prompt.replace("<BOX>", codec.format([box], scene.size)))
         try:
             text, boxes = from_notation(
-                " ".join(clean(self.captions.chat(messages, [scene.data])).split()), self.captions.codec, scene.size
+                " ".join(clean(self.captions.chat(asked, [scene.data])).split()), self.captions.codec, scene.size
             )
             if not boxes:
                 raise Rejected("caption without a box")

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from ts_lightning.data.images import sniff_extension
 from ts_lightning.data.remote import without_secrets
 from ts_lightning.grounding.still_pictures import open_still, upright
+from ts_lightning.pipelines.scenes import Scene
 from ts_lightning.pipelines.scout_checks import Rejected
 
 Messages = list[dict[str, str]]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -41,10 +42,23 @@ class Chat(Protocol):
     name: str
     codec: str
 
+    @property
+    def look(self) -> Callable[[Scene | None], None] | None:
+        """Of a backend without a model: what tells it the annotations of the picture that it is asked about next."""
+        return None
+
     def chat(
         self, messages: Messages, images: Sequence[bytes] = (), schema: dict[str, Any] | None = None, attempt: int = 0
     ) -> str:
         """The answer; `schema` asks for JSON of that form, another `attempt` for another sample."""
+
+
+def messages(task: str, prompt: str) -> Messages:
+    """A request of the pipelines; a backend without a model tells them apart by the first word."""
+    return [
+        {"role": "system", "content": f"{task}: answer in the form that is asked for."},
+        {"role": "user", "content": prompt},
+    ]
 
 
 @dataclass
@@ -75,7 +89,7 @@ class Usage:
         return {name: getattr(self, name) for name in counts} | {"cost": round(cost, 6)}
 
 
-class OpenAIChat:
+class OpenAIChat(Chat):
     """Any OpenAI-compatible server, through the `openai` client.
 
     `concurrency` requests run at once, `per_minute` at most start in a minute (0: no limit). 429 and 5xx answers,
@@ -224,7 +238,7 @@ class Pace:
             time.sleep(start - now)
 
 
-class LocalChat:
+class LocalChat(Chat):
     """A vision-language (or text) model of transformers in `folder`, greedy, one request at a time.
 
     ValueError for a vision-language model whose processor needs torchvision.

@@ -3,15 +3,14 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 
 from ts_lightning.data.sample import REGION_MARK, Answer, Sample, SampleRegion, Turn
 from ts_lightning.grounding.boxes import iou
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.pipelines.claims import AGREE
 from ts_lightning.pipelines.converters.source import Dropped, clean, safe_key
-from ts_lightning.pipelines.llm_client import Chat, Messages
-from ts_lightning.pipelines.scenes import template
+from ts_lightning.pipelines.llm_client import Chat, messages
+from ts_lightning.pipelines.scenes import prompts
 from ts_lightning.pipelines.scout_checks import Rejected
 
 _PARTS = re.compile(r"<think>(.+?)</think>\s*<answer>(.+?)</answer>", re.DOTALL)
@@ -44,12 +43,11 @@ class Trajectories:
     def __post_init__(self) -> None:
         if self.style not in STYLES:
             raise ValueError(f"style: seen {self.style!r}, expected one of {', '.join(STYLES)}")
-        offline, places_offline = (hasattr(one, "look") for one in (self.reason, self.locate))
+        offline, places_offline = (bool(one.look) for one in (self.reason, self.locate))
         if self.style == "trajectory" and offline != places_offline:  # offline names objects by their numbers
             seen = f"reason {self.reason.name} beside locate {self.locate.name}"
             raise ValueError(f"mirg: seen {seen}, expected models for both, or offline for both")
-        self.prompts = {name: template(f"mirg_{name}") for name in ("reason", "map", "reassemble")}
-        self.template_hash = sha256("\0".join(self.prompts.values()).encode()).hexdigest()[:16]
+        self.prompts, self.template_hash = prompts(["mirg_reason", "mirg_map", "mirg_reassemble"])
 
     def __call__(self, sample: Sample) -> Iterator[Sample]:
         """The sample with its new answer, or nothing."""
@@ -80,13 +78,13 @@ class Trajectories:
     def _trajectory(self, sample: Sample, true: int) -> tuple[str, list[SampleRegion]]:
         target = sample.regions[true]
         question = REGION_MARK.sub("the marked object", sample.turns[0].text.replace("<image>", "")).strip()
-        if look := getattr(self.reason, "look", None):
-            look(None)
+        if self.reason.look:
+            self.reason.look(None)
             written = offline_thought(sample, true)
         else:
-            prompt = self.prompts["reason"].replace("<QUESTION>", question)
+            prompt = self.prompts["mirg_reason"].replace("<QUESTION>", question)
             prompt = prompt.replace("<IMAGE>", str(target.image + 1)).replace("<BOX>", str(target.box))
-            written = self.reason.chat(_messages("reason", prompt), sample.image_bytes)
+            written = self.reason.chat(messages("reason", prompt), sample.image_bytes)
         match = _PARTS.search(clean(written))
         if match is None:
             raise Rejected("chain of thought in another form than asked for")
@@ -94,8 +92,8 @@ class Trajectories:
         for name in dict.fromkeys(_OBJECT.findall(match[1] + match[2])):
             slots[name] = self._place(sample, name, true, regions)
         marked = _OBJECT.sub(lambda found: f"{{object:{slots[found[1]]}}}", f"<think>{match[1]}</think>")
-        if self.rewrite is not None and not hasattr(self.rewrite, "look"):
-            again = self.rewrite.chat(_messages("rewrite", self.prompts["reassemble"].replace("<TEXT>", marked)))
+        if self.rewrite is not None and not self.rewrite.look:
+            again = self.rewrite.chat(messages("rewrite", self.prompts["mirg_reassemble"].replace("<TEXT>", marked)))
             thought = clean(again).strip().split("</think>")[0]  # the answer is ours
             if sorted(_SLOT.findall(thought)) != sorted(_SLOT.findall(marked)) or not thought.startswith("<think>"):
                 raise Rejected("reassembled text that lost an object or its form")
@@ -107,14 +105,14 @@ class Trajectories:
 
     def _place(self, sample: Sample, name: str, true: int, regions: list[SampleRegion]) -> int:
         """The region of an object that the thought mentions: the true one, a known one, or one that `locate` finds."""
-        if hasattr(self.locate, "look"):
+        if self.locate.look:
             known = int(name.rsplit("#", 1)[-1])
             return known
         codec = get_codec(self.locate.codec)
-        prompt = self.prompts["map"]
+        prompt = self.prompts["mirg_map"]
         for slot, shape in (("<BOX>", (0.1, 0.2, 0.8, 0.9)), ("<WHOLE>", (0.0, 0.0, 1.0, 1.0))):
             prompt = prompt.replace(slot, codec.format([shape], sample.sizes[0]))
-        said = self.locate.chat(_messages("map", prompt.replace("<OBJECT>", name)), sample.image_bytes)
+        said = self.locate.chat(messages("map", prompt.replace("<OBJECT>", name)), sample.image_bytes)
         if (number := _IMAGE.search(said)) is None:
             raise Rejected("object that is placed nowhere")
         if not 0 <= (image := int(number[1]) - 1) < len(sample.images):
@@ -175,10 +173,3 @@ def offline_thought(sample: Sample, true: int) -> str:
     place = f"in the {ORDINALS[number]} image" if number < len(ORDINALS) else f"in image {number + 1}"
     parts.append(f"What is asked for is {place}: [object #{true}].")
     return f"<think>{' '.join(parts)}</think><answer>It is {place}: [object #{true}].</answer>"
-
-
-def _messages(task: str, prompt: str) -> Messages:
-    return [
-        {"role": "system", "content": f"{task}: answer in the form that is asked for."},
-        {"role": "user", "content": prompt},
-    ]

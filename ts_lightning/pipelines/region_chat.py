@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from hashlib import sha256
 from random import Random
 from zlib import crc32
 
@@ -11,9 +10,9 @@ from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.grounding.prompts import templates
 from ts_lightning.pipelines.converters.source import Dropped, build, clean, safe_key
 from ts_lightning.pipelines.english import article
-from ts_lightning.pipelines.llm_client import Chat, Messages
+from ts_lightning.pipelines.llm_client import Chat, Messages, messages
 from ts_lightning.pipelines.scene_grammar import SIDES, place, references, related
-from ts_lightning.pipelines.scenes import Scene, describe, template
+from ts_lightning.pipelines.scenes import Scene, describe, prompts
 from ts_lightning.pipelines.scout_checks import Rejected
 
 _ROLE = re.compile(r"^\s*(User|Assistant)\s*:", re.MULTILINE)
@@ -38,8 +37,7 @@ class RegionChat:
     templates: str | None = None
 
     def __post_init__(self) -> None:
-        self.prompt, self.whole_prompt = (template(f"{one}_chat", self.templates) for one in ("region", "image"))
-        self.template_hash = sha256(f"{self.prompt}\0{self.whole_prompt}".encode()).hexdigest()[:16]
+        self.prompts, self.template_hash = prompts(["region_chat", "image_chat"], self.templates)
 
     def __call__(self, scene: Scene) -> Iterator[Sample]:
         """Samples in an order that the seed draws; dialogues in another form than asked for are counted."""
@@ -50,17 +48,13 @@ class RegionChat:
             whole = random.random() < self.image_level
             facts = _facts(scene, ref.thing)
             text: str | None
-            if hasattr(self.dialogues, "look"):
+            if self.dialogues.look:
                 text = _offline(ref.phrase, facts, whole, self.turns, random)
             else:
-                prompt = self.whole_prompt if whole else self.prompt
+                prompt = self.prompts["image_chat" if whole else "region_chat"]
                 told = prompt.replace("<TURNS>", str(self.turns)).replace("<DESCRIPTION>", describe(scene))
                 region = f"{article(ref.phrase)}: {' '.join(facts)}"
-                messages = [
-                    {"role": "system", "content": f"dialogue {number}: answer in the form that is asked for."},
-                    {"role": "user", "content": told.replace("<REGION>", region)},
-                ]
-                text = self._said(messages)
+                text = self._said(messages(f"dialogue {number}", told.replace("<REGION>", region)))
             if text is None:
                 continue
             pairs = dialogue(text, whole)
@@ -69,9 +63,9 @@ class RegionChat:
                 continue
             yield self._sample(scene, number, ref.thing, pairs, whole)
 
-    def _said(self, messages: Messages) -> str | None:
+    def _said(self, asked: Messages) -> str | None:
         try:
-            return self.dialogues.chat(messages)
+            return self.dialogues.chat(asked)
         except Rejected as reason:
             self.dropped[str(reason)] += 1
             return None

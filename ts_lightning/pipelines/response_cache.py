@@ -11,7 +11,7 @@ from typing import Any
 from ts_lightning.pipelines.llm_client import Chat, Messages, Usage
 
 
-class CachedChat:
+class CachedChat(Chat):
     """Another backend, with every answer on disk by the hash of its request: what was answered is never asked again.
 
     `path` is a file of JSON lines; a line that a killed run left unfinished is cut off. Each notes its model (by the

@@ -1,7 +1,7 @@
 """What is known of a picture before a model writes about it: objects with boxes, captions, relations."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -153,3 +153,9 @@ def template(name: str, folder: str | Path | None = None) -> str:
     if not path.is_file():
         raise ValueError(f"templates: seen no file {path}, expected an edited copy of {TEMPLATES}")
     return path.read_text()
+
+
+def prompts(names: Sequence[str], folder: str | Path | None = None) -> tuple[dict[str, str], str]:
+    """`template`s by name, and the hash of their texts that records note."""
+    texts = {name: template(name, folder) for name in names}
+    return texts, sha256("\0".join(texts.values()).encode()).hexdigest()[:16]

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from hashlib import sha256
 from random import Random
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -15,8 +14,8 @@ from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.grounding.prompts import templates
 from ts_lightning.grounding.steps import REJECTION, step_spans
 from ts_lightning.pipelines.converters.source import Dropped, clean, safe_key, to_box
-from ts_lightning.pipelines.llm_client import Chat, Messages
-from ts_lightning.pipelines.scenes import Scene, describe, template
+from ts_lightning.pipelines.llm_client import Chat, messages
+from ts_lightning.pipelines.scenes import Scene, describe, prompts
 from ts_lightning.pipelines.scout_checks import Draft, Rejected, check_negative, check_positive, same_question
 
 _QUERY = re.compile(
@@ -70,14 +69,13 @@ class Scout:
 
     def __post_init__(self) -> None:
         names = ("scout_questions", "scout_negatives", "scout_steps", "scout_caption_steps")
-        self.prompts = {name: template(name, self.templates) for name in names}
-        self.template_hash = sha256("\0".join(self.prompts.values()).encode()).hexdigest()[:16]
+        self.prompts, self.template_hash = prompts(names, self.templates)
 
     def __call__(self, scene: Scene) -> Iterator[Sample]:
         """Positive samples, then negative ones, in a fixed order; what fails a check is counted in `dropped`."""
         for backend in {id(b): b for b in (self.questions, self.answers) if b is not None}.values():
-            if look := getattr(backend, "look", None):
-                look(scene)
+            if backend.look:
+                backend.look(scene)
         told = describe(scene)
         kept: list[Draft] = []
         for query in self._ask("questions", "scout_questions", told)[: self.most]:
@@ -103,18 +101,15 @@ class Scout:
             self.dropped[str(reason)] += 1
 
     def _ask(self, task: str, prompt: str, told: str) -> list[Query]:
-        messages = [
-            {"role": "system", "content": f"{task}: answer in the form that is asked for."},
-            {"role": "user", "content": self.prompts[prompt].replace("<DESCRIPTION>", told)},
-        ]
+        asked = messages(task, self.prompts[prompt].replace("<DESCRIPTION>", told))
         for attempt in range(2):
             try:
-                if found := queries(self.questions.chat(messages, (), SCHEMA, attempt)):
+                if found := queries(self.questions.chat(asked, (), SCHEMA, attempt)):
                     return found
                 self.dropped[f"{task}: answer that holds no query"] += 1
             except Rejected as reason:
                 self.dropped[f"{task}: {reason}"] += 1
-            if getattr(self.questions, "look", None):
+            if self.questions.look:
                 break
         return []
 
@@ -130,20 +125,14 @@ class Scout:
         if self.answers is None:
             prompt = self.prompts["scout_caption_steps"].replace("<DESCRIPTION>", told)
             prompt = prompt.replace("<QUESTION>", query.question)
-            text = self.questions.chat(self._messages("steps", prompt), (), None, attempt)
+            text = self.questions.chat(messages("steps", prompt), (), None, attempt)
             return from_pixels(clean(text), scene.size)
         codec = get_codec(self.answers.codec)
         shape = codec.format([(0.1, 0.2, 0.8, 0.9)], scene.size)
         prompt = self.prompts["scout_steps"].replace("<BOX>", shape).replace("<QUESTION>", query.question)
         prompt = prompt if prompt.rstrip().endswith(query.question) else f"{prompt}\nQuestion: {query.question}"
-        text = clean(self.answers.chat(self._messages("steps", prompt), [scene.data], None, attempt))
+        text = clean(self.answers.chat(messages("steps", prompt), [scene.data], None, attempt))
         return from_notation(text, self.answers.codec, scene.size)
-
-    def _messages(self, task: str, prompt: str) -> Messages:
-        return [
-            {"role": "system", "content": f"{task}: answer in the form that is asked for."},
-            {"role": "user", "content": prompt},
-        ]
 
     def _negative(self, scene: Scene, query: Query) -> Draft:
         text, boxes = from_pixels(clean(query.answer), scene.size)

@@ -17,7 +17,7 @@ from ts_lightning.grounding.boxes import iou
 from ts_lightning.pipelines.converters import coco
 from ts_lightning.pipelines.converters.source import Dropped
 from ts_lightning.pipelines.gic import Captions, names_before
-from ts_lightning.pipelines.llm_client import Usage
+from ts_lightning.pipelines.llm_client import Chat, Usage, messages
 from ts_lightning.pipelines.mirg import Trajectories
 from ts_lightning.pipelines.offline import OfflineChat
 from ts_lightning.pipelines.quality import marked, report, verdict
@@ -286,7 +286,12 @@ def test_an_answer_without_a_valid_record_is_named_and_stops_nothing(tmp_path) -
     assert [one.key for one in read(f"{tmp_path}/gic-*.tar")] == [f"p00000{i}-gic" for i in (1, 2, 3)]
 
 
-class Says:
+def test_the_words_of_a_request_stay() -> None:  # kept answers are found by them
+    system = {"role": "system", "content": "steps: answer in the form that is asked for."}
+    assert messages("steps", "Where?") == [system, {"role": "user", "content": "Where?"}]
+
+
+class Says(Chat):
     """A backend with one answer."""
 
     name = "says"
