@@ -1,6 +1,7 @@
 """A record goes to JSON lines and back without loss, and is read with its own notation and frame."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,19 @@ def test_every_notation_comes_back(name: str, mode: str, tmp_path: Path) -> None
     assert back.notation.parse(text, SIZES[1]) == codec.parse(text, SIZES[1])
     assert back.ceiling > 0.97
     assert json.loads((tmp_path / "p.jsonl").read_text())["parse_status"] == "ok"
+
+
+def test_the_docs_name_the_keys_that_a_record_has() -> None:
+    """In each sentence about a prediction record, and in the table of metrics.md."""
+    docs, values = Path(__file__).parents[3] / "docs", full().to_json()
+    for page in docs.glob("*.md"):
+        for sentence in re.split(r"(?<=[.:])\s|\n\n", page.read_text()):
+            if re.search(r"prediction\s+record", sentence, re.IGNORECASE):
+                assert set(re.findall(r"`(\w+)`", sentence)) <= values.keys(), f"{page.name}: {sentence}"
+    table = (docs / "metrics.md").read_text().partition("## Predictions")[2].partition("\n\n`--pictures")[0]
+    rows = [row.split(" | ")[0] for row in table.splitlines() if row.startswith("| `")]
+    assert len(rows) == 9
+    assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} <= values.keys()
 
 
 @pytest.mark.parametrize(
