@@ -31,9 +31,9 @@ def contains(outline: Sequence[Point], point: Point) -> bool:
     return inside
 
 
-def polygon_around(box: Box, random: Random, least: int = 4, most: int = 7) -> Region:
-    """A polygon of `least` to `most` points drawn by hand around an object: near the ellipse of its box, clipped."""
-    corners = random.randint(least, most)
+def polygon_around(box: Box, random: Random) -> Region:
+    """A polygon of 4 to 7 points drawn by hand around an object: near the ellipse of its box, clipped."""
+    corners = random.randint(4, 7)
     start = random.uniform(0, 2 * math.pi)
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     points = []

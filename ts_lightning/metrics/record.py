@@ -96,10 +96,6 @@ class Record:
         return self.sizes[self.image]
 
     @property
-    def asks_box(self) -> bool:
-        return self.truth.box is not None
-
-    @property
     def frame_name(self) -> str:
         """`1000 of the original image`, for reports."""
         return f"{self.grid} of the {self.frame.replace('_', ' ')} image"

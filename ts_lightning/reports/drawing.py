@@ -210,7 +210,7 @@ def _shortened(text: str, at: int) -> tuple[str, int]:
 
 
 @cache
-def _font(bold: bool = False, size: int = 14) -> ImageFont.FreeTypeFont:
+def _font(bold: bool) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as matplotlib ships it: the same letters on every machine."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), 14)

@@ -184,9 +184,7 @@ TASKS: dict[str, Callable[[int, Random], Story | None]] = {
 }
 
 
-def multi_image_samples(
-    split: str, total: int, style: str = "grounded", tasks: tuple[str, ...] = tuple(TASKS)
-) -> Iterator[Sample]:
+def multi_image_samples(split: str, total: int, style: str = "grounded") -> Iterator[Sample]:
     """`total` samples of a split (sft, rl, val, dev, test), the tasks in turn; each depends on its seed alone.
 
     style: the trajectories' form, the rows of the paper's Table 3: "grounded" (boxes in the thought, named by id in the
@@ -194,7 +192,7 @@ def multi_image_samples(
     """
     if style not in STYLES:
         raise ValueError(f"style: seen {style!r}, expected one of {', '.join(STYLES)}")
-    seed, made = FIRST_SEED[split], 0
+    seed, made, tasks = FIRST_SEED[split], 0, [*TASKS]
     while made < total:
         task, random = tasks[made % len(tasks)], Random(seed)
         story = TASKS[task](seed, random)

@@ -73,9 +73,9 @@ def sample_scene(seed: int, max_objects: int = 6) -> Scene:
     return Scene(seed, width, height, tuple(things))
 
 
-def apart(a: tuple[int, int, int, int], b: tuple[int, int, int, int], gap: int = 2) -> bool:
-    """Whether two pixel boxes are at least `gap` pixels from each other."""
-    return a[2] + gap <= b[0] or b[2] + gap <= a[0] or a[3] + gap <= b[1] or b[3] + gap <= a[1]
+def apart(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    """Whether two pixel boxes are at least 2 pixels from each other."""
+    return a[2] + 2 <= b[0] or b[2] + 2 <= a[0] or a[3] + 2 <= b[1] or b[3] + 2 <= a[1]
 
 
 def attribute_phrases(scene: Scene, thing: Thing) -> list[str]:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from random import Random
 
-from ts_lightning.pipelines.toy_world.scene import COLORS, SIZES, Scene, Thing, sample_scene
+from ts_lightning.pipelines.toy_world.scene import COLORS, SIZES, Scene, Thing, apart, sample_scene
 
 Pixels = tuple[int, int, int, int]
 
@@ -29,10 +29,9 @@ def only_one(scene: Scene, kind: tuple[str, str]) -> Thing | None:
     return found[0] if len(found) == 1 else None
 
 
-def is_free(pixels: Pixels, others: list[Pixels], gap: int = 2) -> bool:
-    """Whether a box keeps `gap` pixels away from the others."""
-    x1, y1, x2, y2 = pixels
-    return all(x2 + gap <= a or c + gap <= x1 or y2 + gap <= b or d + gap <= y1 for a, b, c, d in others)
+def is_free(pixels: Pixels, others: list[Pixels]) -> bool:
+    """Whether a box keeps away from the others."""
+    return all(apart(pixels, other) for other in others)
 
 
 def free_spot(scene: Scene, wide: int, high: int, others: list[Pixels], random: Random) -> Pixels | None:

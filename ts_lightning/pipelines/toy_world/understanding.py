@@ -65,15 +65,11 @@ def twentieths(value: float) -> str:
 
 def refer(scene: Scene, thing: Thing, random: Random, without: str = "") -> str | None:
     """A phrase that singles out `thing` and does not use the words in `without`."""
-    phrases = [*attribute_phrases(scene, thing), *random_first(relation_phrases(scene, thing), random)]
+    relations = relation_phrases(scene, thing)
+    phrases = [*attribute_phrases(scene, thing), *random.sample(relations, min(3, len(relations)))]
     banned = {"color": COLORS, "shape": SHAPES, "size": ("small", "large")}.get(without, ())
     phrases = [p for p in phrases if not any(word in banned for word in p.split(" of the ")[0].split())]
     return random.choice(phrases) if phrases else None
-
-
-def random_first(items: list[str], random: Random, most: int = 3) -> list[str]:
-    """At most `most` of the items, drawn at random."""
-    return random.sample(items, min(most, len(items)))
 
 
 def _color(scene: Scene, thing: Thing, random: Random) -> Question | None:
