@@ -53,7 +53,8 @@ def evaluate(
     Writes report.json, report.md and report.html. OUT/predictions.jsonl has the answers with their protocol, reading,
     annotations and notation, where `evaluate --predictions` and `compare` read them again; embedder, threshold,
     names_alone, box_score, extract and the judge's options have to be given again. A file that is given as
-    --predictions stays as it is, and other answers in OUT are not written over.
+    --predictions stays as it is, and other answers in OUT are not written over; with --ckpt those of the same suites
+    are, when all is answered.
     Any --trainer.X, --model.X and --data.X of `predict` goes to the answering.
 
     Suites: {suites}
@@ -96,6 +97,7 @@ def evaluate(
 
     from ts_lightning.cli.evaluation import (
         asked_pairs,
+        check_asked,
         check_judge,
         check_kept,
         check_rule,
@@ -140,6 +142,7 @@ def evaluate(
             check_rule(name, one)
         if judge:
             check_judge(one["protocol"] for one in rules.values())
+        check_asked(kept, rules)
         root = [f"--trainer.default_root_dir={out}", "--trainer.enable_progress_bar=false", f"--task={task}"]
         root += [] if alpha is None else [f"--alpha={alpha}"]
         if status := lightning(["predict", "--ckpt_path", str(ckpt), "-c", json.dumps(overlay), *root, *overrides]):

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,23 @@ def check_kept(kept: Path, records: Sequence[Record], predictions: Path) -> None
     if lost := [r for r in answered if (r.shard, r.key, r.text) not in having]:
         seen = f"{len(lost)} answers ({lost[0].suite}:{lost[0].key} ...) that {predictions} does not give"
         raise ValueError(f"{kept}: seen {seen}, expected another folder as --out: they would be lost")
+
+
+def check_asked(kept: Path, suites: Collection[str]) -> None:
+    """ValueError where the file `kept` has answers of other suites than those that are asked, which would go."""
+    lost: dict[str, int] = {}
+    for line in kept.read_text(encoding="utf-8").splitlines() if kept.exists() else ():
+        try:
+            answer = json.loads(line)
+        except ValueError:  # cut off by an end: no answer
+            continue
+        if not answer.get("missing") and (suite := str(answer.get("suite"))) not in suites:
+            lost[suite] = lost.get(suite, 0) + 1
+    if lost:
+        seen = ", ".join(f"{count} answers of suite {suite}" for suite, count in lost.items())
+        raise ValueError(
+            f"{kept}: seen {seen}, which --suites do not ask, expected another folder as --out: they would be lost"
+        )
 
 
 def merged_overlays(names: Sequence[str]) -> dict[str, Any]:

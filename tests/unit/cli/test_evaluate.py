@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ts_lightning.data.manifest import index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.metrics.protocols import make_protocol
+from ts_lightning.metrics.record import Record, Truth, write_records
 from ts_lightning.training.records import record_of
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -66,6 +68,29 @@ def test_a_rule_that_a_suite_cannot_have_is_refused_before_it_is_answered(
     )
     assert main([*args, "--protocol", "x"]) == 2
     assert "suite refs: protocol: seen 'x', expected one of" in capsys.readouterr().err
+
+
+def test_answers_of_other_suites_are_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    one, two = (overlay(tmp_path / f"{name}.yaml", {name: {"shards": f"{name}.tar"}}) for name in ("one", "two"))
+    kept = tmp_path / "out/predictions.jsonl"
+    answers = [Record("one", f"k{i}", "", Truth(), missing=i == 2) for i in range(3)]
+    write_records([*answers, replace(answers[2], suite="gone")], kept)
+    with kept.open("a") as file:
+        file.write('{"suite": "th')  # cut off by a killed run of before
+    before = kept.read_bytes()
+    given: list[list[str]] = []
+    monkeypatch.setattr("ts_lightning.cli.lightning.main", lambda args: given.append(args) or 3)
+    args = ["evaluate", "--ckpt", "x", "--out", str(tmp_path / "out"), "--suites"]
+    assert main([*args, two]) == 2
+    assert capsys.readouterr().err == (
+        f"ts-lightning: error: {kept}: seen 2 answers of suite one, which --suites do not ask, "
+        "expected another folder as --out: they would be lost\n"
+    )
+    assert not given
+    assert kept.read_bytes() == before
+    assert [main([*args, *suites]) for suites in ([one], [one, two])] == [3, 3]  # it answers
 
 
 @pytest.mark.parametrize(
