@@ -83,7 +83,9 @@ def write_galleries(records: Sequence[Record], folder: Path, limit: int = 8) -> 
             "best": parsed[::-1],
             "worst": parsed,
             "unparsable": [r for r in order if r.answer.box is None],
-            "wrong picture": [r for r in order if r.truth.image not in (None, r.answer.image)],
+            "wrong picture": [
+                r for r in order if r.answer.image is not None and r.truth.image not in (None, r.answer.image)
+            ],
         }
         named = [replace(r, suite=f"{suite} {name}") for name, some in chosen.items() for r in some[:limit]]
         galleries[suite] = write_sheets(named, folder, limit)
@@ -153,8 +155,8 @@ def markdown(scores: Scores, text: Words = markdown_text) -> str:
             lines += _table(text, ("figure", "ours", "paper", "against it"), _paper_rows(others))
         if cells := figures(one):
             lines += ["", *_table(text, ("figure", "value"), cells)]
-        if groups := group_table(one):
-            lines += ["", *_table(text, *groups)]
+        for head, body in group_tables(one):
+            lines += ["", *_table(text, head, body)]
         lines += ["", *(f"- {text(k)}: {text(v)}" for k, v in about(one).items())]
     return "\n".join(lines)
 
@@ -175,22 +177,27 @@ def figures(one: Mapping[str, Any]) -> list[list[str]]:
     return [[name, number(name, known[name])] for name in names]
 
 
-def group_table(one: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
-    """Head and rows of a suite's tasks, categories or subtasks; None where there are none."""
-    parts: dict[str, Mapping[str, Any]] = {}
-    for name in ("by_task", "by_category"):
-        for key, value in one["figures"].get(name, {}).items():
-            parts[key] = value if isinstance(value, Mapping) else {"score": value}
-    if not parts and len(one["subtasks"]) > 1:
+def group_tables(one: Mapping[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
+    """Head and rows of each table of a suite's groups: tasks or categories, else subtasks; then classes."""
+    unit = "score" if one["main"] in NO_SHARE else one["main"]
+    groups = {
+        name: {key: value if isinstance(value, Mapping) else {unit: value} for key, value in group.items()}
+        for name, group in one["figures"].items()
+        if isinstance(group, Mapping) and group
+    }
+    if not {"by_task", "by_category"} & groups.keys() and len(one["subtasks"]) > 1:
         keep = (one["main"], "acc50", "miou", "accuracy", "unparsed", "unread", "cut_off")
         parts = {
             key or "no subtask": {name: value[name] for name in keep if name in value}
             for key, value in one["subtasks"].items()
         }
-    if not parts:
-        return None
-    names = list(dict.fromkeys(name for part in parts.values() for name in part))
-    return ["part", *names], [[key, *(number(n, part.get(n)) for n in names)] for key, part in parts.items()]
+        groups = {"subtasks": parts} | groups
+    tables = []
+    for parts in groups.values():
+        names = list(dict.fromkeys(name for part in parts.values() for name in part))
+        body = [[key, *(number(n, part.get(n)) for n in names)] for key, part in parts.items()]
+        tables.append((["part", *names], body))
+    return tables
 
 
 def about(one: Mapping[str, Any]) -> dict[str, str]:
@@ -232,8 +239,7 @@ def _page(scores: Scores, title: str, galleries: Mapping[str, Sequence[Path]]) -
         if cells := figures(one):
             lines = "".join(f"<div><span>{text(k)}</span><span>{text(v)}</span></div>" for k, v in cells)
             parts.append(f'<div class="figures">{lines}</div>')
-        if groups := group_table(one):
-            parts.append(_html_table(*groups))
+        parts += [_html_table(head, body) for head, body in group_tables(one)]
         told = "".join(f"<dt>{text(k)}</dt><dd><pre>{text(v)}</pre></dd>" for k, v in about(one).items())
         parts.append(f"<details><summary>how it was scored</summary><dl>{told}</dl></details>")
         for path in galleries.get(suite, ()):

@@ -23,7 +23,7 @@ from ts_lightning.metrics.intervals import interval, paired
 from ts_lightning.metrics.record import Record, Truth, read_records, write_records
 from ts_lightning.metrics.steps import StepAnswer
 from ts_lightning.metrics.suites import SuiteMetrics, compare, score_suites
-from ts_lightning.reports.suite_report import against, markdown, number, write_suite_report
+from ts_lightning.reports.suite_report import against, markdown, number, write_galleries, write_suite_report
 from ts_lightning.training.answer_files import join, read_answers
 from ts_lightning.training.records import record_of
 
@@ -255,6 +255,49 @@ def test_report_files(shards: str, tmp_path: Path) -> None:
     assert "87.2 (TWIST" in (tmp_path / "report.md").read_text()
     assert "-20.5 (worse)" in page  # 66.7 against 87.2
     assert page.count('<div class="figures">') == 1
+
+
+def test_every_group_of_a_suite_has_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class of region classification, and both levels of GroundingME's subtasks."""
+    box, names = [8.0, 12.0, 32.0, 24.0], ("dog", "cat")
+    coco = {
+        "images": [{"id": 1, "width": 80, "height": 60}],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(names)],
+        "annotations": [
+            {"id": i + 1, "image_id": 1, "category_id": i, "bbox": box, "area": 768, "iscrowd": 0} for i in range(2)
+        ],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    meta = {"image_id": 1, "bbox": box, "score": 1.0}
+    rule = {"protocol": "region_class", "annotations": str(tmp_path / "coco.json"), "task": "understanding"}
+    some = [
+        Record("regions", key=f"k{i}", text="dog", truth=Truth(name), meta=meta | {"category_id": i}, **rule)
+        for i, name in enumerate(names)
+    ]
+    for i, (l1, l2) in enumerate((("Spatial", "Relation"), ("Spatial", "Layout"), ("Limited", "Occlusion"))):
+        meta, text = {"subtask_l1": l1, "subtask_l2": l2}, (RIGHT, WRONG, RIGHT)[i]
+        about: dict[str, Any] = {"meta": meta, "sizes": ((80, 60),), "subtask": l1, "protocol": "groundingme"}
+        some.append(Record("hard", key=f"k{i}", text=text, truth=Truth(box=BOX, boxes=(BOX,)), **about))
+    monkeypatch.setattr(
+        "ts_lightning.metrics.protocols.captions.sentence_embedder",
+        lambda name: lambda texts: torch.eye(2)[[names.index(text) for text in texts]],
+    )
+    page = write_suite_report(score_suites(some), some, tmp_path).read_text()
+    table = (tmp_path / "report.md").read_text()
+    assert {"| dog | 100.0 |", "| cat | 0.0 |"} <= {*table.splitlines()}  # the second dog comes behind the right one
+    assert {"| Relation | 100.0 |", "| Layout | 0.0 |", "| Occlusion | 100.0 |"} <= {*table.splitlines()}
+    assert "| Spatial | 50.0 | " in table
+    for name in ("dog", "Layout", "Spatial"):
+        assert f"<td>{name}</td>" in page
+
+
+def test_the_gallery_of_wrong_pictures_has_answers_that_name_one(shards: str, tmp_path: Path) -> None:
+    (one,) = records(shards, [RIGHT])
+    two = replace(one, truth=replace(one.truth, image=1), sizes=((80, 60), (80, 60)))
+    for text, named in ((f"The first image: {RIGHT}", True), (f"The second image: {RIGHT}", False), (RIGHT, False)):
+        folder = tmp_path / str(named)
+        assert len(write_galleries([replace(two, text=text)], folder)["refcoco_val"]) == 2 + named
+        assert (folder / "refcoco_val_wrong_picture.png").is_file() == named
 
 
 def test_figures_are_printed_as_papers_print_them() -> None:
