@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,39 @@ def test_a_configuration_names_a_loss_of_ones_own(given: dict[str, Any], tmp_pat
         lines = (tmp_path / f"run{factor}" / "metrics.jsonl").read_text().splitlines()
         first[factor] = next(row["train/loss"] for row in map(json.loads, lines) if "train/loss" in row)
     assert first[3.0] == pytest.approx(3 * first[1.0], rel=1e-5)
+
+
+def test_a_file_beside_the_configuration_that_python_does_not_find(
+    shards: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Of a reward and of an algorithm alike; the command itself does not have its folder on the path."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "my_own.py").write_text("def short(completion, sample):\n    return -len(completion.text)\n")
+    config = tiny.config(shards, tmp_path / "run")
+    config["model"]["class_path"] = "ts_lightning.training.GRPO"
+    callback = {"class_path": "ts_lightning.rl.RolloutCallback", "init_args": {"rewards": {"mine": "my_own.short"}}}
+    config["trainer"]["callbacks"] = [callback]
+    command = [str(Path(sys.executable).parent / "ts-lightning"), "fit", "-c", tiny.save(config, tmp_path / "a.yaml")]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [*command, "--allow_classes", "my_own"], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    found = "No module named 'my_own': install it, or set PYTHONPATH=. where it is a file of this folder"
+    error = f"ts-lightning: error: rewards.mine: seen 'my_own.short' ({found}), expected a function"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, error)
+    config["model"]["init_args"]["algorithm"] = {"class_path": "my_own.Algorithm"}
+    line = refused(capsys, "fit", "-c", tiny.save(config, tmp_path / "b.yaml"), "--allow_classes", "my_own")
+    assert line.endswith(f"algorithm: Problem with given class_path 'my_own.Algorithm': {found}")
+
+
+def test_a_fault_in_a_list_ends_without_what_the_list_is_not(
+    shards: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = tiny.config(shards, tmp_path / "run")
+    config["trainer"]["callbacks"] = [{"class_path": "ts_lightning.rl.RolloutCallback", "init_args": {"refills": -1}}]
+    assert refused(capsys, "fit", "-c", tiny.save(config, tmp_path / "a.yaml")).endswith("expected at least 0")
+    config["trainer"]["callbacks"] = []
+    config["model"]["init_args"]["vlm"] = 5
+    line = refused(capsys, "fit", "-c", tiny.save(config, tmp_path / "b.yaml"))
+    assert line.endswith("vlm: Not a valid subclass of VLM. Got value: 5")

@@ -171,10 +171,12 @@ def one_line(error: BaseException) -> str:
         "a class path (str)",
         "a dict with",
     )
-    text = " ".join(
-        line for line in lines if line and not line.startswith(noise) and line != "Expected a <class 'str'>"
-    )
+    lines = [line for line in lines if line and not line.startswith(noise) and line != "Expected a <class 'str'>"]
+    reasons = [line for line in lines if not line.startswith("Not a valid subclass")]  # said of any list with a fault
+    text = " ".join(lines if all(line.endswith(":") for line in reasons) else reasons)
     text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
+    where = "install it, or set PYTHONPATH=. where it is a file of this folder"
+    text = re.sub(r"No module named '[^']+'", rf"\g<0>: {where}", text)
     allowed = f"expected a class of ts_lightning.runs.allowed_classes (of your own packages: {FLAG} NAME)"
     text = re.sub(
         r"denied by the .* entry of the import path denylist\. Add the import path .* to allow it\.", allowed, text
