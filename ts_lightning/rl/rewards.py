@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
-from inspect import isfunction
+from inspect import isfunction, signature
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ Reward = Callable[[Completion, Sample], float]
 
 MODULES = ("ts_lightning.rl", "ts_lightning.rl.rewards")
 EXTRA_VARIABLE = "TS_LIGHTNING_CLASS_PREFIXES"
+FORMS = ("iou", "giou", "centre")
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _FORMAT = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 
@@ -157,7 +158,7 @@ def overlap(box: Box, target: Box, form: str = "iou") -> float:
     if form == "centre":
         across, down = box[0] + box[2] - target[0] - target[2], box[1] + box[3] - target[1] - target[3]
         return 1 - (across**2 + down**2) / 4 / ((right - left) ** 2 + (bottom - top) ** 2)
-    raise ValueError(f"form: seen {form!r}, expected one of iou, giou, centre")
+    raise ValueError(f"form: seen {form!r}, expected one of {', '.join(FORMS)}")
 
 
 def target_boxes(sample: Sample) -> list[tuple[int, Box]]:
@@ -231,8 +232,25 @@ def load_rewards(paths: Mapping[str, str], options: Mapping[str, Mapping[str, An
         home = str(getattr(reward, "__module__", ""))  # a module may have imported what is no reward
         if reward not in REWARDS and not (isfunction(reward) and _under(home, extra)):
             raise ValueError(f"rewards.{name}: seen {path!r} of {home!r}, expected a function of {', '.join(extra)}")
-        rewards[name] = partial(reward, **options[name]) if name in options else reward
+        given = options.get(name, {})
+        _check_options(f"reward_options.{name}", reward, given)
+        rewards[name] = partial(reward, **given) if given else reward
     return rewards
+
+
+def _check_options(where: str, reward: Reward, given: Mapping[str, Any]) -> None:
+    """ValueError for a reward's options that are missing, unknown or, of our own rewards, out of range."""
+    try:
+        signature(reward).bind(None, None, **given)
+    except TypeError as error:
+        takes = ", ".join([*signature(reward).parameters][2:]) or "none"
+        raise ValueError(f"{where}: seen {dict(given)} ({error}), expected options of {takes}") from None
+    if reward not in REWARDS:
+        return
+    if (form := given.get("form", FORMS[0])) not in FORMS:
+        raise ValueError(f"{where}.form: seen {form!r}, expected one of {', '.join(FORMS)}")
+    if (buffer := given.get("buffer", 1)) < 1:
+        raise ValueError(f"{where}.buffer: seen {buffer}, expected at least 1")
 
 
 def _under(module: str, prefixes: Sequence[str]) -> bool:

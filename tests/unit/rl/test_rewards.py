@@ -361,6 +361,25 @@ def test_rewards_by_dotted_path(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_rewards({"mine": f"{__name__}.broken"}, {})["mine"].__name__ == "broken"
 
 
+@pytest.mark.parametrize(
+    ("reward", "options", "message"),
+    [
+        ("length_reward", {}, r"\(missing a required argument: 'limit'\), expected options of limit, buffer$"),
+        ("length_reward", {"limit": 8}, "missing a required argument: 'buffer'"),
+        ("length_reward", {"limit": 8, "buffer": 0}, r"reward_options\.x\.buffer: seen 0, expected at least 1"),
+        ("object_reward", {"same": True}, r"unexpected keyword argument 'same'\), expected options of same_image, "),
+        ("format_reward", {"form": "iou"}, "unexpected keyword argument 'form'.*, expected options of none"),
+        ("f1_reward", {"form": "diou"}, r"reward_options\.x\.form: seen 'diou', expected one of iou, giou, centre"),
+    ],
+)
+def test_wrong_options_of_a_reward_are_found_before_the_first_rollout(
+    reward: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        load_rewards({"x": f"ts_lightning.rl.{reward}"}, {"x": options})
+    assert str(raised.value).startswith("reward_options.x")
+
+
 def test_objects_are_plain() -> None:
     (thing,) = complete(say("a", OK)).objects
     assert (thing.image, thing.box, thing.phrase) == (1, (0.2, 0.2, 0.6, 0.6), "cup")
