@@ -10,13 +10,10 @@ from torchmetrics import Metric
 AP_NAMES = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR1", "AR10", "AR100", "AR_S", "AR_M", "AR_L")
 
 
-def coco_figures(
+def coco_evaluation(
     annotations: Mapping[str, Any], results: Sequence[Mapping[str, Any]], image_ids: Sequence[int]
-) -> dict[str, float]:
-    """COCO's twelve figures for `image_ids` by faster-coco-eval; NaN where there is no such object (COCO's -1).
-
-    Equal scores keep the order of `results`: the sort is stable.
-    """
+) -> Any:
+    """COCO's evaluation of `image_ids` by faster-coco-eval, summarized. Equal scores keep the order of `results`."""
     from faster_coco_eval import COCO, COCOeval_faster
 
     nothing = {"image_id": image_ids[0], "category_id": 0, "bbox": [0, 0, 0, 0], "score": 0.0}  # it reads no empty list
@@ -26,7 +23,15 @@ def coco_figures(
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    return {name: known(value) for name, value in zip(AP_NAMES, evaluation.stats[: len(AP_NAMES)], strict=True)}
+    return evaluation
+
+
+def coco_figures(
+    annotations: Mapping[str, Any], results: Sequence[Mapping[str, Any]], image_ids: Sequence[int]
+) -> dict[str, float]:
+    """COCO's twelve figures for `image_ids`; NaN where there is no such object (COCO's -1)."""
+    stats = coco_evaluation(annotations, results, image_ids).stats
+    return {name: known(value) for name, value in zip(AP_NAMES, stats[: len(AP_NAMES)], strict=True)}
 
 
 def known(value: float) -> float:

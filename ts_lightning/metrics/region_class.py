@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ts_lightning.metrics.caption_ap import known
+from ts_lightning.metrics.caption_ap import coco_evaluation, known
 from ts_lightning.metrics.class_mapping import ClassMapper
 
 AP_NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
@@ -33,22 +33,13 @@ def classify(records: Sequence[Mapping[str, Any]], mapper: ClassMapper, category
 def coco_ap(
     annotations: dict[str, Any], results: list[dict[str, Any]], image_ids: Sequence[int]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """(COCO's AP figures, AP of each class that occurs) for `image_ids` alone, by faster-coco-eval; 0 for no result.
+    """(COCO's AP figures, AP of each class that occurs) for `image_ids` alone.
 
     NaN where there is no such object (COCO's -1).
     """
-    from faster_coco_eval import COCO, COCOeval_faster
-
     present = {a["category_id"] for a in annotations["annotations"] if a["image_id"] in set(image_ids)}
     named = {one["id"]: one["name"] for one in annotations["categories"] if one["id"] in present}
-    if not results:
-        return dict.fromkeys(AP_NAMES, 0.0), dict.fromkeys(named.values(), 0.0)
-    truth = COCO(annotations)
-    evaluation = COCOeval_faster(truth, truth.loadRes(results), iouType="bbox")
-    evaluation.params.imgIds = list(image_ids)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
+    evaluation = coco_evaluation(annotations, results, image_ids)
     precision_TRKAM = evaluation.eval["precision"]  # -1 where a class has no object
     per_class = {}
     for k, category in enumerate(evaluation.params.catIds):

@@ -115,6 +115,17 @@ def test_an_embedder_is_a_folder_whose_code_is_not_run(tmp_path: Path) -> None:
     assert not hit.exists()
 
 
+def test_answers_of_no_class_have_no_figure_of_sizes_without_an_object() -> None:
+    """COCO's -1, as with results; the small dog is missed."""
+    note = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
+    images, categories = [{"id": 1, "width": 100, "height": 100}], [{"id": 7, "name": "dog"}]
+    figures, per_class = coco_ap({"images": images, "categories": categories, "annotations": [note]}, [], [1])
+    assert {name: value for name, value in figures.items() if value == value} == dict.fromkeys(
+        ("AP", "AP50", "AP75", "AP_small"), 0.0
+    )
+    assert per_class == {"dog": 0.0}
+
+
 @pytest.mark.parametrize("text", ["a dog [[10,10,50,50]]", "a dog"])
 @pytest.mark.parametrize("protocol", ["gic", "region_class"])
 def test_a_file_of_other_images_is_named(protocol: str, text: str, tmp_path: Path) -> None:
