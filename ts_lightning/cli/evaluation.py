@@ -20,6 +20,7 @@ from ts_lightning.metrics.protocols.words import OpenEnded
 from ts_lightning.metrics.record import Record, read_records
 from ts_lightning.pipelines.llm_client import CutAnswer, OpenAIChat, RequestRefused
 from ts_lightning.pipelines.response_cache import CachedChat
+from ts_lightning.reports.json_file import write_json
 from ts_lightning.training.answer_files import join, read_answers
 from ts_lightning.training.records import completeness
 
@@ -163,8 +164,7 @@ def judged(
     backend = OpenAIChat(model, base_url, os.environ.get("OPENAI_API_KEY"), max_tokens=MOST_TOKENS)
     result = judge_answers(asked, reading, _ask(CachedChat(backend, out / "verdicts.jsonl")), instruction)
     report = {"judge": model, "suite": suite, **result}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{suite}.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_json(out / f"{suite}.json", report)
     return report
 
 

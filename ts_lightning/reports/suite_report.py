@@ -1,8 +1,6 @@
 """The report of many suites: report.json, report.md and report.html with galleries."""
 
 import html
-import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +11,7 @@ from ts_lightning.grounding.boxes import iou
 from ts_lightning.grounding.foreign_text import markdown_text
 from ts_lightning.metrics.record import Record
 from ts_lightning.metrics.suites import by_suite
+from ts_lightning.reports.json_file import write_json
 from ts_lightning.reports.pictures import write_sheets
 
 Scores = Mapping[str, Mapping[str, Any]]
@@ -54,15 +53,12 @@ class Against(NamedTuple):
         return f"{self.difference:+.1f} ({self.verdict})" if self.difference == self.difference else "-"
 
 
-def write_suite_report(
-    scores: Scores, records: Sequence[Record], out: str | Path, title: str = "Evaluation", pictures: bool = True
-) -> Path:
+def write_suite_report(scores: Scores, records: Sequence[Record], out: str | Path, title: str = "Evaluation") -> Path:
     """Write the three files and, where shards are at hand, the galleries; returns report.html."""
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(strict_json(scores), indent=1) + "\n")
+    write_json(out / "report.json", scores)
     (out / "report.md").write_text(f"# {markdown_text(title)}\n\n{markdown(scores)}\n")
-    galleries = write_galleries(records, out / "pictures") if pictures else {}
+    galleries = write_galleries(records, out / "pictures")
     # of the entries of one suite the first is of its boxes
     first = {one["suite"]: name for name, one in reversed([*scores.items()])}
     page = _page(scores, title, {first[k]: [p.relative_to(out) for p in v] for k, v in galleries.items()})
@@ -216,15 +212,6 @@ def number(figure: str, value: Any) -> str:
     if isinstance(value, int):
         return str(value)
     return f"{value:.1f}" if figure in NO_SHARE else f"{100 * value:.1f}"
-
-
-def strict_json(value: Any) -> Any:
-    """The same nested values for strict JSON: tuples as lists, NaN and infinity as null."""
-    if isinstance(value, Mapping):
-        return {str(k): strict_json(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict_json(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _page(scores: Scores, title: str, galleries: Mapping[str, Sequence[Path]]) -> str:

@@ -167,8 +167,9 @@ def test_two_runs_name_the_questions_that_flipped(shards: str, tmp_path: Path, c
     assert result["mean"] == pytest.approx(1 / 6)
     for name, some in (("a", a), ("b", b)):
         write_records(some, tmp_path / name)
-    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c.json")]) == 0
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "new/c.json")]) == 0
     assert "+0.167" in capsys.readouterr().out
+    assert json.loads((tmp_path / "new/c.json").read_text())["refcoco_val"]["gained"] == ["q1", "q2"]
     with pytest.raises(ValueError, match="expected the same questions in both"):
         compare(a, b[:-1])
 
