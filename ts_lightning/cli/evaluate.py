@@ -116,10 +116,11 @@ def evaluate(
     from ts_lightning.metrics.protocols.captions import GIC, WithClasses
     from ts_lightning.metrics.protocols.words import OpenEnded
     from ts_lightning.metrics.record import Record, write_records
-    from ts_lightning.metrics.robustness import by_noise, noise_table, plot_noise
+    from ts_lightning.metrics.robustness import by_noise, noise_table
     from ts_lightning.metrics.submission import write_submission
     from ts_lightning.metrics.suites import by_suite, judged_entry, score_suites
     from ts_lightning.pipelines.llm_client import RequestFailed
+    from ts_lightning.reports.noise_plot import plot_noise
     from ts_lightning.reports.suite_report import markdown, write_suite_report
     from ts_lightning.runs.resume import first_process
     from ts_lightning.training.answer_files import answer_codec

@@ -1,13 +1,7 @@
-"""Scores under box noise, as a table and a plot (ChatSpot 5.1, Figure 5)."""
+"""Scores under box noise, as a table (ChatSpot 5.1, Figure 5)."""
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 _NOISY = re.compile(r"(?P<name>.+)_noise_(?P<scale>\d(?:\.\d+)?)", re.ASCII)
 Rows = Mapping[str, Mapping[float, float]]
@@ -35,15 +29,3 @@ def noise_table(rows: Rows) -> str:
         cells = "".join(f"{row[scale]:>8.3f}" if scale in row else f"{'-':>8}" for scale in scales)
         lines.append(f"{name:<{wide}}{cells}")
     return "\n".join(lines)
-
-
-def plot_noise(rows: Rows, path: str | Path) -> None:
-    """Draw every suite's score by noise scale."""
-    figure, axis = plt.subplots(figsize=(5, 3.4), constrained_layout=True)
-    for name, row in rows.items():
-        axis.plot(list(row), list(row.values()), marker="o", markersize=4, label=name)
-    axis.set(xlabel="box noise (each edge moves by up to this share of its side)", ylabel="accuracy", ylim=(0, 1.02))
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
