@@ -242,7 +242,7 @@ class RolloutCallback(Callback):
                 log.warning(line)
         rollout = step // pl_module.updates_per_batch
         if self.table_every and rollout % self.table_every == 0 and trainer.is_global_zero:
-            write_table(trainer, pl_module.vlm, micro_batches[0], rollouts[0], step, self.table_prompts)
+            write_table(trainer, pl_module.vlm, micro_batches, rollouts, step, self.table_prompts)
 
     def scored(self, vlm: VLM, samples: list[Sample], sampled: Sampled) -> Rollout:
         """Completions with their rewards; their advantages are the algorithm's to fill in."""

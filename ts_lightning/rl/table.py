@@ -1,7 +1,8 @@
 """Prompts with their pictures and completions, for people: files in the run's folder, and the logger's own tables."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,20 +26,27 @@ TRUE = "lime"
 
 
 def write_table(
-    trainer: Any, vlm: VLM, batch: Mapping[str, Any], rollout: "Rollout", step: int, prompts: int
+    trainer: Any,
+    vlm: VLM,
+    micro_batches: Sequence[Mapping[str, Any]],
+    rollouts: Sequence["Rollout"],
+    step: int,
+    prompts: int,
 ) -> list[Path]:
-    """`rollouts/step-000010-0.png` and `.json` for the first prompts of a batch, and in loggers that take them.
+    """`rollouts/step-000010-0.png` and `.json` for the first prompts of micro-batches, and in loggers that take them.
 
     A picture shows the sample's pictures side by side as the model sees them, the true box in lime, and the boxes of
     the completions in their colours, each on the picture it names.
     """
     folder = Path(trainer.default_root_dir) / "rollouts"
     folder.mkdir(parents=True, exist_ok=True)
-    size = len(rollout.completions[0])
     paths, rows = [], []
-    for b, (sample, group) in enumerate(zip(batch["samples"][:prompts], rollout.completions, strict=False)):
-        pictures = seen_pictures(vlm, batch, b)
-        path = folder / f"step-{step:06d}-{b}.png"
+    pairs = zip(micro_batches, rollouts, strict=True)
+    places = ((micro, rollout, b) for micro, rollout in pairs for b in range(len(rollout.completions)))
+    for number, (micro, rollout, b) in enumerate(islice(places, prompts)):
+        sample, group = micro["samples"][b], rollout.completions[b]
+        pictures, size = seen_pictures(vlm, micro, b), len(group)
+        path = folder / f"step-{step:06d}-{number}.png"
         draw_group(pictures, sample, group, vlm.encoder.pixel_mode == "pad").save(path)
         listed = [
             {
@@ -48,14 +56,14 @@ def write_table(
             }
             for g, completion in enumerate(group)
         ]
-        question = sample.turns[0].text
-        record = {"step": step, "id": sample.id, "subtask": sample.subtask, "prompt": question, "completions": listed}
+        record = {"step": step, "id": sample.id, "subtask": sample.subtask}
+        record |= {"prompt": sample.question, "completions": listed}
         path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-        rows += [[sample.id, question, *one.values()] for one in listed]
+        rows += [[sample.id, sample.question, *one.values()] for one in listed]
         paths.append(path)
     for logger in trainer.loggers:
         if hasattr(logger, "log_table") and rows:
-            columns = ["id", "prompt", "text", "advantage", *rollout.rewards]
+            columns = ["id", "prompt", "text", "advantage", *rollouts[0].rewards]
             logger.log_table("rollouts", columns=columns, data=rows, step=step)
     log_pictures(trainer.loggers, "rollout_pictures", paths, step)
     return paths
