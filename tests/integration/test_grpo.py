@@ -36,6 +36,7 @@ VLMS = {
 
 OFTEN = "e"  # in most texts of a policy that knows nothing: its completions are of all lengths
 CALLS = count(1)
+COUNTED: list[str] = []
 
 
 def length(completion: Completion, sample: Any) -> float:
@@ -47,6 +48,12 @@ def deadly(completion: Completion, sample: Any) -> float:
     """`length`; the process is killed at the call that the environment names, if it names one."""
     if next(CALLS) == int(os.environ.get("DIE_AT_CALL", 0)):
         os.kill(os.getpid(), signal.SIGKILL)
+    return length(completion, sample)
+
+
+def counted(completion: Completion, sample: Any) -> float:
+    """`length`, counted."""
+    COUNTED.append(completion.text)
     return length(completion, sample)
 
 
@@ -270,14 +277,14 @@ def test_a_prompt_without_room_is_one_line(shards: str, tmp_path: Path, capsys: 
 DAPO = {"class_path": "ts_lightning.losses.DAPO", "init_args": {"clip_low": 0.001, "clip_high": 0.001}}
 
 
-def several_updates(shards: str, root: Path, **model: Any) -> dict[str, Any]:
+def several_updates(shards: str, root: Path, reward: str = "length", **model: Any) -> dict[str, Any]:
     """Two iterations of two mini-batches over every rollout, with bounds that act soon."""
     schedule = {"class_path": "ts_lightning.training.schedule.WarmupCosine", "init_args": {"total_steps": 6}}
     updates = {"num_iterations": 2, "num_mini_batches": 2, "lr_scheduler": schedule}
     given = config(shards, root, algorithm=DAPO, **updates, **model)
     given["data"]["init_args"] |= {"global_batch_size": 4, "micro_batch_size": 1}
     given["trainer"]["max_steps"] = 6
-    rewards = {"own": "tests.integration.test_grpo.length"}
+    rewards = {"own": f"tests.integration.test_grpo.{reward}"}
     given["trainer"]["callbacks"][0]["init_args"] |= {"rewards": rewards, "table_every": 2}
     return given
 
@@ -304,7 +311,9 @@ def test_several_updates_of_a_rollout_and_resume_in_their_middle(shards: str, se
     assert "rollout" not in torch.load(whole / "checkpoints/step=4.ckpt", weights_only=True)
     middle = whole / "checkpoints/step=2.ckpt"
     assert torch.load(middle, weights_only=True)["rollout"]["updates"] == 2
-    assert run(several_updates(shards, rest), rest, "--ckpt_path", str(middle)) == 0
+    COUNTED.clear()
+    assert run(several_updates(shards, rest, reward="counted"), rest, "--ckpt_path", str(middle)) == 0
+    assert len(COUNTED) == 12  # of the next rollout alone: the first one's are in the checkpoint
     assert rows(rest) == steps[2:]
     ends = [load(folder / "checkpoints/step=6.ckpt").vlm.trainable_state_dict() for folder in (whole, rest)]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())

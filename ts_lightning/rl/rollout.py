@@ -57,10 +57,17 @@ class Rollout:
         return [[completion.token_ids for completion in group] for group in self.completions]
 
     def drawn(self) -> list[dict[str, Any]]:
-        """What can't be computed again once the policy has moved on, of each prompt (`sampling.drawn` reads it)."""
+        """What isn't computed again, of each prompt (`sampling.drawn` and `RolloutCallback.scored` read it).
+
+        The policy moves on; a reward may be a judge that is paid, or give something else when asked again.
+        """
         stopped = [[completion.stopped for completion in group] for group in self.completions]
         prompts = Sampled(self.token_ids, self.old_logp_NS, stopped, self.weight_NS).prompts()
-        return [{"id": sample, **prompt} for sample, prompt in zip(self.ids, prompts, strict=True)]
+        size = len(self.completions[0])
+        for b, prompt in enumerate(prompts):
+            rewards = {name: value_N.view(-1, size)[b].tolist() for name, value_N in self.rewards.items()}
+            prompt |= {"id": self.ids[b], "rewards": rewards}
+        return prompts
 
 
 class RolloutCallback(Callback):
@@ -146,7 +153,8 @@ class RolloutCallback(Callback):
                 break
             fresh = vlm.run(self._drawn, micro_batches, [f"{name} refill {attempt}" for name in names], step, equal)
             fresh = self._weighted(vlm, micro_batches, fresh, step, equal)
-            prompts = [new if again else old for old, new, again in zip(prompts, fresh, equal, strict=True)]
+            kept = (prompt for rollout in rollouts for prompt in rollout.drawn())
+            prompts = [new if again else old for old, new, again in zip(kept, fresh, equal, strict=True)]
             rollouts = self.scored_all(vlm, micro_batches, prompts)
         # autocast's copies of weights were made without gradients, and torch 2.8 and 2.9 would give them to the update
         torch.clear_autocast_cache()
@@ -225,12 +233,13 @@ class RolloutCallback(Callback):
     def scored_all(
         self, vlm: VLM, micro_batches: Sequence[Mapping[str, Any]], prompts: Sequence[Mapping[str, Any]]
     ) -> list[Rollout]:
-        """The rollouts of micro-batches from what was drawn for their prompts."""
-        rest = iter(prompts)
-        return [
-            self.scored(vlm, m["samples"], drawn([next(rest) for _ in m["samples"]], m["input_ids"].device))
-            for m in micro_batches
-        ]
+        """The rollouts of micro-batches from what was drawn for their prompts; rewards that are there stay."""
+        rest, rollouts = iter(prompts), []
+        for micro in micro_batches:
+            own = [next(rest) for _ in micro["samples"]]
+            known = [prompt.get("rewards") for prompt in own]
+            rollouts.append(self.scored(vlm, micro["samples"], drawn(own, micro["input_ids"].device), known))
+        return rollouts
 
     def report(self, trainer: L.Trainer, pl_module: Any, micro_batches: Sequence[Any], rollouts: list[Rollout]) -> None:
         """Figures of new rollouts over all ranks, advice, and a table where one is due."""
@@ -244,14 +253,28 @@ class RolloutCallback(Callback):
         if self.table_every and rollout % self.table_every == 0 and trainer.is_global_zero:
             write_table(trainer, pl_module.vlm, micro_batches, rollouts, step, self.table_prompts)
 
-    def scored(self, vlm: VLM, samples: list[Sample], sampled: Sampled) -> Rollout:
-        """Completions with their rewards; their advantages are the algorithm's to fill in."""
-        completions, values = [], []
-        for sample, group, stopped in zip(samples, sampled.tokens, sampled.stopped, strict=True):
+    def scored(
+        self,
+        vlm: VLM,
+        samples: list[Sample],
+        sampled: Sampled,
+        known: Sequence[Mapping[str, list[float]] | None] | None = None,
+    ) -> Rollout:
+        """Completions with their rewards; their advantages are the algorithm's to fill in.
+
+        known: each prompt's rewards by name, where they were asked for before.
+        """
+        completions, values = [], {name: list[float]() for name in self.rewards}
+        rest = zip(samples, sampled.tokens, sampled.stopped, known or [None] * len(samples), strict=True)
+        for sample, group, stopped, found in rest:
             completions.append([_completion(vlm, sample, ids, end) for ids, end in zip(group, stopped, strict=True)])
-            values += [score(self.rewards, completion, sample) for completion in completions[-1]]
+            if found is None or found.keys() != values.keys():
+                scores = [score(self.rewards, completion, sample) for completion in completions[-1]]
+                found = {name: [one[name] for one in scores] for name in values}
+            for name, value in values.items():
+                value += found[name]
         device = sampled.logp_NS.device
-        rewards = {name: torch.tensor([v[name] for v in values], device=device) for name in self.rewards}
+        rewards = {name: torch.tensor(value, device=device) for name, value in values.items()}
         total_N = torch.stack(list(rewards.values())).sum(0)
         emphasis_N = torch.ones_like(total_N)
         if self.difficulty:

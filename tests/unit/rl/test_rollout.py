@@ -124,6 +124,21 @@ def test_prompts_decoded_together_and_refilled_groups() -> None:
     assert all(a != b for a, b in ((refilled[0][0], made[0][0][0]), (refilled[1][0], made[0][1][0])))
 
 
+def test_a_refill_asks_no_reward_again() -> None:
+    """A judge may be paid: three completions of two prompts, then those of the group that was drawn again alone."""
+    vlm, asked = twin().eval(), list[str]()
+    callback = RolloutCallback(num_generations=3, max_new_tokens=4, stop_after=None, refills=1)
+
+    def judge(completion: object, sample: object) -> float:
+        asked.append(sample.id)
+        return len(asked) if sample.id == "p0" else 0.0
+
+    callback.rewards = {"judge": judge}
+    (rollout,) = callback.roll_out(vlm, [batch_of(vlm, [0, 1])])
+    assert asked == ["p0"] * 3 + ["p1"] * 6
+    assert rollout.total.tolist() == [1, 2, 3, 0, 0, 0]
+
+
 def test_text_beside_pictures_whose_features_are_there() -> None:
     vlm = twin().eval()
     callback = RolloutCallback(num_generations=2, max_new_tokens=4, stop_after=None)
