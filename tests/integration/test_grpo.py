@@ -138,6 +138,19 @@ def test_kl_is_exactly_zero_in_bf16(shards: str, tmp_path: Path) -> None:
     assert kl[1] > 0
 
 
+@pytest.mark.parametrize("updates", [1, 2])
+def test_no_bound_acts_on_the_first_update_in_bf16(updates: int, shards: str, tmp_path: Path) -> None:
+    """Through the cache and in one forward 16 bits round differently, by more than a bound of 1e-9 takes."""
+    tight = {"class_path": "ts_lightning.losses.GSPO", "init_args": {"clip_low": 1e-9, "clip_high": 1e-9}}
+    given = config(shards, tmp_path, kl_coeff=0.0, algorithm=tight, num_iterations=updates)
+    given["trainer"] |= {"precision": "bf16-mixed", "max_steps": 2}
+    given["trainer"]["callbacks"][0]["init_args"]["num_generations"] = 8
+    assert run(given, tmp_path) == 0
+    clipped = [float(row["train/clipped"]) for row in rows(tmp_path)]
+    assert clipped[0] == 0
+    assert (clipped[1] > 0) == (updates == 2)
+
+
 def test_what_is_logged(fitted: dict[str, Path]) -> None:
     first = rows(fitted["twin"])[0]
     names = {"loss", "kl", "entropy", "clipped", "reward/own", "reward/object", "reward/total", "zero_variance"}

@@ -19,6 +19,7 @@ from ts_lightning.models.sharding import all_ranks_done, kept_whole
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.completion import Completion, read_completion
 from ts_lightning.rl.diagnostics import Watch, rollout_figures, sum_over_ranks
+from ts_lightning.rl.log_probs import group_log_probs
 from ts_lightning.rl.mismatch import weighted
 from ts_lightning.rl.rewards import load_rewards, score
 from ts_lightning.rl.sampling import Sampled, drawn, sample_groups
@@ -33,10 +34,10 @@ REWARDS = {name: f"ts_lightning.rl.{name}_reward" for name in ("format", "image"
 class Rollout:
     """Completions of one micro-batch: `completions[b][g]` of sample `ids[b]`, and what the loss needs of them.
 
-    Completion g of sample b is row b * G + g. `old_logp_NS` (the sampler's) and `mask_NS` [N, S]; `rewards` by name
-    [N]; `total` [N] is their sum. `advantages` [N] are the algorithm's, times `emphasis` [N] (how much a prompt
-    counts); GRPO fills them in. Log-probabilities are taken at `temperature`; `max_tokens` was the limit. `weight_NS`:
-    of tokens that another engine drew; `old_logp_NS` are then the policy's own.
+    Completion g of sample b is row b * G + g. `old_logp_NS` (the sampler's, or read again) and `mask_NS` [N, S];
+    `rewards` by name [N]; `total` [N] is their sum. `advantages` [N] are the algorithm's, times `emphasis` [N] (how
+    much a prompt counts); GRPO fills them in. Log-probabilities are taken at `temperature`; `max_tokens` was the limit.
+    `weight_NS`: of tokens that another engine drew; `old_logp_NS` are then the policy's own.
     """
 
     ids: list[str]
@@ -137,10 +138,13 @@ class RolloutCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.figures, self.watch = state_dict["figures"], Watch(**state_dict["watch"])
 
-    def roll_out(self, vlm: VLM, micro_batches: Sequence[Mapping[str, Any]], step: int = 0) -> list[Rollout]:
+    def roll_out(
+        self, vlm: VLM, micro_batches: Sequence[Mapping[str, Any]], step: int = 0, read_again: bool = False
+    ) -> list[Rollout]:
         """Answer and score the prompts of micro-batches; every rank has to call it with as many.
 
         Prompts whose completions all get one and the same reward are answered again, up to `refills` times.
+        read_again: log-probabilities are those of a forward as in training, in place of the sampler's.
         """
         names = global_names([sample.id for micro in micro_batches for sample in micro["samples"]])
         prompts = self._weighted(vlm, micro_batches, vlm.run(self._drawn, micro_batches, names, step), step)
@@ -156,6 +160,10 @@ class RolloutCallback(Callback):
             kept = (prompt for rollout in rollouts for prompt in rollout.drawn())
             prompts = [new if again else old for old, new, again in zip(kept, fresh, equal, strict=True)]
             rollouts = self.scored_all(vlm, micro_batches, prompts)
+        for micro, rollout in zip(micro_batches, rollouts, strict=True) if read_again else ():
+            with torch.no_grad():
+                scores = vlm.run(group_log_probs, micro, rollout.token_ids, self.temperature, None, False)
+            rollout.old_logp_NS = scores.logp_NT
         # autocast's copies of weights were made without gradients, and torch 2.8 and 2.9 would give them to the update
         torch.clear_autocast_cache()
         return rollouts

@@ -28,7 +28,7 @@ class GRPO(BaseModule):
     prompts; 16 prompts of 8 completions are the paper's 128. They are answered once and trained on in
     `num_iterations` * `num_mini_batches` optimizer steps: the datamodule serves the batch that often, and what was
     drawn, with the sampler's log-probabilities, is kept until then, in checkpoints too. Ratios are 1 at the first of
-    these steps (in fp32), and move away from it later. Each group is one forward and one backward, with its prompt in
+    these steps, and move away from it later. Each group is one forward and one backward, with its prompt in
     it once. Dropout is off, and experts are chosen as in evaluation: policy,
     reference and rollout run the same form.
 
@@ -107,7 +107,8 @@ class GRPO(BaseModule):
             if self.updates:
                 self.rollouts = self._stored_rollouts(callback, micro_batches)
             else:
-                self.rollouts = callback.roll_out(self.vlm, micro_batches, self.trainer.global_step)
+                again = self._rounds and self.updates_per_batch > 1 and callback.engine is None
+                self.rollouts = callback.roll_out(self.vlm, micro_batches, self.trainer.global_step, again)
             for rollout in self.rollouts:
                 rewards_BG = rollout.total.view(len(rollout.completions), -1)
                 rollout.advantages = self.algorithm.advantages(rewards_BG).flatten() * rollout.emphasis
@@ -124,6 +125,12 @@ class GRPO(BaseModule):
         if not self.updates:
             self.rollouts = []
         return loss
+
+    @property
+    def _rounds(self) -> bool:
+        """Whether 16 bits round a token's log-probability otherwise in sampling, by more than bounds on ratios take."""
+        halves = (torch.bfloat16, torch.float16)
+        return "16" in str(self.trainer.precision) or any(p.dtype in halves for p in self.vlm.parameters())
 
     def _is_last_batch(self) -> bool:
         """Whether `max_steps` ends the run with the updates on this batch."""
@@ -171,7 +178,9 @@ class GRPO(BaseModule):
             reference_NS = scores.logp_NT
         scores = self.vlm.run(group_log_probs, batch, rollout.token_ids, rollout.temperature)
         self.count_experts(scores.expert_ids)
-        terms = self.terms(batch, scores.logp_NT, rollout.old_logp_NS, reference_NS)
+        own = self._rounds and self.updates_per_batch == 1  # the one update is of the policy that drew
+        old_NS = scores.logp_NT.detach() if own else rollout.old_logp_NS
+        terms = self.terms(batch, scores.logp_NT, old_NS, reference_NS)
         entropy_N = scores.entropy_NT.sum(1) / rollout.mask_NS.sum(1).clamp(min=1)
         means = {"kl": terms.kl, "clipped": terms.clipped, "entropy": entropy_N}  # averaged as the loss is
         return {"loss": terms.loss} | {name: values_N * terms.weight for name, values_N in means.items()}

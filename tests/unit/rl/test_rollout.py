@@ -90,7 +90,7 @@ def test_hard_groups_weigh_more_in_the_loss(monkeypatch: pytest.MonkeyPatch) -> 
     values = iter([0.9, 0.7, 0.1, 0.3])
     callback.rewards = {"object": lambda completion, sample: next(values)}
     module = GRPO(vlm, kl_coeff=0.0).train()
-    module.trainer = SimpleNamespace(callbacks=[callback], global_step=0, is_global_zero=True)
+    module.trainer = SimpleNamespace(callbacks=[callback], global_step=0, is_global_zero=True, precision="32-true")
     monkeypatch.setattr(GRPO, "log", lambda *given, **more: None)
     step = lambda self, batch, index: [self.row_losses(micro)["loss"] for micro in batch["micro_batches"]]  # noqa: E731
     monkeypatch.setattr(BaseModule, "training_step", step)
