@@ -352,6 +352,19 @@ def test_a_rollout_goes_on_on_another_number_of_ranks(shards: str, several: Path
         assert [float(seen[n]) for n in names] == pytest.approx([float(expected[n]) for n in names], abs=1e-5)
 
 
+def test_a_prompt_without_room_is_a_bad_record(shards: str, tmp_path: Path) -> None:
+    """One record of six has a prompt of 2,010 tokens: of 2,048 there are fewer left than the 40 of a completion."""
+    samples = [tiny.sample(i, "rec") for i in range(6)]
+    samples[3].turns[0].text += " a" * 1995
+    write_shards(samples, tmp_path / "long", "long")
+    given = config(str(tmp_path / "long/*.tar"), tmp_path / "run", kl_coeff=0.0)
+    given["data"]["init_args"] |= {"global_batch_size": 6, "max_bad_fraction": 0.2}
+    given["trainer"]["max_steps"] = 2
+    given["trainer"]["callbacks"][0]["init_args"]["max_new_tokens"] = 40
+    assert run(given, tmp_path / "run") == 0
+    assert len(rows(tmp_path / "run")) == 2
+
+
 def test_fewer_updates_than_are_done_are_refused(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     given = several_updates(shards, first)

@@ -232,6 +232,7 @@ class ShardDataModule(L.LightningDataModule):
         prompts, ahead = (bool(getattr(module, name, False)) for name in ("trains_on_prompts", "draws_ahead"))
         accounts = [self._loaded[name][1] for name in self._training]
         encode, pad_id = self._encoder()
+        encode = getattr(module, "prompt_encoder", lambda encode: encode)(encode)
         pack = None if self.questions_per_row == 1 else self._pack(encode, prompts)
         sources = [
             ShardDataset(self._loaded[name][0], encode, prompts, self._noise(source), pack)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ts_lightning.data.sample import Sample
 from ts_lightning.models.generate import DecodeState, decode, look_every, prefill
 from ts_lightning.models.packing import pad_left, repeated
 from ts_lightning.models.stop import StopText, stop_text
@@ -159,13 +160,31 @@ def _inverted(probs_NV: Tensor, noise_N: Tensor) -> Tensor:
 
 def check_room(vlm: VLM, batch: Mapping[str, Any], max_new_tokens: int) -> None:
     """ValueError for the first prompt that leaves less than `max_new_tokens` of the backbone's longest row."""
-    limit = vlm.encoder.max_length
     for sample, length in zip(batch["samples"], batch["valid"].sum(1).tolist(), strict=True):
-        if length + max_new_tokens > limit:
-            raise ValueError(
-                f"{sample.where}: seen a prompt of {length} tokens and max_new_tokens {max_new_tokens}, "
-                f"expected at most {limit} together"
-            )
+        _check_room(sample, length, max_new_tokens, vlm.encoder.max_length)
+
+
+@dataclass
+class PromptEncoder:
+    """`encode`; a prompt that leaves less than `max_new_tokens` of `max_length` is a record that can't be read."""
+
+    encode: Callable[..., dict[str, Any]]
+    max_new_tokens: int
+    max_length: int
+
+    def __call__(self, sample: Sample, for_generation: bool = False) -> dict[str, Any]:
+        """As `encode`; ValueError for a prompt without room."""
+        row = self.encode(sample, for_generation)
+        _check_room(sample, len(row["input_ids"]), self.max_new_tokens, self.max_length)
+        return row
+
+
+def _check_room(sample: Sample, length: int, max_new_tokens: int, limit: int) -> None:
+    if length + max_new_tokens > limit:
+        raise ValueError(
+            f"{sample.where}: seen a prompt of {length} tokens and max_new_tokens {max_new_tokens}, "
+            f"expected at most {limit} together"
+        )
 
 
 def _noise(seed: int, step: int, name: str, number: int, count: int) -> Tensor:

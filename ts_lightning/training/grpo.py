@@ -1,5 +1,6 @@
 """Reinforcement learning on groups of completions. Shapes: B prompts, N completions, G of one prompt, S steps."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.log_probs import group_log_probs
 from ts_lightning.rl.reference import ReferencePolicy
 from ts_lightning.rl.rollout import Rollout, RolloutCallback
+from ts_lightning.rl.sampling import PromptEncoder
 from ts_lightning.training.base import BaseModule
 from ts_lightning.training.schedule import WarmupCosine
 from ts_lightning.training.silence import StopWithoutGradient
@@ -142,6 +144,10 @@ class GRPO(BaseModule):
         """Whether the next batch's prompts are answered while this one is trained on; the datamodule asks."""
         engine = self._rollout_callback().engine
         return engine is not None and bool(engine.ahead)
+
+    def prompt_encoder(self, encode: Callable[..., dict[str, Any]]) -> PromptEncoder:
+        """What makes rows of training records: with room for their completions; the datamodule asks."""
+        return PromptEncoder(encode, self._rollout_callback().max_new_tokens, self.vlm.encoder.max_length)
 
     def _rollout_callback(self) -> RolloutCallback:
         for callback in getattr(self.trainer, "callbacks"):  # noqa: B009
