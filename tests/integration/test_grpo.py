@@ -21,6 +21,7 @@ from tests.integration import tiny
 from ts_lightning.cli import main
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines.toy_world.multi_image import multi_image_samples
+from ts_lightning.rl import RolloutCallback
 from ts_lightning.rl.completion import Completion
 from ts_lightning.runs.load import load
 from ts_lightning.training import GRPO
@@ -350,6 +351,35 @@ def test_a_rollout_goes_on_on_another_number_of_ranks(shards: str, several: Path
         assert seen["train/reward/own"] == expected["train/reward/own"]
         names = [name for name in expected if name.startswith("train/") and expected[name]]
         assert [float(seen[n]) for n in names] == pytest.approx([float(expected[n]) for n in names], abs=1e-5)
+
+
+def test_overfitting_that_begins_again_in_the_middle_of_a_rollout(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three batches of two updates each: prompts a a b, a a b. The second a is answered anew."""
+    answered, trained = list[list[str]](), list[list[str]]()
+    losses = GRPO.row_losses
+    roll_out = RolloutCallback.roll_out
+
+    def drawn(self: RolloutCallback, vlm: Any, micro_batches: Any, *more: Any) -> Any:
+        answered.append([sample.id for micro in micro_batches for sample in micro["samples"]])
+        return roll_out(self, vlm, micro_batches, *more)
+
+    def seen(self: GRPO, batch: dict[str, Any]) -> Any:
+        trained.append([sample.id for sample in batch["samples"]])
+        assert batch["rollout"].ids == trained[-1]
+        return losses(self, batch)
+
+    monkeypatch.setattr(RolloutCallback, "roll_out", drawn)
+    monkeypatch.setattr(GRPO, "row_losses", seen)
+    given = config(shards, tmp_path, num_iterations=2, kl_coeff=0.0)
+    given["data"]["init_args"] |= {"global_batch_size": 2, "micro_batch_size": 2}
+    given["trainer"] |= {"max_steps": 6, "overfit_batches": 3}
+    assert run(given, tmp_path) == 0
+    first, second = trained[0], trained[2]
+    assert first != second
+    assert trained == [first, first, second] * 2
+    assert answered == [first, second] * 2
 
 
 def test_a_prompt_without_room_is_a_bad_record(shards: str, tmp_path: Path) -> None:

@@ -105,6 +105,11 @@ class GRPO(BaseModule):
             expected = f"expected a divisor of the {count} micro-batches of a rank"
             raise ValueError(f"num_mini_batches: seen {self.num_mini_batches}, {expected}")
         micro_batches = [micro | self.vlm.run(VLM.frozen_features, micro) for micro in micro_batches]
+        names = [sample.id for micro in micro_batches for sample in micro["samples"]]
+        others = self.rollouts and names != [name for rollout in self.rollouts for name in rollout.ids]
+        overfits = getattr(self.trainer, "overfit_batches", 0)  # then data begin again, whatever updates are left
+        if overfits and any(of_all(bool(others))):
+            self.updates, self.rollouts = 0, []
         if not self.rollouts:
             if self.updates:
                 self.rollouts = self._stored_rollouts(callback, micro_batches)
