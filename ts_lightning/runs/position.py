@@ -10,6 +10,12 @@ from typing import Any
 MOMENTS = ("ready", "started", "processed", "completed")
 
 
+def validation_to_come(checkpoint: dict[str, Any]) -> bool | None:
+    """Whether the validation of a checkpoint's last step is still to come; None where that is not known."""
+    total = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
+    return checkpoint.get("validation_follows", None if total["completed"] < total["processed"] else False)
+
+
 def between_steps(
     checkpoint: dict[str, Any], validation_follows: bool | None, epochs_a_validation: int | None
 ) -> bool | None:

@@ -16,6 +16,7 @@ from ts_lightning.models.package import file_sha256
 from ts_lightning.runs.checkpoint_io import replace_file, sidecar, sidecar_sums
 from ts_lightning.runs.class_paths import renamed
 from ts_lightning.runs.metrics_log import NAME, RESUMED, TABLE, MetricsLog, complete_table, finished_steps
+from ts_lightning.runs.position import validation_to_come
 from ts_lightning.runs.run_lock import RunLock
 from ts_lightning.runs.watchdog import remove_marks
 
@@ -189,9 +190,8 @@ def read_place(path: Path) -> Place:
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     try:
         loops, steps = checkpoint["loops"]["fit_loop"], checkpoint["global_step"]
-        total, epochs = loops["epoch_loop.batch_progress"]["total"], loops["epoch_progress"]["current"]
+        follows, epochs = validation_to_come(checkpoint), loops["epoch_progress"]["current"]
         taken = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
-        follows = checkpoint.get("validation_follows", None if total["completed"] < total["processed"] else False)
         ended = epochs["processed"]
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"checkpoint {path}: seen no position in a run") from None

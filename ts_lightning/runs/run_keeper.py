@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from ts_lightning.runs.metrics_log import FINISHED, MetricsLog
-from ts_lightning.runs.position import between_steps
+from ts_lightning.runs.position import between_steps, validation_to_come
 from ts_lightning.runs.resume import Start, read_place, settle
 from ts_lightning.runs.run_lock import RunLock
 
@@ -55,8 +55,7 @@ class RunKeeper(Callback):
         if not checkpoint.get("loops"):
             return
         total = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
-        unknown = None if total["completed"] < total["processed"] else False
-        follows = stored = checkpoint.get("validation_follows", unknown)
+        follows = stored = validation_to_come(checkpoint)
         if trainer.check_val_every_n_epoch is None and isinstance(trainer.val_check_interval, int):
             due = total["processed"] % trainer.val_check_interval == 0
             follows = due if stored is None else stored and due
