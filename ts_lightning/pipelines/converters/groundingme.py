@@ -7,7 +7,7 @@ from typing import Any
 from ts_lightning.data.sample import Answer, Sample, SampleRegion
 from ts_lightning.grounding.steps import REJECTION
 from ts_lightning.pipelines.converters.files import name_of, rows
-from ts_lightning.pipelines.converters.source import EXCLUDED, Pictures, clean, make, need, pick
+from ts_lightning.pipelines.converters.source import Pictures, clean, make, need, pick
 
 
 def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]:
@@ -29,11 +29,7 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
 
 def _row(row: dict[str, Any], pictures: Pictures) -> Sample | None:
     key = f"groundingme-{row['id']}"
-    name = f"{key}.jpg"
-    if pictures.is_excluded(row["image"].get("path") or name):
-        pictures.dropped.note(EXCLUDED, name)
-        return None
-    known = pictures.packed(name, row["image"]["bytes"])
+    known = pictures.inside(f"{key}.jpg", row["image"]["bytes"], row["image"].get("path"))
     if known is None:
         return None
     phrase = clean(row["description"])

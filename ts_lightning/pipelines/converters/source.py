@@ -161,6 +161,17 @@ class Pictures:
         known = [one for one in islice(shown, 100) if isinstance(one, str) and one and len(one) < 4000]
         return self.under(root, *names, *(["."] if any((root / name).is_file() for name in known) else []))
 
+    def along(self, *parts: str) -> "Pictures":
+        """These, in the folder that goes with a folder `parts` of labels: the longest end of it that is below theirs.
+
+        Two folders may have pictures of one name.
+        """
+        ends = [] if self.folder is None else [Path(self.folder, *parts[first:]) for first in range(len(parts))]
+        for place in ends:
+            if place.is_dir():
+                return Pictures(place, self.excluded, self.dropped)
+        return replace(self, _named={})
+
     def naming(self, names: Iterable[object]) -> "Pictures":
         """These, told all the names that a file uses: the last part of a name stands for it where it is unique."""
         for name in names:
@@ -245,6 +256,13 @@ class Pictures:
             self.dropped.note(f"pictures {reason}", known_as or name)
             return None
         return SampleImage(name, width, height), data
+
+    def inside(self, name: str, data: bytes, published: str | None = None) -> Picture | None:
+        """A picture whose bytes lie in its row, as `get` gives it; `published` is the name that may be excluded."""
+        if self.is_excluded(published or name):
+            self.dropped.note(EXCLUDED, name)
+            return None
+        return self.packed(name, data)
 
     def is_excluded(self, name: str) -> bool:
         """Whether the list names this picture, under COCO's 2014 or 2017 name, with or without its ending."""

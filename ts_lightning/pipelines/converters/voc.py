@@ -26,44 +26,54 @@ def read(
 ) -> Iterator[Sample]:
     """Samples of `path`, a VOC year's folder (Annotations, JPEGImages, ImageSets/Main), or XML beside its pictures.
 
-    Roboflow's export (train/*.xml beside the pictures) is read folder by folder. `split` names a list of ImageSets/Main
-    (test); None takes every annotation file. Pixel 1 is VOC's first: a box is xmin - 1, ymin - 1, xmax, ymax. `tasks`:
-    localization, detection and all, as in `photo_objects`; `max_objects` as in COCO's `Subset`; `difficult` False
-    leaves those objects out. An XML file goes with the picture that it names; where that is another file's, it is left
-    out.
+    Folders below these are read too: Roboflow's train/*.xml, Annotations/SITE/*.xml with JPEGImages/SITE. `split` names
+    a list of ImageSets/Main (test); None takes every annotation file. Pixel 1 is VOC's first: a box is xmin - 1,
+    ymin - 1, xmax, ymax. `tasks`: localization, detection and all, as in `photo_objects`; `max_objects` as in COCO's
+    `Subset`; `difficult` False leaves those objects out. An XML file goes with the picture that it names; where that is
+    another file's, it is left out.
     """
     folder, pictures = Path(path), pictures or Pictures()
     if (folder / "VOCdevkit").is_dir():
         raise ValueError(f"{folder}: seen VOCdevkit, expected one year's folder in it (VOCdevkit/VOC2007)")
-    parts = [] if split else sorted({file.parent for file in folder.glob("*/*.xml")})
-    if parts and not any(folder.glob("*.xml")) and not any(folder.glob("Annotations/*.xml")):
-        for part in parts:
-            here = Pictures(pictures.folder, pictures.excluded, pictures.dropped)
-            yield from read(part, here, None, tasks, max_objects, count_by, difficult)
-        return
-    need(folder, "Annotations/*.xml", "*.xml")
     labels = folder / "Annotations" if (folder / "Annotations").is_dir() else folder
-    here = pictures.under(folder, *(["JPEGImages"] if labels != folder else ["."]))
+    files = sorted(file for file in labels.glob("**/*.xml") if labels != folder or not _elsewhere(file, folder))
+    if not files:
+        need(folder, "Annotations/*.xml", "*.xml")
     subset = None if max_objects is None else Subset(max_objects, count_by, "ignore")
     wanted = tasks or (TASKS if subset is None else TASKS[:1])
     check_tasks(wanted)
-    names = None
+    known: dict[Path, set[str]] = {}
+    for file in files:
+        known.setdefault(file.parent, set()).add(file.stem)
     if split is not None:
         listing = need(folder, f"ImageSets/Main/{split}.txt")
         lines = read_text(listing, "names of photos, one a line").split("\n")
-        names = [line.split()[0] for line in lines if line.strip()]
-    files = sorted(labels.glob("*.xml"))
-    stems = {file.stem for file in files}
-    if names is not None:
-        files = [labels / f"{name}.xml" for name in names]
-    if split is None:
-        here.without_annotations(file.stem for file in files)
-    for file in files:
-        with here.dropped.row(file.name):
-            if not file.is_file():
-                here.dropped.note("names of the split without an annotation file", file.stem)
-                continue
-            yield from _photo(file, here, wanted, subset, difficult, folder.name, stems)
+        files = [labels / f"{line.split()[0]}.xml" for line in lines if line.strip()]
+    for place in sorted({file.parent for file in files}):
+        here, stems = _beside(pictures, folder, labels, place), known.get(place, set())
+        if split is None:
+            here.without_annotations(stems)
+        for file in (file for file in files if file.parent == place):
+            with here.dropped.row(file.name):
+                if not file.is_file():
+                    here.dropped.note("names of the split without an annotation file", file.stem)
+                    continue
+                year, base = (place.name, place) if labels == folder else (folder.name, labels)
+                key = safe_key(str(file.relative_to(base).with_suffix("")))
+                yield from _photo(file, key, here, wanted, subset, difficult, year, stems)
+
+
+def _elsewhere(file: Path, folder: Path) -> bool:
+    """Whether an XML file below a folder is an editor's, or another folder's of VOC's layout."""
+    return any(part == "Annotations" or part[0] == "." for part in file.relative_to(folder).parts[:-1])
+
+
+def _beside(pictures: Pictures, folder: Path, labels: Path, place: Path) -> Pictures:
+    """The pictures of the annotation files in `place`: there, or in the folder of JPEGImages that goes with it."""
+    if labels == folder:
+        return pictures.under(place, ".")
+    here, below = pictures.under(folder, "JPEGImages"), place.relative_to(labels).parts
+    return here.along("JPEGImages", *below) if below else here
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
@@ -129,6 +139,7 @@ def _picture_name(file: Path, named: str, pictures: Pictures, stems: set[str]) -
 
 def _photo(
     file: Path,
+    key: str,
     pictures: Pictures,
     tasks: tuple[str, ...],
     subset: Subset | None,
@@ -167,5 +178,4 @@ def _photo(
             continue
         area = (x2 - x1 + 1) * (y2 - y1 + 1)
         regions.append(SampleRegion(phrase=name, category=name, area_px=area, box=box))
-    key = safe_key(file.stem)
     yield from questions(f"voc-{year}", key, known, regions, names, tasks, dropped, file.stem)

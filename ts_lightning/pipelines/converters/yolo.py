@@ -19,7 +19,7 @@ _LISTS = ("train.txt", "val.txt", "valid.txt", "test.txt")  # Darknet's, of pict
 def read(
     path: str | Path, pictures: Pictures | None = None, split: str | None = None, tasks: tuple[str, ...] = TASKS
 ) -> Iterator[Sample]:
-    """Samples of `path`, the folder with labels/[SPLIT/]*.txt, images/[SPLIT/]* and data.yaml or classes.txt.
+    """Samples of `path`, the folder with labels/[SPLIT/]**/*.txt, images/[SPLIT/]**/* and data.yaml or classes.txt.
 
     Roboflow's SPLIT/labels and SPLIT/images are read too, and labels beside the pictures: in `path` (LabelImg, Darknet)
     or in obj_SPLIT_data (CVAT). A line of more than five numbers is an outline, of which the box is taken. Without the
@@ -35,9 +35,13 @@ def read(
     folders = sorted({p.parent for place in _places(split) for p in folder.glob(place)})
     for place in folders or [folder]:
         parts = place.relative_to(folder).parts
-        below, alone = (str(Path(*parts)).replace("labels", "images"), str(Path(*(p for p in parts if p != "labels"))))
-        here = Pictures(pictures.folder or folder / below, pictures.excluded, pictures.dropped)
-        here.subfolders = (".", below, alone)
+        below = [part.replace("labels", "images") for part in parts]
+        alone = [part for part in parts if part != "labels"]
+        if pictures.folder is None:
+            here = Pictures(folder.joinpath(*below), pictures.excluded, pictures.dropped)
+        else:
+            here = pictures.along(*below)
+            here = pictures.along(*alone) if here.folder == pictures.folder else here
         files = sorted(file for file in place.glob("*.txt") if file.name != "classes.txt")
         if place == folder:
             files = [file for file in files if file.name not in _LISTS or _picture_name(file, here)]
@@ -50,8 +54,8 @@ def read(
 
 def _places(split: str | None) -> list[str]:
     if split is not None:
-        return [f"labels/{split}/*.txt", f"{split}/labels/*.txt", f"obj_{split}_data/**/*.txt"]
-    return ["labels/*.txt", "labels/*/*.txt", "*/labels/*.txt", "obj_*_data/**/*.txt"]
+        return [f"labels/{split}/**/*.txt", f"{split}/labels/**/*.txt", f"obj_{split}_data/**/*.txt"]
+    return ["labels/**/*.txt", "*/labels/**/*.txt", "obj_*_data/**/*.txt"]
 
 
 def _names(folder: Path) -> tuple[dict[int, str], bool]:
