@@ -1,6 +1,7 @@
 """Step-by-step answers: where the steps are, and whether they call the question invalid."""
 
 import re
+from collections.abc import Sequence
 
 STEP = re.compile(r"(?<!\w)Step \d{1,3}[:;]")
 REJECTION = "This question is invalid."
@@ -13,6 +14,11 @@ def step_spans(text: str) -> list[tuple[int, int]]:
         return [(0, len(text))]
     starts[0] = 0  # whatever precedes "Step 1" is said in step 1
     return list(zip(starts, [*starts[1:], len(text)], strict=True))
+
+
+def step_cuts(text: str, steps: Sequence[tuple[int, int]] | None) -> list[int]:
+    """Where each step of an answer begins, the first at 0; `steps` are a record's own spans."""
+    return [0, *(start for start, _ in (steps or step_spans(text))[1:])]
 
 
 def is_rejection(text: str) -> bool:

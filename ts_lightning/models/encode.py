@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from ts_lightning.grounding.codecs import Codec, get_codec
-from ts_lightning.grounding.regions import Region
-from ts_lightning.grounding.steps import step_spans
+from ts_lightning.grounding.region_text import region_text
+from ts_lightning.grounding.steps import step_cuts
 from ts_lightning.grounding.tasks import UNDERSTANDING
 from ts_lightning.models.packing import pack_questions
 from ts_lightning.models.pixels import recent_pixels
@@ -139,8 +139,7 @@ class Encoder:
             text += self.template.assistant if earlier is None else earlier
             if for_generation and i == last:
                 return text, []
-            starts = [a for a, _ in turn.steps or step_spans(turn.text)]
-            cuts = [0, *starts[1:]]
+            cuts = step_cuts(turn.text, turn.steps)
             pieces = [turn.text[a:b] for a, b in zip(cuts, [*cuts[1:], None], strict=True)]
             pieces = [self.expand(piece, sample, mentioned) for piece in pieces]
             # two steps that share a mark would write it where they meet
@@ -167,8 +166,12 @@ class Encoder:
                 pieces.append(self.picture_text(picture, sample) + (self.template.after_picture if match[1] else ""))
                 picture += 1
             else:
-                labelled = self.codec.takes_phrase(text[: match.start()], text[match.end() :])
-                pieces.append(self._region(int(match[2]), sample, mentioned, labelled))
+                before, after = text[: match.start()], text[match.end() :]
+                try:
+                    named = region_text(self.codec, sample, int(match[2]), before, after, mentioned, self.escape)
+                except ValueError as error:
+                    raise ValueError(f"{sample.key}: {error}") from None
+                pieces.append(named)
             end = match.end()
         return "".join(pieces) + self.escape(text[end:])
 
@@ -201,24 +204,6 @@ class Encoder:
         # the first character of every mark, so that marks which overlap are all broken
         first = "".join(sorted({re.escape(mark[0]) for mark in longest_first}))
         return re.compile(f"(?=[{first}])(?=({'|'.join(map(re.escape, longest_first))})).", re.DOTALL)
-
-    def _region(self, index: int, sample: Any, mentioned: set[int] | None, labelled: bool) -> str:
-        region = sample.regions[index]
-        size = (sample.images[region.image].width, sample.images[region.image].height)
-        if region.boxes is not None or region.box is not None:
-            parts = [Region.from_box(box) for box in (region.boxes if region.box is None else [region.box])]
-        else:
-            parts = [Region(tuple(region.points or region.polygon))]
-        try:
-            if mentioned is None:
-                return self.codec.format(parts, size)
-            number = 1 + sum(earlier.image == region.image for earlier in sample.regions[:index])
-            first = index not in mentioned
-            mentioned.add(index)
-            phrase = self.escape(region.phrase) if region.phrase and labelled else None
-            return self.codec.reference(parts, size, region.image, number, phrase, first)
-        except ValueError as error:
-            raise ValueError(f"{sample.key}: {{region:{index}}}: {error}") from None
 
     def picture_text(self, index: int, sample: Any) -> str:
         """What stands for the sample's picture `index` in the text."""

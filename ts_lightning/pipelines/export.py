@@ -11,22 +11,25 @@ from typing import Any
 from ts_lightning.data.sample import REGION_MARK, Sample, SampleRegion
 from ts_lightning.grounding.boxes import Box
 from ts_lightning.grounding.codecs import Codec
-from ts_lightning.grounding.regions import Region
+from ts_lightning.grounding.region_text import region_text
+from ts_lightning.grounding.steps import step_cuts
+from ts_lightning.pipelines.converters.conversation import fingerprint
 from ts_lightning.pipelines.converters.source import Dropped
 
 
 def to_llava(samples: Iterable[Sample], out: Path, codec: Codec) -> int:
     """Write LLaVA's JSON list and the pictures (out/images); returns the number of rows.
 
-    Boxes are written in `codec`. `images` lists the pictures, `image` names a single one too (LLaVA). The key
-    `ts_lightning`, one JSON string that other tools pass over, keeps the fields that LLaVA has no place for, so that
-    `converters.llava` gives back equal samples. dataset_info.json is LLaMA-Factory's entry: its dataset_dir is `out`.
+    Regions are written in `codec`, in answers with what a model here would be trained on: the phrase, the number of the
+    picture, where the notation says them. `images` lists the pictures, `image` names a single one too (LLaVA). The key
+    `ts_lightning`, one JSON string that other tools pass over, keeps the record, so that `converters.llava` gives back
+    equal samples of rows that nobody edited. dataset_info.json is LLaMA-Factory's entry: its dataset_dir is `out`.
     """
     rows = []
     saved: dict[str, str] = {}
     for sample in samples:
         names = _save_pictures(sample, out / "images", saved)
-        texts, marks = _written(sample, lambda i, s=sample: _in_notation(s, i, codec))
+        texts = _written(sample, codec)
         pairs = zip(sample.turns, texts, strict=True)
         row: dict[str, Any] = {"id": sample.id}
         if names:
@@ -34,7 +37,7 @@ def to_llava(samples: Iterable[Sample], out: Path, codec: Codec) -> int:
             if len(names) == 1:
                 row["image"] = f"images/{names[0]}"
         row["conversations"] = [{"from": "human" if turn.role == "user" else "gpt", "value": t} for turn, t in pairs]
-        rows.append(row | {"ts_lightning": _kept(sample, marks)})
+        rows.append(row | {"ts_lightning": _kept(sample, texts)})
     _write(out / "llava.json", json.dumps(rows, ensure_ascii=False, indent=1))
     columns = {"messages": "conversations", "images": "images"}
     entry = {"file_name": "llava.json", "formatting": "sharegpt", "columns": columns}
@@ -46,8 +49,8 @@ def to_ms_swift(samples: Iterable[Sample], out: Path) -> int:
     """Write ms-swift's JSON lines and the pictures (out/images); returns the number of rows.
 
     Pictures are named by their whole path, since ms-swift looks from the folder that it runs in. Boxes are `<bbox>`
-    with bbox_type norm1, so that ms-swift writes them in each model's own form. ms-swift has points
-    and boxes only: ValueError for a polygon.
+    with bbox_type norm1, and a phrase that stands before them `<ref-object>`: ms-swift writes both in each model's own
+    form. It has points and boxes only: ValueError for a polygon.
     """
     count = 0
     saved: dict[str, str] = {}
@@ -55,15 +58,7 @@ def to_ms_swift(samples: Iterable[Sample], out: Path) -> int:
     with open(out / "ms_swift.jsonl", "w", encoding="utf-8") as file:
         for sample in samples:
             names = _save_pictures(sample, out / "images", saved)
-            objects: dict[str, Any] = {"ref": [], "bbox": [], "bbox_type": "norm1", "image_id": []}
-
-            def mark(i: int, sample: Sample = sample, objects: dict[str, Any] = objects) -> str:
-                boxes = _norm1(sample, i)
-                objects["bbox"] += boxes
-                objects["image_id"] += [sample.regions[i].image] * len(boxes)
-                return "<bbox>" * len(boxes)
-
-            texts, marks = _written(sample, mark)
+            texts, objects = with_placeholders(sample)
             messages = [{"role": turn.role, "content": t} for turn, t in zip(sample.turns, texts, strict=True)]
             row: dict[str, Any] = {
                 "messages": messages,
@@ -71,7 +66,7 @@ def to_ms_swift(samples: Iterable[Sample], out: Path) -> int:
             }
             if objects["bbox"]:
                 row["objects"] = objects
-            file.write(json.dumps(row | {"ts_lightning": _kept(sample, marks)}, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row | {"ts_lightning": _kept(sample, texts)}, ensure_ascii=False) + "\n")
             count += 1
     return count
 
@@ -184,33 +179,58 @@ def _numbered(known: Collection[Any]) -> list[int]:
     return out
 
 
-def _written(sample: Sample, write: Any) -> tuple[list[str], list[list[int]]]:
-    """Texts with `write(i)` in place of `{region:i}`, and where: [turn, start, end, i]."""
-    texts, marks = [], []
-    for number, turn in enumerate(sample.turns):
+def with_placeholders(sample: Sample) -> tuple[list[str], dict[str, Any]]:
+    """The texts of a sample with ms-swift's `<ref-object>` and `<bbox>`, and the objects that they stand for.
+
+    A phrase is an object's name where its words stand right before the region: the text says the same to every model.
+    """
+    objects: dict[str, Any] = {"ref": [], "bbox": [], "bbox_type": "norm1", "image_id": []}
+    texts = []
+    for turn in sample.turns:
         text, at = "", 0
         for match in REGION_MARK.finditer(turn.text):
-            text += turn.text[at : match.start()]
-            start, i = len(text), int(match[1])
-            text += write(i)
-            marks.append([number, start, len(text), i])
+            before, region = turn.text[at : match.start()], sample.regions[int(match[1])]
+            if (start := _phrase_ending(before, region.phrase)) is not None:
+                blank = before[start + len(str(region.phrase)) :]
+                before = f"{before[:start]}<ref-object>{blank}"
+                objects["ref"].append(region.phrase)
+            boxes = _norm1(sample, int(match[1]))
+            objects["bbox"] += boxes
+            objects["image_id"] += [region.image] * len(boxes)
+            text += before + "<bbox>" * len(boxes)
             at = match.end()
         texts.append(text + turn.text[at:])
-    return texts, marks
+    return texts, objects
 
 
-def _in_notation(sample: Sample, i: int, codec: Codec) -> str:
-    region = sample.regions[i]
-    image = sample.images[region.image]
-    places: list[Box | Region]
-    if region.points is not None or region.polygon is not None:
-        places = [Region(tuple(region.points or region.polygon or ()))]
-    else:
-        places = list(region.boxes or ([region.box] if region.box else []))
-    try:
-        return codec.format(places, (image.width, image.height))
-    except ValueError as error:
-        raise ValueError(f"{sample.where}: region {i}: {error}") from None
+def _phrase_ending(text: str, phrase: str | None) -> int | None:
+    """Where the phrase begins that a text ends with, blanks behind it; None where it does not."""
+    words = text.rstrip()
+    start = len(words) - len(phrase or "")
+    return start if phrase and words.endswith(phrase) and not words[:start][-1:].isalnum() else None
+
+
+def _written(sample: Sample, codec: Codec) -> list[str]:
+    """The texts with what `codec` writes for `{region:i}`, as `models.encode` writes it."""
+    texts: list[str] = []
+    mentioned: set[int] = set()
+    for turn in sample.turns:
+        answer = turn.role == "assistant"
+        cuts = step_cuts(turn.text, turn.steps) if answer else [0]
+        text = ""
+        for start, end in zip(cuts, [*cuts[1:], None], strict=True):
+            piece, at = turn.text[start:end], 0
+            for match in REGION_MARK.finditer(piece):
+                around = (piece[: match.start()], piece[match.end() :])
+                try:
+                    written = region_text(codec, sample, int(match[1]), *around, mentioned if answer else None)
+                except ValueError as error:
+                    raise ValueError(f"{sample.where}: {error}") from None
+                text += piece[at : match.start()] + written
+                at = match.end()
+            text += piece[at:]
+        texts.append(text)
+    return texts
 
 
 def _norm1(sample: Sample, i: int) -> list[list[float]]:
@@ -222,16 +242,15 @@ def _norm1(sample: Sample, i: int) -> list[list[float]]:
     return [list(box) for box in region.boxes or ([region.box] if region.box else [])]
 
 
-def _kept(sample: Sample, marks: list[list[int]]) -> str:
-    """What the other format has no place for, as JSON: all fields but pictures and texts, the key, and the marks.
+def _kept(sample: Sample, texts: list[str]) -> str:
+    """The record without its pictures, its key, and what tells whether the row's `texts` were edited since, as JSON.
 
     A string, since a table of rows (`datasets`) takes one type for each key.
     """
     fields = asdict(sample.without_bytes())
-    for name in ("images", "turns", "shard", "image_bytes"):
+    for name in ("images", "shard", "image_bytes"):
         del fields[name]
-    kept = fields | {"marks": marks, "steps": [turn.steps for turn in sample.turns]}
-    return json.dumps(kept, ensure_ascii=False)
+    return json.dumps(fields | {"written": fingerprint(texts)}, ensure_ascii=False)
 
 
 def _save_pictures(sample: Sample, folder: Path, saved: dict[str, str]) -> list[str]:

@@ -15,7 +15,7 @@ from ts_lightning.data import index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Sample
 from ts_lightning.pipelines.converters import coco, llava, mgrounding, ms_swift, vlm_r1, voc, yolo
-from ts_lightning.pipelines.converters.source import Dropped, Pictures, excluded_names, safe_key
+from ts_lightning.pipelines.converters.source import Dropped, Excluded, Pictures, excluded_names, safe_key
 
 BAD_ROW = "rows that lack a field, or have one of another kind"
 MARKS = "rows with another number of picture marks than pictures"
@@ -581,6 +581,50 @@ def test_boxes_of_a_conversation_are_scored_in_the_frame_that_is_named(tmp_path:
     assert swift.answer.regions == [0]
 
 
+def test_further_keys_of_a_box_are_counted(tmp_path: Path) -> None:
+    texts = (
+        '{"bbox_2d": [10, 10, 50, 30], "label": "cat", "sub_label": "fat", "id": 3}',
+        '{"bbox_2d": [10, 10, 50, 30], "label": "cat"}',
+    )
+    put(tmp_path / "a.json", [{"image": "a.jpg", "conversations": turns("<image>\nWhere?", text)} for text in texts])
+    photo(tmp_path / "images/a.jpg", (100, 50))
+    dropped = Dropped(strict=True)
+    one, two = llava.read(tmp_path / "a.json", Pictures(dropped=dropped), codec="qwen2_5_vl")
+    assert [sample.regions[0].phrase for sample in (one, two)] == ["cat", "cat"]
+    further = "boxes whose object has further keys (its label alone is kept)"
+    assert dropped.names == {further: ["a row 0: sub_label, id"]}
+
+
+def test_pictures_that_lie_in_their_rows(tmp_path: Path) -> None:
+    """Hugging Face's layout: Parquet files in data/, a picture a struct of bytes and path, or a list of those."""
+    parquet, table = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow").Table
+    for i in range(4):
+        photo(tmp_path / f"{i}.jpg", (100 + i, 50))
+    data = [(tmp_path / f"{i}.jpg").read_bytes() for i in range(4)]
+    held = [{"bytes": one, "path": None if i else "site/0.jpg"} for i, one in enumerate(data)]
+    rows = [
+        {"id": str(i), "image": one, "conversations": turns("<image>\nWhat?", f"{i}.")} for i, one in enumerate(held)
+    ]
+    swift = [
+        {
+            "messages": [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "It."}],
+            "images": [one],
+        }
+        for one in held
+    ]
+    for read, some, name in ((llava.read, rows, "train-00000-of-00001"), (ms_swift.read, swift, "swift")):
+        (tmp_path / name / "data").mkdir(parents=True)
+        parquet.write_table(table.from_pylist(some), tmp_path / name / f"data/{name}.parquet")
+        for path in (tmp_path / name, tmp_path / name / f"data/{name}.parquet"):
+            made = list(read(path, Pictures(dropped=(dropped := Dropped()))))
+            assert [one.image_bytes for one in made] == [[one] for one in data]
+            assert [one.images[0].width for one in made] == [100, 101, 102, 103]
+            assert [one.images[0].name for one in made][:2] == ["0.jpg", f"{name}-0000001-0.jpg"]
+            assert not dropped
+        assert len(list(read(path, Pictures(excluded=Excluded({"0.jpg": "0.jpg"}), dropped=dropped)))) == 3
+        assert dropped.names == {"pictures that are excluded": ["0.jpg"]}
+
+
 def test_captions_alone(tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg", (100, 50))
     captions = {
@@ -604,6 +648,30 @@ def test_all_of_a_name_and_labels_beside_the_pictures(tmp_path: Path) -> None:
     assert not dropped
     with pytest.raises(ValueError, match="tasks: seen 'boxes', expected localization, detection, all"):
         list(yolo.read(tmp_path, tasks=("boxes",)))
+
+
+@pytest.mark.parametrize("split", [None, "train"])
+def test_labels_in_deeper_folders(tmp_path: Path, split: str | None) -> None:
+    """Ultralytics and LabelImg keep the folders of the pictures: every picture's records, from its own folder."""
+    put(tmp_path / "data.yaml", "names: [cat]\n")
+    put(tmp_path / "ImageSets/Main/train.txt", "a\nsiteA/a\nsiteA/deep/b\n")
+    sizes = {"a": (100, 80), "siteA/a": (200, 80), "siteA/deep/b": (300, 80)}
+    for name, size in sizes.items():
+        put(tmp_path / f"labels/train/{name}.txt", "0 0.5 0.5 0.2 0.4\n")
+        put(tmp_path / f"Annotations/{name}.xml", xml(f"{Path(name).name}.jpg", size=f"{size[0]},{size[1]}"))
+        put(tmp_path / f"xml/{name}.xml", xml(f"{Path(name).name}.jpg", size=f"{size[0]},{size[1]}"))
+        for place in ("images/train", "JPEGImages", "xml"):
+            photo(tmp_path / f"{place}/{name}.jpg", size)
+    put(tmp_path / "xml/.idea/workspace.xml", "<project/>")
+    reads = [(yolo.read, tmp_path), (voc.read, tmp_path)] + ([(voc.read, tmp_path / "xml")] if split is None else [])
+    for read, path in reads:
+        for images in (None, tmp_path / ("images/train" if read is yolo.read else "JPEGImages")):
+            pictures = Pictures(images, dropped=(dropped := Dropped()))
+            made = list(read(path, pictures, split, tasks=("detection",)))
+            if path.name != "xml" or images is None:
+                assert [one.sizes[0] for one in made] == [*sizes.values()]
+                assert not dropped
+                assert len({one.key for one in made}) == (2 if path.name == "xml" else 3)
 
 
 def test_a_labelled_picture_is_told_by_its_whole_name(tmp_path: Path) -> None:

@@ -15,8 +15,12 @@ from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.sample import Answer, Sample, SampleRegion, Turn
 from ts_lightning.data.write import write_shards
 from ts_lightning.grounding import get_codec
+from ts_lightning.grounding.codecs import CODECS
+from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.models.encode import ChatTemplate
 from ts_lightning.pipelines.converters import coco, llava, ms_swift
-from ts_lightning.pipelines.converters.source import Pictures
+from ts_lightning.pipelines.converters.conversation import EDITED
+from ts_lightning.pipelines.converters.source import Dropped, Pictures
 from ts_lightning.pipelines.export import to_coco, to_llava, to_ms_swift
 
 REAL = Path(__file__).parents[4] / "shared/real/coco_mini"
@@ -58,8 +62,8 @@ def test_conversations_come_back_equal(name: str, tmp_path: Path, monkeypatch: p
     assert run("export", name, f"{tmp_path}/shards/*.tar", "--out", tmp_path / "out", *codec) == 0
     read = llava.read if name == "llava" else ms_swift.read
     (file,) = (path for path in (tmp_path / "out").glob("*.json*") if path.name != "dataset_info.json")
-    text = file.read_text()
-    assert "{region" not in text.replace('"{region', "")
+    rows = json.loads(file.read_text()) if name == "llava" else map(json.loads, file.read_text().splitlines())
+    assert not any("{region" in json.dumps(row | {"ts_lightning": None}) for row in rows)
     again = list(read(file, Pictures(tmp_path / "out/images")))
     assert plain(iter(again)) == plain(back(f"{tmp_path}/shards/*.tar"))
     assert run("convert", name, file, "--out", tmp_path / "again") == 0
@@ -100,6 +104,107 @@ def test_what_other_tools_read(tmp_path: Path) -> None:
     bad.regions[0] = SampleRegion(polygon=[(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)])
     with pytest.raises(ValueError, match="region 0: seen a polygon, expected a point or a box"):
         to_ms_swift([bad], tmp_path)
+
+
+def labelled() -> Sample:
+    """Two pictures; a step that names two objects, and one that names the first again. The first is picture 2's."""
+    one = sample(1, images=2)
+    one.images = [replace(image, width=1000, height=700) for image in one.images]
+    one.image_bytes = [picture(i, (1000, 700)) for i in range(2)]
+    boxes = [(0.25, 0.5, 0.75, 1.0), (0.0, 0.25, 0.5, 0.75)]
+    one.regions = [SampleRegion(image=1 - i, phrase=f"cat {i}", box=box) for i, box in enumerate(boxes)]
+    text = "Step 1: cat 0 {region:0} and\n{region:1}. Step 2: {region:0}"
+    one.turns = [Turn("user", "<image>\n<image>\nIs it {region:1}?"), Turn("assistant", text)]
+    one.answer = Answer(regions=[0])
+    return one
+
+
+@pytest.mark.parametrize("name", sorted({*CODECS} - {"molmo"}))
+def test_an_exported_answer_is_what_a_model_here_is_trained_on(name: str, tmp_path: Path) -> None:
+    codec, one = get_codec(name), labelled()
+    to_llava([one], tmp_path, codec)
+    (row,) = json.loads((tmp_path / "llava.json").read_text())
+    encoder = replace(TinyBackbone().encoder, codec=codec, template=ChatTemplate("", "U:", "A:", end="", blank=""))
+    text, _ = encoder.render(one)
+    assert row["conversations"][1]["value"] == text.split("A:")[1].replace("\u200b", "")
+    labels = {
+        "qwen3_vl": '{"bbox_2d": [250, 500, 750, 1000], "label": "cat 0"}',
+        "gemma": '{"box_2d": [500, 250, 1000, 750], "label": "cat 0"}',
+        "mirg": "<bbox_id>[2-1]</bbox_id><|object_ref_start|>cat 0<|object_ref_end|><|box_start|>(250,500),",
+    }
+    assert labels.get(name, "") in row["conversations"][1]["value"]
+    assert "label" not in row["conversations"][0]["value"]
+
+
+def test_boxes_of_a_resized_picture_come_back(tmp_path: Path) -> None:
+    """At most 28 x 28 x 256 pixels: 1000 x 700 becomes 532 x 364, of which the boxes are quarters."""
+    write_shards([labelled()], tmp_path / "shards", "x")
+    bounds = ["--min-pixels", "3136", "--max-pixels", "200704"]
+    out = ["--out", tmp_path, "--codec", "qwen2_5_vl"]
+    assert run("export", "llava", f"{tmp_path}/shards/*.tar", *out, *bounds) == 0
+    (row,) = json.loads((tmp_path / "llava.json").read_text())
+    assert '{"bbox_2d": [133, 182, 399, 364], "label": "cat 0"}' in row["conversations"][1]["value"]
+    del row["ts_lightning"]
+    row["images"] = row["images"][:1]
+    row["conversations"][0]["value"] = "<image>\nWhere?"
+    (tmp_path / "plain.json").write_text(json.dumps([row]))
+    (again,) = llava.read(tmp_path / "plain.json", codec="qwen2_5_vl", min_pixels=3136, max_pixels=200704)
+    assert [region.box for region in again.regions] == [
+        (0.25, 0.5, 0.75, 1.0),
+        (0.0, 0.25, 0.5, 0.75),
+        (0.25, 0.5, 0.75, 1.0),
+    ]
+
+
+def test_an_edited_row_is_read_anew(tmp_path: Path) -> None:
+    """Its boxes by the notation that is named; without one it is left out, and words alone are words."""
+    two = sample(2)
+    two.regions, two.answer, two.turns[1], two.task = [], Answer("a cat"), Turn("assistant", "A cat."), "understanding"
+    to_llava([sample(1), two, sample(3)], tmp_path, get_codec("qwen3_vl"))
+    rows = json.loads((tmp_path / "llava.json").read_text())
+    rows[0]["conversations"][1]["value"] = 'Sure: the cat is at {"bbox_2d": [100, 200, 300, 400]} and runs.'
+    rows[1]["conversations"][1]["value"] = "A dog."
+    (tmp_path / "llava.json").write_text(json.dumps(rows))
+    for codec in ("qwen3_vl", None):
+        made = list(llava.read(tmp_path / "llava.json", Pictures(dropped=(dropped := Dropped())), codec=codec))
+        edited = ["llava row 0", "llava row 1"]
+        if codec:
+            assert made[0].turns[1].text == "Sure: the cat is at {region:0} and runs."
+            assert made[0].regions[0].box == (0.1, 0.2, 0.3, 0.4)
+        else:
+            reason = "exported rows with boxes that were edited since (--codec reads them)"
+            assert dropped.names[reason] == ["llava.json row 0"]
+            edited = edited[1:]
+        assert dropped.names[EDITED] == edited
+        assert made[-2].turns[1].text == "A dog."
+        assert made[-2].answer is None
+        assert made[-1] == sample(3)
+
+
+@pytest.mark.parametrize("edit", ["words", "box", "name"])
+def test_an_edited_row_of_ms_swift_is_read_anew(edit: str, tmp_path: Path) -> None:
+    one = sample(1)
+    one.turns[1] = Turn("assistant", "It is it {region:0}, bit {region:0}.")
+    to_ms_swift([one], tmp_path)
+    row = json.loads((tmp_path / "ms_swift.jsonl").read_text())
+    assert row["messages"][1]["content"] == "It is <ref-object> <bbox>, bit <bbox>."
+    assert row["objects"]["ref"] == ["it"]
+    row["objects"]["bbox"][0][0] += 1e-16  # a table's reader
+    (tmp_path / "ms_swift.jsonl").write_text(json.dumps(row))
+    assert list(ms_swift.read(tmp_path / "ms_swift.jsonl")) == [one]
+    if edit == "words":
+        row["messages"][1]["content"] = "Now <ref-object> <bbox>, bit <bbox>."
+    elif edit == "box":
+        row["objects"]["bbox"][0] = [0.5, 0.25, 0.75, 1.0]
+    else:
+        row["objects"]["ref"] = ["that"]
+    (tmp_path / "ms_swift.jsonl").write_text(json.dumps(row))
+    (again,) = ms_swift.read(tmp_path / "ms_swift.jsonl", Pictures(dropped=(dropped := Dropped())))
+    assert dropped.names == {EDITED: ["ms_swift.jsonl row 0"]}
+    words = {"words": "Now it", "box": "It is it", "name": "It is that"}
+    assert again.turns[1].text == f"{words[edit]} {{region:0}}, bit {{region:1}}."
+    box = (0.5, 0.25, 0.75, 1.0) if edit == "box" else (0.125, 0.25, 0.5, 1.0)
+    assert again.regions[0].box == pytest.approx(box)
 
 
 @pytest.mark.parametrize("tasks", [("all",), ("localization", "all", "detection")])

@@ -5,7 +5,7 @@ from typing import Literal
 
 from ts_lightning.data import index_shards
 from ts_lightning.data.reader import ShardReader
-from ts_lightning.grounding import get_codec
+from ts_lightning.grounding.codecs import told_codec
 from ts_lightning.pipelines.converters.source import Dropped
 from ts_lightning.pipelines.export import to_coco, to_llava, to_ms_swift
 
@@ -16,6 +16,10 @@ def export(
     *shards: str,
     out: Path,
     codec: str = "scout",
+    grid: str | None = None,
+    frame: str | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
     split: str = "export",
 ) -> None:
     """Turn shards into the files of other tools, to train them on the same data.
@@ -29,6 +33,10 @@ def export(
         shards: tars, or a pattern
         out: folder for the files and the pictures
         codec: llava: the notation of boxes in the texts
+        grid: llava: 100, 1000, decimals:3 or pixels, in place of the notation's own
+        frame: llava: original or padded_square, in place of the notation's own
+        min_pixels: llava: least area of the resized picture that boxes of qwen2_5_vl are pixels of
+        max_pixels: llava: largest area of that; without both they are pixels of the picture as it is
         split: coco: the name in instances_NAME.json
     """
     manifest = index_shards(list(shards))
@@ -38,6 +46,7 @@ def export(
         dropped = Dropped()
         print("\n".join([f"{to_coco(samples, out, split, dropped)} photos in {out}", *dropped.lines()]))
     elif format == "llava":
-        print(f"{to_llava(samples, out, get_codec(codec))} rows in {out / 'llava.json'}")
+        notation = told_codec(codec, grid, frame, min_pixels, max_pixels)
+        print(f"{to_llava(samples, out, notation)} rows in {out / 'llava.json'}")
     else:
         print(f"{to_ms_swift(samples, out)} rows in {out / 'ms_swift.jsonl'}")

@@ -16,6 +16,7 @@ from ts_lightning.grounding.codecs.qwen3 import Qwen3VLCodec
 from ts_lightning.grounding.codecs.scout import ScoutCodec
 from ts_lightning.grounding.codecs.shikra import ShikraCodec
 from ts_lightning.grounding.coordinates import CoordinateSpace, Size
+from ts_lightning.grounding.resizing import resize_rule
 
 CODECS: dict[str, type[Codec]] = {
     codec.name: codec
@@ -36,7 +37,7 @@ CODECS: dict[str, type[Codec]] = {
     )
 }
 
-__all__ = ["CODECS", "Codec", "Mention", "backbone_codec", "get_codec"]
+__all__ = ["CODECS", "Codec", "Mention", "backbone_codec", "get_codec", "told_codec"]
 
 
 def get_codec(name: str, space: CoordinateSpace | None = None) -> Codec:
@@ -44,6 +45,27 @@ def get_codec(name: str, space: CoordinateSpace | None = None) -> Codec:
     if name not in CODECS:
         raise ValueError(f"codec: seen {name!r}, expected one of {', '.join(sorted(CODECS))}")
     return CODECS[name](space or CODECS[name].default_space)
+
+
+def told_codec(
+    name: str,
+    grid: str | None = None,
+    frame: str | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> Codec:
+    """The codec called `name` for a file of conversations; `grid` and `frame` take the place of its own.
+
+    `min_pixels` and `max_pixels` bound the area of the resized picture that boxes are pixels of; without them they are
+    pixels of the picture as it is. ValueError for bounds where nothing is a pixel of a resized picture.
+    """
+    space = get_codec(name).space
+    space = replace(space, grid=grid or space.grid, frame=frame or space.frame)
+    if min_pixels is None and max_pixels is None:
+        return get_codec(name, space)
+    if space.frame != "resized":
+        raise ValueError(f"--min_pixels, --max_pixels: seen with codec {name}, expected qwen2_5_vl")
+    return get_codec(name, replace(space, resized=resize_rule(min_pixels, max_pixels)))
 
 
 def backbone_codec(

@@ -19,6 +19,7 @@ class Mention(NamedTuple):
     """Regions written together, with the characters [start, end) that they were read from.
 
     `image` (0-based), `phrase` and `name` (an object's id) where the notation has them; `why` where nothing is read.
+    `further` names what else is written of them, which is not kept.
     """
 
     regions: list[Region]
@@ -28,6 +29,7 @@ class Mention(NamedTuple):
     phrase: str | None = None
     name: str | None = None
     why: str | None = None
+    further: tuple[str, ...] = ()
 
     @property
     def boxes(self) -> list[Box]:

@@ -23,7 +23,7 @@ class GemmaCodec(Qwen25VLCodec):
     def find(self, text: str, image_size: Size | None) -> list[Mention]:
         found = json_objects(text, (self.box_key, self.point_key))
         regions = [self.known([y_first(n) for n in one.numbers], one.key == self.box_key, image_size) for one in found]
-        return [Mention(r, one.start, one.end, phrase=one.label) for r, one in zip(regions, found, strict=True)]
+        return self.mentions(found, regions)
 
     def numbers(self, region: Region, image_size: Size | None, joint: str = ",") -> str:
         return joint.join(self.space.text(n) for n in y_first(self.space.encode(region.points, image_size)))

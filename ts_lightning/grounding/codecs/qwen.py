@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ts_lightning.grounding.boxes import Box
 from ts_lightning.grounding.codecs.base import NUMBER, Codec, Mention
-from ts_lightning.grounding.codecs.qwen_json import BOX_KEYS, json_objects
+from ts_lightning.grounding.codecs.qwen_json import BOX_KEYS, JsonObject, json_objects
 from ts_lightning.grounding.coordinates import CoordinateSpace, Size
 from ts_lightning.grounding.regions import Region
 
@@ -85,9 +85,16 @@ class Qwen25VLCodec(Codec):
         return f'{{"{key}": [{self.numbers(region, image_size, ", ")}]{label}}}'
 
     def find(self, text: str, image_size: Size | None) -> list[Mention]:
+        found = json_objects(text)
+        regions = [self.known(one.numbers, one.key in BOX_KEYS, image_size) for one in found]
+        return self.mentions(found, regions)
+
+    @staticmethod
+    def mentions(objects: Sequence[JsonObject], regions: Sequence[list[Region]]) -> list[Mention]:
+        """The objects of a text with the regions of each."""
         return [
-            Mention(self.known(one.numbers, one.key in BOX_KEYS, image_size), one.start, one.end, phrase=one.label)
-            for one in json_objects(text)
+            Mention(places, one.start, one.end, phrase=one.label, further=one.further)
+            for one, places in zip(objects, regions, strict=True)
         ]
 
     def known(self, lists: Sequence[Sequence[float]], boxes: bool, image_size: Size | None) -> list[Region]:

@@ -21,13 +21,17 @@ _INNER = re.compile(r"\[([^\[\]]*)\]")
 
 
 class JsonObject(NamedTuple):
-    """An object of characters [start, end) that has a box or a point: its `key`, its lists of numbers, its label."""
+    """An object of characters [start, end) that has a box or a point: its `key`, its lists of numbers, its label.
+
+    `further` names the members that are none of these.
+    """
 
     start: int
     end: int
     key: str
     numbers: list[list[float]]
     label: str | None
+    further: tuple[str, ...] = ()
 
 
 def json_objects(text: str, keys: Sequence[str] = (*BOX_KEYS, *POINT_KEYS)) -> list[JsonObject]:
@@ -56,7 +60,9 @@ def _object(text: str, start: int, keys: Sequence[str]) -> JsonObject | None:
     if match := _END.match(text, end) or _CUT.match(text, end):
         end = match.end()
     label = members.get("label", "")
-    return JsonObject(start, end, key, _lists(members[key]), _unquoted(label) or None if label[:1] in "\"'" else None)
+    known = _unquoted(label) or None if label[:1] in "\"'" else None
+    further = tuple(name for name in members if name not in (key, "label"))
+    return JsonObject(start, end, key, _lists(members[key]), known, further)
 
 
 def _lists(value: str) -> list[list[float]]:

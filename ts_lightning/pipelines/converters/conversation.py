@@ -1,9 +1,12 @@
 """Conversations of other tools: pairs of turns, picture marks where they stand, boxes in the picture that is meant."""
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
-from ts_lightning.data.sample import IMAGE_MARK, REGION_MARK, SampleRegion
+from ts_lightning.data.sample import IMAGE_MARK, REGION_MARK, Sample, SampleRegion
 from ts_lightning.grounding.codecs import Codec
 from ts_lightning.grounding.codecs.base import Mention
 from ts_lightning.pipelines.converters.mig_bench import image_index
@@ -11,6 +14,7 @@ from ts_lightning.pipelines.converters.source import MARKS, Dropped, LeftOut, Pi
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 UNREAD = "rows with boxes that can't be read in the given notation"
+EDITED = "exported rows that were edited since (kept as another tool's, without the record's further fields)"
 _OTHER_MEDIA = re.compile(r"<(video|audio)>")
 _MARKER = r"(?:bbox_2d|<\|box_start\|>|<box>)"
 _NUMBERS = r"\[\s*\d+(?:\.\d+)?(?:\s*,\s*\d+(?:\.\d+)?){3}\s*\]|\(\s*\d+\s*,\s*\d+\s*\)\s*,\s*\(\s*\d+\s*,\s*\d+\s*\)"
@@ -41,6 +45,27 @@ def paired(turns: Sequence[tuple[str, object]], system: object = None) -> list[s
     return texts
 
 
+def fingerprint(texts: Sequence[object]) -> str:
+    """What tells whether the texts of an exported row are still those that were written."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
+
+
+def exported(row: dict[str, Any]) -> dict[str, Any] | None:
+    """What `pipelines.export` kept of the record that a row was made of; None for a row of other tools."""
+    kept = row.get("ts_lightning")
+    return json.loads(kept) if isinstance(kept, str) else kept
+
+
+def restored(kept: dict[str, Any], texts: Sequence[object], pictures: Sequence[Picture]) -> Sample | None:
+    """The sample of an exported row as it was; None where its texts are others now."""
+    if kept.get("written") != fingerprint(texts):
+        return None
+    record = {name: value for name, value in kept.items() if name not in ("key", "written")}
+    record["images"] = [{"name": image.name, "width": image.width, "height": image.height} for image, _ in pictures]
+    data = [one for _, one in pictures if one is not None]
+    return Sample.from_json(json.dumps(record), kept["key"], image_bytes=data)
+
+
 def with_marks(texts: Sequence[str], number: int, where: str, dropped: Dropped) -> list[str]:
     """The texts cleaned, the first with its picture marks where they stand; LeftOut where they don't fit `number`.
 
@@ -60,7 +85,9 @@ def with_marks(texts: Sequence[str], number: int, where: str, dropped: Dropped) 
     return [marked, *(clean(text) for text in texts[1:])]
 
 
-def with_boxes(texts: Sequence[str], pictures: Sequence[Picture], codec: Codec) -> tuple[list[str], list[SampleRegion]]:
+def with_boxes(
+    texts: Sequence[str], pictures: Sequence[Picture], codec: Codec, where: str, dropped: Dropped
+) -> tuple[list[str], list[SampleRegion]]:
     """The texts with region marks for the boxes of `codec`'s notation, and the regions, each in its picture.
 
     Of several pictures a box is in the one that its notation names, else in the one named last before it in its turn,
@@ -85,6 +112,9 @@ def with_boxes(texts: Sequence[str], pictures: Sequence[Picture], codec: Codec) 
                 continue  # stays as text, and is found below
             place = {"box": boxes[0]} if len(boxes) == 1 else {"boxes": boxes}
             regions.append(SampleRegion(image=image, phrase=mention.phrase, **place))  # type: ignore[arg-type]
+            if mention.further:
+                seen = f"{where}: {', '.join(mention.further)}"
+                dropped.note("boxes whose object has further keys (its label alone is kept)", seen, stops=False)
             done += f"{text[at:start]}{{region:{len(regions) - 1}}}"
             at = mention.end
         out.append(done + text[at:])

@@ -1,19 +1,25 @@
 """LLaVA-style conversation JSON: id, image(s), and human and gpt turns."""
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ts_lightning.data.images import sniff_extension
 from ts_lightning.data.sample import IMAGE_MARK, Sample, SampleRegion
-from ts_lightning.grounding.codecs import Codec, get_codec
-from ts_lightning.grounding.resizing import resize_rule
-from ts_lightning.pipelines.converters.conversation import answered, count_unread, paired, with_boxes, with_marks
+from ts_lightning.grounding.codecs import Codec, told_codec
+from ts_lightning.pipelines.converters.conversation import (
+    EDITED,
+    answered,
+    count_unread,
+    exported,
+    paired,
+    restored,
+    with_boxes,
+    with_marks,
+)
 from ts_lightning.pipelines.converters.files import rows
-from ts_lightning.pipelines.converters.mig_bench import all_pictures
-from ts_lightning.pipelines.converters.source import LeftOut, Pictures, clean, make, pick, stems
+from ts_lightning.pipelines.converters.source import LeftOut, Picture, Pictures, clean, make, pick, stems
 
 
 def read(
@@ -27,7 +33,9 @@ def read(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
 ) -> Iterator[Sample]:
-    """One sample a row of a JSON list or JSON lines (`image` or `images`); rows without a picture are text only.
+    """One sample a row of a JSON list, JSON lines or Parquet; rows without a picture are text only.
+
+    `image` or `images` are names, or hold the bytes (`{bytes, path}`, as Hugging Face saves them).
 
     With `codec` boxes of the texts in that notation become regions (of the picture that the notation or the text
     names), and a conversation whose answers have boxes is of task grounding, scored by those of the last one; one
@@ -36,16 +44,14 @@ def read(
     picture marks don't fit the pictures. `task` sets the task of all rows. `template` names a file of prompts that wrap
     the questions ({question}) or stand in their place. `min_pixels` and `max_pixels` bound the area of the resized
     picture that boxes of qwen2_5_vl are pixels of; without them they are pixels of the picture as it is. Rows that
-    `ts-lightning data export` wrote come back as they were.
+    `ts-lightning data export` wrote come back as they were; one whose texts were edited since is read as any other, or
+    left out where it has boxes and there is no `codec`.
     """
     path, pictures = Path(path), pictures or Pictures()
-    files = sorted([*path.glob("*.json"), *path.glob("*.jsonl")]) if path.is_dir() else [path]
-    files = [file for file in files if file.name != "dataset_info.json" or file == path]
-    if not files:
-        raise ValueError(f"{path}: seen no *.json or *.jsonl, expected conversations in it")
-    notation = _notation(codec, grid, frame, min_pixels, max_pixels) if codec else None
-    named = stems(files)
     what = "LLaVA's conversations"
+    files = row_files(path, what)
+    notation = told_codec(codec, grid, frame, min_pixels, max_pixels) if codec else None
+    named = stems(files)
     for file in files:
         here = pictures.beside(file.parent, every_name(file, what), "images", "train2017", "coco/train2017")
         here.naming(every_name(file, what))
@@ -55,28 +61,43 @@ def read(
                     yield made
 
 
-def picture_names(row: dict[str, Any]) -> list[str]:
-    """The pictures of a row: `image` or `images`, a name or a list of names or of objects with a path."""
+def row_files(path: Path, what: str) -> list[Path]:
+    """The files of rows in a folder, also in `data/` of one of Hugging Face's; or the one file `path`."""
+    patterns = ("*.json", "*.jsonl", "*.parquet", "data/*.parquet")
+    files = sorted(file for pattern in patterns for file in path.glob(pattern)) if path.is_dir() else [path]
+    files = [file for file in files if file.name != "dataset_info.json" or file == path]
+    if not files:
+        raise ValueError(f"{path}: seen no {' or '.join(patterns[:3])}, expected {what} in it")
+    return files
+
+
+def row_pictures(row: dict[str, Any], pictures: Pictures, key: str) -> list[Picture] | None:
+    """Every picture of a row, by its name or from its bytes in the row; None, counted, where one is missing."""
+    known = []
+    for number, one in enumerate(_shown(row)):
+        if _holds(one):
+            name = Path(one.get("path") or f"{key}-{number}.{sniff_extension(one['bytes'])}").name
+            known.append(pictures.inside(name, one["bytes"]))
+        else:
+            known.append(pictures.get(one if isinstance(one, str) else one["path"]))
+    return None if any(one is None for one in known) else [one for one in known if one is not None]
+
+
+def _shown(row: dict[str, Any]) -> list[Any]:
+    """The pictures of a row: `image` or `images`, a name or an object, or a list of them."""
     found = row.get("image") or row.get("images") or []
-    names = [found] if isinstance(found, str | dict) else list(found)
-    return [one if isinstance(one, str) else one["path"] for one in names]
+    return [found] if isinstance(found, str | dict) else list(found)
 
 
 def every_name(file: Path, what: str) -> Iterator[str]:
-    """`picture_names` of all rows of a file, none of a row that can't be read."""
+    """The names of the pictures of all rows of a file, none of a row that can't be read or holds the pictures."""
     for row in rows(file, (), what):
         with suppress(ValueError, LookupError, TypeError):  # said where the row is made
-            yield from picture_names(row)
+            yield from (one if isinstance(one, str) else one["path"] for one in _shown(row) if not _holds(one))
 
 
-def _notation(name: str, grid: str | None, frame: str | None, min_pixels: int | None, max_pixels: int | None) -> Codec:
-    space = get_codec(name).space
-    space = replace(space, grid=grid or space.grid, frame=frame or space.frame)
-    if min_pixels is None and max_pixels is None:
-        return get_codec(name, space)
-    if space.frame != "resized":
-        raise ValueError(f"--min_pixels, --max_pixels: seen with codec {name}, expected qwen2_5_vl")
-    return get_codec(name, replace(space, resized=resize_rule(min_pixels, max_pixels)))
+def _holds(one: Any) -> bool:
+    return isinstance(one, dict) and one.get("bytes") is not None
 
 
 def _row(
@@ -88,19 +109,23 @@ def _row(
     task: str | None,
     template: str | None,
 ) -> Sample | None:
-    known = all_pictures(pictures, picture_names(row))
+    key, where = f"{stem}-{number:07d}", f"{stem} row {number}"
+    known = row_pictures(row, pictures, key)
     if known is None:
         return None
-    where = f"{stem} row {number}"
-    if "ts_lightning" in row:
-        return restore(row["ts_lightning"], [turn["value"] for turn in row["conversations"]], known)
+    if (kept := exported(row)) is not None:
+        if (made := restored(kept, [turn["value"] for turn in row["conversations"]], known)) is not None:
+            return made
+        if kept["regions"] and codec is None:
+            raise LeftOut("exported rows with boxes that were edited since (--codec reads them)")
+        pictures.dropped.note(EDITED, where, stops=False)
     if row.get("video") or row.get("videos"):
         raise LeftOut("rows with video or sound (pictures alone can be trained on)")
     texts = paired([(turn["from"], turn["value"]) for turn in row["conversations"]], row.get("system"))
     texts = with_marks(texts, len(known), where, pictures.dropped)
     regions: list[SampleRegion] = []
     if codec and known:
-        texts, regions = with_boxes(texts, known, codec)
+        texts, regions = with_boxes(texts, known, codec, where, pictures.dropped)
         if not any("{region:" in text for text in texts[1::2]):
             reason = "conversations without a readable box in an answer, kept as text"
             pictures.dropped.note(reason, where, stops=False)
@@ -108,9 +133,8 @@ def _row(
         count_unread(texts, where, pictures.dropped)
     kind = task or ("grounding" if any("{region:" in text for text in texts[1::2]) else "understanding")
     fields: dict[str, Any] = {"task": kind, "subtask": "conversation", "regions": regions, "answer": answered(texts)}
-    if "accu_reward_method" in row:
+    if row.get("accu_reward_method") is not None:
         fields["meta"] = {"accu_reward_method": row["accu_reward_method"]}
-    key = f"{stem}-{number:07d}"
     if template is not None:
         texts[::2] = [_asked(template, f"{key}-{turn}", text) for turn, text in enumerate(texts[::2])]
     if row.get("id") is not None:
@@ -123,20 +147,3 @@ def _asked(template: str, key: str, text: str) -> str:
     pictures = text.count(IMAGE_MARK)
     asked = pick(template, key, pictures, question=clean(text).strip("\n"))
     return asked if IMAGE_MARK in asked else f"{IMAGE_MARK}\n" * pictures + asked
-
-
-def restore(kept: str | dict[str, Any], texts: list[str], pictures: list[Any]) -> Sample:
-    """The sample of an exported row: its texts with the marks put back, and the fields that other tools don't have."""
-    record = json.loads(kept) if isinstance(kept, str) else dict(kept)
-    marks = record.pop("marks")
-    key = record.pop("key")
-    for turn, start, end, index in reversed(marks):
-        texts[turn] = f"{texts[turn][:start]}{{region:{index}}}{texts[turn][end:]}"
-    steps = record.pop("steps")
-    record["turns"] = [
-        {"role": ("user", "assistant")[i % 2], "text": text, "steps": spans}
-        for i, (text, spans) in enumerate(zip(texts, steps, strict=True))
-    ]
-    record["images"] = [{"name": image.name, "width": image.width, "height": image.height} for image, _ in pictures]
-    data = [one for _, one in pictures if one is not None]
-    return Sample.from_json(json.dumps(record), key, image_bytes=data)

@@ -1,32 +1,39 @@
 """ms-swift's JSON lines: messages with <bbox> placeholders and objects with boxes."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ts_lightning.data.sample import IMAGE_MARK, Sample, SampleRegion
-from ts_lightning.pipelines.converters.conversation import answered, count_unread, paired, with_marks
+from ts_lightning.pipelines.converters.conversation import (
+    EDITED,
+    answered,
+    count_unread,
+    exported,
+    paired,
+    restored,
+    with_marks,
+)
 from ts_lightning.pipelines.converters.files import rows
-from ts_lightning.pipelines.converters.llava import every_name, picture_names, restore
-from ts_lightning.pipelines.converters.mig_bench import all_pictures
+from ts_lightning.pipelines.converters.llava import every_name, row_files, row_pictures
 from ts_lightning.pipelines.converters.source import Dropped, LeftOut, Pictures, clean, make, stems
+from ts_lightning.pipelines.export import with_placeholders
 
 SHORT = "rows with more <bbox> or <ref-object> than boxes or names"
 
 
 def read(path: str | Path, pictures: Pictures | None = None, task: str = "grounding") -> Iterator[Sample]:
-    """One sample a line; `path` is the .jsonl file, or a folder of them.
+    """One sample a row; `path` is the .jsonl file, a JSON list, a Parquet file, or a folder of them.
 
     `<bbox>` becomes a region mark and `<ref-object>` its text, both in the order of `objects`; bbox_type is real
     (pixels, the default) or norm1; two numbers are a point. Rows that `ts-lightning data export` wrote come back as
-    they were.
+    they were; one whose texts or objects were edited since is read as any other.
     """
     path, pictures = Path(path), pictures or Pictures()
-    files = sorted([*path.glob("*.jsonl"), *path.glob("*.json")]) if path.is_dir() else [path]
-    if not files:
-        raise ValueError(f"{path}: seen no *.jsonl or *.json, expected ms-swift's rows in it")
     what = "ms-swift's messages"
+    files = row_files(path, what)
     named = stems(files)
     for file in files:
         here = pictures.beside(file.parent, every_name(file, what), "images")
@@ -38,17 +45,22 @@ def read(path: str | Path, pictures: Pictures | None = None, task: str = "ground
 
 
 def _row(where: str, stem: str, number: int, row: dict[str, Any], pictures: Pictures, task: str) -> Sample | None:
-    known = all_pictures(pictures, picture_names(row))
+    key = f"{stem}-{number:07d}"
+    known = row_pictures(row, pictures, key)
     if known is None:
         return None
-    if "ts_lightning" in row:
-        return restore(row["ts_lightning"], [turn["content"] for turn in row["messages"]], known)
+    objects = row.get("objects") or {}
+    objects = json.loads(objects) if isinstance(objects, str) else objects
+    if (kept := exported(row)) is not None:
+        made = restored(kept, [turn["content"] for turn in row["messages"]], known)
+        if made is not None and _same(objects, with_placeholders(made)[1]):
+            return made
+        pictures.dropped.note(EDITED, where, stops=False)
     if row.get("videos") or row.get("audios"):
         raise LeftOut("rows with video or sound (pictures alone can be trained on)")
     texts = paired([(turn["role"], _text(turn["content"])) for turn in row["messages"]], row.get("system"))
     texts = with_marks(texts, len(known), where, pictures.dropped)
-    objects = row.get("objects") or {}
-    filled = _fill(texts, json.loads(objects) if isinstance(objects, str) else objects, known, where, pictures.dropped)
+    filled = _fill(texts, objects, known, where, pictures.dropped)
     if filled is None:
         return None
     marked, regions = filled
@@ -56,7 +68,19 @@ def _row(where: str, stem: str, number: int, row: dict[str, Any], pictures: Pict
         count_unread(marked, where, pictures.dropped)
     pairs = list(zip(marked[::2], marked[1::2], strict=True))
     fields: dict[str, Any] = {"task": task if regions else "understanding", "subtask": "conversation"}
-    return make(stem, f"{stem}-{number:07d}", known, pairs, regions=regions, answer=answered(marked), **fields)
+    return make(stem, key, known, pairs, regions=regions, answer=answered(marked), **fields)
+
+
+def _same(objects: dict[str, Any], written: dict[str, Any]) -> bool:
+    """Whether the objects are those that were written; a table's reader may be off in a number's last bit."""
+    both = (objects.get("bbox") or [], written["bbox"])
+    found, expected = ([number for box in boxes for number in (len(box), *box)] for boxes in both)
+    return (
+        all((objects.get(name) or []) == written[name] for name in ("ref", "image_id"))
+        and (not expected or objects.get("bbox_type") == written["bbox_type"])
+        and len(found) == len(expected)
+        and all(math.isclose(one, two, abs_tol=1e-9) for one, two in zip(found, expected, strict=True))
+    )
 
 
 def _text(content: Any) -> Any:
