@@ -99,9 +99,13 @@ class LoRAVLM(VLM):
         if init_from is not None and (Path(init_from) / CONFIG).is_file():
             self._load(init_from)
         elif init_from is not None:
-            load_weights(self.trainable_state_dict(), init_from, self.identity())
+            load_weights(self.trainable_state_dict(), init_from, self.identity(), check_options=self.check_options)
 
     adapter: PeftModel
+
+    @property
+    def weights_of(self) -> tuple[str, ...]:
+        return ("lora_alpha", "train_token_rows")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, backbone: Backbone) -> "LoRAVLM":
@@ -134,6 +138,7 @@ class LoRAVLM(VLM):
     def _load(self, folder: str | Path) -> None:
         stored, weights = read_adapter(folder), Path(folder) / WEIGHTS
         check_base(stored["base"], self.identity())
+        self.check_options(stored["options"], folder)
         try:
             if "sha256" in stored:  # adapters of before have none
                 check_unchanged(weights, stored["sha256"], f"adapter {folder}")

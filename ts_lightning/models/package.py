@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pickle
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -103,15 +103,19 @@ def load_weights(
     source: Mapping[str, Tensor] | str,
     base: Mapping[str, Any] | None = None,
     required: Collection[str] | None = None,
+    check_options: Callable[[Mapping[str, Any], str], None] | None = None,
 ) -> set[str]:
     """Copy weights into the tensors `own`, from a state dict or from a checkpoint's file over the same base.
 
     `required` names those that must come (None: all of `own`). Returns the names that came. ValueError, before anything
-    is copied, names the first weight that is missing, unknown or of another shape.
+    is copied, names the first weight that is missing, unknown or of another shape, or what `check_options` says of the
+    arguments of the checkpoint's vlm.
     """
     if isinstance(source, str):
         checkpoint = read_checkpoint(source)
         check_base(checkpoint["base"], base or checkpoint["base"])
+        if check_options is not None and (options := _stored_arguments(checkpoint)) is not None:
+            check_options(options, source)
         source = {name.removeprefix(PREFIX): value for name, value in checkpoint["state_dict"].items()}
     needed = set(own if required is None else required)
     if different := sorted((needed - source.keys()) | (source.keys() - own.keys())):
@@ -126,6 +130,14 @@ def load_weights(
     for name, value in source.items():
         local(own[name]).copy_(local(part_like(value, own[name])))
     return set(source)
+
+
+def _stored_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a checkpoint's vlm was made with; None where it does not say."""
+    found: Any = checkpoint.get("config")
+    for key in ("model", "init_args", "vlm", "init_args"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def file_sha256(path: Path) -> str:

@@ -114,9 +114,10 @@ class TwinExpertVLM(VLM):
         self._add(package, options)
         init_from = None if init_from is None else str(on_disk(init_from))
         if init_from is not None and is_package(init_from):
+            self.check_options(read_config(init_from)["options"], init_from)
             self._read(init_from, package)
         elif init_from is not None:
-            load_weights(self.trainable_state_dict(), init_from, self.identity())
+            load_weights(self.trainable_state_dict(), init_from, self.identity(), check_options=self.check_options)
         for name, folder in (packages or {}).items():
             self.install(folder, name)
 
@@ -180,6 +181,11 @@ class TwinExpertVLM(VLM):
             self.token_rows[name] = copy.deepcopy(self.token_rows[self.package]).requires_grad_(False)
         self.options[name] = self.options[self.package]
         self.train(self.training)
+
+    @property
+    def weights_of(self) -> tuple[str, ...]:
+        seeds = () if self.options[self.package].expert_rank is None else ("seed_experts",)
+        return ("alpha_param", "train_token_rows", "new_tokens", *seeds)
 
     def check_alpha(self, alpha: float | None) -> None:
         if alpha is not None and not 0 <= alpha <= 1:

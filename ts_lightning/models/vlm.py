@@ -3,10 +3,12 @@
 Legend: B rows, T positions, N loss positions, H hidden size, V vocabulary.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from fnmatch import fnmatch
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -252,6 +254,21 @@ class VLM(Recorded, nn.Module):
     def log_values(self) -> dict[str, float]:
         """Scalars worth logging at every step."""
         return {}
+
+    def check_options(self, stored: Mapping[str, Any], where: str | Path) -> None:
+        """ValueError names the first of `weights_of` that weights were trained under with another value than here."""
+        parameters = inspect.signature(type(self)).parameters
+        for name in self.weights_of:
+            trained, own = (given.get(name, parameters[name].default) for given in (stored, self.init_args))
+            trained, own = (list(value) if isinstance(value, tuple) else value for value in (trained, own))
+            if trained != own and (trained or own):  # "no tokens" is written in three ways
+                seen = f"seen weights that were trained with {trained!r}, expected {own!r} as here"
+                raise ValueError(f"init_from {where}: {name}: {seen}: under another value they are something else")
+
+    @property
+    def weights_of(self) -> tuple[str, ...]:
+        """Arguments under which trained weights of the same names and shapes are something else."""
+        return ()
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """The parameters that train, by name, detached."""

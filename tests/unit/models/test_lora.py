@@ -131,6 +131,24 @@ def test_save_and_load_give_the_same_logits(tmp_path: Path) -> None:
         LoRAVLM.from_pretrained(tmp_path, backbone())
 
 
+def test_an_adapter_that_would_be_scaled_otherwise_is_refused(tmp_path: Path) -> None:
+    """4 / 2 = 2 times as trained, 64 / 2 = 32 times as loaded; what is left out is the default, 256."""
+    vlm = LoRAVLM(backbone(), rank=2, lora_alpha=4, train_token_rows=["codec"])
+    vlm.save_pretrained(tmp_path / "adapter")
+    state = {f"vlm.{key}": value for key, value in vlm.trainable_state_dict().items()}
+    config = {
+        "model": {"init_args": {"vlm": {"init_args": {"rank": 2, "lora_alpha": 4, "train_token_rows": ["codec"]}}}}
+    }
+    torch.save({"state_dict": state, "base": vlm.identity(), "config": config}, tmp_path / "x.ckpt")
+    for start in map(str, (tmp_path / "adapter", tmp_path / "x.ckpt")):
+        LoRAVLM(backbone(), rank=2, lora_alpha=4, dropout=0.0, train_token_rows=["codec"], init_from=start)
+        for other, seen in (({"lora_alpha": 64}, "expected 64"), ({}, "expected 256")):
+            with pytest.raises(ValueError, match=f"lora_alpha: seen weights that were trained with 4, {seen}"):
+                LoRAVLM(backbone(), rank=2, **other, train_token_rows=["codec"], init_from=start)
+        with pytest.raises(ValueError, match=r"train_token_rows: .* trained with \['codec'\], expected \[' boat'\]"):
+            LoRAVLM(backbone(), rank=2, lora_alpha=4, train_token_rows=[" boat"], init_from=start)
+
+
 @torch.no_grad()
 def test_rows_of_a_head_of_its_own_train_too(tmp_path: Path) -> None:
     """As in TWIST; a tied head has none of its own."""

@@ -4,6 +4,7 @@ import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,30 @@ def test_save_and_load_give_the_same_logits(options: dict, tmp_path: Path) -> No
     assert vlm.identity()["sha256"] in card
     started = TwinExpertVLM(backbone(), train_token_rows=["codec"], **options, init_from=str(tmp_path)).eval()
     torch.testing.assert_close(vlm(rows)["logits"], started(rows)["logits"], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "here"),
+    [
+        ("alpha_param", {"alpha_param": "sigmoid"}, {}),  # 0.5 is stored as 0, which raw would take for alpha
+        ("train_token_rows", {"train_token_rows": [" boat", " cup"]}, {"train_token_rows": [" chair", " boat"]}),
+        ("new_tokens", {"new_tokens": ["<loc>"]}, {"new_tokens": ["</loc>"]}),
+        ("seed_experts", {"expert_rank": 2, "seed_experts": [0, 1]}, {"expert_rank": 2, "seed_experts": [1, 0]}),
+    ],
+)
+def test_weights_that_would_mean_something_else_are_refused(name: str, trained: Any, here: Any, tmp_path: Path) -> None:
+    vlm = TwinExpertVLM(backbone(), **trained)
+    vlm.save_pretrained(tmp_path / "package")
+    state = {f"vlm.{key}": value for key, value in vlm.trainable_state_dict().items()}
+    config = {"model": {"init_args": {"vlm": {"init_args": trained}}}}
+    torch.save({"state_dict": state, "base": vlm.identity(), "config": config}, tmp_path / "x.ckpt")
+    for start in ("package", "x.ckpt"):
+        TwinExpertVLM(backbone(), **trained, top_k=2, alpha_init=0.3, init_from=str(tmp_path / start))
+        with pytest.raises(ValueError, match=f"^init_from .*{start}: {name}: seen weights that were trained with .*"):
+            TwinExpertVLM(backbone(), **here, init_from=str(tmp_path / start))
+    other = {"seed_experts": [0, 1]}, {"seed_experts": [1, 0]}  # full copies have left their seeds
+    TwinExpertVLM(backbone(), **other[0]).save_pretrained(tmp_path / "full")
+    TwinExpertVLM(backbone(), **other[1], init_from=str(tmp_path / "full"))
 
 
 @torch.no_grad()
