@@ -1,6 +1,7 @@
 """TWIST: a backbone with packages of experts beside its understanding experts. Legend as in `models.vlm`."""
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ts_lightning.grounding.codecs import Codec
 from ts_lightning.grounding.tasks import GROUNDING, UNDERSTANDING
 from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.encode import Encoder
@@ -31,6 +33,8 @@ from ts_lightning.models.routing import Routing, routing, rows_of
 from ts_lightning.models.task_router import TaskRouter
 from ts_lightning.models.twin import Alpha, Package, TokenRows, TwinExpert
 from ts_lightning.models.vlm import VLM
+
+log = logging.getLogger(__name__)
 
 
 class TwinExpertVLM(VLM):
@@ -114,7 +118,12 @@ class TwinExpertVLM(VLM):
         self._add(package, options)
         init_from = None if init_from is None else str(on_disk(init_from))
         if init_from is not None and is_package(init_from):
-            self.check_options(read_config(init_from)["options"], init_from)
+            stored = read_config(init_from)
+            self.check_options(stored["options"], init_from)
+            if (seen := stored["codec"]) != (own := _notation(self.codec)):
+                log.warning(
+                    "init_from %s: seen weights that were trained to write %s, here boxes are %s", init_from, seen, own
+                )
             self._read(init_from, package)
         elif init_from is not None:
             load_weights(self.trainable_state_dict(), init_from, self.identity(), check_options=self.check_options)
@@ -123,8 +132,10 @@ class TwinExpertVLM(VLM):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, backbone: Backbone) -> "TwinExpertVLM":
-        """The vlm of a folder made by `save_pretrained`, over its base; ValueError for another base."""
-        return cls(backbone, **vlm_arguments(read_config(folder)), init_from=str(folder)).eval()
+        """The vlm of a folder made by `save_pretrained`, over its base; ValueError for another base or notation."""
+        config = read_config(folder)
+        _check_notation(config, backbone.encoder.codec, folder)
+        return cls(backbone, **vlm_arguments(config), init_from=str(folder)).eval()
 
     def save_pretrained(
         self,
@@ -138,12 +149,11 @@ class TwinExpertVLM(VLM):
         `max_new_tokens` is what its answers need, for those who evaluate it.
         """
         name = name or self.package
-        space = self.codec.space
         config = {
             "package": name,
             "base": self.identity(),
             "backbone": {"class_path": self.backbone.class_path, "init_args": self.backbone.init_args},
-            "codec": {"name": self.codec.name, "grid": space.grid, "frame": space.frame},
+            "codec": _notation(self.codec),
             "options": self.options[name].plain(),
             "max_new_tokens": max_new_tokens,
         }
@@ -164,6 +174,7 @@ class TwinExpertVLM(VLM):
         name = name or config["package"]
         if name in self.options:
             raise ValueError(f"package {folder}: seen a second package {name!r}, expected one of another name")
+        _check_notation(config, self.codec, folder)
         self._add(name, PackageOptions.stored(config["options"], folder))
         self._read(folder, name)
         for tensor in self.package_tensors(name).values():
@@ -345,6 +356,16 @@ class TwinExpertVLM(VLM):
     def _active_rows(self, context: Routing) -> list[tuple[str, TokenRows]]:
         named: Any = self.token_rows.items()
         return [] if context.alpha_override == 1 else [pair for pair in named if pair[0] in context.packages]
+
+
+def _notation(codec: Codec) -> dict[str, Any]:
+    """How boxes are written, as `twin_config.json` holds it."""
+    return {"frame": codec.space.frame, "grid": codec.space.grid, "name": codec.name}
+
+
+def _check_notation(config: Mapping[str, Any], codec: Codec, folder: str | Path) -> None:
+    if config["codec"] != (expected := _notation(codec)):
+        raise ValueError(f"package {folder}: codec: seen {config['codec']}, expected {expected} as of the backbone")
 
 
 def grounding_experts(sources: Sequence[nn.Module], options: PackageOptions) -> nn.Module:

@@ -25,8 +25,8 @@ UNDERSTANDING = list(understanding_samples("train", 4))
 NEW = ["<loc>", "</loc>"]
 
 
-def backbone(seed: int = 0) -> TinyBackbone:
-    return TinyBackbone(pretrained=None, seed=seed, **SIZES)
+def backbone(seed: int = 0, **notation: str) -> TinyBackbone:
+    return TinyBackbone(pretrained=None, seed=seed, **SIZES, **notation)
 
 
 def shaken(vlm: TwinExpertVLM, seed: int = 1) -> TwinExpertVLM:
@@ -98,6 +98,20 @@ def test_weights_that_would_mean_something_else_are_refused(name: str, trained: 
     other = {"seed_experts": [0, 1]}, {"seed_experts": [1, 0]}  # full copies have left their seeds
     TwinExpertVLM(backbone(), **other[0]).save_pretrained(tmp_path / "full")
     TwinExpertVLM(backbone(), **other[1], init_from=str(tmp_path / "full"))
+
+
+@pytest.mark.parametrize("notation", [{"codec_grid": "1000"}, {"codec": "mirg"}])
+def test_a_package_in_another_notation_is_refused(notation: dict, tmp_path: Path, caplog: Any) -> None:
+    """A box of grid 100 read under grid 1000 is a tenth as large."""
+    TwinExpertVLM(backbone()).save_pretrained(tmp_path)
+    expected = r"codec: seen .*'grid': '100', 'name': 'scout'.*, expected .*'grid': '1000', 'name': '(scout|mirg)'"
+    with pytest.raises(ValueError, match=expected):
+        TwinExpertVLM.from_pretrained(tmp_path, backbone(**notation))
+    with pytest.raises(ValueError, match=expected):
+        TwinExpertVLM(backbone(**notation), package="other", packages={"grounding": str(tmp_path)})
+    assert not caplog.text
+    TwinExpertVLM(backbone(**notation), init_from=str(tmp_path))  # to train on in another one
+    assert "trained to write {'frame': 'original', 'grid': '100', 'name': 'scout'}" in caplog.text
 
 
 @torch.no_grad()
