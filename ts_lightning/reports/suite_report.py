@@ -158,7 +158,7 @@ def markdown(scores: Scores, text: Words = markdown_text) -> str:
 
 
 def _table(text: Words, head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = ["| " + " | ".join(text(name) for name in head) + " |", "|" + "---|" * len(head)]
     return lines + ["| " + " | ".join(text(cell) for cell in row) + " |" for row in body]
 
 
@@ -174,20 +174,19 @@ def figures(one: Mapping[str, Any]) -> list[list[str]]:
 
 
 def group_tables(one: Mapping[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
-    """Head and rows of each table of a suite's groups: tasks or categories, else subtasks; then classes."""
+    """Head and rows of each table of a suite's groups: tasks or categories, else subtasks; classes."""
     unit = "score" if one["main"] in NO_SHARE else one["main"]
-    groups = {
+    groups: dict[str, dict[str, Mapping[str, Any]]] = {
         name: {key: value if isinstance(value, Mapping) else {unit: value} for key, value in group.items()}
         for name, group in one["figures"].items()
         if isinstance(group, Mapping) and group
     }
     if not {"by_task", "by_category"} & groups.keys() and len(one["subtasks"]) > 1:
         keep = (one["main"], "acc50", "miou", "accuracy", "unparsed", "unread", "cut_off")
-        parts = {
+        groups["subtasks"] = {
             key or "no subtask": {name: value[name] for name in keep if name in value}
             for key, value in one["subtasks"].items()
         }
-        groups = {"subtasks": parts} | groups
     tables = []
     for parts in groups.values():
         names = list(dict.fromkeys(name for part in parts.values() for name in part))
