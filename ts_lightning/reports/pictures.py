@@ -21,9 +21,15 @@ from ts_lightning.training.callbacks import Callback
 
 
 def make_picture(record: Record, sample: Sample) -> Picture:
-    """What to draw for one record: its sample's pictures, and every box of the true answer on its own."""
-    sheet = Sheet(sample.image_bytes) if len(sample.image_bytes) > 1 else None
-    image = sheet.picture if sheet else open_picture(sample.image_bytes[0])
+    """What to draw for one record: its sample's pictures, and every box of the true answer on its own.
+
+    ValueError with the shard and the key where a picture can't be read.
+    """
+    try:
+        sheet = Sheet(sample.image_bytes) if len(sample.image_bytes) > 1 else None
+        image = sheet.picture if sheet else open_picture(sample.image_bytes[0])
+    except ValueError as error:
+        raise ValueError(f"{record.shard}: {record.key}: {error}") from None
     truth, answer = record.truth, record.answer
     places = [region.all_boxes for region in sample.regions]
     if sheet:

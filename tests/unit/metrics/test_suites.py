@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from ts_lightning.metrics.intervals import interval, paired
 from ts_lightning.metrics.record import Record, Truth, read_records, write_records
 from ts_lightning.metrics.steps import StepAnswer
 from ts_lightning.metrics.suites import SuiteMetrics, compare, score_suites
+from ts_lightning.reports.pictures import make_picture
 from ts_lightning.reports.suite_report import against, markdown, number, write_galleries, write_suite_report
 from ts_lightning.training.answer_files import join, read_answers
 from ts_lightning.training.records import record_of
@@ -299,6 +301,14 @@ def test_the_gallery_of_wrong_pictures_has_answers_that_name_one(shards: str, tm
         folder = tmp_path / str(named)
         assert len(write_galleries([replace(two, text=text)], folder)["refcoco_val"]) == 2 + named
         assert (folder / "refcoco_val_wrong_picture.png").is_file() == named
+
+
+def test_a_picture_that_a_gallery_cannot_draw_is_named(shards: str) -> None:
+    (one,) = records(shards, [RIGHT])
+    sample = ShardReader(index_shards(shards)).read(0)
+    for pictures in ([b"none"], [sample.image_bytes[0], b"none"]):
+        with pytest.raises(ValueError, match=rf"^{re.escape(one.shard)}: q0: image: seen 4 bytes"):
+            make_picture(one, replace(sample, image_bytes=pictures))
 
 
 def test_figures_are_printed_as_papers_print_them() -> None:
