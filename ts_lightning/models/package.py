@@ -114,8 +114,8 @@ def load_weights(
     if isinstance(source, str):
         checkpoint = read_checkpoint(source)
         check_base(checkpoint["base"], base or checkpoint["base"])
-        if check_options is not None and (options := _stored_arguments(checkpoint)) is not None:
-            check_options(options, source)
+        if check_options is not None and (arguments := _stored_arguments(checkpoint)) is not None:
+            check_options(arguments, source)
         source = {name.removeprefix(PREFIX): value for name, value in checkpoint["state_dict"].items()}
     needed = set(own if required is None else required)
     if different := sorted((needed - source.keys()) | (source.keys() - own.keys())):
