@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import islice
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 
 from ts_lightning.data.loader import BadRecords, EvalLoader, TrainLoader, log
@@ -16,6 +18,15 @@ from ts_lightning.data.reader import Draws, ShardDataset, ShardReader
 from ts_lightning.data.remote import Ahead, is_remote
 from ts_lightning.data.sample import Sample
 from ts_lightning.data.source import TRAIN_SHARDS, ShardSource, mixture_sha256, source_of
+
+# Lightning's stages, and what they read: first what they can't do without
+READS = {
+    None: ("train", "val", "test", "predict"),
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
 
 
 class ShardDataModule(L.LightningDataModule):
@@ -90,9 +101,11 @@ class ShardDataModule(L.LightningDataModule):
             raise ValueError("data.mix: seen it beside data.train, expected one of them")
         self._train = train
         self._training = {"train": train} if train is not None else {f"train.{k}": v for k, v in mix.items()}
-        self._val = {name: self._named(source) for name, source in val.items() if name in chosen}
-        self._test = {name: self._named(source) for name, source in (test or val).items() if name in chosen}
-        self._predict = self._val if predict is None else {"predict": predict}
+        self.suites: dict[str, dict[str, ShardSource]] = {  # by kind and name, in the order of `dataloader_idx`
+            kind: {name: self._named(source) for name, source in named.items() if name in chosen}
+            for kind, named in (("val", val), ("test", test or val))
+        }
+        self.suites["predict"] = self.suites["val"] if predict is None else {"predict": predict}
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self.questions_per_row = questions_per_row
@@ -119,29 +132,9 @@ class ShardDataModule(L.LightningDataModule):
         chosen = {name: getattr(self._train, name) if value is None else value for name, value in own.items()}
         return replace(source, shards=self._train.shards, **chosen)
 
-    @property
-    def val_suites(self) -> list[str]:
-        """Names of the validation suites, by `dataloader_idx`."""
-        return list(self._val)
-
-    @property
-    def test_suites(self) -> list[str]:
-        return list(self._test)
-
-    @property
-    def predict_suites(self) -> list[str]:
-        return list(self._predict)
-
-    def suite_rule(self, kind: str, suite: str) -> dict[str, str | None]:
-        """How a suite of `kind` (val, test, predict) is scored by its YAML: `protocol`, `reading`, `annotations`."""
-        source = {"val": self._val, "test": self._test, "predict": self._predict}[kind].get(suite, ShardSource(""))
-        return {"protocol": source.protocol, "reading": source.reading, "annotations": source.annotations}
-
     def suite_questions(self, kind: str, suite: str, number: int) -> list[Sample]:
         """The first questions of a suite of `kind` (val, test or predict), after setup."""
-        manifest = self._loaded[f"{kind}.{suite}"][0]
-        reader = ShardReader(manifest)
-        return [reader.read(i) for i in range(min(number, manifest.num_samples))]
+        return [*islice(ShardReader(self._loaded[f"{kind}.{suite}"][0]), number)]
 
     def prepare_data(self) -> None:
         """Write the index files once, before all ranks read them."""
@@ -226,8 +219,6 @@ class ShardDataModule(L.LightningDataModule):
         """
         if self._stream is None:
             raise ValueError("data.train: seen nothing to train on, expected train.shards (and setup('fit') called)")
-        rank, world_size = self._rank()
-        batches = Shares(self._stream, self.micro_batch_size, rank, world_size, endless=self.trainer is not None)
         module = getattr(self.trainer, "lightning_module", None)
         prompts, ahead = (bool(getattr(module, name, False)) for name in ("trains_on_prompts", "draws_ahead"))
         accounts = [self._loaded[name][1] for name in self._training]
@@ -238,10 +229,8 @@ class ShardDataModule(L.LightningDataModule):
             ShardDataset(self._loaded[name][0], encode, prompts, self._noise(source), pack)
             for name, source in self._training.items()
         ]
-        draws = Draws(sources)
-        if any(is_remote(shard.path) for source in sources for shard in source.reader.manifest.shards):
-            self._ahead = Ahead()
-            batches.announce = lambda rows, ahead=self._ahead: ahead.want(draws.shards(rows))
+        draws, endless = Draws(sources), self.trainer is not None
+        batches = Shares(self._stream, self.micro_batch_size, *self._rank(), endless, self._fetching(draws))
         if self.join_rows and (prompts or not getattr(encode, "joins", False)):
             why = (
                 "training on prompts"
@@ -255,13 +244,13 @@ class ShardDataModule(L.LightningDataModule):
         return loader
 
     def val_dataloader(self) -> list[EvalLoader]:
-        return [self._eval_loader(f"val.{name}") for name in self._val]
+        return self._eval_loaders("val")
 
     def test_dataloader(self) -> list[EvalLoader]:
-        return [self._eval_loader(f"test.{name}") for name in self._test]
+        return self._eval_loaders("test")
 
     def predict_dataloader(self) -> list[EvalLoader]:
-        return [self._eval_loader(f"predict.{name}") for name in self._predict]
+        return self._eval_loaders("predict")
 
     def teardown(self, stage: str | None = None) -> None:
         """End the workers of all loaders."""
@@ -284,21 +273,19 @@ class ShardDataModule(L.LightningDataModule):
         return batch
 
     def _sources(self, stage: str | None) -> dict[str, ShardSource]:
-        sources: dict[str, ShardSource] = {}
-        if stage in (None, "fit"):
-            sources |= self._training
-        suites = {"validate": ("val", self._val), "test": ("test", self._test), "predict": ("predict", self._predict)}
-        for name, (prefix, chosen) in suites.items():
-            if stage in (None, name) or (stage == "fit" and name == "validate"):
-                sources |= {f"{prefix}.{suite}": source for suite, source in chosen.items()}
-        missing = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}.get(stage or "")
-        if missing and not any(name.split(".")[0] == missing for name in sources):
-            raise ValueError(f"data.{missing}: seen none, expected shards for {stage}")
-        return sources
+        """What `stage` reads, by "KIND.SUITE"; ValueError where there is nothing for it."""
+        named = {kind: {f"{kind}.{name}": one for name, one in suites.items()} for kind, suites in self.suites.items()}
+        named["train"] = self._training
+        needed, *more = READS[stage]
+        if stage is not None and not named[needed]:
+            raise ValueError(f"data.{needed}: seen none, expected shards for {stage}")
+        return {name: source for kind in (needed, *more) for name, source in named[kind].items()}
 
-    def _eval_loader(self, name: str) -> EvalLoader:
+    def _eval_loaders(self, kind: str) -> list[EvalLoader]:
+        return [self._eval_loader(f"{kind}.{name}", source) for name, source in self.suites[kind].items()]
+
+    def _eval_loader(self, name: str, source: ShardSource) -> EvalLoader:
         manifest, bad_records = self._loaded[name]
-        source = self._sources(name.split(".")[0].replace("val", "validate"))[name]
         encode, pad_id = self._encoder()
         batches = EvalBatches(manifest.num_samples, self.eval_batch_size, *self._rank())
         pack = getattr(encode, "pack", None) if getattr(encode, "packs", False) else None
@@ -316,6 +303,13 @@ class ShardDataModule(L.LightningDataModule):
         if encode is None or pad_id is None:
             raise ValueError("data.encode: seen no encode or pad_id, expected arguments or a trainer with a vlm")
         return encode, pad_id
+
+    def _fetching(self, draws: Draws) -> Callable[[np.ndarray], None] | None:
+        """What fetches the shards of rows before they are read; None where all are on this machine."""
+        if not any(is_remote(shard.path) for one in draws.sources for shard in one.reader.manifest.shards):
+            return None
+        self._ahead = ahead = Ahead()
+        return lambda rows: ahead.want(draws.shards(rows))
 
     def _pack(self, encode: Any, prompts: bool) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
         """What puts several questions into a row; ValueError where they can't be."""

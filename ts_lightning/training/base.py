@@ -287,10 +287,8 @@ class BaseModule(ShardedModule):
 
     def _measure(self, suite: str) -> None:
         """Say which share of a suite's own true answers (of its first 100) would be cut off."""
-        questions = getattr(self.trainer.datamodule, "suite_questions", None)  # type: ignore[attr-defined]
-        if questions is None:
-            return
-        lengths = answer_lengths(self.vlm.encoder, questions(self._kind, suite, 100))
+        questions = self.trainer.datamodule.suite_questions(self._kind, suite, 100)  # type: ignore[attr-defined]
+        lengths = answer_lengths(self.vlm.encoder, questions)
         longer = sum(length > self.max_new_tokens for length in lengths)
         if longer:
             log.warning(
@@ -299,18 +297,20 @@ class BaseModule(ShardedModule):
             )
 
     def _rule(self, suite: str) -> dict[str, str | None]:
-        rule = getattr(self.trainer.datamodule, "suite_rule", None)  # type: ignore[attr-defined]
-        return {"protocol": None, "reading": None, "annotations": None} if rule is None else rule(self._kind, suite)
+        """How a suite is scored by its YAML."""
+        source = self._suites().get(suite)
+        return {name: getattr(source, name, None) for name in ("protocol", "reading", "annotations")}
 
     @property
     def _kind(self) -> str:
         return "test" if self.trainer.testing else "predict" if self.trainer.predicting else "val"
 
-    def _suites(self) -> list[str]:
-        return getattr(self.trainer.datamodule, f"{self._kind}_suites", None) or []  # type: ignore[attr-defined]
+    def _suites(self) -> dict[str, Any]:
+        """The sources of this stage's suites by name; {} of a datamodule that is not ours."""
+        return getattr(self.trainer.datamodule, "suites", {}).get(self._kind, {})  # type: ignore[attr-defined]
 
     def _suite(self, dataloader_idx: int) -> str:
-        names = self._suites()
+        names = [*self._suites()]
         return names[dataloader_idx] if names else str(dataloader_idx)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

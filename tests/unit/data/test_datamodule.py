@@ -204,7 +204,7 @@ def test_named_suites_count_each_record_once(tars, tmp_path):
     small = f"{tmp_path}/s0*.tar"
     val = {"all": ShardSource(tars, max_samples=10), "small": ShardSource(small)}
     data = module(None, val=val, eval_batch_size=4)
-    assert data.val_suites == data.test_suites == data.predict_suites == ["all", "small"]
+    assert data.suites == {"val": val, "test": val, "predict": val}
     for run in ("validate", "test", "predict"):
         model = Recorder()
         getattr(trainer(tmp_path), run)(model, datamodule=data)
@@ -224,7 +224,7 @@ def test_named_suites_count_each_record_once(tars, tmp_path):
 
 def test_suites_can_be_chosen_and_unknown_ones_are_named(tars):
     val = {"a": ShardSource(tars), "b": ShardSource(tars)}
-    assert module(None, val=val, suites=["b"]).val_suites == ["b"]
+    assert module(None, val=val, suites=["b"]).suites["val"] == {"b": val["b"]}
     with pytest.raises(ValueError, match=r"^data.suites: seen 'c', expected some of \['a', 'b'\]$"):
         module(None, val=val, suites=["c"])
 
@@ -266,7 +266,7 @@ def test_settings_come_from_the_command_line(tars):
     args += ['--data.init_args.val={"a": {"shards": ["x.tar"], "max_samples": 3}}']
     data = parser.instantiate(parser.parse_args(args)).data
     assert data._train == ShardSource(tars)
-    assert data._val == {"a": ShardSource(["x.tar"], 3)}
+    assert data.suites["val"] == {"a": ShardSource(["x.tar"], 3)}
 
 
 def test_samples_are_not_copied_to_a_device(tars):
@@ -281,15 +281,12 @@ def test_samples_are_not_copied_to_a_device(tars):
 def test_a_suite_is_scored_by_the_rule_of_its_own_stage() -> None:
     val, test = ShardSource("v.tar", protocol="rec"), ShardSource("t.tar", protocol="localization", reading="strict")
     data = ShardDataModule(val={"g": val}, test={"g": test}, predict=ShardSource("p.tar"))
-    asked = {"val": "g", "test": "g", "predict": "predict"}
-    rules = {kind: data.suite_rule(kind, suite) for kind, suite in asked.items()}
-    assert [rule["protocol"] for rule in rules.values()] == ["rec", "localization", None]
-    assert rules["test"]["reading"] == "strict"
-    assert ShardDataModule(val={"g": val}).suite_rule("predict", "g")["protocol"] == "rec"
+    assert data.suites == {"val": {"g": val}, "test": {"g": test}, "predict": {"predict": ShardSource("p.tar")}}
+    assert ShardDataModule(val={"g": val}).suites["predict"] == {"g": val}
 
 
 def test_memorization_asks_what_is_trained_on() -> None:
     train = ShardSource("a.tar", max_samples=8, exclude_tags=["cot"])
     data = ShardDataModule(train=train, val={"m": ShardSource("@train"), "few": ShardSource("@train", max_samples=3)})
-    assert data._val["m"] == train
-    assert data._val["few"] == ShardSource("a.tar", max_samples=3, exclude_tags=["cot"])
+    assert data.suites["val"]["m"] == train
+    assert data.suites["val"]["few"] == ShardSource("a.tar", max_samples=3, exclude_tags=["cot"])
