@@ -103,20 +103,21 @@ def load_weights(
     source: Mapping[str, Tensor] | str,
     base: Mapping[str, Any] | None = None,
     required: Collection[str] | None = None,
-    check_options: Callable[[Mapping[str, Any], str], None] | None = None,
+    check_options: Callable[[Mapping[str, Any], str, Collection[str]], None] | None = None,
 ) -> set[str]:
     """Copy weights into the tensors `own`, from a state dict or from a checkpoint's file over the same base.
 
     `required` names those that must come (None: all of `own`). Returns the names that came. ValueError, before anything
     is copied, names the first weight that is missing, unknown or of another shape, or what `check_options` says of the
-    arguments of the checkpoint's vlm.
+    arguments and the weights of the checkpoint's vlm.
     """
     if isinstance(source, str):
         checkpoint = read_checkpoint(source)
         check_base(checkpoint["base"], base or checkpoint["base"])
+        weights = {name.removeprefix(PREFIX): value for name, value in checkpoint["state_dict"].items()}
         if check_options is not None and (arguments := _stored_arguments(checkpoint)) is not None:
-            check_options(arguments, source)
-        source = {name.removeprefix(PREFIX): value for name, value in checkpoint["state_dict"].items()}
+            check_options(arguments, source, weights)
+        source = weights
     needed = set(own if required is None else required)
     if different := sorted((needed - source.keys()) | (source.keys() - own.keys())):
         which = "no" if different[0] in own else "an unknown"

@@ -4,7 +4,7 @@ Legend: B rows, T positions, N loss positions, H hidden size, V vocabulary.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from fnmatch import fnmatch
 from functools import partial
@@ -255,8 +255,8 @@ class VLM(Recorded, nn.Module):
         """Scalars worth logging at every step."""
         return {}
 
-    def check_options(self, stored: Mapping[str, Any], where: str | Path) -> None:
-        """ValueError names the first of `weights_of` that weights were trained under with another value than here."""
+    def check_options(self, stored: Mapping[str, Any], where: str | Path, weights: Collection[str] = ()) -> None:
+        """ValueError names the first of `weights_of` that `weights` were trained under with another value than here."""
         parameters = inspect.signature(type(self)).parameters
         for name in self.weights_of:
             trained, own = (given.get(name, parameters[name].default) for given in (stored, self.init_args))
@@ -327,7 +327,18 @@ class PlainVLM(VLM):
             recompute(block for block in blocks if any(p.requires_grad for p in block.parameters()))
         self.changed = {f"backbone.model.{name}" for name, p in backbone.model.named_parameters() if p.requires_grad}
         if init_from is not None:
-            self.changed |= load_weights(self._parameters_by_name(), init_from, self.identity(), required=())
+            own, check = self._parameters_by_name(), self.check_options
+            self.changed |= load_weights(own, init_from, self.identity(), required=(), check_options=check)
+
+    @property
+    def weights_of(self) -> tuple[str, ...]:
+        return ("new_tokens",)
+
+    def check_options(self, stored: Mapping[str, Any], where: str | Path, weights: Collection[str] = ()) -> None:
+        """As `VLM.check_options` where rows of tokens come; a stage before may have trained a projector alone."""
+        matrices = (self.backbone.embedding.weight, self.backbone.head.weight)
+        if any(name in weights for name, p in self.named_parameters() if any(p is matrix for matrix in matrices)):
+            super().check_options(stored, where, weights)
 
     @torch.no_grad()
     def _add_tokens(self, texts: list[str]) -> None:

@@ -219,6 +219,21 @@ def test_new_tokens_of_a_plain_vlm_are_rows_of_its_matrices() -> None:
     assert torch.equal(again.backbone.embedding.weight, vlm.backbone.embedding.weight)
 
 
+def test_rows_of_other_new_tokens_are_refused(tmp_path: Path) -> None:
+    """Two rows fit behind any two texts; a stage that trained none of the matrices says nothing of their rows."""
+    vlm, path = PlainVLM(backbone(), new_tokens=["<loc>", "</loc>"]), tmp_path / "x.ckpt"
+    state = {f"vlm.{key}": value for key, value in vlm.trainable_state_dict().items()}
+    config = {"model": {"init_args": {"vlm": {"init_args": {"new_tokens": ["<loc>", "</loc>"]}}}}}
+    torch.save({"state_dict": state, "base": vlm.identity(), "config": config}, path)
+    PlainVLM(backbone(), new_tokens=["<loc>", "</loc>"], init_from=str(path))
+    with pytest.raises(ValueError, match=r"x.ckpt: new_tokens: seen .* trained with \['<loc>', '</loc>'\], expected"):
+        PlainVLM(backbone(), new_tokens=["</loc>", "<loc>"], init_from=str(path))
+    few = {key: value for key, value in state.items() if "norm" in key}
+    assert few
+    torch.save({"state_dict": few, "base": vlm.identity(), "config": config}, path)
+    PlainVLM(backbone(), new_tokens=["<part>"], init_from=str(path))
+
+
 def test_a_standalone_model_has_its_new_tokens(tmp_path: Path) -> None:
     vlm, new = PlainVLM(backbone(), new_tokens=["<point>"]), "a <point> b"
     export(SFT(vlm), "standalone", tmp_path)
