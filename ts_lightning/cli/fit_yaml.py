@@ -187,9 +187,8 @@ def because(value: str, why: str) -> str:
 
 def samples(pattern: str) -> list[Any]:
     """Some questions of shards, from all over them."""
-    manifest = index_shards(pattern)
-    reader = ShardReader(manifest)
-    return [reader.read(i) for i in range(0, manifest.num_rows, max(1, manifest.num_rows // LOOKED_AT))]
+    reader = ShardReader(index_shards(pattern))
+    return [reader.read(i) for i in range(0, len(reader), max(1, len(reader) // LOOKED_AT))]
 
 
 def prepared(start: Start, method: str, looked_at: list[Any], gpu: float | None) -> Setup:

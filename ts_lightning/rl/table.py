@@ -10,9 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ts_lightning.data.index import index_shard
-from ts_lightning.data.manifest import Manifest
-from ts_lightning.data.reader import ShardReader
+from ts_lightning.data.reader import with_bytes
 from ts_lightning.data.sample import Sample
 from ts_lightning.grounding.coordinates import CoordinateSpace
 from ts_lightning.models.vlm import VLM
@@ -98,7 +96,7 @@ def seen_pictures(vlm: VLM, batch: Mapping[str, Any], row: int) -> list[Image.Im
     From the shard's, where a family's own processor makes tensors of them that nobody else reads.
     """
     if "images_per_row" not in batch or "pixel_values" not in batch:
-        return [vlm.encoder.seen_picture(data) for data in stored_pictures(batch["samples"][row])]
+        return [vlm.encoder.seen_picture(data) for data in with_bytes(batch["samples"][row]).image_bytes]
     counts = batch["images_per_row"].tolist()
     first, last = sum(counts[:row]), sum(counts[: row + 1])
     if "image_grid" not in batch:
@@ -116,12 +114,6 @@ def seen_pictures(vlm: VLM, batch: Mapping[str, Any], row: int) -> list[Image.Im
         pixels = grid.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * side, columns * side)
         pictures.append(_image(pixels))
     return pictures
-
-
-def stored_pictures(sample: Sample) -> list[bytes]:
-    """The encoded pictures of a sample, from its shard."""
-    index = index_shard(sample.shard)
-    return ShardReader(Manifest.of(index)).read_question(index, index.find(sample.key)).image_bytes
 
 
 def _image(pixels_3HW: Tensor) -> Image.Image:

@@ -42,7 +42,7 @@ def test_pictures_of_a_familys_processor_are_squares_where_it_is_given_squares(
     vlm = PlainVLM(HFBackbone(str(make_folder("llava", tmp_path))), train=[])
     stream = io.BytesIO()
     Image.new("RGB", (80, 40), "white").save(stream, "PNG")
-    monkeypatch.setattr(table, "stored_pictures", lambda sample: [stream.getvalue()])
+    monkeypatch.setattr(table, "with_bytes", lambda sample: Sample("a", image_bytes=[stream.getvalue()]))
     (picture,) = seen_pictures(vlm, {"samples": [Sample("a")]}, 0)
     assert picture.size == (56, 56)
     assert [picture.getpixel((28, y)) for y in (8, 28, 48)] == [CLIP_MEAN, (255, 255, 255), CLIP_MEAN]

@@ -39,9 +39,7 @@ def export(
         max_pixels: llava: largest area of that; without both they are pixels of the picture as it is
         split: coco: the name in instances_NAME.json
     """
-    manifest = index_shards(list(shards))
-    reader = ShardReader(manifest)
-    samples = (reader.read(i) for i in range(manifest.num_samples))
+    samples = ShardReader(index_shards(list(shards)))
     if format == "coco":
         dropped = Dropped()
         print("\n".join([f"{to_coco(samples, out, split, dropped)} photos in {out}", *dropped.lines()]))
