@@ -7,7 +7,7 @@ from typing import Any
 from ts_lightning.data.sample import Answer, Sample, SampleRegion
 from ts_lightning.grounding.steps import REJECTION
 from ts_lightning.pipelines.converters.files import name_of, rows
-from ts_lightning.pipelines.converters.source import Pictures, clean, make, need, pick
+from ts_lightning.pipelines.converters.source import Pictures, all_located, clean, make, pick
 
 
 def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]:
@@ -15,11 +15,7 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
 
     `bbox` is xyxy in pixels, null in the subtask Rejection. Pictures lie in the rows (`image.bytes`).
     """
-    path, here = Path(path), pictures or Pictures()
-    files = [path]
-    if path.is_dir():
-        need(path, "*.parquet", "data/*.parquet")
-        files = sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")])
+    here, (files, _) = pictures or Pictures(), all_located(path, "*.parquet", "data/*.parquet")
     for file in files:
         for row in rows(file, ("id", "image", "description", "bbox", "subtask_l1"), "GroundingME's rows"):
             with here.dropped.row(f"{file.name} id {name_of(row, 'id')}"):

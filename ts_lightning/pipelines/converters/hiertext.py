@@ -6,7 +6,7 @@ from pathlib import Path
 from ts_lightning.data.sample import Sample
 from ts_lightning.pipelines.converters.files import listed, load_json, mapped, name_of
 from ts_lightning.pipelines.converters.region_text import polygon, reading
-from ts_lightning.pipelines.converters.source import Pictures, need
+from ts_lightning.pipelines.converters.source import Pictures, all_located
 
 WHAT = "HierText's annotations"
 
@@ -25,13 +25,8 @@ def read(
     """
     if level not in ("line", "word"):
         raise ValueError(f"level: seen {level!r}, expected line or word")
-    path, pictures = Path(path), pictures or Pictures()
-    folder = path if path.is_dir() else path.parent
-    if path.is_dir():
-        need(path, f"gt/{split or '*'}.jsonl", f"{split or '*'}.jsonl")
-        files = sorted([*path.glob(f"gt/{split or '*'}.jsonl"), *path.glob(f"{split or '*'}.jsonl")])
-    else:
-        files = [path]
+    pictures, name = pictures or Pictures(), f"{split or '*'}.jsonl"
+    files, folder = all_located(path, f"gt/{name}", name)
     for file in files:
         here = pictures.under(folder, file.stem, "images", f"../{file.stem}")
         rows = listed(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ts_lightning.data.sample import Sample
 from ts_lightning.pipelines.converters.coco import TASKS, Subset, photos
-from ts_lightning.pipelines.converters.source import Pictures, need
+from ts_lightning.pipelines.converters.source import Pictures, all_located
 
 
 def read(
@@ -23,15 +23,10 @@ def read(
     more objects than are annotated. A category of which not all objects of a photo are annotated is not asked for, and
     `meta` of a detection record says `absent` (looked for and not there) and `not_exhaustive`.
     """
-    path, pictures = Path(path), pictures or Pictures()
+    pictures = pictures or Pictures()
     subset = None if max_objects is None else Subset(max_objects, count_by, crowd)
-    folder = path if path.is_dir() else path.parent
-    if path.is_dir():
-        patterns = (f"lvis_v*_{split or '*'}.json", f"annotations/lvis_v*_{split or '*'}.json")
-        need(path, *patterns)
-        files = sorted(file for pattern in patterns for file in path.glob(pattern))
-    else:
-        files = [path]
+    name = f"lvis_v*_{split or '*'}.json"
+    files, folder = all_located(path, name, f"annotations/{name}")
     wanted = tasks or (TASKS if subset is None else TASKS[:1])
     for file in files:
         here = pictures.under(folder, "train2017", "val2017", "test2017")

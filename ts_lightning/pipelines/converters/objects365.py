@@ -12,7 +12,7 @@ from ts_lightning.grounding.boxes import Box
 from ts_lightning.pipelines.converters.coco import TASKS, photos
 from ts_lightning.pipelines.converters.coco_file import Id, padded
 from ts_lightning.pipelines.converters.pointing import category_question, check_kind
-from ts_lightning.pipelines.converters.source import Picture, Pictures, make, need, pick
+from ts_lightning.pipelines.converters.source import Picture, Pictures, all_located, make, pick
 
 MORE = ("region", "image")
 
@@ -40,14 +40,8 @@ def read(
     if per_photo is not None and per_photo < 1:
         raise ValueError(f"per_photo: seen {per_photo}, expected at least 1")
     more = partial(_more, tasks=wanted, region=region, per_photo=per_photo, seed=seed)
-    path, pictures = Path(path), pictures or Pictures()
-    folder = path if path.is_dir() else path.parent
-    if path.is_dir():
-        patterns = (f"zhiyuan_objv2_{split or '*'}.json", f"annotations/zhiyuan_objv2_{split or '*'}.json")
-        need(path, *patterns)
-        files = sorted(file for pattern in patterns for file in path.glob(pattern))
-    else:
-        files = [path]
+    pictures, name = pictures or Pictures(), f"zhiyuan_objv2_{split or '*'}.json"
+    files, folder = all_located(path, name, f"annotations/{name}")
     for file in files:
         yield from photos(pictures.under(folder, *_patches(folder)), file, None, wanted, None, "objects365", more)
 

@@ -268,7 +268,7 @@ class Pictures:
         """Whether the list names this picture, under COCO's 2014 or 2017 name, with or without its ending."""
         return self.excluded.holds(same_picture(name.replace("\\", "/")))
 
-    def without_annotations(self, names: Iterable[str], suffixes: tuple[str, ...] = SUFFIXES) -> None:
+    def without_annotations(self, names: Iterable[str]) -> None:
         """List the pictures of the folders that no annotation names, with or without its ending."""
         if self.folder is None:
             return
@@ -276,7 +276,7 @@ class Pictures:
         places = (self.folder, *(self.folder / sub for sub in self.subfolders))
         for place in dict.fromkeys(place.resolve() for place in places):
             for path in sorted(place.iterdir()) if place.is_dir() else ():
-                if path.suffix.lower() in suffixes and not {_folded(path.name), _folded(path.stem)} & known:
+                if path.suffix.lower() in SUFFIXES and not {_folded(path.name), _folded(path.stem)} & known:
                     self.dropped.note(NO_ANNOTATION, path.name)
 
 
@@ -430,6 +430,15 @@ def located(path: str | Path, *names: str) -> tuple[Path, Path]:
     """(annotation file, folder): `path` itself where it is a file, else the first of `names` (globs) in it."""
     path = Path(path)
     return (path, path.parent) if path.is_file() else (need(path, *names), path)
+
+
+def all_located(path: str | Path, *names: str) -> tuple[list[Path], Path]:
+    """(annotation files, folder): all of `names` (globs) in the folder `path`, or the one file `path`."""
+    path = Path(path)
+    if not path.is_dir():
+        return [path], path.parent
+    need(path, *names)
+    return sorted(file for name in names for file in path.glob(name)), path
 
 
 def clean(text: object) -> str:
