@@ -69,9 +69,11 @@ def open_still(data: bytes) -> Image.Image:
 def orientation(image: Image.Image) -> int:
     """How an opened picture is turned (EXIF, 1 to 8), read from what stands before its pixels; `upright` turns by it.
 
-    Not `image.getexif()`: of a PNG without it that decodes everything, to look behind the pixels, too.
+    Not `image.getexif()`: of a PNG without it that decodes everything, to look behind the pixels, too. A value of
+    another kind (text, bytes) turns nothing, as in PIL.
     """
-    return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+    found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    return int(found) if found in range(1, 9) else 1
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

@@ -104,6 +104,22 @@ def test_an_orientation_behind_the_pixels_turns_neither_a_size_nor_the_picture()
     assert inspect_image(late) == ("png", 80, 40)
 
 
+@pytest.mark.parametrize(
+    ("kind", "count", "value"),
+    [(1, 1, b"\1"), (7, 1, b"\1"), (2, 1, b""), (2, 2, b"6"), (5, 1, b"")],
+    ids=["byte", "undefined", "empty text", "text", "0/0"],
+)
+def test_an_orientation_that_is_no_number_turns_nothing(kind: int, count: int, value: bytes) -> None:
+    entry = struct.pack("<HHI", 0x112, kind, count) + value.ljust(4, b"\0")
+    if kind == 5:
+        entry = entry[:8] + struct.pack("<I", 26)  # the place of numerator and denominator, both 0
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + bytes(4) + bytes(8)
+    data = encode(photo(80, 40), "JPEG", exif=exif)
+    assert pixels.open_picture(data).size == image_size(data) == displayed_size(data) == (80, 40)
+    assert inspect_image(data) == ("jpg", 80, 40)
+    assert worst(load_pixels(data, SIZE), pil_pixels(data)) <= 1
+
+
 def test_16_bit_png_is_scaled_not_clipped() -> None:
     values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     pixels = load_pixels(encode(Image.fromarray(values), "PNG"), 64)
