@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.unit.models.hf_families import make_folder
 from tools.experiments.tiny_base.lessons import lesson_batch, lesson_logits, lesson_loss, lesson_row
 from tools.experiments.tiny_base.training import make_optimizer, restore, train_lessons
 from tools.experiments.tiny_base.vision import PatchHeads
@@ -57,6 +58,11 @@ def test_a_missing_base_is_one_clear_error(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+def test_another_model_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"seen model_type 'llava' in .*HFBackbone"):
+        TinyBackbone(pretrained=str(make_folder("llava", tmp_path / "model")))
+
+
 def test_packed_questions_get_the_logits_of_questions_asked_alone() -> None:
     model = backbone().eval()
     made = next(m for m in map(lesson, range(0, 400, 8)) if len(m.images) == 1)

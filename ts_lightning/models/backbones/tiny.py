@@ -68,6 +68,10 @@ class TinyBackbone(HubBackbone):
                 break_ties(self.layers)
         else:
             stored = json.loads((folder / "config.json").read_text())
+            if "moe" not in stored:
+                seen, other = stored.get("model_type"), "another model is an HFBackbone: --model.vlm.backbone FOLDER"
+                expected = f"expected a folder made by save ({other})"
+                raise ValueError(f"TinyBackbone.pretrained: seen model_type {seen!r} in {folder}, {expected}")
             stored["text_config"]["hidden_act"] = ACTIVATION
             config = LlavaConfig.from_dict(stored)
             self.model = LlavaForConditionalGeneration(config)
