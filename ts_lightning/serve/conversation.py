@@ -112,7 +112,12 @@ def said(vlm: VLM, tokens: Sequence[int]) -> str:
 
 
 def found_boxes(vlm: VLM, text: str, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    """Every region of a text about pictures of these sizes, with its picture, its step and its characters."""
+    """Every region of a text about pictures of these sizes, with its picture, its step and its characters.
+
+    Without a picture there is none.
+    """
+    if not sizes:
+        return []
     return [
         {
             "image": thing.image or 0,

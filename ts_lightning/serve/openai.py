@@ -181,12 +181,12 @@ def boxes_of(vlm: VLM, text: str, sizes: Sequence[tuple[int, int]]) -> list[dict
     """What an answer points at, in pixels of the sent pictures (as displayed).
 
     [{"image", "box": [x1, y1, x2, y2] or None, "points": [[x, y]], "phrase", "step", "start", "end"}]; start and end
-    are characters of the text.
+    are characters of the text. Without a picture there is none.
     """
     found = []
-    for thing in read_answer(text, vlm.codec, list(sizes)).objects:
+    for thing in read_answer(text, vlm.codec, list(sizes)).objects if sizes else []:
         image = thing.image or 0
-        width, height = sizes[image] if sizes else (1, 1)
+        width, height = sizes[image]
         points = [[round(x * width, 2), round(y * height, 2)] for x, y in thing.region.points]
         box = [*points[0], *points[1]] if thing.is_box else None
         about = {"phrase": thing.phrase, "step": thing.step, "start": thing.start, "end": thing.end}

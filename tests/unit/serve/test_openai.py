@@ -15,6 +15,7 @@ from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.pipelines.toy_world.render import jpeg, render
 from ts_lightning.pipelines.toy_world.scene import sample_scene
 from ts_lightning.runs.ask import ask
+from ts_lightning.serve.conversation import found_boxes
 from ts_lightning.serve.openai import Drawing, UnknownModel, boxes_of, read_chat, token_bytes
 from ts_lightning.serve.server import make_app, served
 
@@ -218,6 +219,7 @@ def test_boxes_are_in_pixels_of_the_sent_picture() -> None:
         **{"phrase": first["phrase"], "step": 0, "start": 21, "end": 36},
     }
     assert (second["box"], second["step"]) == ([100, 60, 140, 80], 1)
+    assert boxes_of(TWINS, text, []) == found_boxes(TWINS, text, []) == []  # as `ask` has it
 
 
 def test_metrics_count_requests_tokens_and_questions(client: TestClient) -> None:
