@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 
-from ts_lightning.models.task_router_training import Pair
+from tools.experiments.task_router.training import Pair
 from ts_lightning.pipelines.converters.files import plain_pickles
 
 WRITTEN = Path("tests/fixtures/router_wordings.tsv")

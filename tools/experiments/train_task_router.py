@@ -16,11 +16,11 @@ from itertools import islice
 from pathlib import Path
 
 from tools.experiments import router_wordings
+from tools.experiments.task_router.prompts import FREE, prompts
+from tools.experiments.task_router.training import Pair, accuracy, confusion, milliseconds, train_router
 from ts_lightning.data import index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.models.task_router import FILES, TaskRouter, clean
-from ts_lightning.models.task_router_training import Pair, accuracy, confusion, milliseconds, train_router
-from ts_lightning.pipelines.router_prompts import FREE, prompts
 
 
 def shard_prompts(shards: list[str], limit: int | None = None) -> list[Pair]:

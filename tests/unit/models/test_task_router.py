@@ -11,14 +11,15 @@ from torch import nn
 
 from tests.integration import tiny
 from tools.experiments import router_wordings, train_task_router
+from tools.experiments.task_router import prompts as router_prompts
+from tools.experiments.task_router import training
+from tools.experiments.task_router.prompts import FREE, held_out, prompts
+from tools.experiments.task_router.training import accuracy, confusion, milliseconds, train_router
 from ts_lightning.data.collate import collate
 from ts_lightning.grounding.prompts import GROUNDING_TEMPLATES, carries_grounding_instruction, templates
-from ts_lightning.models import PlainVLM, TaskRouter, TwinExpertVLM, task_router_training
+from ts_lightning.models import PlainVLM, TaskRouter, TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.task_router import FILES, LENGTH, SHIPPED, Int8Embedding, Int8Linear, clean, to_int8
-from ts_lightning.models.task_router_training import accuracy, confusion, milliseconds, train_router
-from ts_lightning.pipelines import router_prompts
-from ts_lightning.pipelines.router_prompts import FREE, held_out, prompts
 from ts_lightning.pipelines.toy_world.shards import grounding_samples, understanding_samples
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "vision_layers": 1, "num_heads": 2}
@@ -182,7 +183,7 @@ def test_training_goes_on_from_a_saved_router(shipped: TaskRouter, monkeypatch: 
     again = shipped.floating()
     assert next(again.bert.parameters()).dtype == torch.float32
     torch.testing.assert_close(again.quantized().probabilities(asked), shipped.probabilities(asked))
-    monkeypatch.setattr(task_router_training, "KEPT_EVERY", 8)
+    monkeypatch.setattr(training, "KEPT_EVERY", 8)
     kept: list[TaskRouter] = []
     train_router(PAIRS, 16, 8, lr=1e-4, keep=kept.append, start=shipped)
     assert len(kept) == 2
