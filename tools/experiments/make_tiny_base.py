@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from tools.experiments.tiny_base.curriculum import lesson, tokenizer_lines
 from tools.experiments.tiny_base.lessons import lesson_batch, lesson_row
+from tools.experiments.tiny_base.patches import LABELS, RANGE_CLASSES, labelled_picture
 from tools.experiments.tiny_base.tokenizer import train_tokenizer
 from tools.experiments.tiny_base.training import make_optimizer, restore, save, train_lessons
 from tools.experiments.tiny_base.vision import PatchHeads, pretrain_vision
 from ts_lightning.models.backbones.tiny import SHIPPED, TinyBackbone
 from ts_lightning.models.encode import Encoder
-from ts_lightning.pipelines.toy_world.curriculum import lesson, tokenizer_lines
-from ts_lightning.pipelines.toy_world.patches import LABELS, RANGE_CLASSES, labelled_picture
 
 
 class Lessons(Dataset):

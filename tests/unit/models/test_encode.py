@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tools.experiments.tiny_base.lessons import pack_row, pad_rows
 from tools.experiments.tiny_base.tokenizer import MARKUP
 from ts_lightning.data.sample import SampleImage, SampleRegion
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.models import TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
-from ts_lightning.models.packing import branch_mask, pack_row, pad_rows
+from ts_lightning.models.packing import branch_mask
 from ts_lightning.pipelines.toy_world.shards import grounding_samples
 from ts_lightning.training import SFT
 

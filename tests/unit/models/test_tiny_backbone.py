@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.unit.models.hf_families import make_folder
+from tools.experiments.tiny_base.curriculum import lesson
 from tools.experiments.tiny_base.lessons import lesson_batch, lesson_logits, lesson_loss, lesson_row
+from tools.experiments.tiny_base.patches import LABELS, RANGE_CLASSES
 from tools.experiments.tiny_base.training import make_optimizer, restore, train_lessons
 from tools.experiments.tiny_base.vision import PatchHeads
 from ts_lightning.models import PlainVLM
 from ts_lightning.models.backbones.tiny import SHIPPED, TinyBackbone
-from ts_lightning.pipelines.toy_world.curriculum import lesson
-from ts_lightning.pipelines.toy_world.patches import LABELS, RANGE_CLASSES
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 4, "vision_layers": 1, "num_heads": 2}
 

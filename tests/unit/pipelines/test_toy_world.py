@@ -7,14 +7,14 @@ from random import Random
 import numpy as np
 import pytest
 
+from tools.experiments.tiny_base.curriculum import FIRST_TRAINING_SEED, lesson
+from tools.experiments.tiny_base.patches import FIRST_PATCH_SEED, patch_labels
 from ts_lightning.data import index_shards
 from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.write import write_shards
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.pipelines.toy_world import multi_image, regions, shards
-from ts_lightning.pipelines.toy_world.curriculum import FIRST_TRAINING_SEED, lesson
 from ts_lightning.pipelines.toy_world.new_objects import KINDS, sample_new_scene
-from ts_lightning.pipelines.toy_world.patches import FIRST_PATCH_SEED, patch_labels
 from ts_lightning.pipelines.toy_world.render import RGB, render
 from ts_lightning.pipelines.toy_world.scene import (
     COLORS,

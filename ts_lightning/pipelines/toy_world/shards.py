@@ -29,7 +29,7 @@ class Domain(NamedTuple):
     first_seed: dict[str, int]
 
 
-# Below curriculum.FIRST_TRAINING_SEED. The tiny base's vision tower was trained on scenes of "dev" (patches.py).
+# Below the scenes of the tiny base's lessons; its vision tower was trained on scenes of "dev".
 FIRST_SEED = {"train": 0, "val": 4_000_000, "test": 6_000_000, "dev": 8_000_000}
 # TWIST's mix of REC, captions and step-by-step data, weighted to small models.
 MIX: dict[str, tuple[Maker, float]] = {

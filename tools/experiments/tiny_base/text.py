@@ -2,11 +2,11 @@
 
 from random import Random
 
+from tools.experiments.tiny_base.words import EVERYDAY
 from ts_lightning.grounding.boxes import Box
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.pipelines.toy_world.scene import COLORS, RELATIONS, SHAPES, SIZES
 from ts_lightning.pipelines.toy_world.understanding import NUMBERS
-from ts_lightning.pipelines.toy_world.words import EVERYDAY
 
 CODEC = get_codec("scout")
 

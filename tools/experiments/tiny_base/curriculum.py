@@ -3,12 +3,13 @@
 from random import Random
 from typing import NamedTuple
 
+from tools.experiments.tiny_base.patches import patch_labels
+from tools.experiments.tiny_base.text import MAKERS, text_question
+from tools.experiments.tiny_base.words import EVERYDAY
 from ts_lightning.grounding.codecs import get_codec
 from ts_lightning.grounding.prompts import templates
-from ts_lightning.pipelines.toy_world.patches import patch_labels
 from ts_lightning.pipelines.toy_world.render import jpeg, render
 from ts_lightning.pipelines.toy_world.scene import COLORS, SHAPES, SIZES, Scene, sample_scene
-from ts_lightning.pipelines.toy_world.text import MAKERS, text_question
 from ts_lightning.pipelines.toy_world.understanding import (
     NUMBERS,
     ORDINALS,
@@ -16,7 +17,6 @@ from ts_lightning.pipelines.toy_world.understanding import (
     refer,
     understanding_questions,
 )
-from ts_lightning.pipelines.toy_world.words import EVERYDAY
 
 CODEC = get_codec("scout")
 BLOCK = 8
