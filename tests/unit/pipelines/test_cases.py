@@ -20,6 +20,7 @@ from ts_lightning.pipelines.converters.source import Dropped, Excluded, Pictures
 BAD_ROW = "rows that lack a field, or have one of another kind"
 MARKS = "rows with another number of picture marks than pictures"
 LATER = "rows with a picture in a later turn (they stand in the first question)"
+CAT = "0 0.5 0.5 0.2 0.4\n"  # a line of YOLO's labels
 UNREAD = "rows with boxes that can't be read in the given notation"
 
 
@@ -688,6 +689,83 @@ def test_a_labelled_picture_is_told_by_its_whole_name(tmp_path: Path) -> None:
         dropped = Dropped()
         assert len(list(read(path, Pictures(dropped=dropped), tasks=("detection",)))) == 2
         assert dropped.names == {"pictures without annotations": ["a.jpg"]}
+
+
+def test_hidden_files_are_no_annotations(tmp_path: Path) -> None:
+    """Jupyter's copies and macOS's resource forks lie among the annotations, in every layout."""
+    put(tmp_path / "data.yaml", "names: [cat]\n")
+    for place, suffix, text in (
+        ("Annotations", "xml", xml("a.jpg")),
+        ("x", "xml", xml("a.jpg")),
+        ("labels", "txt", CAT),
+    ):
+        put(tmp_path / f"{place}/a.{suffix}", text)
+        put(tmp_path / f"{place}/.ipynb_checkpoints/a-checkpoint.{suffix}", text)
+        put(tmp_path / f"{place}/._a.{suffix}", "\0")
+    for place in ("JPEGImages", "x", "images", "images/.ipynb_checkpoints"):
+        photo(tmp_path / place / "a.jpg", (100, 80))
+        photo(tmp_path / place / "._a.jpg", (100, 80))
+    for read, path in ((voc.read, tmp_path), (voc.read, tmp_path / "x"), (yolo.read, tmp_path)):
+        made = list(read(path, Pictures(dropped=(dropped := Dropped())), tasks=("detection",)))
+        assert [len(one.regions) for one in made] == [1]
+        assert not dropped
+
+
+@pytest.mark.parametrize("split", [None, "train"])
+def test_folders_of_labels_over_one_flat_folder_of_pictures(tmp_path: Path, split: str | None) -> None:
+    """A picture has annotations where any of the folders names it; one that none names is counted once."""
+    names = {"a": "train", "b": "train", "c": "val"}
+    for name, part in names.items():
+        put(tmp_path / f"voc/Annotations/{part}/{name}.xml", xml(f"{name}.jpg"))
+        put(tmp_path / f"xml/{part}/{name}.xml", xml(f"{name}.jpg"))
+        put(tmp_path / f"yolo/labels/{part}/{name}.txt", CAT)
+        for place in ("voc/JPEGImages", "all"):
+            photo(tmp_path / place / f"{name}.jpg", (100, 80))
+    put(tmp_path / "yolo/data.yaml", "names: [cat]\n")
+    reads: list[tuple[Any, str, str | None]] = [(yolo.read, "yolo", "all")]
+    if split is None:
+        reads += [(voc.read, "voc", None), (voc.read, "voc", "all"), (voc.read, "xml", "all")]
+    for read, path, images in reads:
+        pictures = Pictures(tmp_path / images if images else None, dropped=Dropped(strict=True))
+        made = list(read(tmp_path / path, pictures, split, tasks=("detection",)))
+        assert [one.images[0].name for one in made] == ["a.jpg", "b.jpg", "c.jpg"][: 3 if split is None else 2]
+        assert not pictures.dropped
+    for place in ("voc/JPEGImages", "all"):
+        photo(tmp_path / place / "d.jpg", (100, 80))
+    for read, path, images in reads:
+        pictures = Pictures(tmp_path / images if images else None, dropped=(dropped := Dropped()))
+        list(read(tmp_path / path, pictures, split, tasks=("detection",)))
+        assert dropped.names == {"pictures without annotations": ["d.jpg"]}
+
+
+def test_pictures_that_lie_flat_beside_a_folder_of_others(tmp_path: Path) -> None:
+    """What is not in all/train is looked for in all, but for a name that two folders of labels have."""
+    put(tmp_path / "data.yaml", "names: [cat]\n")
+    for name, width in (("a.jpg", 100), ("b.jpg", 110), ("c.jpg", 120), ("d.jpg", 130)):
+        photo(tmp_path / "all" / name, (width, 80))
+    for name, width in (("zzz.jpg", 140), ("b.png", 150)):
+        photo(tmp_path / "all/train" / name, (width, 80))
+    for place, name, width in (
+        ("test", "d.jpg", 130),
+        ("train", "a.jpg", 100),
+        ("train", "b.png", 150),
+        ("train", "d.jpg", 130),
+        ("val", "c.jpg", 120),
+    ):
+        put(tmp_path / f"labels/{place}/{name[0]}.txt", CAT)
+        put(tmp_path / f"Annotations/{place}/{name[0]}.xml", xml(name, size=f"{width},80"))
+    for read in (yolo.read, voc.read):
+        made = list(read(tmp_path, Pictures(tmp_path / "all", dropped=(dropped := Dropped())), tasks=("detection",)))
+        assert [(one.images[0].name, one.images[0].width) for one in made] == [
+            ("d.jpg", 130),
+            ("a.jpg", 100),
+            ("b.png", 150),
+            ("c.jpg", 120),
+        ]
+        assert dropped.names == {
+            "pictures that are not in the folder": ["d.jpg"],
+            "pictures without annotations": ["zzz.jpg"],
+        }
 
 
 def test_cvats_yolo_export(tmp_path: Path) -> None:

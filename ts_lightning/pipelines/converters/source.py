@@ -4,8 +4,8 @@ import hashlib
 import math
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -143,6 +143,8 @@ class Pictures:
     excluded: "Excluded" = field(default_factory=lambda: Excluded())
     dropped: Dropped = field(default_factory=Dropped)
     subfolders: tuple[str, ...] = ()
+    behind: "Pictures | None" = None  # where a picture is looked for that is not here
+    _shared: Collection[str] = field(default=(), repr=False)  # names, without ending, that are never looked for there
     _named: dict[str, str | None] = field(default_factory=dict, repr=False)  # by last part; None: several names
     _listings: dict[Path, dict[str, Path | None]] = field(default_factory=dict, repr=False)
 
@@ -161,16 +163,27 @@ class Pictures:
         known = [one for one in islice(shown, 100) if isinstance(one, str) and one and len(one) < 4000]
         return self.under(root, *names, *(["."] if any((root / name).is_file() for name in known) else []))
 
-    def along(self, *parts: str) -> "Pictures":
+    def along(self, *parts: str, shared: Collection[str] = ()) -> "Pictures":
         """These, in the folder that goes with a folder `parts` of labels: the longest end of it that is below theirs.
 
-        Two folders may have pictures of one name.
+        What is not in it is looked for in these themselves, but for names that several folders of labels have
+        (`shared`, without ending): that would be another one's picture.
         """
         ends = [] if self.folder is None else [Path(self.folder, *parts[first:]) for first in range(len(parts))]
         for place in ends:
             if place.is_dir():
-                return Pictures(place, self.excluded, self.dropped)
+                return Pictures(place, self.excluded, self.dropped, behind=self, _shared=shared)
         return replace(self, _named={})
+
+    @property
+    def near(self) -> "Pictures":
+        """These without the ones behind."""
+        return replace(self, behind=None)
+
+    @property
+    def places(self) -> list[Path]:
+        """The folders that they lie in."""
+        return [] if self.folder is None else [self.folder, *(self.folder / sub for sub in self.subfolders)]
 
     def naming(self, names: Iterable[object]) -> "Pictures":
         """These, told all the names that a file uses: the last part of a name stands for it where it is unique."""
@@ -191,7 +204,7 @@ class Pictures:
             return None
         name = name.replace("\\", "/")
         short = name.rsplit("/", 1)[-1]
-        places = [self.folder, *(self.folder / sub for sub in self.subfolders)]
+        places = self.places
         wholes = [place / name for place in places]
         if name != short:  # --images site_a with the name site_a/0001.jpg
             wholes += [place.parent / name for place in places if place.name == name.split("/")[0]]
@@ -202,6 +215,8 @@ class Pictures:
         for path in dict.fromkeys((*wholes, *parts)):
             if found := self._listing(path.parent).get(_folded(path.name)):
                 return found
+        if self.behind is not None and Path(short).stem not in self._shared:
+            return self.behind.find(name)
         return None
 
     def _listing(self, place: Path) -> dict[str, Path | None]:
@@ -268,16 +283,21 @@ class Pictures:
         """Whether the list names this picture, under COCO's 2014 or 2017 name, with or without its ending."""
         return self.excluded.holds(same_picture(name.replace("\\", "/")))
 
-    def without_annotations(self, names: Iterable[str]) -> None:
-        """List the pictures of the folders that no annotation names, with or without its ending."""
-        if self.folder is None:
-            return
-        known = {_folded(name) for name in names}
-        places = (self.folder, *(self.folder / sub for sub in self.subfolders))
-        for place in dict.fromkeys(place.resolve() for place in places):
-            for path in sorted(place.iterdir()) if place.is_dir() else ():
-                if path.suffix.lower() in SUFFIXES and not {_folded(path.name), _folded(path.stem)} & known:
-                    self.dropped.note(NO_ANNOTATION, path.name)
+
+def without_annotations(wanted: Iterable[Pictures], labelled: Iterable[tuple[Pictures, Iterable[str]]]) -> None:
+    """List the pictures in the folders of `wanted` that no annotation names, with or without its ending.
+
+    `labelled` is (pictures, names) of every folder of annotations: several may go with one folder of pictures.
+    """
+    known: dict[Path, set[str]] = defaultdict(set)
+    for pictures, names in labelled:
+        folded = {_folded(name) for name in names}
+        for place in [*pictures.places, *(pictures.behind.places if pictures.behind else ())]:
+            known[place.resolve()] |= folded
+    for place, dropped in {place.resolve(): one.dropped for one in wanted for place in one.places}.items():
+        for path in found(place, "*"):
+            if path.suffix.lower() in SUFFIXES and not {_folded(path.name), _folded(path.stem)} & known[place]:
+                dropped.note(NO_ANNOTATION, path.name)
 
 
 def same_picture(name: str) -> set[str]:
@@ -411,11 +431,17 @@ def coco_name(number: int | str) -> str:
     return f"{int(number):012d}.jpg"
 
 
+def found(folder: Path, *names: str) -> list[Path]:
+    """The files of `folder/names` (globs), in order, but for hidden ones: what editors and file systems leave there."""
+    files = {file: file.relative_to(folder).parts for name in names for file in folder.glob(name)}
+    return sorted(file for file, parts in files.items() if not any(re.match(r"\.[^.]", part) for part in parts))
+
+
 def need(folder: Path, *names: str) -> Path:
     """The first file of `folder/names` (globs) that exists; ValueError names what is missing."""
     for name in names:
-        if found := sorted(folder.glob(name)):
-            return found[0]
+        if files := found(folder, name):
+            return files[0]
     seen = "no such folder" if not folder.is_dir() else f"no {names[0]}"
     raise ValueError(f"{folder}: seen {seen}, expected {' or '.join(names)} in it")
 
@@ -424,6 +450,11 @@ def stems(files: Sequence[Path]) -> dict[Path, str]:
     """What keys call each file: its name without ending, where no other file has that."""
     count = Counter(file.stem for file in files)
     return {file: file.stem if count[file.stem] == 1 else file.name for file in files}
+
+
+def shared_stems(files: Iterable[Path]) -> set[str]:
+    """The names without ending that several files have."""
+    return {stem for stem, count in Counter(file.stem for file in files).items() if count > 1}
 
 
 def located(path: str | Path, *names: str) -> tuple[Path, Path]:
@@ -438,7 +469,7 @@ def all_located(path: str | Path, *names: str) -> tuple[list[Path], Path]:
     if not path.is_dir():
         return [path], path.parent
     need(path, *names)
-    return sorted(file for name in names for file in path.glob(name)), path
+    return found(path, *names), path
 
 
 def clean(text: object) -> str:

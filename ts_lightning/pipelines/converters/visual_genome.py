@@ -17,6 +17,7 @@ from ts_lightning.pipelines.converters.source import (
     make,
     need,
     pick,
+    without_annotations,
 )
 
 TASKS = ("detection", "region_caption")
@@ -38,7 +39,7 @@ def read(path: str | Path, pictures: Pictures | None = None, tasks: tuple[str, .
     relations = _optional(folder / "relationships.json", "relationships", pictures.dropped)
     described = _optional(folder / "region_descriptions.json", "regions", pictures.dropped)
     objects = _load(need(folder, "objects.json"), ("objects",), "Visual Genome's objects")
-    here.without_annotations(map(str, sizes))
+    without_annotations([here], [(here, map(str, sizes))])
     seen = set()
     for place, row in enumerate(objects):
         with here.dropped.row(f"objects.json item {place}"):

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,7 +10,17 @@ from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.pipelines.converters.coco import Subset
 from ts_lightning.pipelines.converters.files import read_text
 from ts_lightning.pipelines.converters.photo_objects import TASKS, check_tasks, questions
-from ts_lightning.pipelines.converters.source import BAD_ROW, SUFFIXES, Pictures, clean, need, safe_key
+from ts_lightning.pipelines.converters.source import (
+    BAD_ROW,
+    SUFFIXES,
+    Pictures,
+    clean,
+    found,
+    need,
+    safe_key,
+    shared_stems,
+    without_annotations,
+)
 
 _ENCODING = re.compile(rb"""\s*<\?xml[^>]*?encoding=["']([A-Za-z0-9._-]+)["']""")
 
@@ -36,7 +46,9 @@ def read(
     if (folder / "VOCdevkit").is_dir():
         raise ValueError(f"{folder}: seen VOCdevkit, expected one year's folder in it (VOCdevkit/VOC2007)")
     labels = folder / "Annotations" if (folder / "Annotations").is_dir() else folder
-    files = sorted(file for file in labels.glob("**/*.xml") if labels != folder or not _elsewhere(file, folder))
+    files = found(labels, "**/*.xml")
+    if labels == folder:  # another one's folder of VOC's layout may lie below
+        files = [file for file in files if "Annotations" not in file.relative_to(folder).parts]
     if not files:
         need(folder, "Annotations/*.xml", "*.xml")
     subset = None if max_objects is None else Subset(max_objects, count_by, "ignore")
@@ -45,14 +57,17 @@ def read(
     known: dict[Path, set[str]] = {}
     for file in files:
         known.setdefault(file.parent, set()).add(file.stem)
+    shared = shared_stems(files)
     if split is not None:
         listing = need(folder, f"ImageSets/Main/{split}.txt")
         lines = read_text(listing, "names of photos, one a line").split("\n")
         files = [labels / f"{line.split()[0]}.xml" for line in lines if line.strip()]
-    for place in sorted({file.parent for file in files}):
-        here, stems = _beside(pictures, folder, labels, place), known.get(place, set())
-        if split is None:
-            here.without_annotations(stems)
+    places = sorted({file.parent for file in files})
+    beside = {place: _beside(pictures, folder, labels, place, shared) for place in places}
+    if split is None:
+        without_annotations(beside.values(), [(beside[place], known[place]) for place in places])
+    for place, here in beside.items():
+        stems = known.get(place, set())
         for file in (file for file in files if file.parent == place):
             with here.dropped.row(file.name):
                 if not file.is_file():
@@ -63,17 +78,15 @@ def read(
                 yield from _photo(file, key, here, wanted, subset, difficult, year, stems)
 
 
-def _elsewhere(file: Path, folder: Path) -> bool:
-    """Whether an XML file below a folder is an editor's, or another folder's of VOC's layout."""
-    return any(part == "Annotations" or part[0] == "." for part in file.relative_to(folder).parts[:-1])
-
-
-def _beside(pictures: Pictures, folder: Path, labels: Path, place: Path) -> Pictures:
+def _beside(pictures: Pictures, folder: Path, labels: Path, place: Path, shared: Collection[str]) -> Pictures:
     """The pictures of the annotation files in `place`: there, or in the folder of JPEGImages that goes with it."""
-    if labels == folder:
+    if labels == folder and pictures.folder is None:
         return pictures.under(place, ".")
-    here, below = pictures.under(folder, "JPEGImages"), place.relative_to(labels).parts
-    return here.along("JPEGImages", *below) if below else here
+    below = place.relative_to(labels).parts
+    if labels == folder:
+        return pictures.along(*below, shared=shared)
+    here = pictures.under(folder, "JPEGImages")
+    return here.along("JPEGImages", *below, shared=shared) if below else here
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
@@ -130,7 +143,8 @@ def _picture_name(file: Path, named: str, pictures: Pictures, stems: set[str]) -
     if stem in stems:
         pictures.dropped.note("annotation files that name another one's picture", f"{file.name}: {named}")
         return None
-    if pictures.folder is not None and pictures.find(named) is None and pictures.find(f"{file.stem}.jpg"):
+    places = (pictures.near, pictures) if pictures.folder is not None else ()
+    if any(place.find(named) is None and place.find(f"{file.stem}.jpg") for place in places):
         reason = "annotation files whose picture was renamed with them (taken by the file's name)"
         pictures.dropped.note(reason, f"{file.name}: {named}", stops=False)
         return f"{file.stem}.jpg"

@@ -1,6 +1,6 @@
 """YOLO folders (Ultralytics, Darknet): a text file a photo, lines of class, centre and size in parts of the picture."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,15 @@ import yaml
 from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.pipelines.converters.files import read_text
 from ts_lightning.pipelines.converters.photo_objects import TASKS, check_tasks, questions
-from ts_lightning.pipelines.converters.source import SUFFIXES, Pictures, clean, need
+from ts_lightning.pipelines.converters.source import (
+    SUFFIXES,
+    Pictures,
+    clean,
+    found,
+    need,
+    shared_stems,
+    without_annotations,
+)
 
 _DESCRIPTIONS = ("data.yaml", "*.yaml", "*.yml")
 _LISTS = ("train.txt", "val.txt", "valid.txt", "test.txt")  # Darknet's, of pictures
@@ -32,24 +40,34 @@ def read(
     names, pose = _names(folder)
     spelled: dict[str, str] = {}
     names = {number: spelled.setdefault(name.casefold(), name) for number, name in names.items()}
-    folders = sorted({p.parent for place in _places(split) for p in folder.glob(place)})
-    for place in folders or [folder]:
-        parts = place.relative_to(folder).parts
-        below = [part.replace("labels", "images") for part in parts]
-        alone = [part for part in parts if part != "labels"]
-        if pictures.folder is None:
-            here = Pictures(folder.joinpath(*below), pictures.excluded, pictures.dropped)
-        else:
-            here = pictures.along(*below)
-            here = pictures.along(*alone) if here.folder == pictures.folder else here
-        files = sorted(file for file in place.glob("*.txt") if file.name != "classes.txt")
-        if place == folder:
-            files = [file for file in files if file.name not in _LISTS or _picture_name(file, here)]
-        here.without_annotations(file.stem for file in files)
-        for file in files:
+    labels: dict[Path, list[Path]] = {}
+    for file in found(folder, *_places(None), *_places(split)) or found(folder, "*.txt"):
+        if file.name != "classes.txt":
+            labels.setdefault(file.parent, []).append(file)
+    shared = shared_stems(file for files in labels.values() for file in files)
+    beside = {place: _beside(pictures, folder, place, shared) for place in sorted(labels)}
+    if folder in labels:
+        labels[folder] = [one for one in labels[folder] if one.name not in _LISTS or _picture_name(one, beside[folder])]
+    inside = {file.parent for file in found(folder, *_places(split))}
+    chosen = {place: here for place, here in beside.items() if split is None or place in inside}
+    stems = [(beside[place], [file.stem for file in files]) for place, files in labels.items()]
+    without_annotations(chosen.values(), stems)
+    for place, here in chosen.items():
+        for file in labels[place]:
             with here.dropped.row(str(file.relative_to(folder))):
                 name = str(file.relative_to(folder).with_suffix(""))
                 yield from _photo(file, name, here, names, pose, tasks)
+
+
+def _beside(pictures: Pictures, folder: Path, place: Path, shared: Collection[str]) -> Pictures:
+    """The pictures of the labels in `place`: in images/ for labels/, or in the folder given that goes with it."""
+    parts = place.relative_to(folder).parts
+    below = [part.replace("labels", "images") for part in parts]
+    if pictures.folder is None:
+        return Pictures(folder.joinpath(*below), pictures.excluded, pictures.dropped)
+    here = pictures.along(*below, shared=shared)
+    alone = [part for part in parts if part != "labels"]
+    return pictures.along(*alone, shared=shared) if here.folder == pictures.folder else here
 
 
 def _places(split: str | None) -> list[str]:
@@ -89,7 +107,8 @@ def _described(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 def _picture_name(file: Path, pictures: Pictures) -> str | None:
     """The picture of a label file, None where none is there."""
-    return next((name for s in SUFFIXES if pictures.find(name := f"{file.stem}{s}")), None)
+    names = [f"{file.stem}{suffix}" for suffix in SUFFIXES]
+    return next((name for place in (pictures.near, pictures) for name in names if place.find(name)), None)
 
 
 def _photo(
