@@ -361,34 +361,27 @@ def test_the_rate_falls_where_a_score_no_longer_rises(shards: str, tmp_path: Pat
     assert "lr_scheduler.monitor: seen 'val/toy/iou', expected one of val/toy/" in capsys.readouterr().err
 
 
-def test_an_average_of_the_weights_is_what_a_checkpoint_holds(shards: str, tmp_path: Path) -> None:
-    """With decay 0.5: w1, (w1 + w2) / 2, and so on; frozen weights are in neither; a resumed run ends the same."""
+@pytest.mark.parametrize(
+    ("name", "given", "why"),
+    [
+        ("EMAWeightAveraging", {"decay": 0.5}, "it averages frozen weights, codes and token ids, too"),
+        ("StochasticWeightAveraging", {"swa_lrs": 0.01, "swa_epoch_start": 1}, "after the last checkpoint"),
+    ],
+)
+def test_averages_of_weights_are_refused(
+    name: str, given: dict, why: str, shards: str, tmp_path: Path, capsys: Any
+) -> None:
+    """Before anything is copied; `validate` under the same trainer averages nothing, and runs."""
     config = tiny.config(shards, tmp_path)
-    config["trainer"] |= {"max_steps": 3}
-    config["trainer"]["callbacks"] = [
-        {"class_path": f"{CALLBACKS}.ModelCheckpoint", "init_args": {**EVERY, "every_n_train_steps": 1}},
-        {"class_path": f"{CALLBACKS}.EMAWeightAveraging", "init_args": {"decay": 0.5}},
-    ]
-    run("fit", config, tmp_path, "--allow_classes", "lightning")
-    first, second, third = (read(tmp_path / f"checkpoints/step={step}.ckpt") for step in (1, 2, 3))
-    assert len(third["state_dict"]) == len(tiny_vlm().trainable_state_dict())
-    for name, w1 in first["state_dict"].items():
-        w2, w3 = second["current_model_state"][name], third["current_model_state"][name]
-        torch.testing.assert_close(second["state_dict"][name], (w1 + w2) / 2)
-        torch.testing.assert_close(third["state_dict"][name], (w1 + w2) / 4 + w3 / 2)
-    vlm = load(tmp_path / "checkpoints/step=3.ckpt").vlm
-    assert same(dict(vlm.trainable_state_dict()), {k.removeprefix("vlm."): v for k, v in third["state_dict"].items()})
-    again = tmp_path / "again"
-    start = ["--ckpt_path", str(tmp_path / "checkpoints/step=2.ckpt"), "--trainer.default_root_dir", str(again)]
-    run("fit", config, tmp_path, "--allow_classes", "lightning", *start)
-    resumed = read(again / "checkpoints/step=3.ckpt")
-    assert same(resumed["state_dict"], third["state_dict"])
-    assert same(resumed["current_model_state"], third["current_model_state"])
-
-
-def test_weights_are_averaged_in_the_last_epochs(shards: str, tmp_path: Path) -> None:
-    config = tiny.config(shards, tmp_path)
-    config["trainer"] |= {"max_steps": -1, "max_epochs": 2}
-    swa = {"swa_lrs": 0.01, "swa_epoch_start": 1}
-    config["trainer"]["callbacks"] = [{"class_path": f"{CALLBACKS}.StochasticWeightAveraging", "init_args": swa}]
-    run("fit", config, tmp_path, "--allow_classes", "lightning")
+    config["trainer"]["callbacks"] = [{"class_path": f"{CALLBACKS}.{name}", "init_args": given}]
+    path = tiny.save(config, tmp_path / "given.yaml")
+    assert main(["fit", "-c", path, "--allow_classes", "lightning"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "trainer.callbacks" in line]
+    assert f"trainer.callbacks: seen {name}, expected none: " in line
+    assert why in line
+    callback = getattr(L.pytorch.callbacks, name)(**given)
+    module, other = StepwiseSFT(tiny_vlm()), trainer(tmp_path, callbacks=[callback])
+    with pytest.raises(ValueError, match=f"trainer.callbacks: seen {name}"):
+        other.fit(module, datamodule=data(shards))
+    assert callback._average_model is None
+    other.validate(module, datamodule=data(shards, val={"toy": {"shards": shards, "max_samples": 2}}), verbose=False)

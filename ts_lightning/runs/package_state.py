@@ -10,7 +10,6 @@ from ts_lightning.models.vlm import VLM
 from ts_lightning.runs.class_paths import plain, renamed
 from ts_lightning.runs.resume import versions_now
 
-CURRENT = "current_model_state"  # by Lightning's WeightAveraging: what trains; `state_dict` is the average then
 _LIGHTNINGS = ("hparams_name", "hyper_parameters", "datamodule_hparams_name", "datamodule_hyper_parameters")
 
 
@@ -21,8 +20,6 @@ class TrainedModule(Protocol):
 
     @property
     def hparams(self) -> Any: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
 
 
 class NotStored(str):
@@ -55,11 +52,7 @@ def pack(module: "TrainedModule", checkpoint: dict[str, Any]) -> None:
     """
     if refused := [value for value in module.hparams.values() if isinstance(value, NotStored)]:
         raise ValueError(refused[0])
-    trained = {PREFIX + k: gathered(v) for k, v in module.vlm.trainable_state_dict().items()}
-    if CURRENT in checkpoint:
-        checkpoint[CURRENT], average = trained, checkpoint["state_dict"]
-        trained = {name: average[name] for name in trained}
-    checkpoint["state_dict"] = trained
+    checkpoint["state_dict"] = {PREFIX + k: gathered(v) for k, v in module.vlm.trainable_state_dict().items()}
     for name in _LIGHTNINGS:
         checkpoint.pop(name, None)
     if not checkpoint.get("config"):
@@ -81,10 +74,6 @@ def unpack(module: "TrainedModule", checkpoint: dict[str, Any]) -> None:
     check_base(base, module.vlm.identity())
     state = {key.removeprefix(PREFIX): value for key, value in checkpoint["state_dict"].items()}
     module.vlm.load_trainable_state_dict(state)
-    if CURRENT in checkpoint:  # the callback loads both, whole
-        whole = module.state_dict()
-        for key in ("state_dict", CURRENT):
-            checkpoint[key] = whole | checkpoint[key]
 
 
 def model_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import (
+    Callback,
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, distributed
@@ -36,6 +41,10 @@ from ts_lightning.training.silence import StopWithoutGradient
 
 log = logging.getLogger(__name__)
 NEVER = 2**62  # epochs
+AVERAGES = {
+    WeightAveraging: "it averages frozen weights, codes and token ids, too, and checkpoints hold what trains alone",
+    StochasticWeightAveraging: "its average comes after the last checkpoint is written, and is in none",
+}
 
 
 class BaseModule(ShardedModule):
@@ -166,7 +175,11 @@ class BaseModule(ShardedModule):
         return {"optimizer": optimizer, "lr_scheduler": wired}
 
     def configure_callbacks(self) -> list[Callback]:
-        given = {type(callback) for callback in getattr(self.trainer, "callbacks")}  # noqa: B009
+        """Ours that are not among the trainer's. ValueError for one that averages weights, before it copies them."""
+        callbacks = getattr(self.trainer, "callbacks")  # noqa: B009
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            _check_averages(callbacks)
+        given = {type(callback) for callback in callbacks}
         own = [DataPosition(), Throughput(), StopWithoutGradient(), SkipNonFinite()]
         return [callback for callback in own if type(callback) not in given]
 
@@ -180,10 +193,6 @@ class BaseModule(ShardedModule):
         if stage == "fit":
             self._check_accumulation()
             self._check_precision()
-
-    def configure_model(self) -> None:
-        self._hold_dtypes()  # Lightning's WeightAveraging calls this before `setup`, and copies the module
-        super().configure_model()
 
     def _hold_dtypes(self) -> None:
         """In mixed precision what trains, and so AdamW's states, is fp32; with bf16-mixed what is frozen is bf16."""
@@ -322,3 +331,11 @@ class BaseModule(ShardedModule):
     def _set_hparams(self, hp: Any) -> None:
         """Called by save_hyperparameters: what is stored is plain, with the CLI and without it."""
         super()._set_hparams(stored_hparams(hp))
+
+
+def _check_averages(callbacks: Sequence[Callback]) -> None:
+    for callback in callbacks:
+        for kind, why in AVERAGES.items():
+            if isinstance(callback, kind):
+                instead = "the mean of the state_dict of several checkpoints is an average of what trains"
+                raise ValueError(f"trainer.callbacks: seen {type(callback).__name__}, expected none: {why} ({instead})")

@@ -93,10 +93,6 @@ class GRPO(BaseModule):
         if stage == "fit" and self.kl_coeff and self.reference is None:
             self.reference = ReferencePolicy(self.vlm, self.offload_reference)
 
-    def _hold_dtypes(self) -> None:
-        if self.reference is None:  # later its copy of what trains, which is frozen, would be rounded to 16 bits
-            super()._hold_dtypes()
-
     def configure_model(self) -> None:
         super().configure_model()
         if self.reference is not None and is_sharded(self.vlm):
