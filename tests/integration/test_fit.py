@@ -324,6 +324,11 @@ def test_weights_that_train_in_16_bits_are_refused_or_said(
     assert kinds("bf16-mixed") == kinds("16-mixed") == mixed
     with pytest.raises(ValueError, match=r"precision: seen 32-true .* torch\.bfloat16 .* expected bf16-mixed"):
         kinds("32-true")
+    both = StepwiseSFT(tiny_vlm().to(torch.bfloat16))
+    next(p for p in both.vlm.parameters() if p.requires_grad).data = torch.zeros(1, dtype=torch.float16)
+    both.trainer = trainer(tmp_path)
+    with pytest.raises(ValueError, match=r"where torch\.bfloat16, torch\.float16 weights train"):
+        both.setup("fit")
     assert "trainer.precision" not in caplog.text
     kinds("bf16-true")
     assert "seen bf16-true: what trains is held in 16 bits" in caplog.text

@@ -208,7 +208,8 @@ class BaseModule(ShardedModule):
         precision = str(self.trainer.precision)
         held = {parameter.dtype for parameter in self.vlm.parameters() if parameter.requires_grad}
         if precision == "32-true" and (narrow := held & {torch.bfloat16, torch.float16}):
-            seen = f"seen 32-true (the default) where {str(*narrow)} weights train, in which small steps are lost"
+            kinds = ", ".join(sorted(map(str, narrow)))
+            seen = f"seen 32-true (the default) where {kinds} weights train, in which small steps are lost"
             raise ValueError(f"trainer.precision: {seen}, expected bf16-mixed: what trains is fp32 then")
         if precision in ("bf16-true", "16-true") and self.trainer.is_global_zero:
             log.warning(
