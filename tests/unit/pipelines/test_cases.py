@@ -626,6 +626,47 @@ def test_pictures_that_lie_in_their_rows(tmp_path: Path) -> None:
         assert dropped.names == {"pictures that are excluded": ["0.jpg"]}
 
 
+def test_a_column_of_bytes_says_what_is_expected(tmp_path: Path) -> None:
+    parquet, table = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow").Table
+    for name, image in (("one", b"\xff\xd8"), ("list", [b"\xff\xd8"])):
+        row = {"image": image, "conversations": turns("<image>\nWhat?", "It."), "messages": MESSAGES}
+        parquet.write_table(table.from_pylist([row]), tmp_path / f"{name}.parquet")
+        for read in (llava.read, ms_swift.read):
+            assert not list(read(tmp_path / f"{name}.parquet", Pictures(dropped=(dropped := Dropped()))))
+            seen = "seen a picture of type bytes, expected its file name or {bytes, path}"
+            assert dropped.names == {BAD_ROW: [f"{name}.parquet row 0: {seen}"]}
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["data/train-00000-of-00002", "data/train-00001-of-00002", "data/test-00000-of-00001"], "test, train"),
+        (["ours_train", "train2017", "val"], "train, val"),
+    ],
+)
+def test_a_folder_of_several_splits_is_asked_for_one(names: list[str], splits: str, tmp_path: Path) -> None:
+    for number, name in enumerate(names):
+        row = {"conversations": turns("What?", f"{number}."), "messages": MESSAGES}
+        if name.startswith("data"):
+            parquet, table = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow").Table
+            (tmp_path / "data").mkdir(exist_ok=True)
+            parquet.write_table(table.from_pylist([row]), tmp_path / f"{name}.parquet")
+        else:
+            put(tmp_path / f"{name}.json", [row])
+    for read in (llava.read, ms_swift.read):
+        with pytest.raises(ValueError, match=f"seen files of the splits {splits}, expected one: --split NAME"):
+            list(read(tmp_path))
+        assert len(list(read(tmp_path, split="train"))) == 2
+        with pytest.raises(ValueError, match=f"split: seen tes, expected a word of a file's name in .*: {splits}"):
+            list(read(tmp_path, split="tes"))
+    for file in tmp_path.glob("**/*t*.*"):
+        if "train" in file.stem:
+            file.unlink()
+    assert len(list(llava.read(tmp_path))) == 1
+    with pytest.raises(ValueError, match="split: seen val with the file"):
+        list(llava.read(next(tmp_path.glob("**/*.[jp]*")), split="val"))
+
+
 def test_captions_alone(tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg", (100, 50))
     captions = {

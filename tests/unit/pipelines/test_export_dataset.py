@@ -19,11 +19,11 @@ from ts_lightning.grounding.codecs import CODECS
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.encode import ChatTemplate
 from ts_lightning.pipelines.converters import coco, llava, ms_swift
-from ts_lightning.pipelines.converters.conversation import EDITED
 from ts_lightning.pipelines.converters.source import Dropped, Pictures
 from ts_lightning.pipelines.export import to_coco, to_llava, to_ms_swift
 
 REAL = Path(__file__).parents[4] / "shared/real/coco_mini"
+EDITED = "exported rows that were edited since (kept as another tool's, without the record's further fields)"
 
 
 def back(pattern: str) -> Iterator[Sample]:
@@ -179,6 +179,29 @@ def test_an_edited_row_is_read_anew(tmp_path: Path) -> None:
         assert made[-2].turns[1].text == "A dog."
         assert made[-2].answer is None
         assert made[-1] == sample(3)
+
+
+def test_a_row_of_an_older_export_says_so(tmp_path: Path) -> None:
+    """Nothing in it tells whether it was edited since."""
+    to_llava([sample(1)], tmp_path, get_codec("qwen3_vl"))
+    to_ms_swift([sample(1)], tmp_path)
+    rows = json.loads((tmp_path / "llava.json").read_text())
+    swift = json.loads((tmp_path / "ms_swift.jsonl").read_text())
+    for row in (rows[0], swift):
+        row["ts_lightning"] = json.dumps({k: v for k, v in json.loads(row["ts_lightning"]).items() if k != "written"})
+    (tmp_path / "llava.json").write_text(json.dumps(rows))
+    (tmp_path / "ms_swift.jsonl").write_text(json.dumps(swift))
+    kept = "exported rows of an older version, to be exported again (kept as another tool's, without the record's "
+    left = "exported rows with boxes of an older version, to be exported again (--codec reads them)"
+    dropped = [Dropped(), Dropped(), Dropped()]
+    assert not list(llava.read(tmp_path / "llava.json", Pictures(dropped=dropped[0])))
+    assert len(list(llava.read(tmp_path / "llava.json", Pictures(dropped=dropped[1]), codec="qwen3_vl"))) == 1
+    assert len(list(ms_swift.read(tmp_path / "ms_swift.jsonl", Pictures(dropped=dropped[2])))) == 1
+    assert [one.names for one in dropped] == [
+        {left: ["llava.json row 0"]},
+        {f"{kept}further fields)": ["llava row 0"]},
+        {f"{kept}further fields)": ["ms_swift.jsonl row 0"]},
+    ]
 
 
 @pytest.mark.parametrize("edit", ["words", "box", "name"])

@@ -14,7 +14,6 @@ from ts_lightning.pipelines.converters.source import MARKS, Dropped, LeftOut, Pi
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 UNREAD = "rows with boxes that can't be read in the given notation"
-EDITED = "exported rows that were edited since (kept as another tool's, without the record's further fields)"
 _OTHER_MEDIA = re.compile(r"<(video|audio)>")
 _MARKER = r"(?:bbox_2d|<\|box_start\|>|<box>)"
 _NUMBERS = r"\[\s*\d+(?:\.\d+)?(?:\s*,\s*\d+(?:\.\d+)?){3}\s*\]|\(\s*\d+\s*,\s*\d+\s*\)\s*,\s*\(\s*\d+\s*,\s*\d+\s*\)"
@@ -57,13 +56,20 @@ def exported(row: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def restored(kept: dict[str, Any], texts: Sequence[object], pictures: Sequence[Picture]) -> Sample | None:
-    """The sample of an exported row as it was; None where its texts are others now."""
+    """The sample of an exported row as it was; None where its texts are others now, or nothing tells (`anew`)."""
     if kept.get("written") != fingerprint(texts):
         return None
     record = {name: value for name, value in kept.items() if name not in ("key", "written")}
     record["images"] = [{"name": image.name, "width": image.width, "height": image.height} for image, _ in pictures]
     data = [one for _, one in pictures if one is not None]
     return Sample.from_json(json.dumps(record), kept["key"], image_bytes=data)
+
+
+def anew(kept: dict[str, Any], left_out: bool = False) -> str:
+    """Why an exported row is no record as it was: it is kept as another tool's, or `left_out` for its boxes."""
+    why = "that were edited since" if "written" in kept else "of an older version, to be exported again"
+    then = "--codec reads them" if left_out else "kept as another tool's, without the record's further fields"
+    return f"exported rows {'with boxes ' if left_out else ''}{why} ({then})"
 
 
 def with_marks(texts: Sequence[str], number: int, where: str, dropped: Dropped) -> list[str]:

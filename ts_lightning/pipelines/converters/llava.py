@@ -1,5 +1,6 @@
 """LLaVA-style conversation JSON: id, image(s), and human and gpt turns."""
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ from ts_lightning.data.images import sniff_extension
 from ts_lightning.data.sample import IMAGE_MARK, Sample, SampleRegion
 from ts_lightning.grounding.codecs import Codec, told_codec
 from ts_lightning.pipelines.converters.conversation import (
-    EDITED,
+    anew,
     answered,
     count_unread,
     exported,
@@ -19,7 +20,9 @@ from ts_lightning.pipelines.converters.conversation import (
     with_marks,
 )
 from ts_lightning.pipelines.converters.files import rows
-from ts_lightning.pipelines.converters.source import LeftOut, Picture, Pictures, clean, make, pick, stems
+from ts_lightning.pipelines.converters.source import LeftOut, Picture, Pictures, clean, found, make, pick, stems
+
+_SPLIT = re.compile(r"(?<![a-z])(train|val|valid|validation|dev|test|testmini|eval)(?![a-z])", re.IGNORECASE)
 
 
 def read(
@@ -32,10 +35,13 @@ def read(
     frame: str | None = None,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    split: str | None = None,
 ) -> Iterator[Sample]:
     """One sample a row of a JSON list, JSON lines or Parquet; rows without a picture are text only.
 
-    `image` or `images` are names, or hold the bytes (`{bytes, path}`, as Hugging Face saves them).
+    `path` is a file, or a folder of them; `split` takes those with this word in their names (train), and is needed
+    where they are of several splits. `image` or `images` are names, or hold the bytes (`{bytes, path}`, as Hugging Face
+    saves them).
 
     With `codec` boxes of the texts in that notation become regions (of the picture that the notation or the text
     names), and a conversation whose answers have boxes is of task grounding, scored by those of the last one; one
@@ -49,7 +55,7 @@ def read(
     """
     path, pictures = Path(path), pictures or Pictures()
     what = "LLaVA's conversations"
-    files = row_files(path, what)
+    files = row_files(path, what, split)
     notation = told_codec(codec, grid, frame, min_pixels, max_pixels) if codec else None
     named = stems(files)
     for file in files:
@@ -61,13 +67,31 @@ def read(
                     yield made
 
 
-def row_files(path: Path, what: str) -> list[Path]:
-    """The files of rows in a folder, also in `data/` of one of Hugging Face's; or the one file `path`."""
+def row_files(path: Path, what: str, split: str | None = None) -> list[Path]:
+    """The files of rows in a folder, also in `data/` of one of Hugging Face's; or the one file `path`.
+
+    `split` is a word of their names. ValueError for a folder of several splits without it: a test set is not trained on
+    unawares.
+    """
+    if not path.is_dir():
+        if split is not None:
+            raise ValueError(f"split: seen {split} with the file {path}, expected a folder of files by split")
+        return [path]
     patterns = ("*.json", "*.jsonl", "*.parquet", "data/*.parquet")
-    files = sorted(file for pattern in patterns for file in path.glob(pattern)) if path.is_dir() else [path]
-    files = [file for file in files if file.name != "dataset_info.json" or file == path]
+    files = [file for file in found(path, *patterns) if file.name != "dataset_info.json"]
     if not files:
         raise ValueError(f"{path}: seen no {' or '.join(patterns[:3])}, expected {what} in it")
+    splits = {match[1].lower() for file in files if (match := _SPLIT.search(file.stem))}
+    if split is None and len(splits) > 1:
+        names = ", ".join(sorted(splits))
+        raise ValueError(f"{path}: seen files of the splits {names}, expected one: --split NAME, or a file as the path")
+    if split is not None:
+        word = re.compile(rf"(?<![a-z]){re.escape(split)}(?![a-z])", re.IGNORECASE)
+        files = [file for file in files if word.search(file.stem)]
+    if not files:
+        raise ValueError(
+            f"split: seen {split}, expected a word of a file's name in {path}: {', '.join(sorted(splits))}"
+        )
     return files
 
 
@@ -85,8 +109,12 @@ def row_pictures(row: dict[str, Any], pictures: Pictures, key: str) -> list[Pict
 
 def _shown(row: dict[str, Any]) -> list[Any]:
     """The pictures of a row: `image` or `images`, a name or an object, or a list of them."""
-    found = row.get("image") or row.get("images") or []
-    return [found] if isinstance(found, str | dict) else list(found)
+    given = row.get("image") or row.get("images") or []
+    shown = given if isinstance(given, list | tuple) else [given]
+    for one in shown:
+        if not isinstance(one, str) and not (isinstance(one, dict) and {"bytes", "path"} & one.keys()):
+            raise TypeError(f"seen a picture of type {type(one).__name__}, expected its file name or {{bytes, path}}")
+    return list(shown)
 
 
 def every_name(file: Path, what: str) -> Iterator[str]:
@@ -117,8 +145,8 @@ def _row(
         if (made := restored(kept, [turn["value"] for turn in row["conversations"]], known)) is not None:
             return made
         if kept["regions"] and codec is None:
-            raise LeftOut("exported rows with boxes that were edited since (--codec reads them)")
-        pictures.dropped.note(EDITED, where, stops=False)
+            raise LeftOut(anew(kept, left_out=True))
+        pictures.dropped.note(anew(kept), where, stops=False)
     if row.get("video") or row.get("videos"):
         raise LeftOut("rows with video or sound (pictures alone can be trained on)")
     texts = paired([(turn["from"], turn["value"]) for turn in row["conversations"]], row.get("system"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from ts_lightning.data.sample import IMAGE_MARK, Sample, SampleRegion
 from ts_lightning.pipelines.converters.conversation import (
-    EDITED,
+    anew,
     answered,
     count_unread,
     exported,
@@ -24,8 +24,12 @@ from ts_lightning.pipelines.export import with_placeholders
 SHORT = "rows with more <bbox> or <ref-object> than boxes or names"
 
 
-def read(path: str | Path, pictures: Pictures | None = None, task: str = "grounding") -> Iterator[Sample]:
+def read(
+    path: str | Path, pictures: Pictures | None = None, task: str = "grounding", split: str | None = None
+) -> Iterator[Sample]:
     """One sample a row; `path` is the .jsonl file, a JSON list, a Parquet file, or a folder of them.
+
+    `split` takes the files with this word in their names (train), and is needed where they are of several splits.
 
     `<bbox>` becomes a region mark and `<ref-object>` its text, both in the order of `objects`; bbox_type is real
     (pixels, the default) or norm1; two numbers are a point. Rows that `ts-lightning data export` wrote come back as
@@ -33,7 +37,7 @@ def read(path: str | Path, pictures: Pictures | None = None, task: str = "ground
     """
     path, pictures = Path(path), pictures or Pictures()
     what = "ms-swift's messages"
-    files = row_files(path, what)
+    files = row_files(path, what, split)
     named = stems(files)
     for file in files:
         here = pictures.beside(file.parent, every_name(file, what), "images")
@@ -55,7 +59,7 @@ def _row(where: str, stem: str, number: int, row: dict[str, Any], pictures: Pict
         made = restored(kept, [turn["content"] for turn in row["messages"]], known)
         if made is not None and _same(objects, with_placeholders(made)[1]):
             return made
-        pictures.dropped.note(EDITED, where, stops=False)
+        pictures.dropped.note(anew(kept), where, stops=False)
     if row.get("videos") or row.get("audios"):
         raise LeftOut("rows with video or sound (pictures alone can be trained on)")
     texts = paired([(turn["role"], _text(turn["content"])) for turn in row["messages"]], row.get("system"))
