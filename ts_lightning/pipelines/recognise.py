@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_lightning.pipelines.converters.files import load_json, rows
+from ts_lightning.pipelines.converters.source import found
 
 BY_NAME = ("localization", "all")  # a question for each name in a photo: where one is, or where all are
 _ROWS = {
@@ -34,7 +35,7 @@ def recognise(data: Path) -> Kind:
 
 def _folder(data: Path) -> Kind:
     def has(*patterns: str) -> bool:
-        return any(any(data.glob(pattern)) for pattern in patterns)
+        return bool(found(data, *patterns))
 
     if has("*.tar"):
         return Kind(None, data, "shards")
@@ -73,11 +74,11 @@ def _refcoco(data: Path) -> Kind:
 def _only_json(data: Path) -> Kind:
     """The kind of a folder's JSON files, or of those in annotations/, where they are of one kind of rows, or one."""
     for folder in (data, data / "annotations"):
-        found = sorted(folder.glob("*.json")) + sorted(folder.glob("*.jsonl"))
-        if len(found) == 1:
-            return _file(found[0])
+        files = found(folder, "*.json", "*.jsonl")
+        if len(files) == 1:
+            return _file(files[0])
         kinds = []
-        for file in found:
+        for file in files:
             with suppress(ValueError):  # a dataset_info.json beside the rows
                 kinds.append(_file(file))
         if kinds and all(kind.reason == kinds[0].reason for kind in kinds):

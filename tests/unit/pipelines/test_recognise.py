@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.data_samples import photo, put, shards
+from ts_lightning.pipelines.converters import vlm_r1
 from ts_lightning.pipelines.recognise import recognise
 
 COCO = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [], "categories": []}
@@ -82,3 +83,15 @@ def test_several_coco_files_are_a_question(tmp_path: Path) -> None:
     put(tmp_path / "val.json", COCO)
     with pytest.raises(ValueError, match=r"seen a COCO file 2 times \(train.json, val.json\) in .*, expected one file"):
         recognise(tmp_path)
+
+
+def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
+    """Jupyter's copies and macOS's resource forks beside the one file that is there."""
+    row = {"id": 1, "image": "a.jpg", "problem": "Where?", "solution": None, "normal_caption": "the cat"}
+    put(tmp_path / "a.json", [row])
+    put(tmp_path / "._a.json", "\0")
+    put(tmp_path / ".ipynb_checkpoints/a-checkpoint.xml", "<annotation/>")
+    kind = recognise(tmp_path)
+    assert (kind.converter, kind.path) == ("vlm-r1", tmp_path / "a.json")
+    put(tmp_path / "._b.json", [row])
+    assert len(list(vlm_r1.read(tmp_path))) == 1

@@ -7,7 +7,7 @@ from typing import Any
 
 from ts_lightning.data.sample import Answer, Sample, SampleRegion
 from ts_lightning.pipelines.converters.files import Broken, rows
-from ts_lightning.pipelines.converters.source import Pictures, clean, make, stems
+from ts_lightning.pipelines.converters.source import Pictures, clean, found, make, stems
 
 
 def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]:
@@ -17,7 +17,7 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
     tagged negative, no answer box. The picture's size comes from the row or, without it, from the picture.
     """
     path, pictures = Path(path), pictures or Pictures()
-    files = sorted([*path.glob("*.json"), *path.glob("*.jsonl")]) if path.is_dir() else [path]
+    files = found(path, "*.json", "*.jsonl") if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path}: seen no *.json or *.jsonl, expected problem/solution files in it")
     named = stems(files)
@@ -47,10 +47,10 @@ def _row(stem: str, number: int, row: dict[str, Any], pictures: Pictures) -> Sam
         return make(row.get("dataset", stem), key, [known], [(clean(row["problem"]), text)], **fields)
     several = solution if isinstance(solution[0], list) else [solution]
     size = (known[0].width, known[0].height)
-    found = [pictures.dropped.box(corners, size, f"{stem} row {number}") for corners in several]
-    if None in found:
+    boxes = [pictures.dropped.box(corners, size, f"{stem} row {number}") for corners in several]
+    if None in boxes:
         return None
     area = float(sum((corners[2] - corners[0]) * (corners[3] - corners[1]) for corners in several))
-    place: dict[str, Any] = {"box": found[0]} if len(found) == 1 else {"boxes": found}
+    place: dict[str, Any] = {"box": boxes[0]} if len(boxes) == 1 else {"boxes": boxes}
     fields |= {"regions": [SampleRegion(phrase=phrase, area_px=area, **place)], "answer": [0]}
     return make(row.get("dataset", stem), key, [known], [(clean(row["problem"]), "{region:0}")], **fields)
