@@ -356,7 +356,7 @@ def test_a_rollout_goes_on_on_another_number_of_ranks(shards: str, several: Path
 def test_overfitting_that_begins_again_in_the_middle_of_a_rollout(
     shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three batches of two updates each: prompts a a b, a a b. The second a is answered anew."""
+    """Three batches of two updates each: prompts a a b, a a b. The second a is answered anew, in a resumed run, too."""
     answered, trained = list[list[str]](), list[list[str]]()
     losses = GRPO.row_losses
     roll_out = RolloutCallback.roll_out
@@ -375,11 +375,16 @@ def test_overfitting_that_begins_again_in_the_middle_of_a_rollout(
     given = config(shards, tmp_path, num_iterations=2, kl_coeff=0.0)
     given["data"]["init_args"] |= {"global_batch_size": 2, "micro_batch_size": 2}
     given["trainer"] |= {"max_steps": 6, "overfit_batches": 3}
+    given["trainer"]["callbacks"][1]["init_args"]["every_n_train_steps"] = 3
     assert run(given, tmp_path) == 0
     first, second = trained[0], trained[2]
     assert first != second
     assert trained == [first, first, second] * 2
     assert answered == [first, second] * 2
+    (rest := tmp_path / "rest").mkdir()
+    again = given | {"trainer": given["trainer"] | {"default_root_dir": str(rest)}}
+    assert run(again, rest, "--ckpt_path", str(tmp_path / "checkpoints/step=3.ckpt")) == 0
+    assert (trained[6:], answered[4:]) == ([first, first, second], [first, second])
 
 
 def test_a_prompt_without_room_is_a_bad_record(shards: str, tmp_path: Path) -> None:

@@ -105,11 +105,11 @@ class GRPO(BaseModule):
             expected = f"expected a divisor of the {count} micro-batches of a rank"
             raise ValueError(f"num_mini_batches: seen {self.num_mini_batches}, {expected}")
         micro_batches = [micro | self.vlm.run(VLM.frozen_features, micro) for micro in micro_batches]
-        names = [sample.id for micro in micro_batches for sample in micro["samples"]]
-        others = self.rollouts and names != [name for rollout in self.rollouts for name in rollout.ids]
-        overfits = getattr(self.trainer, "overfit_batches", 0)  # then data begin again, whatever updates are left
-        if overfits and any(of_all(bool(others))):
-            self.updates, self.rollouts = 0, []
+        if getattr(self.trainer, "overfit_batches", 0):  # then data begin again, whatever updates are left
+            names = [sample.id for micro in micro_batches for sample in micro["samples"]]
+            drawn = [name for rollout in self.rollouts for name in rollout.ids] or self._stored_ids(len(names))
+            if any(of_all(bool(drawn) and drawn != names)):
+                self.updates, self.rollouts, self.stored = 0, [], []
         if not self.rollouts:
             if self.updates:
                 self.rollouts = self._stored_rollouts(callback, micro_batches)
@@ -163,11 +163,18 @@ class GRPO(BaseModule):
     def _stored_rollouts(self, callback: RolloutCallback, micro_batches: list[dict[str, Any]]) -> list[Rollout]:
         """Completions that a checkpoint holds, scored again: this rank's, in the order of the global batch."""
         expected = [sample.id for micro in micro_batches for sample in micro["samples"]]
-        start = self.trainer.global_rank * len(expected)
-        prompts, self.stored = self.stored[start : start + len(expected)], []
-        if (seen := [prompt["id"] for prompt in prompts]) != expected:
+        if (seen := self._stored_ids(len(expected))) != expected:
             raise ValueError(f"checkpoint: seen completions of {seen}, expected those of the batch's {expected}")
+        prompts, self.stored = self._stored_here(len(expected)), []
         return callback.scored_all(self.vlm, micro_batches, prompts)
+
+    def _stored_here(self, count: int) -> list[dict[str, Any]]:
+        """This rank's prompts of a checkpoint, where each rank has so many."""
+        start = self.trainer.global_rank * count
+        return self.stored[start : start + count]
+
+    def _stored_ids(self, count: int) -> list[str]:
+        return [prompt["id"] for prompt in self._stored_here(count)]
 
     def _drawn_of_all_ranks(self) -> list[dict[str, Any]]:
         """What a checkpoint keeps of the completions, in the order of the global batch; every rank has to call it."""
