@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ class LoRAVLM(VLM):
             raise ValueError(f"targets: seen {taken[0]!r} of {backbone.model.config.model_type}, expected {expected}")
         names = {module: name for name, module in backbone.model.named_modules()}
         layers = names[backbone.layers]
+        self.train_token_rows = list(train_token_rows or ())
         ids = backbone.encoder.token_ids(backbone.encoder.row_tokens(train_token_rows))
         tied = backbone.head.weight is backbone.embedding.weight  # peft lets a tied head follow the embedding
         matrices = [backbone.embedding] if tied else [backbone.embedding, backbone.head]
@@ -103,9 +104,9 @@ class LoRAVLM(VLM):
 
     adapter: PeftModel
 
-    @property
-    def weights_of(self) -> tuple[str, ...]:
-        return ("lora_alpha", "train_token_rows")
+    def weights_of(self, weights: Collection[str]) -> dict[str, Any]:
+        adapters: Any = self.adapter.peft_config["default"]
+        return {"lora_alpha": adapters.lora_alpha, "train_token_rows": self.train_token_rows}
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, backbone: Backbone) -> "LoRAVLM":
@@ -138,7 +139,11 @@ class LoRAVLM(VLM):
     def _load(self, folder: str | Path) -> None:
         stored, weights = read_adapter(folder), Path(folder) / WEIGHTS
         check_base(stored["base"], self.identity())
-        self.check_options(stored["options"], folder)
+        try:
+            scale = {"lora_alpha": json.loads((Path(folder) / CONFIG).read_text())["lora_alpha"]}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"adapter {folder}: {CONFIG}: seen {error!r}, expected a file of peft") from None
+        self.check_options({"init_args": {**stored["options"], **scale, "backbone": stored["backbone"]}}, folder)
         try:
             if "sha256" in stored:  # adapters of before have none
                 check_unchanged(weights, stored["sha256"], f"adapter {folder}")

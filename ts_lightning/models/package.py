@@ -109,14 +109,14 @@ def load_weights(
 
     `required` names those that must come (None: all of `own`). Returns the names that came. ValueError, before anything
     is copied, names the first weight that is missing, unknown or of another shape, or what `check_options` says of the
-    arguments and the weights of the checkpoint's vlm.
+    class, the arguments and the weights of the checkpoint's vlm.
     """
     if isinstance(source, str):
         checkpoint = read_checkpoint(source)
         check_base(checkpoint["base"], base or checkpoint["base"])
         weights = {name.removeprefix(PREFIX): value for name, value in checkpoint["state_dict"].items()}
-        if check_options is not None and (arguments := _stored_arguments(checkpoint)) is not None:
-            check_options(arguments, source, weights)
+        if check_options is not None and (vlm := _stored_vlm(checkpoint)) is not None:
+            check_options(vlm, source, weights)
         source = weights
     needed = set(own if required is None else required)
     if different := sorted((needed - source.keys()) | (source.keys() - own.keys())):
@@ -133,12 +133,12 @@ def load_weights(
     return set(source)
 
 
-def _stored_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a checkpoint's vlm was made with; None where it does not say."""
+def _stored_vlm(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """{class_path, init_args} of a checkpoint's vlm; None where it does not say."""
     found: Any = checkpoint.get("config")
-    for key in ("model", "init_args", "vlm", "init_args"):
+    for key in ("model", "init_args", "vlm"):
         found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and isinstance(found.get("init_args"), dict) else None
 
 
 def file_sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -15,6 +16,13 @@ class Recorded:
         """The dotted name of its class."""
         return f"{type(self).__module__}.{type(self).__qualname__}"
 
+    def argument(self, name: str, given: Mapping[str, Any]) -> Any:
+        """`name` under the arguments `given`: theirs, or the default of the nearest class that has one (else None)."""
+        made_by = (vars(cls)["__init__"] for cls in type(self).__mro__ if "__init__" in vars(cls))
+        signatures = [inspect.signature(init).parameters for init in made_by]
+        defaults = [s[name].default for s in signatures if name in s and s[name].default is not inspect.Parameter.empty]
+        return given[name] if name in given else next(iter(defaults), None)
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
@@ -25,8 +33,12 @@ def _recording(init: Any) -> Any:
     @functools.wraps(init)
     def recording_init(self: Any, *args: Any, **kwargs: Any) -> None:
         if "init_args" not in vars(self):  # the class that is built, not its bases
-            given = inspect.signature(init).bind(self, *args, **kwargs).arguments
-            vars(self)["init_args"] = dict(list(given.items())[1:])
+            signature = inspect.signature(init)
+            given = dict(list(signature.bind(self, *args, **kwargs).arguments.items())[1:])
+            for name, parameter in signature.parameters.items():
+                if parameter.kind is inspect.Parameter.VAR_KEYWORD:  # they are arguments by their own names
+                    given |= given.pop(name, {})
+            vars(self)["init_args"] = given
         init(self, *args, **kwargs)
 
     return recording_init

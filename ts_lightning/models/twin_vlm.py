@@ -1,8 +1,7 @@
 """TWIST: a backbone with packages of experts beside its understanding experts. Legend as in `models.vlm`."""
 
 import copy
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from ts_lightning.grounding.codecs import Codec
 from ts_lightning.grounding.tasks import GROUNDING, UNDERSTANDING
-from ts_lightning.models.backbones.base import Backbone
+from ts_lightning.models.backbones.base import Backbone, notation
 from ts_lightning.models.encode import Encoder
 from ts_lightning.models.hub import on_disk
 from ts_lightning.models.low_rank import LowRankExpert, LowRankMoE, experts_of, nearest, written_out
@@ -33,8 +32,6 @@ from ts_lightning.models.routing import Routing, routing, rows_of
 from ts_lightning.models.task_router import TaskRouter
 from ts_lightning.models.twin import Alpha, Package, TokenRows, TwinExpert
 from ts_lightning.models.vlm import VLM
-
-log = logging.getLogger(__name__)
 
 
 class TwinExpertVLM(VLM):
@@ -119,11 +116,8 @@ class TwinExpertVLM(VLM):
         init_from = None if init_from is None else str(on_disk(init_from))
         if init_from is not None and is_package(init_from):
             stored = read_config(init_from)
-            self.check_options(stored["options"], init_from)
-            if (seen := stored["codec"]) != (own := _notation(self.codec)):
-                log.warning(
-                    "init_from %s: seen weights that were trained to write %s, here boxes are %s", init_from, seen, own
-                )
+            given = PackageOptions.stored(stored["options"], init_from).plain()
+            self.check_options({"init_args": {**given, "backbone": stored["backbone"]}}, init_from)
             self._read(init_from, package)
         elif init_from is not None:
             load_weights(self.trainable_state_dict(), init_from, self.identity(), check_options=self.check_options)
@@ -153,7 +147,7 @@ class TwinExpertVLM(VLM):
             "package": name,
             "base": self.identity(),
             "backbone": {"class_path": self.backbone.class_path, "init_args": self.backbone.init_args},
-            "codec": _notation(self.codec),
+            "codec": notation(self.codec),
             "options": self.options[name].plain(),
             "max_new_tokens": max_new_tokens,
         }
@@ -193,10 +187,16 @@ class TwinExpertVLM(VLM):
         self.options[name] = self.options[self.package]
         self.train(self.training)
 
-    @property
-    def weights_of(self) -> tuple[str, ...]:
-        seeds = () if self.options[self.package].expert_rank is None else ("seed_experts",)
-        return ("alpha_param", "train_token_rows", "new_tokens", *seeds)
+    def weights_of(self, weights: Collection[str]) -> dict[str, Any]:
+        options = self.options[self.package]
+        names = ["alpha_param", "new_tokens", "train_token_rows", "seed_experts"]
+        return {name: getattr(options, name) for name in names[: 3 if options.expert_rank is None else 4]}
+
+    def resolved(self, options: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
+        """As there; `seed_experts` is each layer's, of each of its experts."""
+        own = replace(self.options[self.package], seed_experts=options.get("seed_experts"))
+        layers = [_seeds(experts_of(twin.understanding), own) for _, twin, _ in self._packages(self.package)]
+        return super().resolved(options, codec) | {"seed_experts": [[n for n, _ in seeds] for seeds in layers]}
 
     def check_alpha(self, alpha: float | None) -> None:
         if alpha is not None and not 0 <= alpha <= 1:
@@ -358,13 +358,8 @@ class TwinExpertVLM(VLM):
         return [] if context.alpha_override == 1 else [pair for pair in named if pair[0] in context.packages]
 
 
-def _notation(codec: Codec) -> dict[str, Any]:
-    """How boxes are written, as `twin_config.json` holds it."""
-    return {"frame": codec.space.frame, "grid": codec.space.grid, "name": codec.name}
-
-
 def _check_notation(config: Mapping[str, Any], codec: Codec, folder: str | Path) -> None:
-    if config["codec"] != (expected := _notation(codec)):
+    if config["codec"] != (expected := notation(codec)):
         raise ValueError(f"package {folder}: codec: seen {config['codec']}, expected {expected} as of the backbone")
 
 

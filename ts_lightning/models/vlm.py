@@ -3,9 +3,11 @@
 Legend: B rows, T positions, N loss positions, H hidden size, V vocabulary.
 """
 
-import inspect
+import logging
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,7 @@ from transformers import GradientCheckpointingLayer
 from ts_lightning.grounding.codecs import Codec
 from ts_lightning.grounding.tasks import GROUNDING, UNDERSTANDING
 from ts_lightning.models.attention import block_masks, sections, takes_blocks, use_attention
-from ts_lightning.models.backbones.base import Backbone, number_of_pictures
+from ts_lightning.models.backbones.base import Backbone, notation, number_of_pictures
 from ts_lightning.models.backbones.hf import as_backbone
 from ts_lightning.models.encode import Encoder, TaskEncoder
 from ts_lightning.models.generate import generate_texts
@@ -33,6 +35,7 @@ from ts_lightning.models.task_router import TaskRouter
 from ts_lightning.models.zero_gradients import with_zero_gradients
 
 Result = TypeVar("Result")
+log = logging.getLogger(__name__)
 
 
 class VLM(Recorded, nn.Module):
@@ -55,7 +58,7 @@ class VLM(Recorded, nn.Module):
         super().__init__()
         self.backbone = backbone = as_backbone(backbone)
         self.init_args["backbone"] = backbone  # a folder's class is stored, not only its name
-        self.encoder = backbone.encoder
+        self.encoder = self.base_encoder = backbone.encoder  # the second stays as it is
         self.base_identity = backbone.identity()
         if quantization is not None:
             quantize(backbone.layers, quantization)
@@ -256,19 +259,42 @@ class VLM(Recorded, nn.Module):
         return {}
 
     def check_options(self, stored: Mapping[str, Any], where: str | Path, weights: Collection[str] = ()) -> None:
-        """ValueError names the first of `weights_of` that `weights` were trained under with another value than here."""
-        parameters = inspect.signature(type(self)).parameters
-        for name in self.weights_of:
-            trained, own = (given.get(name, parameters[name].default) for given in (stored, self.init_args))
-            trained, own = (list(value) if isinstance(value, tuple) else value for value in (trained, own))
-            if trained != own and (trained or own):  # "no tokens" is written in three ways
-                seen = f"seen weights that were trained with {trained!r}, expected {own!r} as here"
+        """ValueError names the first of `weights_of` that comes to something else here than where `weights` trained.
+
+        `stored` is the {class_path, init_args} of the vlm that they are of (no class: one like this). Another notation
+        of boxes is said in a warning: to train on in another one is a choice.
+        """
+        given, named = stored["init_args"], str(stored.get("class_path", type(self).__name__)).rpartition(".")[2]
+        codec, own = self.backbone.codec_of(given.get("backbone")), self.weights_of(weights)
+        written, here = notation(codec), notation(self.codec)
+        if written != here:
+            log.warning(
+                "init_from %s: seen weights that were trained to write %s, here boxes are %s", where, written, here
+            )
+        trained = {name: list(v) if isinstance(v := self.argument(name, given), tuple) else v for name in own}
+        if named == type(self).__name__:  # what neither call names is what the class makes of it
+            unsaid = {name for name in own if name not in given and name not in self.init_args}
+            trained |= {name: own[name] for name in unsaid}
+        one, other = self.resolved(trained, codec), self.resolved(own, self.codec)
+        for name in own:
+            if one[name] != other[name]:
+                ours, theirs = ("", "") if trained[name] != own[name] else (f" of {here}", f" of {written}")
+                seen = f"seen weights that were trained with {trained[name]!r}{theirs}, "
+                seen += f"expected {own[name]!r}{ours} as here"
                 raise ValueError(f"init_from {where}: {name}: {seen}: under another value they are something else")
 
-    @property
-    def weights_of(self) -> tuple[str, ...]:
-        """Arguments under which trained weights of the same names and shapes are something else."""
-        return ()
+    def weights_of(self, weights: Collection[str]) -> dict[str, Any]:
+        """Options, as they are here, under which `weights` of the same names and shapes are something else."""
+        return {}
+
+    def resolved(self, options: Mapping[str, Any], codec: Codec) -> dict[str, Any]:
+        """What options come to where `codec` writes boxes: tokens as their texts, in the order of their rows."""
+        encoder = replace(self.base_encoder, codec=codec)
+        new = encoder.no_tokens_yet(options.get("new_tokens") or ())
+        with warnings.catch_warnings():  # of texts that are several tokens: said where the rows are made
+            warnings.simplefilter("ignore")
+            rows = encoder.with_tokens(new)[0].row_tokens(options.get("train_token_rows"))
+        return {**options, "new_tokens": new, "train_token_rows": list(dict.fromkeys([*rows, *new]))}
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """The parameters that train, by name, detached."""
@@ -310,7 +336,7 @@ class PlainVLM(VLM):
         if quantization is not None and train:
             raise ValueError(f"quantization: seen {quantization!r} for a base that trains, expected null or train: []")
         super().__init__(backbone, activation_checkpointing, attention, quantization)
-        backbone = self.backbone
+        backbone, self.new_tokens = self.backbone, list(new_tokens)
         if texts := self.encoder.no_tokens_yet(new_tokens):
             self._add_tokens(texts)
         names = [name for name, _ in backbone.model.named_parameters()]
@@ -330,15 +356,11 @@ class PlainVLM(VLM):
             own, check = self._parameters_by_name(), self.check_options
             self.changed |= load_weights(own, init_from, self.identity(), required=(), check_options=check)
 
-    @property
-    def weights_of(self) -> tuple[str, ...]:
-        return ("new_tokens",)
-
-    def check_options(self, stored: Mapping[str, Any], where: str | Path, weights: Collection[str] = ()) -> None:
-        """As `VLM.check_options` where rows of tokens come; a stage before may have trained a projector alone."""
+    def weights_of(self, weights: Collection[str]) -> dict[str, Any]:
+        """Tokens, where their rows come; a stage before may have trained a projector alone."""
         matrices = (self.backbone.embedding.weight, self.backbone.head.weight)
-        if any(name in weights for name, p in self.named_parameters() if any(p is matrix for matrix in matrices)):
-            super().check_options(stored, where, weights)
+        rows = [name for name, p in self.named_parameters() if any(p is matrix for matrix in matrices)]
+        return {"new_tokens": self.new_tokens} if any(name in weights for name in rows) else {}
 
     @torch.no_grad()
     def _add_tokens(self, texts: list[str]) -> None:

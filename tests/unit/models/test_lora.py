@@ -22,7 +22,7 @@ from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.lora import read_adapter
 from ts_lightning.models.moe import MoE
 from ts_lightning.pipelines.toy_world.shards import grounding_samples, understanding_samples
-from ts_lightning.runs.class_paths import instantiate
+from ts_lightning.runs.class_paths import instantiate, plain
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 4, "vision_layers": 1, "num_heads": 2}
 SAMPLES = [*grounding_samples("train", 3, ("localization", "rec")), *understanding_samples("train", 3)]
@@ -147,6 +147,35 @@ def test_an_adapter_that_would_be_scaled_otherwise_is_refused(tmp_path: Path) ->
                 LoRAVLM(backbone(), rank=2, **other, train_token_rows=["codec"], init_from=start)
         with pytest.raises(ValueError, match=r"train_token_rows: .* trained with \['codec'\], expected \[' boat'\]"):
             LoRAVLM(backbone(), rank=2, lora_alpha=4, train_token_rows=[" boat"], init_from=start)
+
+
+class MineLoRA(LoRAVLM):
+    """An adapter of somebody's own, which decides for itself."""
+
+    def __init__(self, backbone: TinyBackbone, **kw: Any) -> None:
+        super().__init__(backbone, rank=2, lora_alpha=4, **kw)
+
+
+def test_an_adapter_of_ones_own_starts_from_its_weights(tmp_path: Path, caplog: Any) -> None:
+    vlm = shaken(MineLoRA(backbone(), train_token_rows=["codec"]))
+    vlm.save_pretrained(tmp_path / "adapter")
+    state = {f"vlm.{key}": value for key, value in vlm.trainable_state_dict().items()}
+    config = {"model": {"init_args": {"vlm": plain(vlm, "vlm")}}}
+    torch.save({"state_dict": state, "base": vlm.identity(), "config": config}, tmp_path / "x.ckpt")
+    texts = vlm.encoder.row_tokens(["codec"])
+    for start in map(str, (tmp_path / "adapter", tmp_path / "x.ckpt")):
+        for rows in (["codec"], texts):
+            again = MineLoRA(backbone(), train_token_rows=rows, init_from=start)
+            assert all(map(torch.equal, again.trainable_state_dict().values(), vlm.trainable_state_dict().values()))
+        assert "init_from" not in caplog.text
+        MineLoRA(TinyBackbone(pretrained=None, codec="mirg", **SIZES), train_token_rows=texts, init_from=start)
+        assert "trained to write {'frame': 'original', 'grid': '100', 'name': 'scout'}" in caplog.text
+        caplog.clear()
+    with pytest.raises(ValueError, match="lora_alpha: seen weights that were trained with 4, expected 256"):
+        LoRAVLM(backbone(), rank=2, train_token_rows=["codec"], init_from=str(tmp_path / "adapter"))
+    LoRAVLM(backbone(), rank=2).save_pretrained(tmp_path / "plain")
+    with pytest.raises(ValueError, match=r"lora_alpha: seen weights that were trained with 256.*, expected 4"):
+        MineLoRA(backbone(), init_from=str(tmp_path / "plain"))
 
 
 @torch.no_grad()

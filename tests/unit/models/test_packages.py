@@ -18,6 +18,7 @@ from ts_lightning.models.package import read_package
 from ts_lightning.models.vlm import VLM
 from ts_lightning.pipelines.toy_world.shards import grounding_samples, understanding_samples
 from ts_lightning.reports.certificate import certify_on
+from ts_lightning.runs.class_paths import plain
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 4, "vision_layers": 1, "num_heads": 2}
 GROUNDING = list(grounding_samples("train", 4, ("localization", "rec")))
@@ -112,6 +113,81 @@ def test_a_package_in_another_notation_is_refused(notation: dict, tmp_path: Path
     assert not caplog.text
     TwinExpertVLM(backbone(**notation), init_from=str(tmp_path))  # to train on in another one
     assert "trained to write {'frame': 'original', 'grid': '100', 'name': 'scout'}" in caplog.text
+
+
+class Mine(TwinExpertVLM):
+    """A vlm of somebody's own: one argument more, the others as they come."""
+
+    def __init__(self, backbone: TinyBackbone, bonus: float = 1.0, **kw: Any) -> None:
+        super().__init__(backbone, **kw)
+        self.bonus = bonus
+
+
+class MineRows(TwinExpertVLM):
+    """One that decides for itself."""
+
+    def __init__(self, backbone: TinyBackbone, init_from: str | None = None) -> None:
+        super().__init__(backbone, alpha_param="sigmoid", train_token_rows=[" boat"], init_from=init_from)
+
+
+def checkpoint(vlm: VLM, path: Path) -> Path:
+    """As a module's: the weights, the base, the vlm's class and arguments."""
+    state = {f"vlm.{key}": value for key, value in vlm.trainable_state_dict().items()}
+    config = {"model": {"init_args": {"vlm": plain(vlm, "vlm")}}}
+    torch.save({"state_dict": state, "base": vlm.identity(), "config": config}, path)
+    return path
+
+
+def test_a_vlm_of_ones_own_starts_from_its_weights(tmp_path: Path) -> None:
+    """`bonus` is nothing to a package; what no call names is the class's own."""
+    raw, own = shaken(Mine(backbone(), bonus=2.0)), shaken(MineRows(backbone()))
+    raw.save_pretrained(tmp_path / "raw")
+    own.save_pretrained(tmp_path / "own")
+    for start in (tmp_path / "raw", checkpoint(raw, tmp_path / "raw.ckpt")):
+        again = Mine(backbone(), init_from=str(start))
+        assert all(map(torch.equal, again.trainable_state_dict().values(), raw.trainable_state_dict().values()))
+        with pytest.raises(ValueError, match="alpha_param: seen weights that were trained with 'raw', expected 'sig"):
+            Mine(backbone(), alpha_param="sigmoid", init_from=str(start))
+    for start in (tmp_path / "own", checkpoint(own, tmp_path / "own.ckpt")):
+        again = MineRows(backbone(), init_from=str(start))
+        assert all(map(torch.equal, again.trainable_state_dict().values(), own.trainable_state_dict().values()))
+    assert Mine.from_pretrained(tmp_path / "raw", backbone()).bonus == 1.0
+    named = Mine(backbone(), alpha_param="sigmoid")
+    assert named.init_args.keys() == {"backbone", "alpha_param"}
+    with pytest.raises(ValueError, match="alpha_param: seen weights that were trained with 'sigmoid', expected 'raw'"):
+        Mine(backbone(), init_from=str(checkpoint(named, tmp_path / "named.ckpt")))
+    with pytest.raises(ValueError, match="alpha_param: seen weights that were trained with 'raw', expected 'sigmoid'"):
+        MineRows(backbone(), init_from=str(checkpoint(TwinExpertVLM(backbone()), tmp_path / "twin.ckpt")))
+
+
+def test_what_options_come_to_is_compared(tmp_path: Path, caplog: Any) -> None:
+    """qwen2_5_vl and chatspot have 13 rows each, the ten digits first; their marks are others."""
+    trained = TwinExpertVLM(backbone(codec="qwen2_5_vl"), train_token_rows=["codec"])
+    trained.save_pretrained(tmp_path / "rows")
+    texts = trained.encoder.of_task(1).row_tokens(["codec"])
+    other = backbone(codec="chatspot")
+    assert len(texts) == len(other.encoder.row_tokens(["codec"])) == 13
+    for start in map(str, (tmp_path / "rows", checkpoint(trained, tmp_path / "rows.ckpt"))):
+        TwinExpertVLM(backbone(codec="qwen2_5_vl"), train_token_rows=texts, init_from=start)
+        assert "init_from" not in caplog.text
+        seen = (
+            r"train_token_rows: .* with \['codec'\] of .*'name': 'qwen2_5_vl'.*, expected \['codec'\] of .*'chatspot'"
+        )
+        with pytest.raises(ValueError, match=seen):
+            TwinExpertVLM(backbone(codec="chatspot"), train_token_rows=["codec"], init_from=start)
+        TwinExpertVLM(backbone(codec="chatspot"), train_token_rows=texts, init_from=start)
+        assert f"{start}: seen weights that were trained to write" in caplog.text
+        caplog.clear()
+    ranked = TwinExpertVLM(backbone(), expert_rank=2)
+    ranked.save_pretrained(tmp_path / "rank")
+    for start in map(str, (tmp_path / "rank", checkpoint(ranked, tmp_path / "rank.ckpt"))):
+        for seeds in ([0, 1], [0, 1, 0]):  # of two experts: 0 and 1, as for None
+            TwinExpertVLM(backbone(), expert_rank=2, seed_experts=seeds, init_from=start)
+        with pytest.raises(ValueError, match=r"seed_experts: .* trained with None, expected \[1, 0\]"):
+            TwinExpertVLM(backbone(), expert_rank=2, seed_experts=[1, 0], init_from=start)
+    grid = checkpoint(TwinExpertVLM(backbone(codec_grid="1000")), tmp_path / "grid.ckpt")
+    TwinExpertVLM(backbone(), init_from=str(grid))
+    assert "trained to write {'frame': 'original', 'grid': '1000', 'name': 'scout'}, here boxes are" in caplog.text
 
 
 @torch.no_grad()

@@ -219,7 +219,7 @@ def test_new_tokens_of_a_plain_vlm_are_rows_of_its_matrices() -> None:
     assert torch.equal(again.backbone.embedding.weight, vlm.backbone.embedding.weight)
 
 
-def test_rows_of_other_new_tokens_are_refused(tmp_path: Path) -> None:
+def test_rows_of_other_new_tokens_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Two rows fit behind any two texts; a stage that trained none of the matrices says nothing of their rows."""
     vlm, path = PlainVLM(backbone(), new_tokens=["<loc>", "</loc>"]), tmp_path / "x.ckpt"
     state = {f"vlm.{key}": value for key, value in vlm.trainable_state_dict().items()}
@@ -232,6 +232,11 @@ def test_rows_of_other_new_tokens_are_refused(tmp_path: Path) -> None:
     assert few
     torch.save({"state_dict": few, "base": vlm.identity(), "config": config}, path)
     PlainVLM(backbone(), new_tokens=["<part>"], init_from=str(path))
+    assert "init_from" not in caplog.text
+    other = TinyBackbone(**{**backbone().init_args, "codec": "mirg"})
+    PlainVLM(other, new_tokens=["<part>"], init_from=str(path))
+    assert "init_from" in caplog.text
+    assert "trained to write {'frame': 'original', 'grid': '100', 'name': 'scout'}" in caplog.text
 
 
 def test_a_standalone_model_has_its_new_tokens(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from ts_lightning.grounding.codecs import Codec, backbone_codec
 from ts_lightning.models.cache import GrowingLayer
 from ts_lightning.models.encode import Encoder
 from ts_lightning.models.moe import MoE
@@ -28,6 +29,7 @@ class Backbone(Recorded, nn.Module):
     mlp_name = "mlp"
     made_by: tuple[str, ...] = ("config", "seed")  # arguments that a saved folder makes needless
     branches = True  # several answers may stand behind one prompt (`models.packing`)
+    native_codec = "scout"  # where no codec is named
     unused: tuple[str, ...] = ()  # patterns of parameters that no gradient reaches; they never train
     pixel_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     pixel_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
@@ -116,6 +118,21 @@ class Backbone(Recorded, nn.Module):
     def identity(self) -> dict[str, Any]:
         """Plain values that name this backbone: class, name, and the sha256 of its weights."""
         return {"class": type(self).__name__, "name": self.name, "sha256": weights_sha256(self.model)}
+
+    def codec_of(self, stored: Any) -> Codec:
+        """The notation of this base as a checkpoint describes it: {class_path, init_args}, or a folder's name."""
+        given = stored.get("init_args", {}) if isinstance(stored, Mapping) else {}
+        names = ("codec", "codec_grid", "pixel_mode")
+        told, own = ([self.argument(name, of) for name in names] for of in (given, self.init_args))
+        if told == own:
+            return self.encoder.codec
+        codec, grid, mode = told
+        return backbone_codec(codec or self.native_codec, grid, (1, 1), mode or self.encoder.pixel_mode)
+
+
+def notation(codec: Codec) -> dict[str, Any]:
+    """How boxes are written, as `twin_config.json` holds it."""
+    return {"frame": codec.space.frame, "grid": codec.space.grid, "name": codec.name}
 
 
 def number_of_pictures(batch: Mapping[str, Any]) -> int:

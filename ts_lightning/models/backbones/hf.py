@@ -93,6 +93,7 @@ class HFBackbone(Backbone):
         folder = Path(pretrained)
         config = config_of(folder)
         self.family = config.model_type
+        self.native_codec = CODECS.get(self.family, "scout")
         self.side_files = side_files(folder)
         tokenizer = read_tokenizer(folder)
         self.processor = load_processor(folder, config, tokenizer)
@@ -128,7 +129,7 @@ class HFBackbone(Backbone):
             image_size=side or 0,
             max_length=max_length,
             pixel_mode=mode,
-            codec=backbone_codec(codec or CODECS.get(self.family, "scout"), codec_grid, size, mode),
+            codec=backbone_codec(codec or self.native_codec, codec_grid, size, mode),
             template=chat.template,
             processor=self.processor,
             mark=chat.mark,

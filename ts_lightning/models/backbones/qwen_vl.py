@@ -152,13 +152,14 @@ class QwenVLBackbone(HubBackbone):
         size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
         self.side_files = with_pixels(self.side_files, {"size": size})
         resized = partial(smart_size, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
+        self.native_codec = settings.model_type
         self.encoder = PatchEncoder(
             tokenizer=tokenizer,
             image_token=self.image_token,
             image_tokens=0,
             image_size=0,
             max_length=max_length,
-            codec=backbone_codec(codec or settings.model_type, codec_grid, resized),
+            codec=backbone_codec(codec or self.native_codec, codec_grid, resized),
             template=self.template,
             patch=vision.patch_size,
             merge=vision.spatial_merge_size,
