@@ -15,11 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from tests import ranks
 from tests.integration import tiny
 from ts_lightning.cli import main
 from ts_lightning.data.write import write_shards
+from ts_lightning.models import TwinExpertVLM
+from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.pipelines.toy_world.multi_image import multi_image_samples
 from ts_lightning.rl import RolloutCallback
 from ts_lightning.rl.completion import Completion
@@ -137,6 +140,17 @@ def test_kl_is_exactly_zero_in_bf16(shards: str, tmp_path: Path) -> None:
     kl = [float(row["train/kl"]) for row in rows(tmp_path)]
     assert kl[0] == 0.0
     assert kl[1] > 0
+
+
+def test_the_reference_is_as_exact_after_a_second_setup() -> None:
+    module = GRPO(TwinExpertVLM(TinyBackbone()))
+    module.trainer = Trainer(precision="bf16-mixed", accelerator="cpu", logger=False, enable_checkpointing=False)
+    for stage in ("fit", "validate", "fit"):
+        module.setup(stage)
+    own, kept = (module.vlm.package_tensors(name) for name in module.vlm.options)
+    assert own
+    assert all(torch.equal(value, kept[name]) for name, value in own.items())
+    assert {value.dtype for value in kept.values() if value.is_floating_point()} == {torch.float32}
 
 
 @pytest.mark.parametrize("updates", [1, 2])

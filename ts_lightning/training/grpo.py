@@ -93,6 +93,11 @@ class GRPO(BaseModule):
         if stage == "fit" and self.kl_coeff and self.reference is None:
             self.reference = ReferencePolicy(self.vlm, self.offload_reference)
 
+    def _hold_dtypes(self) -> None:
+        # Every fit, validate and test sets up again: the reference is frozen by then, and would be rounded to 16 bits.
+        if self.reference is None:
+            super()._hold_dtypes()
+
     def configure_model(self) -> None:
         super().configure_model()
         if self.reference is not None and is_sharded(self.vlm):
