@@ -45,7 +45,7 @@ def _folder(data: Path) -> Kind:
         return Kind("coco", data, "COCO's folder", {"tasks": BY_NAME})
     if has("refs(*).p"):
         return _refcoco(data)
-    if splits := sorted(data.glob("*.pth")):
+    if splits := found(data, "*.pth"):
         return _file(next((file for file in splits if "train" in file.stem), splits[0]))
     if has("Annotations/*.xml"):
         return Kind("voc", data, "a VOC folder", {"tasks": BY_NAME})

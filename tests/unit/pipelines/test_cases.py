@@ -654,7 +654,7 @@ def test_a_folder_of_several_splits_is_asked_for_one(names: list[str], splits: s
         else:
             put(tmp_path / f"{name}.json", [row])
     for read in (llava.read, ms_swift.read):
-        with pytest.raises(ValueError, match=f"seen files of the splits {splits}, expected one: --split NAME"):
+        with pytest.raises(ValueError, match=f"seen files of the splits {splits}, expected one: a file"):
             list(read(tmp_path))
         assert len(list(read(tmp_path, split="train"))) == 2
         with pytest.raises(ValueError, match=f"split: seen tes, expected a word of a file's name in .*: {splits}"):
@@ -665,6 +665,32 @@ def test_a_folder_of_several_splits_is_asked_for_one(names: list[str], splits: s
     assert len(list(llava.read(tmp_path))) == 1
     with pytest.raises(ValueError, match="split: seen val with the file"):
         list(llava.read(next(tmp_path.glob("**/*.[jp]*")), split="val"))
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["testA", "testB", "train"], "testA, testB, train"),
+        (["test", "trainval"], "test, trainval"),
+        (["my", "my_test"], "none, test"),
+        (["myTest", "myTrain"], "Test, Train"),
+        (["minival", "train"], "minival, train"),
+        (["testing", "training"], "testing, training"),
+        (["train_1", "training_2"], ""),
+        (["contest", "latest", "trainer"], ""),
+        (["val_1", "val_2"], ""),
+    ],
+)
+def test_held_out_files_are_known_by_a_word_of_their_names(names: list[str], splits: str, tmp_path: Path) -> None:
+    for name in names:
+        put(tmp_path / f"{name}.json", [])
+    if not splits:
+        assert len(llava.row_files(tmp_path, "rows")) == len(names)
+        return
+    with pytest.raises(ValueError, match=f"seen files of the splits {splits}, expected one: a file as the path"):
+        llava.row_files(tmp_path, "rows")
+    held_out = next(word for word in splits.split(", ") if not word.lower().startswith(("train", "none")))
+    assert len(llava.row_files(tmp_path, "rows", held_out)) == 1
 
 
 def test_captions_alone(tmp_path: Path) -> None:

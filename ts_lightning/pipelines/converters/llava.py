@@ -22,7 +22,13 @@ from ts_lightning.pipelines.converters.conversation import (
 from ts_lightning.pipelines.converters.files import rows
 from ts_lightning.pipelines.converters.source import LeftOut, Picture, Pictures, clean, found, make, pick, stems
 
-_SPLIT = re.compile(r"(?<![a-z])(train|val|valid|validation|dev|test|testmini|eval)(?![a-z])", re.IGNORECASE)
+
+def _word(pattern: str) -> re.Pattern[str]:
+    """A word of a file's name: between other signs than letters, or as in myTest."""
+    return re.compile(rf"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))((?i:{pattern})[AB]?)(?![a-z])")
+
+
+_SPLIT = _word("train(?:ing|val)?|minival|val(?:id(?:ation)?)?|dev|test(?:ing|mini)?|eval")
 
 
 def read(
@@ -70,8 +76,8 @@ def read(
 def row_files(path: Path, what: str, split: str | None = None) -> list[Path]:
     """The files of rows in a folder, also in `data/` of one of Hugging Face's; or the one file `path`.
 
-    `split` is a word of their names. ValueError for a folder of several splits without it: a test set is not trained on
-    unawares.
+    `split` is a word of their names. ValueError for files of a held-out split beside others without it: a test set is
+    not trained on unawares.
     """
     if not path.is_dir():
         if split is not None:
@@ -81,13 +87,14 @@ def row_files(path: Path, what: str, split: str | None = None) -> list[Path]:
     files = [file for file in found(path, *patterns) if file.name != "dataset_info.json"]
     if not files:
         raise ValueError(f"{path}: seen no {' or '.join(patterns[:3])}, expected {what} in it")
-    splits = {match[1].lower() for file in files if (match := _SPLIT.search(file.stem))}
-    if split is None and len(splits) > 1:
-        names = ", ".join(sorted(splits))
-        raise ValueError(f"{path}: seen files of the splits {names}, expected one: --split NAME, or a file as the path")
+    words = [_SPLIT.search(file.stem) for file in files]
+    splits = {word[1] if word else "none" for word in words}
+    held_out = any(word and not word[1].lower().startswith("train") for word in words)
+    if split is None and held_out and len(splits) > 1:
+        seen = f"seen files of the splits {', '.join(sorted(splits))}"
+        raise ValueError(f"{path}: {seen}, expected one: a file as the path (or `data convert` with --split NAME)")
     if split is not None:
-        word = re.compile(rf"(?<![a-z]){re.escape(split)}(?![a-z])", re.IGNORECASE)
-        files = [file for file in files if word.search(file.stem)]
+        files = [file for file in files if _word(re.escape(split)).search(file.stem)]
     if not files:
         raise ValueError(
             f"split: seen {split}, expected a word of a file's name in {path}: {', '.join(sorted(splits))}"
