@@ -38,6 +38,9 @@ def _recording(init: Any) -> Any:
             for name, parameter in signature.parameters.items():
                 if parameter.kind is inspect.Parameter.VAR_KEYWORD:  # they are arguments by their own names
                     given |= given.pop(name, {})
+                elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and name in given:
+                    expected = "expected each by its name, by which a checkpoint builds the class again"
+                    raise ValueError(f"{type(self).__name__}: seen {len(given[name])} values for *{name}, {expected}")
             vars(self)["init_args"] = given
         init(self, *args, **kwargs)
 

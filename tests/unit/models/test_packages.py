@@ -130,12 +130,25 @@ class MineRows(TwinExpertVLM):
         super().__init__(backbone, alpha_param="sigmoid", train_token_rows=[" boat"], init_from=init_from)
 
 
+class MineAnyhow(TwinExpertVLM):
+    """One that hands everything on."""
+
+    def __init__(self, *args: Any, **kw: Any) -> None:
+        super().__init__(*args, **kw)
+
+
 def checkpoint(vlm: VLM, path: Path) -> Path:
     """As a module's: the weights, the base, the vlm's class and arguments."""
     state = {f"vlm.{key}": value for key, value in vlm.trainable_state_dict().items()}
     config = {"model": {"init_args": {"vlm": plain(vlm, "vlm")}}}
     torch.save({"state_dict": state, "base": vlm.identity(), "config": config}, path)
     return path
+
+
+def test_arguments_without_names_could_not_be_built_again() -> None:
+    with pytest.raises(ValueError, match=r"MineAnyhow: seen 2 values for \*args, expected each by its name"):
+        MineAnyhow(TinyBackbone(), 2)
+    assert MineAnyhow(backbone=TinyBackbone(), num_experts=3).init_args["num_experts"] == 3
 
 
 def test_a_vlm_of_ones_own_starts_from_its_weights(tmp_path: Path) -> None:
