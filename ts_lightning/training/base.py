@@ -27,14 +27,7 @@ from ts_lightning.runs.fsdp2 import ShardedModule
 from ts_lightning.runs.nonfinite import SkipNonFinite
 from ts_lightning.runs.package_state import pack, stored_hparams, unpack
 from ts_lightning.training.callbacks import DataPosition, Throughput
-from ts_lightning.training.optimizer import (
-    Factory,
-    build_optimizer,
-    build_schedule,
-    keep_numbers,
-    own_numbers,
-    without_exchange,
-)
+from ts_lightning.training.optimizer import build_optimizer, build_schedule, keep_numbers, own_numbers, without_exchange
 from ts_lightning.training.records import answer_lengths, batch_records
 from ts_lightning.training.schedule import WarmupCosine, planned_steps
 from ts_lightning.training.silence import StopWithoutGradient
@@ -80,7 +73,7 @@ class BaseModule(ShardedModule):
         self.save_hyperparameters()
         self.strict_loading = False  # checkpoints hold what trained; `unpack` checks them instead
         self.vlm = vlm
-        self.make_optimizer, self.make_scheduler = Factory(optimizer), Factory(lr_scheduler)
+        self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.alpha_lr_factor, self.max_new_tokens = alpha_lr_factor, max_new_tokens
         self.suite_metrics, self.routed_LE = SuiteMetrics(), []
         self.constrain = constrain

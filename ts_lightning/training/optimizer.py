@@ -16,22 +16,6 @@ GROUPS = ("decay", "no_decay", "alpha")
 RESTORED = ("lr", "momentum")
 
 
-class Factory:
-    """Makes an optimizer or a schedule; copies of a module share it.
-
-    The command line's factories hold the parser, the trainer and the run's lock, of which there are no copies.
-    """
-
-    def __init__(self, make: Callable[..., Any]) -> None:
-        self.make = make
-
-    def __call__(self, *args: Any) -> Any:
-        return self.make(*args)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Factory":
-        return self
-
-
 def groups_of(module: nn.Module) -> dict[str, list[Parameter]]:
     """The trainable parameters by the name of their group, in the module's order.
 

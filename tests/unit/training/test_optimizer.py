@@ -1,6 +1,5 @@
 """Learning-rate schedule and parameter groups."""
 
-import copy
 import functools
 import math
 from types import SimpleNamespace
@@ -31,14 +30,6 @@ def rates(schedule: WarmupCosine, steps: int) -> list[float]:
         schedule.optimizer.step()
         schedule.step()
     return seen
-
-
-def test_a_copy_of_a_module_shares_what_makes_its_optimizer() -> None:
-    """The command line's holds a parser and locks, of which there are no copies."""
-    module = SFT(PlainVLM(TinyBackbone(pretrained=None, num_layers=2), train=[]))
-    other = copy.deepcopy(module)
-    assert other.make_optimizer is module.make_optimizer
-    assert other.vlm is not module.vlm
 
 
 def test_warm_up_then_cosine() -> None:
