@@ -65,7 +65,7 @@ def take_flag(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 @contextmanager
 def allowing(names: Sequence[str]) -> Iterator[None]:
-    """The names are allowed beside those of the environment, here and in the processes that are started inside."""
+    """Inside, the names are allowed beside those of the environment, here and in the processes that are started."""
     before = os.environ.get(EXTRA_VARIABLE)
     if names:
         os.environ[EXTRA_VARIABLE] = ",".join([*([before] if before else []), *names])
@@ -77,6 +77,9 @@ def allowing(names: Sequence[str]) -> Iterator[None]:
             os.environ[EXTRA_VARIABLE] = before
         else:
             os.environ.pop(EXTRA_VARIABLE, None)
+        if names:
+            set_parsing_settings(import_path_denylist=list(names))
+            restrict_class_paths()  # what is listed stays allowed, by whatever name it was given
 
 
 def not_from_a_file(value: str) -> NoReturn:

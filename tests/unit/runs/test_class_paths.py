@@ -111,10 +111,12 @@ def test_names_are_allowed_beside_those_of_the_environment_and_for_a_while(monke
     for setting in ("import_path_verdicts", "import_paths_enforced", "instantiate_subclass_spec_in_any"):
         monkeypatch.setitem(parsing_settings, setting, parsing_settings[setting])
     monkeypatch.setenv(EXTRA_VARIABLE, "string")
-    with allowing(["fractions"]):
-        assert os.environ[EXTRA_VARIABLE] == "string,fractions"
+    with allowing(["fractions", "torch.optim.AdamW"]):
+        assert os.environ[EXTRA_VARIABLE] == "string,fractions,torch.optim.AdamW"
         assert parsing_settings["import_path_verdicts"]["fractions"]
     assert os.environ[EXTRA_VARIABLE] == "string"
+    verdicts = parsing_settings["import_path_verdicts"]
+    assert [verdicts[name] for name in ("fractions", "string", "torch.optim.AdamW")] == [False, True, True]
     monkeypatch.delenv(EXTRA_VARIABLE)
     with allowing([]):
         assert EXTRA_VARIABLE not in os.environ
