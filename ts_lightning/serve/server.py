@@ -113,15 +113,19 @@ def make_app(
     async def chat(request: Request) -> Response:
         declared = request.headers.get("content-length", "")
         small = declared.isdecimal() and int(declared) <= MAX_ASKED_BYTES
-        body = await (read_body(request, MAX_ASKED_BYTES) if small else received(request, MAX_CHAT_BYTES))
-        asked = read_chat(body, models)
+        # no name for the body: it would be kept until the answer has ended
+        asked = read_chat(
+            await (read_body(request, MAX_ASKED_BYTES) if small else received(request, MAX_CHAT_BYTES)), models
+        )
         sizes: list[tuple[int, int]] = []
 
         def prepare() -> Begun:
             sizes.extend(map(check_picture, asked.images))
             talk = Conversation(asked.images, (), asked.texts, sizes)
             how = {"sampler": asked.sampler, "top": asked.top}
-            return begin(vlm, talk, models[asked.model], task_of, asked.max_tokens, asked.constrain, **how)
+            begun = begin(vlm, talk, models[asked.model], task_of, asked.max_tokens, asked.constrain, **how)
+            asked.images.clear()  # the model has its own of them
+            return begun
 
         question = Question(prepare, sum(map(len, asked.images)))
         line = enter(question, asked.model)
