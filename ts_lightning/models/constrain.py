@@ -6,7 +6,7 @@ It works on texts: the notation is taken from what the codec writes, tokens coun
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,18 @@ _DIGITS = re.compile(r"[0-9.]*")
 _BYTE = re.compile(r"<0x([0-7][0-9A-F])>")
 _BASE = (0.1, 0.2, 0.6, 0.7)
 KEPT = 4096  # masks that are kept for states that come again
+
+
+class Place(NamedTuple):
+    """Where in a begun box a text ends: in which of its nine parts, and what is written of that.
+
+    Parts are a literal, a number, and so on to the last literal. known: the coordinates that later numbers have to fit;
+    those of an axis whose two numbers are written are None again, so that like places are one.
+    """
+
+    part: int = 0
+    written: str = ""
+    known: tuple[float | None, ...] = (None,) * 4
 
 
 class Notation:
@@ -49,59 +61,65 @@ class Notation:
         corner = _NUMBER.findall(codec.format([(0.0, 0.0, 1.0, 1.0)], size))[slots[0]]
         width = len(corner) if corner[0] == "0" and "." not in corner else 1
         self.values = [_axis(codec, size, axis, width) for axis in (0, 1)]
-        self.ends = [max(values.values()) for values in self.values]
+        self.starts, self.ends = ([side(values.values()) for values in self.values] for side in (min, max))
         self.prefixes = [_prefixes(values) for values in self.values]
         self.longest = sum(map(len, self.literals)) + 4 * max(len(t) for values in self.values for t in values)
         self.letters = set("0123456789.").union(*self.literals)
 
-    def inside(self, text: str) -> int | None:
-        """Of a text that follows an opening: where its box ends, -1 for the beginning of a box, None for no box."""
-        at, known = 0, dict[int, float]()
-        for k, literal in enumerate(self.literals):
-            if not text.startswith(literal, at):
-                return -1 if literal.startswith(text[at:]) else None
-            at += len(literal)
-            if k == 4:
-                return at
-            coordinate = self.order[k]
-            axis = coordinate % 2
-            other = known.get((coordinate + 2) % 4)
-            match = _DIGITS.match(text, at)
-            number = match[0] if match else ""
-            # a literal may begin with a character of numbers: take what is a number of the grid
-            while number and number not in self.prefixes[axis]:
-                number = number[:-1]
-            rest = text[at + len(number) :]
-            if not rest:
-                return -1 if number == "" or self._fits(self.prefixes[axis][number], coordinate, other) else None
-            if number not in self.values[axis]:
-                return None
-            value = self.values[axis][number]
-            if not self._fits((value, value), coordinate, other):
-                return None
-            known[coordinate] = value
-            at += len(number)
-        return None
+    def go_on(self, place: Place, text: str, at: int = 0) -> tuple[Place | None, int] | None:
+        """Follow a text from `at` on: (place at its end, its length), (None, where the box ends), None for no box."""
+        part, written, known = place
+        while True:
+            if part % 2 == 0:
+                missing = self.literals[part // 2][len(written) :]
+                if not text.startswith(missing, at):
+                    rest = text[at:]
+                    return (Place(part, written + rest, known), len(text)) if missing.startswith(rest) else None
+                at += len(missing)
+                if part == 8:
+                    return None, at
+            else:
+                coordinate = self.order[part // 2]
+                axis, opposite = coordinate % 2, (coordinate + 2) % 4
+                match = _DIGITS.match(text, at)
+                number = written + (match[0] if match else "")
+                # a literal may begin with a character of numbers: take what is a number of the grid
+                while number and number not in self.prefixes[axis]:
+                    number = number[:-1]
+                at += len(number) - len(written)
+                span = self.prefixes[axis][number] if number else None
+                if at == len(text):
+                    fits = span is None or self._fits(span, coordinate, known[opposite])
+                    return (Place(part, number, known), at) if fits else None
+                value = self.values[axis].get(number)
+                if value is None or not self._fits((value, value), coordinate, known[opposite]):
+                    return None
+                known = _with(known, coordinate, value) if known[opposite] is None else _with(known, opposite, None)
+            part, written = part + 1, ""
 
     def _fits(self, span: tuple[float, float], coordinate: int, other: float | None) -> bool:
         """Whether a number of this span leaves, or makes, a box that is not empty."""
         axis, low = coordinate % 2, coordinate < 2
         if other is None:
-            return span[0] < self.ends[axis] if low else span[1] > min(self.values[axis].values())
+            return span[0] < self.ends[axis] if low else span[1] > self.starts[axis]
         return span[0] < other if low else span[1] > other
 
-    def state(self, text: str) -> str | None:
-        """Of a text: what is still open, from its opening on; "" for nothing, None where a begun box is none."""
-        at = text.find(self.opening)
-        while at >= 0:
-            start = at + len(self.opening)
-            end = self.inside(text[start:])
-            if end is None:
-                return None
-            if end < 0:
-                return text[at:]
-            at = text.find(self.opening, start + end)
-        return ""
+    def read(self, place: Place | str, text: str) -> Place | str | None:
+        """Where a text ends that goes on from a place in a box, or from an end of a text that may become an opening.
+
+        Either of the two again; None where a begun box is none.
+        """
+        at = 0
+        while True:
+            if isinstance(place, str):
+                text = place + text[at:]
+                start = text.find(self.opening)
+                if start < 0:
+                    return self.tail(text)
+                place, at = Place(), start + len(self.opening)
+            if (found := self.go_on(place, text, at)) is None or found[0] is not None:
+                return found and found[0]
+            place, at = "", found[1]
 
     def tail(self, text: str) -> str:
         """The longest end of a text that may become an opening."""
@@ -130,60 +148,72 @@ class Constraint:
             if text:
                 self.by_first.setdefault(text[0], []).append((token, text))
         self.notations: dict[int, Notation] = {}
-        self.open: dict[int, str] = {}  # of every row: the begun box, or the end of the text that may begin one
-        self.begun: dict[int, bool] = {}
-        self._mask = lru_cache(KEPT)(self._made)
+        self.places: dict[int, Place | str] = {}  # of every row: in the begun box, or the end that may begin one
+        self._listed = lru_cache(KEPT)(self._made)
         for row, size in enumerate(sizes):
             self.join(row, size)
 
     def join(self, row: int, size: Size) -> None:
         """A further row, whose picture has this size."""
         self.notations[row] = self.notation(size if self.pixels else (1, 1))
-        self.open[row], self.begun[row] = "", False
+        self.places[row] = ""
 
     def leave(self, row: int) -> None:
         """A row that has ended, also before it joined."""
-        for kept in (self.notations, self.open, self.begun):
-            kept.pop(row, None)
+        self.notations.pop(row, None)
+        self.places.pop(row, None)
 
     def allowed(self, rows: Sequence[int], tokens_left: int) -> Tensor:
         """Bool [R, V] for the next token of some rows; `tokens_left` may follow it."""
-        masks = []
-        for row in rows:
-            notation = self.notations[row]
-            may_begin = tokens_left >= notation.longest
-            masks.append(self._mask(notation, self.open[row], self.begun[row], may_begin))
-        return torch.stack(masks)
+        allowed_RV = torch.ones(len(rows), len(self.texts), dtype=torch.bool)
+        for mask_V, row in zip(allowed_RV, rows, strict=True):
+            notation, place = self.notations[row], self.places[row]
+            tokens = self._listed(notation, place, tokens_left >= notation.longest)
+            if begun := isinstance(place, Place):
+                mask_V.fill_(False)
+            mask_V[tokens] = begun
+        return allowed_RV
 
     def read(self, tokens: Sequence[int], rows: Sequence[int]) -> None:
-        """Take note of the tokens that were chosen."""
+        """Take note of the tokens that were chosen; one that no box allows begins a text anew."""
         for row, token in zip(rows, tokens, strict=True):
-            notation = self.notations[row]
-            text = self.open[row] + self.texts[token]
-            state = notation.state(text)
-            self.begun[row] = bool(state)
-            self.open[row] = state or notation.tail(text)
+            self.places[row] = self.notations[row].read(self.places[row], self.texts[token]) or ""
 
-    def _made(self, notation: Notation, before: str, begun: bool, may_begin: bool) -> Tensor:
-        mask = torch.full((len(self.texts),), not begun)
-        for token, text in self._candidates(notation, before, begun):
-            if begun or notation.opening in before + text:
-                state = notation.state(before + text)
-                same = begun and state == before + text
-                mask[token] = state == "" or same or (state is not None and may_begin)
-        mask[list(self.stop_ids)] &= not begun
-        if not mask.any():
+    def _made(self, notation: Notation, place: Place | str, may_begin: bool) -> Tensor:
+        """Of a begun box: the tokens that may follow; else those that may not."""
+        if isinstance(place, str):
+            refused = [
+                token for token, text in self._openings(notation) if not _follows(notation, place, text, may_begin)
+            ]
+            return torch.tensor(refused, dtype=torch.long)
+        firsts = [first for first in self.by_first if first in notation.letters and notation.go_on(place, first)]
+        words = (word for first in firsts for word in self.by_first[first])
+        fit = [token for token, text in words if _follows(notation, place, text, may_begin)]
+        fit = [token for token in fit if token not in self.stop_ids]
+        if not fit:
             expected = "expected a tokenizer with a token for each digit"
-            raise ValueError(f"constrain: seen no token that goes on after {before[-60:]!r}, {expected}")
-        return mask
+            seen = f"no token that goes on after {place.written!r} in part {place.part + 1} of a box"
+            raise ValueError(f"constrain: seen {seen}, {expected}")
+        return torch.tensor(fit)
 
-    def _candidates(self, notation: Notation, before: str, begun: bool) -> Iterator[tuple[int, str]]:
-        """Tokens that have to be looked at: those that may go on with a begun box, or end an opening."""
-        for first, words in self.by_first.items():
-            if not begun:
-                yield from (word for word in words if notation.opening[-1] in word[1])
-            elif first in notation.letters and notation.state(before + first) is not None:
-                yield from words
+    def _openings(self, notation: Notation) -> Iterator[tuple[int, str]]:
+        """The tokens that may end an opening."""
+        return (word for words in self.by_first.values() for word in words if notation.opening[-1] in word[1])
+
+
+def _follows(notation: Notation, place: Place | str, text: str, may_begin: bool) -> bool:
+    """Whether a text may follow: a box is finished, and none is begun in it unless it may."""
+    if isinstance(place, Place):
+        found = notation.go_on(place, text)
+        if found is None or found[0] is not None:
+            return found is not None
+        place, text = "", text[found[1] :]
+    end = notation.read(place, text)
+    return isinstance(end, str) or (end is not None and may_begin)
+
+
+def _with(known: tuple[float | None, ...], coordinate: int, value: float | None) -> tuple[float | None, ...]:
+    return *known[:coordinate], value, *known[coordinate + 1 :]
 
 
 def token_texts(tokenizer: Any, vocabulary: int) -> Sequence[str]:

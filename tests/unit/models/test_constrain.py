@@ -17,7 +17,7 @@ import torch
 from tests.unit.models.test_public_folders import byte_level
 from tests.unit.models.test_shared_prefix import tiny
 from ts_lightning.grounding.codecs import CODECS, get_codec
-from ts_lightning.models.constrain import Constraint, Notation
+from ts_lightning.models.constrain import Constraint, Notation, Place
 
 SIZE, LENGTH = (97, 64), 60
 BOXES = sorted(name for name, codec in CODECS.items() if "box" in codec.kinds)
@@ -61,12 +61,11 @@ def answers(name: str, count: int, kind: str = "tiny", seed: int = 0) -> tuple[i
         at = text.find(notation.opening)
         while at >= 0:
             begun += 1
-            end = notation.inside(text[at + len(notation.opening) :])
-            stop = at + len(notation.opening) + (end or 0)
-            if not end or end < 0 or len(codec.parse_strict(text[at:stop], SIZE)) != 1:
+            found = notation.go_on(Place(), text, at + len(notation.opening))
+            if found is None or found[0] is not None or len(codec.parse_strict(text[at : found[1]], SIZE)) != 1:
                 wrong.append(text)
                 break
-            at = text.find(notation.opening, stop)
+            at = text.find(notation.opening, found[1])
     return begun, wrong
 
 
@@ -81,15 +80,20 @@ def test_every_begun_box_reads_strictly(name: str, kind: str) -> None:
 def test_the_notation_of_a_codec_by_hand() -> None:
     scout = Notation(get_codec("scout"), SIZE)
     assert (scout.opening, scout.literals) == ("[[", ["", ",", ",", ",", "]]"])
-    assert scout.inside("10,20,30,40]]x") == 13
+    assert scout.go_on(Place(), "10,20,30,40]]x") == (None, 13)
     for begun in ("", "1", "10,", "10,20,3", "99,0,10", "10,20,30,40]"):
-        assert scout.inside(begun) == -1, begun
+        place, end = scout.go_on(Place(), begun)
+        assert (end, place is None) == (len(begun), False), begun
+        for cut in range(len(begun)):  # in two steps as in one
+            assert scout.read(scout.read(Place(), begun[:cut]), begun[cut:]) == place, (begun, cut)
     # empty and reversed boxes, numbers that are none of the grid, further text
     for none in ("10,20,10", "10,20,10,", "100", "10,20,5,", "01", "101", "a", "10, 20", "10,20,30,40;"):
-        assert (scout.inside(none) is None) == (none != "10,20,10"), none
-    assert scout.state("the [[1,2,3,4]] and [[5") == "[[5"
-    assert scout.state("[[1,2,3,4]] [") == ""
-    assert scout.tail("ends in [") == "["
+        assert (scout.go_on(Place(), none) is None) == (none != "10,20,10"), none
+    assert scout.read("", "the [[1,2,3,4]] and [[5") == Place(1, "5")
+    assert scout.read("", "[[1,2,3,4]] [") == scout.read("", "ends in [") == "["
+    assert scout.read("", "[[1,2,3,4]] and [[9,2,3,") is None
+    # what later numbers need not fit is no part of a place
+    assert scout.read(Place(), "1,2,3,") == scout.read(Place(), "0,2,9,") == Place(7, "", (None, 2.0, None, None))
     qwen = Notation(get_codec("qwen2_vl"), SIZE)
     assert (qwen.opening, qwen.literals) == ("<|box_start|>", ["(", ",", "),(", ",", ")<|box_end|>"])
 
