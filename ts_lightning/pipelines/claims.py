@@ -103,6 +103,7 @@ _GROUPS = (  # words of one thing
     "bed mattress",
 )
 _STEMMED = [set(map(stem, group.split())) for group in _GROUPS]
+_APART = [set(group.split()) for group in ("man men guy gentleman", "woman women lady", "boy", "girl", "baby")]
 _WIDER = {  # a wider word: what it may be said of
     "animal": "cat dog horse sheep cow elephant bear zebra giraffe bird",
     "pet": "cat dog",
@@ -196,6 +197,13 @@ def same_thing(phrase: str, name: str) -> bool:
         return True  # "table" of a dining table
     alike = any({head, kind} <= group for group in _STEMMED)
     return alike or (kind in _stems(_WIDER.get(head, "")) and len(wanted) <= 2)
+
+
+def may_be(phrase: str, name: str) -> bool:
+    """`same_thing`, where a man is no woman and no boy: whether what is called `name` may be what is asked for."""
+    heads = [_stems(words)[-1:] for words in (phrase, name)]
+    kinds = [next((i for i, kind in enumerate(_APART) if kind & {*head}), None) for head in heads]
+    return same_thing(phrase, name) and (None in kinds or kinds[0] == kinds[1])
 
 
 def called(name: str, words: Collection[str]) -> tuple[bool, bool]:

@@ -241,7 +241,7 @@ def annotated(paths: Sequence[str]) -> dict[str, Scene]:
             for scene in scenes(shard_samples(Path(path))):
                 key, scene.data = picture_key(scene.image.name, scene.data), b""
                 if key in known:
-                    known[key].things += scene.things
+                    known[key].things += [thing for thing in scene.things if thing not in known[key].things]
                 else:
                     known[key] = scene
     return known

@@ -1,4 +1,4 @@
-"""RegionChat (ChatSpot 3.2): dialogues about one region, from Visual Genome-like annotations."""
+"""RegionChat (ChatSpot 3.3): dialogues about one region, from Visual Genome-like annotations."""
 
 import re
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ class RegionChat:
     def __call__(self, scene: Scene) -> Iterator[Sample]:
         """Samples in an order that the seed draws; dialogues in another form than asked for are counted."""
         random = Random(crc32(f"{self.seed}-{scene.key}-chat".encode()))
-        refs = references(scene)
+        refs = [ref for ref in references(scene) if ref.thing in scene.own]
         random.shuffle(refs)
         for number, ref in enumerate(refs[: self.most]):
             whole = random.random() < self.image_level

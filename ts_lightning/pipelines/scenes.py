@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class Thing:
 class Scene:
     """One described picture. `boxed` is a caption with `{region:i}` marks of `groups` (indices of `things`).
 
-    `relations` are (thing, predicate, thing) as annotated. `key` names it in records.
+    The record itself has the things of `groups`; further `things` and captions are those of other records of the
+    picture (`scenes`). `relations` are (thing, predicate, thing) as annotated. `key` names it in records.
     """
 
     key: str
@@ -49,6 +51,11 @@ class Scene:
     @property
     def size(self) -> tuple[int, int]:
         return self.image.width, self.image.height
+
+    @property
+    def own(self) -> set[int]:
+        """The things that the scene's own record has."""
+        return {i for group in self.groups for i in group}
 
     def words(self) -> set[str]:
         """Every word that names or describes something in the picture, plural endings cut."""
@@ -110,10 +117,25 @@ def _bare(phrase: str) -> str:
 
 
 def scenes(samples: Iterator[Sample]) -> Iterator[Scene]:
-    """The scenes of records, in order."""
-    for sample in samples:
-        if (scene := scene_of(sample)) is not None:
-            yield scene
+    """The scenes of records, in order; those of one picture, which follow each other, know each other's things.
+
+    A caption speaks of a part of its picture: what it leaves out is not absent, and a box of it is not wrong.
+    """
+    found = (scene for sample in samples if (scene := scene_of(sample)) is not None)
+    for _, group in groupby(found, lambda scene: (scene.image.name, scene.data)):
+        yield from _joined([*group])
+
+
+def _joined(alike: list[Scene]) -> list[Scene]:
+    """Scenes of one picture, each with what the others know; a thing that is there keeps its scene's own name."""
+    things = [*dict.fromkeys(thing for scene in alike for thing in scene.things)]
+    captions = [caption for scene in alike for caption in scene.captions]
+    for scene in alike if len(alike) > 1 else ():
+        for thing in things:
+            if scene.match(thing.box) is None:
+                scene.things.append(thing)
+        scene.captions = [*dict.fromkeys([*scene.captions, *captions])]
+    return alike
 
 
 def describe(scene: Scene) -> str:

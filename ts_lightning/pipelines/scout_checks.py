@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ts_lightning.data.sample import REGION_MARK
 from ts_lightning.grounding.boxes import Box, iou
-from ts_lightning.pipelines.claims import AGREE, ELSEWHERE, WHOLE, findings
+from ts_lightning.pipelines.claims import AGREE, ELSEWHERE, WHOLE, findings, may_be
 from ts_lightning.pipelines.scenes import Scene, stem
 
 _STEP = re.compile(r"Step (\d+)\s*[:;]\s*")
@@ -80,12 +80,16 @@ def _as_large(scene: Scene, box: Box) -> bool:
 
 
 def check_negative(scene: Scene, question: str, steps: str, boxes: list[Box], parts: list[str]) -> Draft:
-    """The draft of a refusal; Rejected where the thing is annotated or captioned, or what is shown instead is not."""
+    """The draft of a refusal; Rejected where the thing is annotated or captioned, or what is shown instead is not.
+
+    A synonym of it, or a kind of it, is the thing too: a sofa is there where a couch is, an animal where a dog is.
+    """
     absent = re.sub(r"^find (the|a|an)? ?|\s+in the image$", "", parts[0], flags=re.IGNORECASE).strip().lower()
     head = absent.split()[-1] if absent else ""
     if not head or stem(head) not in {stem(word) for word in _WORD.findall(question.lower())}:
         raise Rejected("negative: question asks for another thing than the refusal")
-    if stem(head) in scene.words():
+    known = scene.words()
+    if stem(head) in known or any(may_be(absent, name) for name in {*known, *(thing.name for thing in scene.things)}):
         raise Rejected("negative: the thing is in the picture")
     if not parts[-1].lower().rstrip(".").endswith("question is invalid"):
         raise Rejected("negative: refusal has another form than find, there is, invalid")

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from ts_lightning.pipelines.mirg import Trajectories
 from ts_lightning.pipelines.offline import OfflineChat
 from ts_lightning.pipelines.quality import marked, report, verdict
 from ts_lightning.pipelines.region_chat import RegionChat, dialogue
-from ts_lightning.pipelines.scenes import TEMPLATES, describe, picture_key, scenes
+from ts_lightning.pipelines.scenes import TEMPLATES, Thing, describe, picture_key, scenes
 from ts_lightning.pipelines.scout import Scout, from_notation, from_pixels, queries
 from ts_lightning.pipelines.scout_checks import Rejected, check_negative, check_positive, same_question
 from ts_lightning.pipelines.shard_work import work
@@ -109,6 +110,24 @@ def test_negatives_are_really_absent() -> None:
             check(thing, boxes)
     assert same_question("Where is the dog?", "where are dogs")
     assert not same_question("What is left of the dog?", "What is the dog left of?")
+
+
+@pytest.mark.parametrize(
+    ("absent", "there", "caption", "kept"),
+    [
+        ("sofa", "couch", "", False),
+        ("animal", "dog", "", False),
+        ("person", "dog", "A man walks it", False),
+        ("lady", "woman", "", False),
+        ("woman", "man", "", True),  # the paper's Figure A.6
+        ("cat", "dog", "A man walks it", True),
+    ],
+)
+def test_what_is_there_by_another_name_is_not_absent(absent: str, there: str, caption: str, kept: bool) -> None:
+    known = replace(scene(), things=[Thing(there, DOG)], captions=[caption])
+    parts = [f"Find the {absent}", f"There is a {there} {{region:0}} in the image, not it", "This question is invalid"]
+    with nullcontext() if kept else pytest.raises(Rejected, match="the thing is in the picture"):
+        check_negative(known, f"Where is the {absent}?", ". ".join(parts), [DOG], parts)
 
 
 def test_offline_scout_is_right_by_the_rule_and_the_rule_finds_errors() -> None:

@@ -14,14 +14,16 @@ from tests.unit.data_samples import sample as small_sample
 from tests.unit.generation_samples import Server, detection, read
 from tests.unit.models.hf_families import make_folder
 from ts_lightning.cli import main
-from ts_lightning.data.sample import SampleRegion
+from ts_lightning.data.sample import REGION_MARK, Answer, SampleRegion
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines import generate
 from ts_lightning.pipelines.llm_client import LocalChat, OpenAIChat, RequestFailed
 from ts_lightning.pipelines.offline import OfflineChat
+from ts_lightning.pipelines.region_chat import RegionChat
 from ts_lightning.pipelines.response_cache import CachedChat, request_hash
-from ts_lightning.pipelines.scenes import Scene, describe, scene_of
-from ts_lightning.pipelines.shard_work import my_shards
+from ts_lightning.pipelines.scenes import Scene, describe, scene_of, scenes
+from ts_lightning.pipelines.scout_checks import Rejected, check_negative, check_positive
+from ts_lightning.pipelines.shard_work import my_shards, shard_samples
 from ts_lightning.pipelines.toy_world.multi_image import multi_image_samples
 
 REAL = Path(__file__).parents[4] / "shared/real/coco_mini"
@@ -125,6 +127,27 @@ def test_captions_with_boxes_are_scenes_too() -> None:
     assert describe(made) == "A man [8, 12, 40, 48] holds two hats [[80, 60, 96, 72], [112, 60, 128, 72]] ."
     assert [thing.name for thing in made.things] == ["man", "hats", "hats"]
     assert scene_of(replace(one, task="understanding")) is None
+
+
+def test_captions_of_one_picture_know_what_the_others_name(tmp_path) -> None:
+    man, guitar = SampleRegion(phrase="A man", box=DOG), SampleRegion(phrase="a guitar", box=(0.4, 0.45, 0.6, 0.95))
+    said = {"A man {region:0} plays music .": [man], "A guy {region:0} holds {region:1} .": [man, guitar]}
+    captions = []
+    for number, (text, regions) in enumerate(said.items()):
+        one = replace(detection(0), key=f"c{number}", id=f"c{number}", subtask="caption", regions=[*regions])
+        one.meta, one.turns[1].text = {"captions": [REGION_MARK.sub("", text)]}, text
+        captions.append(replace(one, answer=Answer(regions=[*range(len(regions))])))
+    (path,) = write_shards([*captions, detection(1)], tmp_path, "in")
+    first, second, other = scenes(shard_samples(path))
+    assert describe(first) == "A man [8, 12, 40, 48] plays music ."
+    assert [thing.name for thing in first.things] == [thing.name for thing in second.things] == ["man", "guitar"]
+    assert (first.own, second.own, len(other.things)) == ({0}, {0, 1}, 4)
+    refusal = ["Find the guitar", "There is a man {region:0} in the image, not it", "This question is invalid"]
+    with pytest.raises(Rejected, match="the thing is in the picture"):
+        check_negative(first, "Where is the guitar?", ". ".join(refusal), [DOG], refusal)
+    steps = "Step 1: Find the guitar {region:0}. Step 2: So the answer is guitar {region:0}."
+    assert not check_positive(first, "What is it?", "guitar", (steps, [(0.4, 0.45, 0.6, 0.95)]), None).unchecked
+    assert {one.regions[0].phrase for one in RegionChat(OfflineChat(), image_level=0)(first)} == {"A man"}
 
 
 def test_a_local_model_answers(tmp_path) -> None:
