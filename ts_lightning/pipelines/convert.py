@@ -13,7 +13,7 @@ from ts_lightning.data.manifest import Manifest, index_shards
 from ts_lightning.data.sample import Sample
 from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines import converters
-from ts_lightning.pipelines.converters.source import Dropped, Excluded, Pictures, excluded_names
+from ts_lightning.pipelines.converters.source import Dropped, Excluded, Pictures, excluded_names, files_of
 
 PAPER_SUBSETS = {"coco": 3582, "voc": 2062, "lvis": 6016}  # photos with at most 3 objects, TWIST & SCOUT 5.1
 
@@ -117,7 +117,7 @@ def list_images(name: str, told: Conversion, options: Mapping[str, Any]) -> int:
     """
     names: set[str] = set()
     path, pictures = Path(told.path or "."), Pictures()
-    many = sorted(path.glob("*.pth")) if path.is_dir() and name == "refcoco" else []
+    many = files_of(path, "*.pth") if path.is_dir() and name == "refcoco" else []
     for one in many or [path]:
         for sample in _samples(name, str(one), told, options, pictures):
             names.update(image.name for image in sample.images)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_lightning.pipelines.converters.files import load_json, rows
-from ts_lightning.pipelines.converters.source import found
+from ts_lightning.pipelines.converters.source import files_of
 
 BY_NAME = ("localization", "all")  # a question for each name in a photo: where one is, or where all are
 _ROWS = {
@@ -35,7 +35,7 @@ def recognise(data: Path) -> Kind:
 
 def _folder(data: Path) -> Kind:
     def has(*patterns: str) -> bool:
-        return bool(found(data, *patterns))
+        return bool(files_of(data, *patterns))
 
     if has("*.tar"):
         return Kind(None, data, "shards")
@@ -45,7 +45,7 @@ def _folder(data: Path) -> Kind:
         return Kind("coco", data, "COCO's folder", {"tasks": BY_NAME})
     if has("refs(*).p"):
         return _refcoco(data)
-    if splits := found(data, "*.pth"):
+    if splits := files_of(data, "*.pth"):
         return _file(next((file for file in splits if "train" in file.stem), splits[0]))
     if has("Annotations/*.xml"):
         return Kind("voc", data, "a VOC folder", {"tasks": BY_NAME})
@@ -65,7 +65,7 @@ def _folder(data: Path) -> Kind:
 
 def _refcoco(data: Path) -> Kind:
     """The training split by the split that papers report: unc, or umd of RefCOCOg."""
-    known = [file.stem.removeprefix("refs(").removesuffix(")") for file in sorted(data.glob("refs(*).p"))]
+    known = [file.stem.removeprefix("refs(").removesuffix(")") for file in files_of(data, "refs(*).p")]
     chosen = next((name for name in ("unc", "umd") if name in known), known[0])
     reason = f"RefCOCO's refs, split train of {chosen}"
     return Kind("refcoco", data, reason, {"split": "train", "split_by": chosen})
@@ -74,7 +74,7 @@ def _refcoco(data: Path) -> Kind:
 def _only_json(data: Path) -> Kind:
     """The kind of a folder's JSON files, or of those in annotations/, where they are of one kind of rows, or one."""
     for folder in (data, data / "annotations"):
-        files = found(folder, "*.json", "*.jsonl")
+        files = files_of(folder, "*.json", "*.jsonl")
         if len(files) == 1:
             return _file(files[0])
         kinds = []

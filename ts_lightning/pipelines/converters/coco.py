@@ -16,6 +16,7 @@ from ts_lightning.pipelines.converters.source import (
     Picture,
     Pictures,
     clean,
+    files_of,
     from_xywh,
     make,
     need,
@@ -88,13 +89,13 @@ def read(
     if folder.is_file():
         yield from photos(pictures, folder, captions, wanted, subset, "coco")
         return
-    if exported := sorted(folder.glob(f"{split or '*'}/_annotations.coco.json")):
+    if exported := files_of(folder, f"{split or '*'}/_annotations.coco.json"):
         for file in exported:
             here = pictures.under(folder, file.parent.name)
             yield from photos(here, file, None, wanted, subset, f"coco-{file.parent.name}")
         return
     need(folder, f"annotations/instances_{split or '*'}.json")
-    for file in sorted(folder.glob(f"annotations/instances_{split or '*'}.json")):
+    for file in files_of(folder, f"annotations/instances_{split or '*'}.json"):
         name = file.stem.removeprefix("instances_")
         texts = file.with_name(f"captions_{name}.json")
         here = pictures.under(folder, name, f"images/{name}")

@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.grounding.boxes import Box
 from ts_lightning.pipelines.converters.files import read_text
-from ts_lightning.pipelines.converters.source import Picture, Pictures, clean, make, need, pick
+from ts_lightning.pipelines.converters.source import Picture, Pictures, clean, files_of, make, need, pick
 from ts_lightning.pipelines.converters.voc import corners, number_in, parse_xml
 
 TASKS = ("caption", "phrases")
@@ -28,7 +28,7 @@ def read(
     need(folder, "Annotations/*.xml")
     need(folder, "Sentences/*.txt")
     here = pictures.under(folder, "flickr30k-images", "flickr30k_images", "images")
-    ids = [file.stem for file in sorted((folder / "Sentences").glob("*.txt"))]
+    ids = [file.stem for file in files_of(folder, "Sentences/*.txt")]
     if split is not None:
         ids = read_text(need(folder, f"{split}.txt"), "ids").split()
     for number in ids:

@@ -20,7 +20,7 @@ from ts_lightning.pipelines.converters.conversation import (
     with_marks,
 )
 from ts_lightning.pipelines.converters.files import rows
-from ts_lightning.pipelines.converters.source import LeftOut, Picture, Pictures, clean, found, make, pick, stems
+from ts_lightning.pipelines.converters.source import LeftOut, Picture, Pictures, clean, files_of, make, pick, stems
 
 
 def _word(pattern: str) -> re.Pattern[str]:
@@ -84,7 +84,7 @@ def row_files(path: Path, what: str, split: str | None = None) -> list[Path]:
             raise ValueError(f"split: seen {split} with the file {path}, expected a folder of files by split")
         return [path]
     patterns = ("*.json", "*.jsonl", "*.parquet", "data/*.parquet")
-    files = [file for file in found(path, *patterns) if file.name != "dataset_info.json"]
+    files = [file for file in files_of(path, *patterns) if file.name != "dataset_info.json"]
     if not files:
         raise ValueError(f"{path}: seen no {' or '.join(patterns[:3])}, expected {what} in it")
     words = [_SPLIT.search(file.stem) for file in files]

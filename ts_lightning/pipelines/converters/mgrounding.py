@@ -8,7 +8,7 @@ from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.pipelines.converters.conversation import UNREAD, paired, unread, with_marks
 from ts_lightning.pipelines.converters.files import rows
 from ts_lightning.pipelines.converters.mig_bench import all_pictures, image_index, with_regions
-from ts_lightning.pipelines.converters.source import LeftOut, Pictures, found, make
+from ts_lightning.pipelines.converters.source import LeftOut, Pictures, files_of, make
 
 
 def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]:
@@ -18,7 +18,7 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
     question names last; `meta.image` is that index for the last answer, None where neither names one.
     """
     path, pictures = Path(path), pictures or Pictures()
-    files = found(path, "*.json") if path.is_dir() else [path]
+    files = files_of(path, "*.json") if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path}: seen no *.json, expected MGrounding's files in it")
     for file in files:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ts_lightning.data.sample import Sample
 from ts_lightning.pipelines.converters.files import read_text
-from ts_lightning.pipelines.converters.source import Pictures
+from ts_lightning.pipelines.converters.source import Pictures, files_of
 from ts_lightning.pipelines.converters.vqa import question
 
 
@@ -15,7 +15,7 @@ def read(path: str | Path, pictures: Pictures | None = None, template: str | Non
     A category has its pictures beside the texts, or texts in questions_answers_YN/ and pictures in images/.
     """
     root, pictures = Path(path), pictures or Pictures()
-    texts = sorted([*root.glob("*/*.txt"), *root.glob("*/questions_answers_YN/*.txt")])
+    texts = files_of(root, "*/*.txt", "*/questions_answers_YN/*.txt")
     if not texts:
         raise ValueError(f"{root}: seen no CATEGORY/*.txt, expected MME's folders of categories")
     for file in texts:

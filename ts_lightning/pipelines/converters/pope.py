@@ -5,14 +5,14 @@ from pathlib import Path
 
 from ts_lightning.data.sample import Sample
 from ts_lightning.pipelines.converters.files import name_of, rows
-from ts_lightning.pipelines.converters.source import Pictures
+from ts_lightning.pipelines.converters.source import Pictures, files_of
 from ts_lightning.pipelines.converters.vqa import question
 
 
 def read(path: str | Path, pictures: Pictures | None = None, template: str | None = None) -> Iterator[Sample]:
     """One sample a line; `path` is coco_pope_{random,popular,adversarial}.json, or a folder of such files."""
     path = Path(path)
-    files = sorted(path.glob("*pope*.json")) if path.is_dir() else [path]
+    files = files_of(path, "*pope*.json") if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path}: seen no *pope*.json, expected POPE's files in it")
     here = (pictures or Pictures()).under(path if path.is_dir() else path.parent, "val2014", "images")

@@ -12,6 +12,7 @@ from ts_lightning.pipelines.converters.source import (
     Pictures,
     by_id,
     clean,
+    files_of,
     from_xywh,
     grounding,
     need,
@@ -88,7 +89,7 @@ def _from_mdetr(path: Path, pictures: Pictures) -> Iterator[Sample]:
 
 def _from_refs(folder: Path, pictures: Pictures, split: str | None, split_by: str | None) -> Iterator[Sample]:
     refs_file = need(folder, f"refs({split_by or '*'}).p")
-    choices = [file.stem.removeprefix("refs(").removesuffix(")") for file in sorted(folder.glob("refs(*).p"))]
+    choices = [file.stem.removeprefix("refs(").removesuffix(")") for file in files_of(folder, "refs(*).p")]
     if split_by is None and len(choices) > 1:
         raise ValueError(f"{folder}: seen the refs of {', '.join(choices)}, expected --split-by with one of them")
     split_by = refs_file.stem.removeprefix("refs(").removesuffix(")")

@@ -6,7 +6,7 @@ from typing import Any
 
 from ts_lightning.data.sample import Sample, SampleRegion
 from ts_lightning.pipelines.converters.files import rows
-from ts_lightning.pipelines.converters.source import LeftOut, Pictures, clean, make
+from ts_lightning.pipelines.converters.source import LeftOut, Pictures, clean, files_of, make
 
 START, END = "<ph_st>", "<ph_ed>"
 
@@ -18,7 +18,7 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
     needed for its size (a row may state width and height).
     """
     path, pictures = Path(path), pictures or Pictures()
-    files = sorted(path.glob("*CoT*.jsonl")) or sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    files = files_of(path, "*CoT*.jsonl") or files_of(path, "*.jsonl") if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path}: seen no *.jsonl, expected Shikra's files in it")
     here = pictures.under(path if path.is_dir() else path.parent, "flickr30k-images", "flickr30k_images", "images")

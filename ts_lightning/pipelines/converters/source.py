@@ -295,7 +295,7 @@ def without_annotations(wanted: Iterable[Pictures], labelled: Iterable[tuple[Pic
         for place in [*pictures.places, *(pictures.behind.places if pictures.behind else ())]:
             known[place.resolve()] |= folded
     for place, dropped in {place.resolve(): one.dropped for one in wanted for place in one.places}.items():
-        for path in found(place, "*"):
+        for path in files_of(place, "*"):
             if path.suffix.lower() in SUFFIXES and not {_folded(path.name), _folded(path.stem)} & known[place]:
                 dropped.note(NO_ANNOTATION, path.name)
 
@@ -431,7 +431,7 @@ def coco_name(number: int | str) -> str:
     return f"{int(number):012d}.jpg"
 
 
-def found(folder: Path, *names: str) -> list[Path]:
+def files_of(folder: Path, *names: str) -> list[Path]:
     """The files of `folder/names` (globs), in order, but for hidden ones: what editors and file systems leave there."""
     files = {file: file.relative_to(folder).parts for name in names for file in folder.glob(name)}
     return sorted(file for file, parts in files.items() if not any(re.match(r"\.[^.]", part) for part in parts))
@@ -440,7 +440,7 @@ def found(folder: Path, *names: str) -> list[Path]:
 def need(folder: Path, *names: str) -> Path:
     """The first file of `folder/names` (globs) that exists; ValueError names what is missing."""
     for name in names:
-        if files := found(folder, name):
+        if files := files_of(folder, name):
             return files[0]
     seen = "no such folder" if not folder.is_dir() else f"no {names[0]}"
     raise ValueError(f"{folder}: seen {seen}, expected {' or '.join(names)} in it")
@@ -469,7 +469,7 @@ def all_located(path: str | Path, *names: str) -> tuple[list[Path], Path]:
     if not path.is_dir():
         return [path], path.parent
     need(path, *names)
-    return found(path, *names), path
+    return files_of(path, *names), path
 
 
 def clean(text: object) -> str:

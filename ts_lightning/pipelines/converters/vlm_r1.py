@@ -7,7 +7,7 @@ from typing import Any
 
 from ts_lightning.data.sample import Answer, Sample, SampleRegion
 from ts_lightning.pipelines.converters.files import Broken, rows
-from ts_lightning.pipelines.converters.source import Pictures, clean, found, make, stems
+from ts_lightning.pipelines.converters.source import Pictures, clean, files_of, make, stems
 
 
 def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]:
@@ -17,7 +17,7 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
     tagged negative, no answer box. The picture's size comes from the row or, without it, from the picture.
     """
     path, pictures = Path(path), pictures or Pictures()
-    files = found(path, "*.json", "*.jsonl") if path.is_dir() else [path]
+    files = files_of(path, "*.json", "*.jsonl") if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path}: seen no *.json or *.jsonl, expected problem/solution files in it")
     named = stems(files)

@@ -15,7 +15,7 @@ from ts_lightning.pipelines.converters.source import (
     SUFFIXES,
     Pictures,
     clean,
-    found,
+    files_of,
     need,
     safe_key,
     shared_stems,
@@ -46,7 +46,7 @@ def read(
     if (folder / "VOCdevkit").is_dir():
         raise ValueError(f"{folder}: seen VOCdevkit, expected one year's folder in it (VOCdevkit/VOC2007)")
     labels = folder / "Annotations" if (folder / "Annotations").is_dir() else folder
-    files = found(labels, "**/*.xml")
+    files = files_of(labels, "**/*.xml")
     if labels == folder:  # another one's folder of VOC's layout may lie below
         files = [file for file in files if "Annotations" not in file.relative_to(folder).parts]
     if not files:

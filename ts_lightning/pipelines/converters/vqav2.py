@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ts_lightning.data.sample import Sample
 from ts_lightning.pipelines.converters.files import listed, load_json, mapped, name_of
-from ts_lightning.pipelines.converters.source import LeftOut, Pictures, by_id, located
+from ts_lightning.pipelines.converters.source import LeftOut, Pictures, by_id, files_of, located
 from ts_lightning.pipelines.converters.vqa import question
 
 WHAT = "VQAv2's questions and annotations"
@@ -19,7 +19,7 @@ def read(
     The answer is the most common one, `answers` are the ten as given, and the annotations may be missing (test sets).
     """
     file, folder = located(path, f"v2_OpenEnded_mscoco_{split}_questions.json", f"*OpenEnded*{split}_questions.json")
-    notes = sorted(folder.glob(f"*mscoco_{split}_annotations.json"))
+    notes = files_of(folder, f"*mscoco_{split}_annotations.json")
     here = (pictures or Pictures()).under(folder, split, f"images/{split}", "test2015", "images")
     data = mapped(load_json(file, WHAT), file, WHAT)
     known_answers = {}

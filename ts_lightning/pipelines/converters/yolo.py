@@ -14,7 +14,7 @@ from ts_lightning.pipelines.converters.source import (
     SUFFIXES,
     Pictures,
     clean,
-    found,
+    files_of,
     need,
     shared_stems,
     without_annotations,
@@ -41,14 +41,14 @@ def read(
     spelled: dict[str, str] = {}
     names = {number: spelled.setdefault(name.casefold(), name) for number, name in names.items()}
     labels: dict[Path, list[Path]] = {}
-    for file in found(folder, *_places(None), *_places(split)) or found(folder, "*.txt"):
+    for file in files_of(folder, *_places(None), *_places(split)) or files_of(folder, "*.txt"):
         if file.name != "classes.txt":
             labels.setdefault(file.parent, []).append(file)
     shared = shared_stems(file for files in labels.values() for file in files)
     beside = {place: _beside(pictures, folder, place, shared) for place in sorted(labels)}
     if folder in labels:
         labels[folder] = [one for one in labels[folder] if one.name not in _LISTS or _picture_name(one, beside[folder])]
-    inside = {file.parent for file in found(folder, *_places(split))}
+    inside = {file.parent for file in files_of(folder, *_places(split))}
     chosen = {place: here for place, here in beside.items() if split is None or place in inside}
     stems = [(beside[place], [file.stem for file in files]) for place, files in labels.items()]
     without_annotations(chosen.values(), stems)
