@@ -88,6 +88,13 @@ def test_region_classification_in_every_kind(annotations: Path, kind: str) -> No
     assert kind == "mixed" or {s.tags[1] for s in samples} == {kind}
 
 
+def test_regions_are_asked_as_chatspot_prints_it() -> None:
+    assert templates("coco_region") == ["What can you see in this region? {region}"]
+    assert templates("coco_text") == ["What text can you see in this region? {region}"]
+    for page in ("configs/eval/region_ocr.yaml", "docs/chatspot.md"):
+        assert "--split val --template coco_text " in (ROOT / page).read_text()
+
+
 def test_excluded_photos_are_not_drawn_for_region_classification(tmp_path: Path, capsys) -> None:
     images = [IMAGE | {"id": i, "file_name": f"{i}.jpg"} for i in range(4)]
     notes = [NOTE | {"id": i, "image_id": i} for i in range(4)]
