@@ -7,7 +7,7 @@ from ts_lightning.grounding.boxes import Box
 
 @dataclass(frozen=True)
 class Region:
-    """N points in [0, 1] of the displayed image: 1 a click, 2 a box, 3 or more a polygon (ChatSpot 3.1)."""
+    """N points in [0, 1] of the displayed image: 1 a click, 2 a box, 3 or more a polygon (ChatSpot 3.2)."""
 
     points: tuple[tuple[float, float], ...]
 

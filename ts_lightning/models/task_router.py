@@ -1,4 +1,4 @@
-"""The task router: a small BERT that reads a prompt and names the path that answers it (section 3.3 of the paper).
+"""The task router: a small BERT that reads a prompt and names the path that answers it (section 3.2 of the paper).
 
 Legend: B prompts, T tokens, H hidden size, C classes (understanding, then one for each package).
 """

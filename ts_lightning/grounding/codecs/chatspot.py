@@ -1,4 +1,4 @@
-"""ChatSpot's notation: `<box>x,y,x,y,...</box>`, as many points as the region has (section 3.1)."""
+"""ChatSpot's notation: `<box>x,y,x,y,...</box>`, as many points as the region has (section 3.2)."""
 
 import re
 from collections.abc import Sequence

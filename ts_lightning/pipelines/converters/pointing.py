@@ -1,4 +1,4 @@
-"""Questions for the category of an annotated object that a click, a box or a polygon points at (ChatSpot 3.1)."""
+"""Questions for the category of an annotated object that a click, a box or a polygon points at (ChatSpot 3.2)."""
 
 import math
 from collections.abc import Sequence
