@@ -15,9 +15,9 @@ from ts_lightning.metrics import ContainsAccuracy
 from ts_lightning.metrics.class_mapping import ClassMapper, packaged_model, sentence_embedder
 from ts_lightning.metrics.protocols import make_protocol
 from ts_lightning.metrics.record import Record, Truth, write_records
-from ts_lightning.metrics.region_class import classify, coco_ap
+from ts_lightning.metrics.region_class import AP_NAMES, classify, coco_ap
 from ts_lightning.metrics.robustness import by_noise, noise_table
-from ts_lightning.metrics.suites import score_suites
+from ts_lightning.metrics.suites import paper_row, score_suites
 from ts_lightning.pipelines.converters import coco_regions
 from ts_lightning.pipelines.converters.source import Pictures
 from ts_lightning.training.records import record_of
@@ -145,6 +145,14 @@ def test_noise_rows_by_hand() -> None:
     rows = by_noise({"ocr": 0.5, "cls": 0.8, "cls_noise_0.3": 0.6, "cls_noise_0.1": 0.7})
     assert rows == {"cls": {0.0: 0.8, 0.1: 0.7, 0.3: 0.6}}
     assert noise_table(rows).splitlines()[1].split() == ["cls", "0.800", "0.700", "0.600"]
+
+
+def test_all_that_chatspots_table_1_prints_stands_beside_ours() -> None:
+    printed = {"region_class": (48.8, 48.8, 48.8, 35.1, 56.0, 60.3), "region_class_detected": (39.6, 50.2, 44.1, 21.6)}
+    for suite, values in printed.items():
+        row = paper_row(suite)
+        assert row.keys() - {"accuracy"} == set(AP_NAMES)
+        assert [100 * row[name][0][0] for name in AP_NAMES[: len(values)]] == pytest.approx(values)
 
 
 @needs_real
