@@ -19,7 +19,7 @@ from ts_lightning.pipelines.scenes import Scene, describe, prompts
 from ts_lightning.pipelines.scout_checks import Draft, Rejected, check_negative, check_positive, same_question
 
 _QUERY = re.compile(
-    r"\[?Query\s*\d+\]?\s*:\s*(.+?)\s*\[Answer\]\s*:\s*(.*?)\s*(?=\n\s*\[?Query|\[Description\]|\Z)", re.S
+    r"\[?Query\s*\d+\]?\s*:\s*(.+?)\s*\[Answer\]\s*:\s*(.*?)\s*(?=\[?Query\s*\d+\]?\s*:|\[Description\]|\Z)", re.S
 )
 _PIXELS = re.compile(r"\[\s*\[[\d\s,.\[\]-]+?\]\s*\]|\[[\d\s,.-]+\]")
 _NUMBERS = re.compile(r"-?\d+(?:\.\d+)?")

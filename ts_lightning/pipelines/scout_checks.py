@@ -67,11 +67,10 @@ def check_positive(
         found.wrong[:] = [wrong for wrong in found.wrong if ELSEWHERE not in wrong]
     if found.wrong:
         raise Rejected(found.reason)
-    final = steps[match.start() :]
-    before = set(_WORD.findall(REGION_MARK.sub("", steps[: match.start()]).lower()))
-    if not set(_WORD.findall(REGION_MARK.sub("", match[1]).lower())) <= before | {"the", "a", "an", "and"}:
+    before = _content(REGION_MARK.sub("", steps[: match.start()]))
+    named = [_content(part) for part in re.split(r",|\band\b", REGION_MARK.sub("", match[1]))]
+    if not all(words & before for words in named if words):  # "swimming pool" where a step says pool
         raise Rejected("final answer that no step speaks of")
-    assert final
     return Draft(question, steps, boxes, answer, short.strip(" ."), found.verdict == "unchecked")
 
 

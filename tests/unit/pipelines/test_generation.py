@@ -112,6 +112,26 @@ def test_negatives_are_really_absent() -> None:
     assert not same_question("What is left of the dog?", "What is the dog left of?")
 
 
+def test_the_papers_own_samples_pass() -> None:
+    """Figure A.6 has both of its queries on one line; in the third row of Figure A.1 a pool is a swimming pool."""
+    a6 = (
+        "[Query 1]: What is the woman wearing? [Answer]: Find the woman. There is a dog [8, 12, 40, 48] in the image, "
+        "not a woman. The question is invalid. [Query 2]: Where is the aeroplane? [Answer]: Find the aeroplane in the "
+        "image. There is a car [112, 6, 152, 36] in the image, not an aeroplane. This question is invalid."
+    )
+    asked = queries(a6)
+    assert [query.question for query in asked] == ["What is the woman wearing?", "Where is the aeroplane?"]
+    assert [query.answer.split(".")[-2] for query in asked] == [" The question is invalid", " This question is invalid"]
+    child, pool = (0.6, 0.32, 0.72, 0.52), (0.0, 0.81, 1.0, 1.0)
+    steps = (
+        "Step 1: Find the child {region:0}. Step 2: Check the object that it jumping into, got the object {region:1}. "
+        "Step 3: The child {region:0} jumps into the pool. Step 4: So the answer is swimming pool {region:1}."
+    )
+    known = replace(scene(), things=[Thing("child", child), Thing("pool", pool)])
+    draft = check_positive(known, "Where does the child jump into?", "swimming pool", (steps, [child, pool]), None)
+    assert draft.answer == "swimming pool"
+
+
 @pytest.mark.parametrize(
     ("absent", "there", "caption", "kept"),
     [
