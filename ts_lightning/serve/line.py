@@ -25,7 +25,10 @@ class LineFull(Exception):
 
 @dataclass
 class Begun:
-    """A question as the model gets it: the task that answers, whether the router chose it, the row, the answer."""
+    """A question as the model gets it: the task that answers, whether the router chose it, the row, the answer.
+
+    Of a row that the batch has read only the tokens are kept.
+    """
 
     task: str
     automatic: bool
@@ -138,17 +141,20 @@ async def answer_together(
     Between two tokens other calls get their turn in the thread.
     """
     asked: dict[Writing, Question] = {}
+    groups: deque[list[Question]] = deque()  # to be read; a batch that takes no rows in later leaves some for its end
     while True:
         joining: list[Question] = []
-        while (not asked and not joining) or (len(line) and len(joining) < batch.room):
+        while not groups and ((not asked and not joining) or (len(line) and len(joining) < batch.room)):
             question = await line.next()
             if await _prepared(line, question):
                 joining.append(question)
             else:
                 done(question)
-        asked |= {begun(question).writing: question for question in joining}
+        groups += _read_at_once(joining)
         try:
-            for group in _read_at_once(joining):
+            while groups and len(groups[0]) <= batch.room:
+                group = groups.popleft()
+                asked |= {begun(question).writing: question for question in group}
                 await line.in_thread(_join, batch, [begun(question) for question in group])
             told = await line.in_thread(batch.step)
         except Exception as error:  # whatever it is, the clients get a line and the server lives on
@@ -203,3 +209,5 @@ def _read_at_once(questions: Sequence[Question]) -> Iterator[list[Question]]:
 
 def _join(batch: Together, group: Sequence[Begun]) -> None:
     batch.join(batch_for(batch.vlm, [one.row for one in group]), [one.writing for one in group])
+    for one in group:  # its pictures have been read
+        one.row = {"input_ids": one.row["input_ids"]}

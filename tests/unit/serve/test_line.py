@@ -4,11 +4,14 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.unit.models.hf_families import make_folder
 from ts_lightning.models import PlainVLM
+from ts_lightning.models.backbones.hf import HFBackbone
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.continuous import Batch, Writing
 from ts_lightning.runs.ask import sample_of
@@ -48,9 +51,10 @@ def with_worker(
     rows: int = 16,
     done: Callable[[Question], None] = lambda question: None,
     within: Callable[[], AbstractContextManager[None]] = nullcontext,
+    vlm: PlainVLM = VLM,
 ) -> None:
     async def whole() -> None:
-        batch = Batch(VLM, rows, within)
+        batch = Batch(vlm, rows, within)
         worker = asyncio.create_task(answer_together(line, batch, done))
         await run()
         worker.cancel()
@@ -102,6 +106,43 @@ def test_a_question_joins_those_that_are_being_answered() -> None:
 
     with_worker(line, run)
     assert 5 <= seen[0] < 40
+
+
+def test_long_questions_of_a_model_that_takes_no_rows_in_later_are_answered_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its layers keep a recurrent state; the prompts are too long to be read at once."""
+    vlm, line = PlainVLM(HFBackbone(str(make_folder("qwen3_5", tmp_path)))).eval(), Line()
+    monkeypatch.setattr(line_module, "PROMPT_TOKENS", 120)
+
+    def prepare(words: int) -> Begun:
+        row = vlm.encode(sample_of([], "what " * words, "understanding"), True)
+        return Begun("understanding", True, row, Writing(3, sampler=said()))
+
+    async def run() -> None:
+        questions = [Question(lambda words=words: prepare(words)) for words in (40, 60, 50, 5, 5)]
+        for question in questions:
+            line.enter(question)
+        for question in questions:
+            await ended(question)
+            assert question.begun is not None
+            assert (question.begun.writing.tokens, question.error) == ([100] * 3, "")
+
+    with_worker(line, run, vlm=vlm)
+
+
+def test_pictures_that_the_batch_has_read_are_not_kept_with_the_question() -> None:
+    line = Line()
+
+    async def run() -> None:
+        line.enter(question := Question(begun))
+        await question.news()
+        assert question.begun is not None
+        tokens = len(question.begun.row["input_ids"])
+        await ended(question)
+        assert {name: len(kept) for name, kept in question.begun.row.items()} == {"input_ids": tokens}
+
+    with_worker(line, run)
 
 
 def test_a_fault_is_a_line_and_the_next_question_is_answered() -> None:
