@@ -101,6 +101,9 @@ def read_chat(body: bytes, models: Collection[str]) -> Chat:
     top = 0 if asked.get("top_logprobs") is None else asked["top_logprobs"]
     if type(top) is not int or not 0 <= top <= MAX_TOP:
         raise ValueError(f"top_logprobs: seen {str(top)[:40]}, expected a whole number from 0 to {MAX_TOP}")
+    logprobs = read_flag(asked, "logprobs")
+    if top and not logprobs:
+        raise ValueError(f"top_logprobs: seen {top} without logprobs, expected logprobs: true beside it")
     options = {} if asked.get("stream_options") is None else asked["stream_options"]
     if not isinstance(options, dict):
         raise ValueError(f"stream_options: seen {type(options).__name__}, expected an object")
@@ -109,8 +112,8 @@ def read_chat(body: bytes, models: Collection[str]) -> Chat:
         images,
         texts,
         limit,
-        Drawing(temperature, top_p, secrets.randbits(62) if seed is None else seed) if temperature else greedy,
-        top if read_flag(asked, "logprobs") else None,
+        Drawing(temperature, top_p, seed) if temperature else greedy,
+        top if logprobs else None,
         read_flag(asked, "stream"),
         read_flag(options, "include_usage"),
         read_flag(asked, "constrain"),
@@ -165,11 +168,11 @@ def _number(asked: Mapping[str, Any], name: str, default: float, low: float, hig
 
 
 class Drawing:
-    """A sampler with a generator of its own: the same draws in whatever company."""
+    """A sampler with a generator of its own: the same draws in whatever company, and again with the same seed."""
 
-    def __init__(self, temperature: float, top_p: float, seed: int) -> None:
+    def __init__(self, temperature: float, top_p: float, seed: int | None) -> None:
         self.temperature, self.top_p, self.seed = temperature, max(top_p, 1e-6), seed
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(secrets.randbits(62) if seed is None else seed)
 
     def __call__(self, logits_BV: Tensor, rows_B: Tensor) -> Tensor:
         """A token of each row."""
@@ -205,7 +208,7 @@ class Reply:
             "model": model,
             "task": begun.task,
         }
-        self._sent, self._tokens = 0, 0
+        self._role, self._sent, self._tokens = {"role": "assistant"}, 0, 0
 
     def whole(self) -> dict[str, Any]:
         """`chat.completion`."""
@@ -221,9 +224,8 @@ class Reply:
         writing, stop = self.begun.writing, len(self.begun.writing.tokens)
         text = said(self.vlm, writing.tokens[:stop])
         whole = text if last else text.rstrip("\ufffd")  # half of a character waits for its other half
-        delta: dict[str, Any] = {"content": whole[self._sent :]}
-        if not self._tokens:
-            delta["role"] = "assistant"
+        delta: dict[str, Any] = {**self._role, "content": whole[self._sent :]}
+        self._role = {}  # once: clients add up what they get
         logprobs = {"content": self._likely(self._tokens, stop)} if writing.top is not None else None
         self._sent, self._tokens = max(self._sent, len(whole)), stop
         if last:

@@ -22,8 +22,8 @@ POLL_S = 0.05
 class VLLMBatch:
     """As `models.continuous.Batch`: at most `rows` answers under way.
 
-    A row's task chooses the name that the server answers by. What it can't do, boxes that are always finished and the
-    likeliest tokens, ends an answer with a line.
+    A row's task chooses the name that the server answers by. What it can't do, such as boxes that are always finished
+    and the likeliest tokens, ends an answer with a line.
     """
 
     def __init__(self, vlm: VLM, server: VLLMServer, rows: int) -> None:
@@ -77,9 +77,14 @@ class VLLMBatch:
             raise ValueError(f"top_logprobs: seen {one.top} with vLLM, expected 0")
         drawing = one.sampler if isinstance(one.sampler, Drawing) else None
         assert drawing is not None or one.sampler is greedy
-        drawn: dict[str, Any] = {} if drawing is None else {"top_p": drawing.top_p, "seed": drawing.seed}
-        temperature = 0.0 if drawing is None else drawing.temperature
-        return self.server.generate([prompt], sampling_of(self.vlm, one.max_new_tokens, temperature, **drawn), model)
+        temperature, top_p = (0.0, 1.0) if drawing is None else (drawing.temperature, drawing.top_p)
+        if drawing is not None and drawing.seed is not None:  # vLLM 0.32 ends where such a prompt is read in parts
+            raise ValueError(f"seed: seen {drawing.seed} with vLLM, expected none")
+        if one.top is not None and (temperature not in (0, 1) or top_p < 1):  # it has those of the drawn distribution
+            expected = "expected temperature 0, or 1 with top_p 1"
+            raise ValueError(f"logprobs: seen temperature {temperature:g}, top_p {top_p:g} with vLLM, {expected}")
+        sampling = sampling_of(self.vlm, one.max_new_tokens, temperature, top_p=top_p)
+        return self.server.generate([prompt], sampling, model)
 
 
 def _line(error: BaseException) -> str:

@@ -12,11 +12,13 @@ from starlette.testclient import TestClient
 
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
+from ts_lightning.models.continuous import Writing
 from ts_lightning.pipelines.toy_world.render import jpeg, render
 from ts_lightning.pipelines.toy_world.scene import sample_scene
 from ts_lightning.runs.ask import ask
 from ts_lightning.serve.conversation import found_boxes
-from ts_lightning.serve.openai import Drawing, UnknownModel, boxes_of, read_chat, token_bytes
+from ts_lightning.serve.line import Begun
+from ts_lightning.serve.openai import Drawing, Reply, UnknownModel, boxes_of, read_chat, token_bytes
 from ts_lightning.serve.server import make_app, served
 
 PICTURE = jpeg(render(sample_scene(11)))
@@ -63,12 +65,22 @@ def test_a_stream_adds_up_to_the_answer(client: TestClient) -> None:
     *chunks, last, usage = map(json.loads, lines[:-1])
     deltas = [chunk["choices"][0]["delta"] for chunk in (*chunks, last)]
     assert "".join(delta["content"] for delta in deltas) == whole["choices"][0]["message"]["content"]
-    assert deltas[0]["role"] == "assistant"
+    assert [delta.get("role") for delta in deltas] == ["assistant"] + [None] * (len(deltas) - 1)
     assert deltas[-1]["boxes"] == whole["choices"][0]["message"]["boxes"]
     assert last["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
     assert (usage["choices"], usage["usage"]) == ([], whole["usage"])
     pieces = [one for chunk in (*chunks, last) for one in chunk["choices"][0]["logprobs"]["content"]]
     assert pieces == whole["choices"][0]["logprobs"]["content"]
+
+
+def test_the_role_is_said_once_though_no_token_has_come_yet() -> None:
+    writing = Writing(4)
+    reply = Reply(TWINS, "base", [], Begun("understanding", True, {"input_ids": [1]}, writing))
+    deltas = []
+    for token in (None, 100, 101):
+        writing.tokens += [] if token is None else [token]
+        deltas += [chunk["choices"][0]["delta"] for chunk in reply.chunks(False, False)]
+    assert [delta.get("role") for delta in deltas] == ["assistant", None, None]
 
 
 def test_log_probabilities_and_seeds(client: TestClient) -> None:
@@ -131,6 +143,7 @@ def test_a_nucleus_of_one_token_is_greedy() -> None:
         ({"stream_options": {"include_usage": 1}}, "include_usage: seen '1'"),
         ({"logprobs": True, "top_logprobs": ""}, "top_logprobs: seen "),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs: seen 21"),
+        ({"top_logprobs": 3}, "top_logprobs: seen 3 without logprobs"),
         ({"seed": -1}, "seed: seen -1"),
         ({"best_of": 3}, "best_of: seen in the request"),
     ],

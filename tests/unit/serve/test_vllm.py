@@ -40,11 +40,13 @@ class Server:
 
 def test_answers_come_by_the_path_of_their_task_and_who_left_is_forgotten() -> None:
     server = Server()
-    batch = VLLMBatch(TWINS, server, 6)  # type: ignore[arg-type]
+    batch = VLLMBatch(TWINS, server, 9)  # type: ignore[arg-type]
     tasks = ["understanding", "grounding", "grounding", "understanding", "understanding", "understanding"]
+    tasks += ["understanding"] * 3
     rows = [TWINS.encode(sample_of([], "What color?", task), True, task) for task in tasks]
-    drawing = Drawing(0.5, 1.0, 7)
+    drawing = Drawing(0.5, 1.0, None)
     ways: list[dict[str, Any]] = [{"top": 0}, {"sampler": drawing}, {}, {"constrain": (1, 1)}, {"top": 2}, {}]
+    ways += [{"sampler": drawn, "top": 0} for drawn in (Drawing(1.0, 1.0, 7), drawing, Drawing(1.0, 0.9, None))]
     written = [Writing(9 if i == 5 else 4, **how) for i, how in enumerate(ways)]
     batch.join(collate(rows, TWINS.pad_id, "left"), written)
     assert batch.room == 0
@@ -62,11 +64,15 @@ def test_answers_come_by_the_path_of_their_task_and_who_left_is_forgotten() -> N
     assert written[2].tokens == []
     assert "constrain: can't be had" in written[3].ended
     assert "top_logprobs: seen 2" in written[4].ended
+    assert written[6].ended == "seed: seen 7 with vLLM, expected none"
+    expected = "with vLLM, expected temperature 0, or 1 with top_p 1"
+    assert written[7].ended == f"logprobs: seen temperature 0.5, top_p 1 {expected}"
+    assert written[8].ended == f"logprobs: seen temperature 1, top_p 0.9 {expected}"
     assert written[5].ended == "the server that writes the answers is away (vLLM is gone)"
     sent = {
         sampling["temperature"]: (model, sampling.get("seed")) for model, sampling in server.asked if model != "base"
     }
-    assert sent[0.5] == ("grounding", 7)
+    assert sent[0.5] == ("grounding", None)
     assert {model for model, _ in server.asked} == {"base", "grounding"}
 
 
