@@ -5,7 +5,9 @@ Pillow 13 resizes the columns of some portrait pictures first, which moves satur
 """
 
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
+from hashlib import sha256
 
 import numpy as np
 import simplejpeg
@@ -36,9 +38,22 @@ def load_pixels(
     return _resize(rgb_HW3, (size, size) if isinstance(size, int) else size)
 
 
-@lru_cache(maxsize=8)
 def recent_pixels(data: bytes, size: int | tuple[int, int], mode: str = "stretch") -> Tensor:
     """`load_pixels`, kept for the questions of a record, which ask for its pictures in turn; to be read only."""
+    return _recent(_Once(sha256(data).digest(), data), size, mode)
+
+
+@dataclass(unsafe_hash=True)
+class _Once:
+    """A picture by its digest, that gives its bytes away: a cache keeps its keys, and files may have many megabytes."""
+
+    digest: bytes
+    data: bytes = field(compare=False)
+
+
+@lru_cache(maxsize=8)
+def _recent(picture: _Once, size: int | tuple[int, int], mode: str) -> Tensor:
+    data, picture.data = picture.data, b""
     return load_pixels(data, size, mode)
 
 

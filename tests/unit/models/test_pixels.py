@@ -5,6 +5,7 @@ Bitwise: one value of a pixel after the other.
 
 import io
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,7 +18,7 @@ from transformers import CLIPImageProcessorPil
 
 from ts_lightning.data.images import displayed_size, inspect_image
 from ts_lightning.models import pixels
-from ts_lightning.models.pixels import image_size, load_pixels
+from ts_lightning.models.pixels import image_size, load_pixels, recent_pixels
 
 SIZE = 56
 
@@ -227,3 +228,16 @@ def test_strips_give_the_pixels_of_the_whole_picture(mode: str, monkeypatch: pyt
 def test_a_refusal_holds_no_address() -> None:
     with pytest.raises(ValueError, match="seen 5 bytes \\(not recognised\\)"):
         load_pixels(b"GIF89", 8)
+
+
+def test_recent_pixels_are_kept_without_the_file() -> None:
+    """A server would keep the last eight pictures of its visitors, 20 MB each."""
+    buffer = io.BytesIO()
+    photo().save(buffer, "PNG")
+    tracemalloc.start()
+    kept = recent_pixels(buffer.getvalue() + bytes(20 * 2**20), SIZE)
+    assert tracemalloc.get_traced_memory()[0] < 2 * 2**20
+    tracemalloc.stop()
+    assert recent_pixels(buffer.getvalue() + bytes(20 * 2**20), SIZE) is kept
+    assert recent_pixels(buffer.getvalue(), SIZE) is not kept
+    assert torch.equal(recent_pixels(buffer.getvalue(), SIZE), kept)
