@@ -398,14 +398,46 @@ def test_the_packages_of_a_model_can_be_chosen(browser: "playwright.Browser") ->
     server.should_exit = True
 
 
-def test_a_box_is_asked_for_and_finished(page: "playwright.Page", url: tuple[str, str]) -> None:
+def test_the_tool_at_hand_is_one_that_the_model_can_say(browser: "playwright.Browser") -> None:
+    address, server = serve(PlainVLM(TinyBackbone(codec="molmo"), train=[]).eval())
+    page = browser.new_page()
+    page.goto(address)
+    page.wait_for_selector("#tools button[data-kind=box]:not(:visible)", state="attached")
+    add(page, picture())
+    click(page, 0.5, 0.5)
+    assert page.locator("#regions .chip").inner_text().startswith("#1 click")
+    page.close()
+    server.should_exit = True
+
+
+def test_a_drag_that_the_device_cancels_is_no_box(page: "playwright.Page", url: tuple[str, str]) -> None:
+    add(page, picture())
+    page.evaluate("document.getElementById('canvas').setPointerCapture = () => {}")  # it has no real pointer
+    for kind, x in (("down", 100), ("move", 200), ("cancel", 200), ("move", 300), ("up", 300)):
+        x, y = (x + page.locator("#canvas").bounding_box()[side] for side in "xy")
+        event = f"new PointerEvent('pointer{kind}', {{clientX: {x}, clientY: {y}}})"
+        page.evaluate(f"document.getElementById('canvas').dispatchEvent({event})")
+    assert page.locator("#regions .chip").count() == 0
+
+
+@pytest.mark.parametrize(
+    ("question", "sent"),
+    [
+        ("Where is the star?", "Where is the star? Answer with a box."),
+        ("What is in the blue box?", "What is in the blue box? Answer with a box."),
+        ("Give the box of the star.", "Give the box of the star."),
+    ],
+)
+def test_a_box_is_asked_for_and_finished(
+    page: "playwright.Page", url: tuple[str, str], question: str, sent: str
+) -> None:
     add(page, picture())
     page.check("#constrain")
-    page.fill("#question", "Where is the star?")
-    with page.expect_request("**/api/ask") as sent:
+    page.fill("#question", question)
+    with page.expect_request("**/api/ask") as request:
         page.click("#box")
-    asked = sent.value.post_data_json
-    assert (asked["texts"], asked["constrain"]) == (["Where is the star? Answer with a box."], True)
+    asked = request.value.post_data_json
+    assert (asked["texts"], asked["constrain"]) == ([sent], True)
     page.wait_for_selector("#send:not([disabled])")
     assert "(automatic)" in page.locator("#turns .badge").inner_text()
 
@@ -415,6 +447,10 @@ def test_bad_files_and_empty_questions_get_a_message(page: "playwright.Page", ur
     assert "Write a question first" in page.locator("#message").inner_text()
     page.locator("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"})
     page.wait_for_selector("#message:has-text('a.png: image: seen 10 bytes')")
+    bad = [{"name": name, "mimeType": "image/png", "buffer": b"no"} for name in ("b.png", "c.png")]
+    page.locator("#file").set_input_files(bad)
+    page.wait_for_selector("#message:has-text('c.png')")
+    assert "b.png: image: seen 2 bytes" in page.locator("#message").inner_text()
     bomb = io.BytesIO()
     Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
     page.locator("#file").set_input_files({"name": "bomb.png", "mimeType": "image/png", "buffer": bomb.getvalue()})

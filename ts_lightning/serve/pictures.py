@@ -55,7 +55,7 @@ class Pictures:
         """The picture; ValueError for a picture that is forgotten or another visitor's."""
         own: Mapping[str, Picture] = self._kept.get(visitor, {})
         if name not in own:
-            raise ValueError("image: the server no longer has this picture, add it again")
+            raise ValueError("image: the server no longer has this picture, expected a new conversation with it")
         self._kept[visitor].move_to_end(name)
         return own[name]
 

@@ -22,7 +22,7 @@ async function start() {
     button.onclick = () => pick(button.dataset.kind);
   }
   $("task").append(...model.skills.map((skill) => new Option(skill, skill)));
-  pick("box");
+  pick(model.kinds.includes("box") ? "box" : model.kinds[0]);
   draw();
 }
 
@@ -42,6 +42,7 @@ function say(text) {
 
 async function addFiles(files) {
   const mine = state;
+  const wrong = [];
   say("");
   for (const file of files) {
     try {
@@ -59,7 +60,8 @@ async function addFiles(files) {
       state.shown = state.pictures.length - 1;
     } catch (error) {
       if (state !== mine) return;
-      say(`${file.name}: ${error.message}`);
+      wrong.push(`${file.name}: ${error.message}`);
+      say(wrong.join("; "));
     }
   }
   listPictures();
@@ -270,7 +272,8 @@ $("ask").onsubmit = (event) => {
 };
 $("box").onclick = () => {
   const question = $("question").value.trim();
-  if (question && !/\bbox(es)?\b/i.test(question)) $("question").value = `${question} Answer with a box.`;
+  const asks = /\b(with (an? |its |their )?|give (an? |the )?)(bounding )?box(es)?\b/i; // "the blue box" does not
+  if (question && !asks.test(question)) $("question").value = `${question} Answer with a box.`;
   ask();
 };
 $("file").onchange = () => {

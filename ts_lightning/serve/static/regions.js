@@ -17,6 +17,7 @@ export class RegionCanvas {
     canvas.addEventListener("pointerdown", (event) => this.down(event));
     canvas.addEventListener("pointermove", (event) => this.move(event));
     canvas.addEventListener("pointerup", (event) => this.up(event));
+    canvas.addEventListener("pointercancel", () => this.cancel());
     canvas.addEventListener("dblclick", () => this.closePolygon());
     new ResizeObserver(() => this.draw()).observe(canvas.parentElement);
   }
