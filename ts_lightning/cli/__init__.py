@@ -162,6 +162,7 @@ def user_errors() -> tuple[type[BaseException], ...]:
     kinds: list[type[BaseException]] = [ValueError, OSError, ModuleNotFoundError]
     for module, name in (
         ("jsonargparse", "ArgumentError"),
+        ("safetensors", "SafetensorError"),  # a full disk, too
         ("lightning.pytorch.utilities.exceptions", "MisconfigurationException"),
     ):
         if module in sys.modules:

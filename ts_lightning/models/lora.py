@@ -16,7 +16,14 @@ from torch import Tensor
 from ts_lightning.grounding.foreign_text import markdown_code, markdown_text
 from ts_lightning.models.backbones.base import Backbone
 from ts_lightning.models.hub import on_disk
-from ts_lightning.models.package import check_base, check_unchanged, file_sha256, load_weights, readable
+from ts_lightning.models.package import (
+    check_base,
+    check_unchanged,
+    file_sha256,
+    listed_scores,
+    load_weights,
+    readable,
+)
 from ts_lightning.models.vlm import VLM
 
 CONFIG = "adapter_config.json"  # these two names are peft's
@@ -190,11 +197,8 @@ def read_adapter(folder: str | Path) -> dict[str, Any]:
 
 def _card(stored: Mapping[str, Any], scores: Mapping[str, float]) -> str:
     base = stored["base"]
-    listed = (
-        "\n".join(f"- {markdown_text(key)}: {value:.4f}" for key, value in sorted(scores.items())) or "None were given."
-    )
     return (
         f"# LoRA adapter\n\nBase: {markdown_text(base['class'])} {markdown_code(base['name'])}, "
         f"sha256 of its weights {markdown_code(base['sha256'])}.\n\n"
-        f"Options: {markdown_code(json.dumps(stored['options']))}\n\n## Scores\n\n{listed}\n"
+        f"Options: {markdown_code(json.dumps(stored['options']))}\n\n## Scores\n\n{listed_scores(scores)}\n"
     )

@@ -222,6 +222,12 @@ def vlm_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"package": config["package"], **config["options"], "quantization": config["base"].get("quantization")}
 
 
+def listed_scores(scores: Mapping[str, float]) -> str:
+    """The figures of a card, a line each."""
+    lines = [f"- {markdown_text(name)}: {value:.4f}" for name, value in sorted(scores.items())]
+    return "\n".join(lines) or "None were given when it was saved."
+
+
 def _card(config: Mapping[str, Any], scores: Mapping[str, float], parameters: int) -> str:
     base, codec, name = config["base"], config["codec"], config["package"]
     lines = [
@@ -240,10 +246,7 @@ def _card(config: Mapping[str, Any], scores: Mapping[str, float], parameters: in
         "",
         "## Scores",
         "",
-        *(
-            [f"- {markdown_text(k)}: {value:.4f}" for k, value in sorted(scores.items())]
-            or ["None were given when it was saved."]
-        ),
+        listed_scores(scores),
         "",
         "## Use",
         "",

@@ -5,18 +5,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ts_lightning.grounding.foreign_text import markdown_code, markdown_text
 from ts_lightning.models import VLM, LoRAVLM, TaskRouter, TwinExpertVLM
-from ts_lightning.models.package import file_sha256, say_whose
+from ts_lightning.models.backbones.base import notation
+from ts_lightning.models.package import file_sha256, listed_scores, say_whose
 from ts_lightning.runs.checkpoint_io import CheckpointIO
 from ts_lightning.runs.class_paths import plain
 from ts_lightning.runs.load import BASE, INSTALLED, STANDALONE
 from ts_lightning.runs.package_state import pack
+from ts_lightning.runs.whole_folder import whole_folder
 
 TARGETS = ("package", "adapter", "checkpoint", "standalone")
 
 
 def export(module: Any, kind: str, target: Path, scores: Mapping[str, float] | None = None) -> None:
-    """Write `module` as one of `TARGETS`; ValueError for a kind that its vlm does not have.
+    """Write `module` as one of `TARGETS`; ValueError for a kind that its vlm does not have, or for a folder of another.
 
     `standalone` is the merged model (LoRA) or the tuned model itself, in the layout of the backbone, which plain
     transformers loads; of TWIST it holds `base`, which it loads too, `package`, and installed ones in `packages`.
@@ -30,10 +33,12 @@ def export(module: Any, kind: str, target: Path, scores: Mapping[str, float] | N
         raise ValueError(f"export: seen a base in {codes} for a standalone model, expected --to package or adapter")
     if kind == "checkpoint":
         write_checkpoint(module, target)
-    elif kind == "standalone":
-        write_standalone(module, target, scores)
-    elif isinstance(vlm, TwinExpertVLM | LoRAVLM):
-        vlm.save_pretrained(target, scores, max_new_tokens=module.max_new_tokens)
+        return
+    with whole_folder(target, kind) as folder:
+        if kind == "standalone":
+            write_standalone(module, folder, scores)
+        elif isinstance(vlm, TwinExpertVLM | LoRAVLM):
+            vlm.save_pretrained(folder, scores, max_new_tokens=module.max_new_tokens)
 
 
 def change_rank(vlm: VLM, kind: str, rank: int) -> dict[str, float]:
@@ -91,3 +96,15 @@ def write_standalone(module: Any, folder: Path, scores: Mapping[str, float] | No
     if base == folder:  # twin experts know the sha256 of their base
         stored["sha256"] = {path.name: file_sha256(path) for path in folder.glob("*.safetensors")}
     (folder / STANDALONE).write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
+    (folder / "README.md").write_text(_card(vlm, scores or {}))
+
+
+def _card(vlm: VLM, scores: Mapping[str, float]) -> str:
+    kinds = {TwinExpertVLM: "Twin experts and their base", LoRAVLM: "A model with its LoRA adapter merged into it"}
+    title = next((name for kind, name in kinds.items() if isinstance(vlm, kind)), "A tuned model")
+    base, codec = vlm.identity(), notation(vlm.codec)
+    return (
+        f"# {title}\n\nBase: {markdown_text(base['class'])} {markdown_code(base['name'])}, boxes as "
+        f"{', '.join(markdown_text(codec[key]) for key in ('name', 'grid', 'frame'))}. Opened by "
+        f"`ts_lightning.load(FOLDER)`.\n\n## Scores\n\n{listed_scores(scores)}\n"
+    )

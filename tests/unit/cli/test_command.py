@@ -12,6 +12,7 @@ from typing import Literal
 import pytest
 import yaml
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from safetensors import SafetensorError
 
 from ts_lightning.cli import COMMON, LIGHTNING, OPTIONS, VERBS, main
 from ts_lightning.cli.parsing import build, documented, read
@@ -87,6 +88,17 @@ def test_wrong_words_are_one_line(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
         read(verb, words, "v")
     assert message in str(error.value)
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Safetensors tells of it in an error of its own."""
+
+    def full(words: list[str]) -> int:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("ts_lightning.cli.run", full)
+    assert main(["assemble"]) == 2
+    assert capsys.readouterr().err.startswith("ts-lightning: error: Error while serializing: I/O error: No space left")
 
 
 def test_the_help_has_a_sentence_for_each_option() -> None:

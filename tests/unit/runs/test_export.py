@@ -2,17 +2,20 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import AutoPeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.unit.models.hf_families import make_folder
 from ts_lightning.models import LoRAVLM, PlainVLM, TwinExpertVLM
 from ts_lightning.models.backbones.hf import HFBackbone
 from ts_lightning.models.backbones.llava import LlavaBackbone
-from ts_lightning.runs.export import export
+from ts_lightning.models.task_router import SHIPPED
+from ts_lightning.runs.export import export, give_router
 from ts_lightning.runs.load import load
 from ts_lightning.training import SFT, LoRASFT, StepwiseSFT
 
@@ -24,6 +27,17 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return "base"
+
+
+MAKERS = {
+    "package": lambda base: StepwiseSFT(TwinExpertVLM(HFBackbone(base), every=1)),
+    "adapter": lambda base: LoRASFT(LoRAVLM(HFBackbone(base), rank=2)),
+    "standalone": lambda base: SFT(PlainVLM(HFBackbone(base))),
+}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def readable(folder: Path) -> bool:
@@ -83,3 +97,67 @@ def test_a_linear_projector_is_refused_by_plain_transformers(base: str, tmp_path
     again = load(tmp_path / "whole").vlm.backbone
     assert again.identity()["sha256"] == vlm.backbone.identity()["sha256"]
     LlavaBackbone(str(tmp_path / "whole"), projector="mlp")  # LLaVA's own again, fresh
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_folder_of_another_kind_is_not_written_into(kind: str, base: str, tmp_path: Path) -> None:
+    """It would still be opened as what it was before, and a base would be lost."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints/last.ckpt").write_bytes(b"trained for a week")
+    places = {"run": run, "plain model": Path(base)}
+    for other in MAKERS.keys() - {kind}:
+        export(MAKERS[other](base), other, tmp_path / other)
+        places[other] = tmp_path / other
+    module = MAKERS[kind](base)
+    for seen, place in places.items():
+        before = contents(place)
+        with pytest.raises(
+            ValueError, match=f"export: .*: seen a folder of kind '{seen}', expected a new one or '{kind}'"
+        ):
+            export(module, kind, place)
+        assert contents(place) == before
+
+
+def test_an_export_leaves_nothing_of_the_one_before(base: str, tmp_path: Path) -> None:
+    whole, fresh, package = tmp_path / "whole", tmp_path / "fresh", tmp_path / "package"
+    export(StepwiseSFT(TwinExpertVLM(HFBackbone(base), every=1)), "standalone", whole)
+    (whole / "certificate.json").write_text("of the experts")
+    (whole / "notes.txt").write_text("mine")
+    for folder in (whole, fresh):
+        export(MAKERS["standalone"](base), "standalone", folder)
+    assert contents(whole) == contents(fresh) | {"notes.txt": b"mine"}
+    assert type(load(whole).vlm) is PlainVLM
+
+    routed = MAKERS["package"](base)
+    give_router(routed.vlm, "package", SHIPPED)
+    export(routed, "package", package)
+    assert load(package).vlm.task_router is not None
+    export(MAKERS["package"](base), "package", package)
+    assert load(package).vlm.task_router is None
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, there = MAKERS["package"](base), tmp_path / "there"
+    export(module, "package", there)
+    before = contents(there)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("ts_lightning.models.package.save_file", full)
+    for folder in (there, tmp_path / "new"):
+        with pytest.raises(
+            OSError, match=f"export: {folder}: not written .*No space left.*; what was there is as it was"
+        ):
+            export(module, "package", folder)
+    assert contents(there) == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_standalone_model_has_a_card(base: str, tmp_path: Path) -> None:
+    for kind, make in MAKERS.items():
+        export(make(base), "standalone", tmp_path / kind, {"val/toy/miou": 0.25})
+        assert "- val/toy/miou: 0.2500\n" in (tmp_path / kind / "README.md").read_text()
