@@ -33,21 +33,25 @@ def export(
         scores: JSON of figures for the card, flat or nested as report.json; the run's last validation when missing
         router: folder of `python -m tools.experiments.train_task_router` (in a checkout), stored in the package
         push: OWNER/NAME on the hub ($HF_ENDPOINT) to write the folder to; `hub:OWNER/NAME` opens it
-        certificate: what `certify` wrote, for the card
+        certificate: what `certify` wrote of --ckpt, for the card
         rank: the package's experts as their nearest differences of this rank (prints what is lost); 0: as full copies
     """
     from ts_lightning.models.hub import push as send
     from ts_lightning.reports.card_scores import read_scores, run_scores
-    from ts_lightning.reports.model_card import complete_card
+    from ts_lightning.reports.model_card import complete_card, read_certificate
     from ts_lightning.runs.export import change_rank, give_router
     from ts_lightning.runs.export import export as write
     from ts_lightning.runs.load import load, run_checkpoint
 
-    if push and to == "checkpoint":
-        raise ValueError(f"--push {push}: seen --to checkpoint, expected package, adapter or standalone")
+    for option, given in {"push": push, "scores": scores, "certificate": certificate}.items():
+        if given and to == "checkpoint":
+            raise ValueError(f"--{option} {given}: seen --to checkpoint, expected package, adapter or standalone")
+    if certificate and rank is not None:
+        raise ValueError("--certificate: seen with --rank, which makes other weights, expected one of them")
     ckpt = Path(run_checkpoint(ckpt))
     figures = read_scores(scores) if scores else run_scores(ckpt)
     module = load(ckpt)
+    verdict = read_certificate(certificate, ckpt) if certificate else None
     if router is not None:
         give_router(module.vlm, to, router)
     if rank is not None and (errors := change_rank(module.vlm, to, rank)):
@@ -55,8 +59,8 @@ def export(
         mean = sum(errors.values()) / len(errors)
         print(f"rank {rank}: relative error of the differences {mean:.4f}, at most {errors[worst]:.4f} ({worst})")
     write(module, to, out, figures)
-    if push or certificate:
-        complete_card(out, to, certificate)
+    if push or verdict:
+        complete_card(out, to, verdict)
     print(f"{to}: {out}")
     if push:
         print(f"pushed: {send(out, push)}")

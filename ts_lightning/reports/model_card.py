@@ -1,10 +1,12 @@
 """What a hub reads on top of a card, and what a certificate says on it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ts_lightning.grounding.foreign_text import markdown_code
+from ts_lightning.reports.certificate import weights_sha256
 from ts_lightning.reports.json_file import write_json
 
 HEAD = """---
@@ -16,15 +18,11 @@ tags: [visual-grounding, {kind}]
 """
 
 
-def complete_card(folder: Path, kind: str, certificate: Path | None) -> None:
-    """Put a hub's header on the card of an exported folder, and the certificate's verdict and file into the folder.
-
-    ValueError for a file that is no certificate.
-    """
+def complete_card(folder: Path, kind: str, found: Mapping[str, Any] | None) -> None:
+    """Put a hub's header on the card of an exported folder, and the certificate's verdict and file into the folder."""
     card = folder / "README.md"
-    text = card.read_text() if card.is_file() else f"# {kind} of ts_lightning\n"
-    if certificate is not None:
-        found = read_certificate(certificate)
+    text = card.read_text()
+    if found is not None:
         write_json(folder / "certificate.json", found)
         logits = found["logits"]
         equal = "bitwise equal" if logits["bitwise_equal"] else f"different by up to {logits['max_abs_diff']}"
@@ -35,15 +33,19 @@ def complete_card(folder: Path, kind: str, certificate: Path | None) -> None:
             f"{len(found['differing'])} differ (`certificate.json`, checkpoint sha256 "
             f"{markdown_code(str(found['checkpoint']['sha256'])[:12])}).\n"
         )
-    card.write_text((HEAD.format(kind=kind) if not text.startswith("---") else "") + text)
+    card.write_text(HEAD.format(kind=kind) + text)
 
 
-def read_certificate(path: Path) -> dict[str, Any]:
-    """The JSON that `ts-lightning certify` writes."""
+def read_certificate(path: Path, checkpoint: Path) -> dict[str, Any]:
+    """The JSON that `ts-lightning certify` writes; ValueError for another file, or one about other weights."""
     try:
         found = json.loads(path.read_text())
         if not {"passed", "logits", "tensors_compared", "differing", "checkpoint"} <= found.keys():
             raise ValueError("other fields")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        seen = str(found["checkpoint"]["sha256"])
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"--certificate {path}: seen none ({error}), expected what `certify` writes") from None
+    if seen != (own := weights_sha256(checkpoint)):
+        expected = f"expected {own[:12]} as of {checkpoint}"
+        raise ValueError(f"--certificate {path}: seen one of weights with sha256 {seen[:12]}, {expected}")
     return dict(found)

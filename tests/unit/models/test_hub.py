@@ -21,6 +21,7 @@ from ts_lightning.cli.export import export
 from ts_lightning.models import TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.hub import on_disk
+from ts_lightning.models.package import file_sha256
 from ts_lightning.runs.load import load
 
 NAME, SHA = "me/mugs", "0" * 39 + "1"
@@ -113,7 +114,7 @@ def test_an_exported_package_is_pushed_and_opened_by_its_name(
 ) -> None:
     certificate = {
         "passed": True, "logits": {"bitwise_equal": True, "positions": 7}, "tensors_compared": 3, "differing": [],
-        "checkpoint": {"sha256": "ab" * 32},
+        "checkpoint": {"sha256": file_sha256(package / "package.safetensors")},
     }  # fmt: skip
     (tmp_path / "certificate.json").write_text(json.dumps(certificate))
     (tmp_path / "scores.json").write_text('{"miou": 0.25}')
@@ -131,6 +132,26 @@ def test_an_exported_package_is_pushed_and_opened_by_its_name(
     assert all(torch.equal(value, expected[name]) for name, value in opened.trainable_state_dict().items())
     init = TwinExpertVLM(TinyBackbone(), expert_rank=1, every=4, init_from=f"hub:{NAME}")
     assert all(torch.equal(value, expected[name]) for name, value in init.trainable_state_dict().items())
+
+
+def test_a_certificate_is_of_what_is_exported(package: Path, tmp_path: Path) -> None:
+    """Nothing is written with the verdict on other weights, or on none."""
+    path = tmp_path / "certificate.json"
+    found = {"passed": True, "logits": {}, "tensors_compared": 3, "differing": [], "checkpoint": {"sha256": "ab" * 32}}
+    path.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=r"--certificate .*: seen one of weights with sha256 abababababab, expected "):
+        export(ckpt=package, to="package", out=tmp_path / "out", certificate=path)
+    path.write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"--certificate .*: seen none \(other fields\), expected what `certify` writes"
+    ):
+        export(ckpt=package, to="package", out=tmp_path / "out", certificate=path)
+    with pytest.raises(ValueError, match="--certificate: seen with --rank, which makes other weights"):
+        export(ckpt=package, to="package", out=tmp_path / "out", certificate=path, rank=0)
+    for option in ("certificate", "scores"):
+        with pytest.raises(ValueError, match=f"--{option} .*: seen --to checkpoint, expected package"):
+            export(ckpt=package, to="checkpoint", out=tmp_path / "out", **{option: path})  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cant_be_had_is_one_line(hub: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
