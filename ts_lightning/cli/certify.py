@@ -42,6 +42,9 @@ def certify(
         min_iou: with --against, of the boxes of both, on average
         device: auto (the GPU where there is one, left to vLLM with --against vllm), cpu, cuda or cuda:N
     """
+    for name, given in {"max_samples": max_samples, "batch_size": batch_size, "max_new_tokens": max_new_tokens}.items():
+        if given < 1:
+            raise ValueError(f"--{name}: seen {given}, expected at least 1")
     if against is not None:
         return _against(ckpt, shards, out, max_samples, max_new_tokens, against, max_difference, min_iou, device)
     from ts_lightning.reports.certificate import certify_checkpoint

@@ -1,5 +1,6 @@
 """Several packages on one base: what each weighs, and whether one changes what another answers."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ def conflicts(
     the other; "base" is asked the understanding samples. A cell has `bitwise_equal` of the logits and `answers_changed`
     of the texts. ValueError for packages of one name, or samples that hold neither kind.
     """
-    place, names = found_device(device), [folder.resolve().name for folder in folders]
+    place, names = (
+        found_device(device),
+        [Path(os.path.abspath(folder)).name for folder in folders],
+    )  # of links their own
     if len(set(names)) < len(names) or len(names) < 2:
         raise ValueError(f"packages: seen folders named {', '.join(names)}, expected two or more of different names")
     asked = [sample for sample in samples if sample.task != UNDERSTANDING]

@@ -66,9 +66,22 @@ def test_a_leak_between_packages_is_seen(
     assert "*: logits differ" in capsys.readouterr().out
 
 
+def test_a_linked_folder_is_the_skill_of_the_links_name(store: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("boxes", "signs")):  # runs/boxes/package, as `export` is often told to write
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "package").symlink_to(store / f"skill_{number}")
+        (tmp_path / name).symlink_to(tmp_path / "runs" / name / "package")
+    words = [str(tmp_path / "boxes"), f"{tmp_path}/signs/", "--shards", str(store / "val_*.tar"), "--max_samples", "1"]
+    assert main(["conflicts", *words, "--max_new_tokens", "1", "--out", str(tmp_path / "found.json")]) == 0
+    assert json.loads((tmp_path / "found.json").read_text())["sizes"].keys() == {"boxes", "signs"}
+
+
 def test_refusals(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = ["--shards", str(store / "val_understanding-*.tar")]
     assert main(["conflicts", str(store / "skill_0"), *shards]) == 2
     assert "expected two or more of different names" in capsys.readouterr().err
     assert main(["conflicts", str(store / "skill_0"), str(store / "skill_1"), *shards]) == 2
     assert "seen no question of a skill" in capsys.readouterr().err
+    for option in ("max_samples", "batch_size", "max_new_tokens"):
+        assert main(["certify", "--ckpt", str(store / "skill_0"), *shards, f"--{option}", "0"]) == 2
+        assert f"--{option}: seen 0, expected at least 1" in capsys.readouterr().err
