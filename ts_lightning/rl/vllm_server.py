@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -77,9 +77,16 @@ class VLLMServer:
         self.url, self.host, self.port = url, parts.hostname, parts.port or 80
         self.patience = patience
 
-    def call(self, path: str, body: Mapping[str, Any] | None = None, patience: float | None = None) -> Any:
-        """GET, or POST of a body; the JSON of the answer, or its text."""
+    def call(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        patience: float | None = None,
+        opened: Callable[[http.client.HTTPConnection], object] = lambda connection: None,
+    ) -> Any:
+        """GET, or POST of a body; the JSON of the answer, or its text. `opened` gets what `hang_up` takes."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=patience or self.patience)
+        opened(connection)
         try:
             data = None if body is None else json.dumps(body)
             connection.request("GET" if body is None else "POST", path, data, {"Content-Type": "application/json"})
@@ -146,14 +153,21 @@ class VLLMServer:
         sampling: what vLLM's SamplingParams take. `Refused` where the server reads another prompt than `expanded`.
         """
         with ThreadPoolExecutor(max(1, min(width, len(prompts)))) as pool:
-            return list(pool.map(lambda prompt: self._generate(prompt, sampling, model), prompts))
+            return list(pool.map(lambda prompt: self.answer(prompt, sampling, model), prompts))
 
-    def _generate(self, prompt: Prompt, sampling: Mapping[str, Any], model: str) -> list[Said]:
+    def answer(
+        self,
+        prompt: Prompt,
+        sampling: Mapping[str, Any],
+        model: str = BASE,
+        opened: Callable[[http.client.HTTPConnection], object] = lambda connection: None,
+    ) -> list[Said]:
+        """`generate` for one prompt; `opened` as in `call`."""
         body: dict[str, Any] = {"model": model, "token_ids": prompt.token_ids, "return_token_ids": True}
         body["sampling_params"] = {"logprobs": 0, **sampling}
         if prompt.pictures:
             body["content_parts"] = [{"type": "image_url", "url": data_url(picture)} for picture in prompt.pictures]
-        answer = self.call("/inference/v1/generate", body)
+        answer = self.call("/inference/v1/generate", body, opened=opened)
         if (seen := answer.get("prompt_token_ids")) is not None and seen != prompt.expanded:
             expected = f"expected {len(prompt.expanded)} as in training (another size of pictures, or another template)"
             raise Refused(400, f"vLLM at {self.url}: seen a prompt of {len(seen)} tokens, {expected}")
@@ -165,6 +179,13 @@ class VLLMServer:
             )
             for choice in sorted(answer["choices"], key=lambda choice: choice["index"])
         ]
+
+
+def hang_up(connection: http.client.HTTPConnection) -> None:
+    """End a request that another thread waits for, with a `ServerError` there; vLLM stops writing its answer."""
+    if connection.sock is not None:
+        with suppress(OSError):  # it has ended meanwhile
+            connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def data_url(picture: bytes) -> str:

@@ -5,6 +5,8 @@ vLLM batches by itself; an answer comes whole.
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
+from http.client import HTTPConnection
 from typing import Any
 
 from ts_lightning.models.continuous import FAULT, Likely, Writing
@@ -12,7 +14,7 @@ from ts_lightning.models.generate import greedy
 from ts_lightning.models.vlm import VLM
 from ts_lightning.rl.handover import model_of
 from ts_lightning.rl.vllm_engine import prompts_of, sampling_of
-from ts_lightning.rl.vllm_server import Prompt, Refused, Said, ServerError, VLLMServer
+from ts_lightning.rl.vllm_server import Prompt, Refused, Said, ServerError, VLLMServer, hang_up
 from ts_lightning.serve.line import AWAY
 from ts_lightning.serve.openai import Drawing
 
@@ -28,7 +30,8 @@ class VLLMBatch:
 
     def __init__(self, vlm: VLM, server: VLLMServer, rows: int) -> None:
         self.vlm, self.server, self.rows = vlm, server, rows
-        self._writing: dict[Future[list[list[Said]]], Writing] = {}
+        self._writing: dict[Future[list[Said]], Writing] = {}
+        self._connections: dict[Writing, HTTPConnection] = {}
         self._pool = ThreadPoolExecutor(rows, "vllm")
 
     @property
@@ -54,11 +57,12 @@ class VLLMBatch:
         for future, one in told.items():
             del self._writing[future]
             if one.ended:  # nobody waits for it
+                self._leave(future, one)
                 continue
             if error := future.exception():
                 one.ended = _line(error)
             else:
-                ((said,),) = future.result()
+                (said,) = future.result()
                 tokens = [token for token in said.token_ids if token != self.vlm.tokenizer.eos_token_id]
                 if one.top is not None:
                     one.likely += [Likely(logp, []) for logp in said.logp[: len(tokens)]]
@@ -68,9 +72,16 @@ class VLLMBatch:
 
     def clear(self) -> None:
         """Forget what is being written."""
+        for future, one in self._writing.items():
+            self._leave(future, one)
         self._writing.clear()
 
-    def _asked(self, prompt: Prompt, model: str, one: Writing) -> list[list[Said]]:
+    def _leave(self, future: Future[list[Said]], one: Writing) -> None:
+        """Take a question back from the server, which would write on and keep a place of the pool."""
+        if not future.cancel() and (connection := self._connections.get(one)) is not None:
+            hang_up(connection)
+
+    def _asked(self, prompt: Prompt, model: str, one: Writing) -> list[Said]:
         if one.constrain is not None:
             raise ValueError("constrain: can't be had with vLLM, expected none")
         if one.top:
@@ -84,7 +95,10 @@ class VLLMBatch:
             expected = "expected temperature 0, or 1 with top_p 1"
             raise ValueError(f"logprobs: seen temperature {temperature:g}, top_p {top_p:g} with vLLM, {expected}")
         sampling = sampling_of(self.vlm, one.max_new_tokens, temperature, top_p=top_p)
-        return self.server.generate([prompt], sampling, model)
+        try:
+            return self.server.answer(prompt, sampling, model, partial(self._connections.__setitem__, one))
+        finally:
+            self._connections.pop(one, None)
 
 
 def _line(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """vLLM in the running batch's place: what is sent, and what comes of it."""
 
 import threading
-from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from ts_lightning.data.collate import collate
 from ts_lightning.models import TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.continuous import Writing
-from ts_lightning.rl.vllm_server import Prompt, Refused, Said, ServerError
+from ts_lightning.rl.vllm_server import Prompt, Refused, Said, ServerError, VLLMServer
 from ts_lightning.runs.ask import sample_of
 from ts_lightning.serve.openai import Drawing
 from ts_lightning.serve.server import make_app
@@ -24,18 +24,18 @@ END = TWINS.tokenizer.eos_token_id
 
 
 class Server:
-    """Answers as `VLLMServer.generate` does, when it may."""
+    """Answers as `VLLMServer.answer` does, when it may."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.may = threading.Event()
 
-    def generate(self, prompts: Sequence[Prompt], sampling: dict[str, Any], model: str) -> list[list[Said]]:
+    def answer(self, prompt: Prompt, sampling: dict[str, Any], model: str, opened: object) -> list[Said]:
         self.asked.append((model, sampling))
         assert self.may.wait(20)
         if sampling["max_tokens"] == 9:
             raise ServerError("vLLM\nis gone")
-        return [[Said([100, 101, END], [-0.5, -0.25, -0.1], True)]]
+        return [Said([100, 101, END], [-0.5, -0.25, -0.1], True)]
 
 
 def test_answers_come_by_the_path_of_their_task_and_who_left_is_forgotten() -> None:
@@ -76,6 +76,38 @@ def test_answers_come_by_the_path_of_their_task_and_who_left_is_forgotten() -> N
     assert {model for model, _ in server.asked} == {"base", "grounding"}
 
 
+def test_who_left_is_taken_back_from_the_server() -> None:
+    """vLLM stops where its client hangs up; it would write on, and the next questions wait for it."""
+    reading, left = threading.Event(), threading.Event()
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            reading.set()
+            self.connection.settimeout(20)
+            if not self.connection.recv(1):
+                left.set()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as slow:
+        threading.Thread(target=slow.serve_forever, daemon=True).start()
+        batch = VLLMBatch(TWINS, VLLMServer(f"http://127.0.0.1:{slow.server_port}"), 1)
+        row = TWINS.encode(sample_of([], "What color?", "understanding"), True)
+        one, forgotten = Writing(4), Writing(4)
+        batch.join(collate([row], TWINS.pad_id, "left"), [one])
+        assert reading.wait(20)
+        one.ended = "left"
+        assert batch.step() == [one]
+        assert left.wait(10)
+        for event in (reading, left):
+            event.clear()
+        batch.join(collate([row], TWINS.pad_id, "left"), [forgotten])
+        assert reading.wait(10)
+        batch.clear()
+        assert left.wait(10)
+        assert not batch.active
+        slow.shutdown()
+
+
 def test_the_web_application_asks_the_server() -> None:
     server = Server()
     server.may.set()
@@ -95,7 +127,7 @@ def test_the_web_application_asks_the_server() -> None:
 )
 def test_whose_fault_it_is_says_the_status(error: Exception, status: int) -> None:
     class Failing:
-        def generate(self, *_: Any) -> list[list[Said]]:
+        def answer(self, *_: Any) -> list[Said]:
             raise error
 
     with TestClient(make_app(TWINS, "tiny", server=Failing()), base_url="http://127.0.0.1:7860") as client:  # type: ignore[arg-type]
