@@ -22,5 +22,5 @@ def step_cuts(text: str, steps: Sequence[tuple[int, int]] | None) -> list[int]:
 
 
 def is_rejection(text: str) -> bool:
-    """Whether the answer calls the question invalid."""
-    return REJECTION.rstrip(".").lower() in text.lower()
+    """Whether the answer calls the question invalid: "This question is invalid.", "The question is invalid."."""
+    return "question is invalid" in text.lower()

@@ -39,7 +39,7 @@ _STOP = frozenset(
         *("by", "near", "next", "behind", "under", "over", "above", "below", "has", "have", "there", "this", "that"),
         *("these", "those", "his", "her", "its", "their", "holding", "wearing", "riding", "sitting", "standing", "it"),
         *("playing", "eating", "using", "left", "right", "into", "onto", "beside", "between", "while", "who", "which"),
-        *("as", "for", "we", "see", "can", "image", "shows", "picture", "photo"),
+        *("as", "for", "we", "see", "can", "image", "shows", "picture", "photo", "watching"),
     )
 )
 SYNONYMS: dict[str, list[str]] = json.loads((Path(class_mapping.__file__).parent / "coco_synonyms.json").read_text())

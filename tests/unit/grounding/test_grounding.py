@@ -101,6 +101,7 @@ def test_steps() -> None:
 
 def test_rejection() -> None:
     assert is_rejection("... not a dog. This question is invalid.")
+    assert is_rejection("There is a man, not a woman. The question is invalid.")  # TWIST & SCOUT, Figure A.6
     assert not is_rejection(STEPS)
 
 

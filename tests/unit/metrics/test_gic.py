@@ -28,6 +28,11 @@ CODEC = get_codec("scout")
         ("A man [[10,10,40,90]] is riding a brown horse [[5,30,60,99]].", ["man", "brown horse"]),
         ("There is a red hydrant [[1,1,9,9]] next to the sidewalk.", ["red hydrant"]),
         ("Two dogs [[1,1,9,9;20,20,50,50]] on grass", ["two dogs", "two dogs"]),
+        (  # Figure A.7
+            "A group of people [[32,78,36,86; 40,77,43,86]] are standing in a circle [[36,6,80,46]] watching kites "
+            "[[36,6,80,46]] fly in the sky [[16,0,83,55]].",
+            ["people", "people", "circle", "kites", "sky"],
+        ),
         ("[[1,1,9,9]]", []),
         ("a cat and a dog", []),
     ],
