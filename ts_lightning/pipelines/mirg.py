@@ -16,7 +16,7 @@ from ts_lightning.pipelines.scout_checks import Rejected
 _PARTS = re.compile(r"<think>(.+?)</think>\s*<answer>(.+?)</answer>", re.DOTALL)
 _OBJECT = re.compile(r"\[([^\[\]]{1,80})\]")
 _SLOT = re.compile(r"\{object:(\d+)\}")
-_IMAGE = re.compile(r"image\s*(\d+)", re.IGNORECASE)
+_IMAGE = re.compile(r"image[\s#-]{0,2}(\d+)", re.IGNORECASE)  # the paper writes Image-2
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 STYLES = ("trajectory", "reasoning", "answer")
 

@@ -370,6 +370,8 @@ def test_trajectories_in_three_stages() -> None:
     assert made.turns[1].text == expected
     assert [(r.image, r.phrase) for r in made.regions] == [(1, "the dog"), (0, "a tree")]
     assert (made.meta["image"], made.tags) == (1, ["trajectory"])
+    dashed = Says(tree.replace("Image 1", "Image-1"), dog.replace("Image 2", "image #2"))
+    assert [one.turns[1].text for one in Trajectories(Says(thought), dashed)(multi())] == [expected]
     bad = {
         "another form": (Says("no tags"), Says()),
         "placed nowhere": (Says(thought), Says("none")),
