@@ -131,6 +131,9 @@ def test_scienceqa_takes_problems_with_a_picture(tmp_path: Path) -> None:
     dropped = Dropped()
     (one,) = scienceqa.read(tmp_path, Pictures(dropped=dropped))
     assert asked(one) == "Look.\nWhich?\nA. rock\nB. tree"
+    (formed,) = scienceqa.read(tmp_path, template="option_letter")
+    letter = "Answer with the option's letter from the given choices directly."
+    assert asked(formed) == f"Context: Look.\nWhich?\nA. rock\nB. tree\n{letter}"
     assert (one.answer.text, one.choices, one.images[0].name) == ("tree", ["rock", "tree"], "5_image.png")
     assert dropped == {"problems without a picture": 1}
 
@@ -146,6 +149,10 @@ def test_mme_has_two_questions_a_picture(tmp_path: Path) -> None:
     assert [s.answer.text for s in (one, two, three)] == ["Yes", "No", "No"]
     assert two.meta == {"category": "existence", "image_id": "0001"}
     assert dropped.total() == 1
+    put(tmp_path / "existence/0001.txt", "Is there a dog?  Please answer yes or no.\tYes\nIs it?\tNo\n")
+    assert asked(next(mme.read(tmp_path))) == "Is there a dog?  Please answer yes or no."
+    formed = next(mme.read(tmp_path, template="single_word"))
+    assert asked(formed) == "Is there a dog?\nAnswer the question using a single word or phrase."
 
 
 def test_mmbench_table_with_pictures_inside(tmp_path: Path) -> None:

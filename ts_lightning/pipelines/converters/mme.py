@@ -8,11 +8,14 @@ from ts_lightning.pipelines.converters.files import read_text
 from ts_lightning.pipelines.converters.source import Pictures, files_of
 from ts_lightning.pipelines.converters.vqa import question
 
+_FORM = "Please answer yes or no."
+
 
 def read(path: str | Path, pictures: Pictures | None = None, template: str | None = None) -> Iterator[Sample]:
     """One sample a question; `path` has a folder for each category with NAME.txt (question, tab, Yes or No).
 
-    A category has its pictures beside the texts, or texts in questions_answers_YN/ and pictures in images/.
+    A category has its pictures beside the texts, or texts in questions_answers_YN/ and pictures in images/. A
+    `template` stands in the place of "Please answer yes or no.", as in LLaVA's evaluation.
     """
     root, pictures = Path(path), pictures or Pictures()
     texts = files_of(root, "*/*.txt", "*/questions_answers_YN/*.txt")
@@ -43,4 +46,5 @@ def _file(file: Path, root: Path, pictures: Pictures, template: str | None) -> I
     meta = {"category": base.name, "image_id": file.stem}
     for number, (text, answer) in enumerate(pairs):
         key = f"mme-{base.name}-{file.stem}-{number}"
+        text = text if template is None else text.strip().removesuffix(_FORM).rstrip()
         yield question("mme", key, known, text, [answer.strip()], template, subtask=base.name, meta=meta)

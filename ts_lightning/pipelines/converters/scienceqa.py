@@ -16,7 +16,8 @@ def read(
 ) -> Iterator[Sample]:
     """One sample for each problem of `split` with a picture; `path` is the folder of problems.json, or the file.
 
-    pid_splits.json, where it is, says which problems a split has. Pictures are SPLIT/ID/image.png.
+    pid_splits.json, where it is, says which problems a split has. Pictures are SPLIT/ID/image.png. With a `template` a
+    hint is the question's "Context: ", as in LLaVA's evaluation.
     """
     file, folder = located(path, "problems.json", "data/scienceqa/problems.json")
     here = (pictures or Pictures()).under(folder, "images", split, ".")
@@ -47,5 +48,7 @@ def read(
             choices = one["choices"]
             answers = [choices[one["answer"]]] if 0 <= one.get("answer", -1) < len(choices) else []
             meta = {"question_id": number} | {name: one.get(name) for name in ("subject", "topic", "category", "grade")}
-            fields = {"choices": choices, "hint": one.get("hint", ""), "meta": meta, "subtask": "multiple_choice"}
+            hint = one.get("hint") or ""
+            hint = f"Context: {hint}" if hint and template else hint
+            fields = {"choices": choices, "hint": hint, "meta": meta, "subtask": "multiple_choice"}
             yield question("scienceqa", f"sqa-{number}", known, one["question"], answers, template, **fields)
