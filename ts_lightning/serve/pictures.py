@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ts_lightning.grounding.still_pictures import open_still, orientation
 from ts_lightning.models.pixels import image_size, load_pixels
 
 MAX_BYTES = 20 * 2**20
@@ -21,6 +22,18 @@ def check_picture(data: bytes) -> tuple[int, int]:
         )
     load_pixels(data, 32)  # a cut file has a good header
     return width, height
+
+
+def check_shown(data: bytes) -> tuple[int, int]:
+    """`check_picture` for the page: ValueError also for a picture that a browser shows in another way than we read it.
+
+    Regions that are drawn on it would lie elsewhere: Chromium turns no WebP by its EXIF.
+    """
+    size = check_picture(data)
+    image = open_still(data)
+    if image.format == "WEBP" and (turned := orientation(image)) != 1:
+        raise ValueError(f"image: seen a WebP with EXIF orientation {turned}, that browsers ignore, expected 1")
+    return size
 
 
 class Picture(NamedTuple):

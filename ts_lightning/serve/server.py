@@ -27,7 +27,7 @@ from ts_lightning.serve.guard import PROTOCOL, Guard, Refused, read_body, refusa
 from ts_lightning.serve.line import AWAY, Begun, Line, LineFull, Question, answer_together
 from ts_lightning.serve.metrics import Counted, Metrics
 from ts_lightning.serve.openai import Chat, Reply, UnknownModel, error_of, models_of, read_chat
-from ts_lightning.serve.pictures import MAX_BYTES, Picture, Pictures, check_picture
+from ts_lightning.serve.pictures import MAX_BYTES, Picture, Pictures, check_picture, check_shown
 from ts_lightning.serve.vllm import VLLMBatch
 
 STATIC = Path(__file__).parent / "static"
@@ -89,7 +89,7 @@ def make_app(
 
     async def image(request: Request) -> Response:
         data = await received(request, MAX_BYTES)
-        width, height = await lines[""].in_thread(check_picture, data)
+        width, height = await lines[""].in_thread(check_shown, data)
         name = pictures.add(_visitor(request), Picture(data, (width, height)))
         return JSONResponse({"id": name, "width": width, "height": height})
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import ExifTags, Image
 
 pytest.importorskip("starlette", reason="starlette is not installed")
 from starlette.testclient import TestClient
@@ -123,6 +124,19 @@ def test_a_broken_picture_is_a_line_without_addresses(client: TestClient, data: 
     assert "BytesIO" not in response.text
 
 
+@pytest.mark.parametrize(("kind", "turned", "status"), [("WEBP", 6, 400), ("WEBP", 1, 200), ("JPEG", 6, 200)])
+def test_a_picture_that_browsers_show_in_another_way_is_refused(
+    client: TestClient, kind: str, turned: int, status: int
+) -> None:
+    """A region drawn on it would be one of another place."""
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = turned
+    Image.new("RGB", (40, 20)).save(buffer, kind, exif=exif.tobytes())
+    response = client.post("/api/image", content=buffer.getvalue(), headers=RAW)
+    assert response.status_code == status
+    assert status == 200 or "seen a WebP with EXIF orientation 6" in response.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -179,8 +193,6 @@ def test_large_bodies_are_refused_while_they_come(client: TestClient) -> None:
 
 
 def test_a_huge_picture_is_refused_before_it_is_decoded(client: TestClient) -> None:
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.new("1", (7_000, 7_000)).save(buffer, "PNG")
     response = client.post("/api/image", content=buffer.getvalue(), headers=RAW)
