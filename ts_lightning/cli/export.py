@@ -30,14 +30,15 @@ def export(
         ckpt: a run's folder, checkpoint, package, adapter or standalone folder
         to: the shape
         out: file or folder to write
-        scores: JSON of figures for the card, flat or nested as report.json; the run's last validation when missing
+        scores: JSON of figures for the card, flat or nested as report.json; when missing those of the run's last
+            validation, or of the folder's card (with --rank none)
         router: folder of `python -m tools.experiments.train_task_router` (in a checkout), stored in the package
         push: OWNER/NAME on the hub ($HF_ENDPOINT) to write the folder to; `hub:OWNER/NAME` opens it
         certificate: what `certify` wrote of --ckpt, for the card
         rank: the package's experts as their nearest differences of this rank (prints what is lost); 0: as full copies
     """
     from ts_lightning.models.hub import push as send
-    from ts_lightning.reports.card_scores import read_scores, run_scores
+    from ts_lightning.reports.card_scores import own_scores, read_scores
     from ts_lightning.reports.model_card import complete_card, read_certificate
     from ts_lightning.runs.export import change_rank, give_router
     from ts_lightning.runs.export import export as write
@@ -49,7 +50,8 @@ def export(
     if certificate and rank is not None:
         raise ValueError("--certificate: seen with --rank, which makes other weights, expected one of them")
     ckpt = Path(run_checkpoint(ckpt))
-    figures = read_scores(scores) if scores else run_scores(ckpt)
+    of_these = own_scores(ckpt) if rank is None else {}  # another rank answers otherwise
+    figures = read_scores(scores) if scores else of_these
     module = load(ckpt)
     verdict = read_certificate(certificate, ckpt) if certificate else None
     if router is not None:

@@ -4,6 +4,7 @@ For HTML there is `html.escape`.
 """
 
 import re
+from html import unescape
 from typing import Any
 
 _MARKS = re.compile(r"([\\`*\[\]!|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")  # inside a word it is an underscore
@@ -14,6 +15,11 @@ def markdown_text(value: Any) -> str:
     """One line that Markdown shows as it is written here: no tag, link, picture, code or new cell of a table."""
     line = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKS.sub(r"\\\1", line)
+
+
+def shown(text: str) -> str:
+    """What Markdown shows of a `markdown_text`: the line that it was made of."""
+    return unescape(re.sub(r"\\([\\`*\[\]!|_])", r"\1", text))
 
 
 def markdown_code(value: Any) -> str:

@@ -1,13 +1,17 @@
-"""Figures for the card of what is exported: from a JSON file, or from the metrics.csv of the run it comes from."""
+"""Figures for the card of what is exported: from a JSON file, or from the run or the folder that it comes from."""
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ts_lightning.grounding.foreign_text import shown
 from ts_lightning.models.package import read_checkpoint
 from ts_lightning.runs.metrics_log import read_metrics
+
+_LISTED = re.compile(r"^- (.+): (-?\d+\.\d+)$", re.MULTILINE | re.ASCII)  # as `models.package.listed_scores` writes
 
 
 def read_scores(path: Path) -> dict[str, float]:
@@ -22,8 +26,11 @@ def read_scores(path: Path) -> dict[str, float]:
     return found
 
 
-def run_scores(checkpoint: Path) -> dict[str, float]:
-    """The last validation of the run up to this checkpoint in its `checkpoints/`; empty for anything else."""
+def own_scores(checkpoint: Path) -> dict[str, float]:
+    """The last validation of the run up to this checkpoint in its `checkpoints/`, or what the card of a folder has."""
+    if (card := checkpoint / "README.md").is_file():
+        section = card.read_text(errors="replace").partition("\n## Scores\n")[2].partition("\n## ")[0]
+        return {shown(name): float(value) for name, value in _LISTED.findall(section)}
     if not checkpoint.is_file() or checkpoint.absolute().parent.name != "checkpoints":
         return {}
     steps = read_checkpoint(checkpoint).get("global_step", 0)

@@ -22,6 +22,7 @@ from ts_lightning.models import TwinExpertVLM
 from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.hub import on_disk
 from ts_lightning.models.package import file_sha256
+from ts_lightning.reports.card_scores import own_scores
 from ts_lightning.runs.load import load
 
 NAME, SHA = "me/mugs", "0" * 39 + "1"
@@ -132,6 +133,16 @@ def test_an_exported_package_is_pushed_and_opened_by_its_name(
     assert all(torch.equal(value, expected[name]) for name, value in opened.trainable_state_dict().items())
     init = TwinExpertVLM(TinyBackbone(), expert_rank=1, every=4, init_from=f"hub:{NAME}")
     assert all(torch.equal(value, expected[name]) for name, value in init.trainable_state_dict().items())
+
+
+def test_the_card_of_a_folder_goes_on_to_the_next(package: Path, tmp_path: Path) -> None:
+    """Exported once more, to be pushed with a certificate, it kept the weights and lost the figures."""
+    names = {"val/toy/miou": 0.5, "of <b> _all_ [1] & `2`": -0.25}
+    load(package).vlm.save_pretrained(package, names)
+    export(ckpt=package, to="package", out=package)
+    assert own_scores(package) == names
+    export(ckpt=package, to="package", out=tmp_path / "full", rank=0)
+    assert "None were given" in (tmp_path / "full/README.md").read_text()
 
 
 def test_a_certificate_is_of_what_is_exported(package: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ts_lightning.reports.card_scores import read_scores, run_scores
+from ts_lightning.reports.card_scores import own_scores, read_scores
 
 
 def test_nested_numbers_get_dotted_names(tmp_path: Path) -> None:
@@ -27,5 +27,5 @@ def test_what_lies_in_no_run_has_no_scores(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,val/toy/miou\n0,0.5\n")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/x.ckpt").write_bytes(b"x")
-    assert run_scores(tmp_path / "folder/x.ckpt") == {}
-    assert run_scores(tmp_path / "folder") == {}
+    assert own_scores(tmp_path / "folder/x.ckpt") == {}
+    assert own_scores(tmp_path / "folder") == {}
