@@ -188,7 +188,7 @@ def read_records(path: str | Path) -> list[Record]:
     Two shards may have questions of one key.
     """
     records, seen = [], set()
-    with Path(path).open(encoding="utf-8") as file:
+    with Path(path).open(encoding="utf-8-sig", errors="backslashreplace") as file:
         for number, line in enumerate(file, 1):
             where = f"{path}:{number}"
             try:

@@ -359,7 +359,7 @@ def _cell_value(value: Any) -> Any:
 
 
 def _json_lines(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig", errors="backslashreplace") as file:
         for number, line in enumerate(file, 1):
             try:
                 yield number, dict(json.loads(line))

@@ -99,6 +99,11 @@ def test_files_that_are_no_records(tmp_path: Path) -> None:
     path.write_text(line + line[:30])
     with pytest.raises(ValueError, match=r"p.jsonl:2: seen .* expected a prediction record \(is the file cut off\?\)"):
         read_records(path)
+    path.write_text(line, encoding="utf-8-sig")  # as Windows writes it
+    assert [record.key for record in read_records(path)] == ["q"]
+    path.write_text(line, encoding="utf-16")
+    with pytest.raises(ValueError, match=r"p.jsonl:1: seen .*xff.* expected a prediction record"):
+        read_records(path)
     path.write_text('{"key": "q", "text": "x", "suite": "s"}\n')
     with pytest.raises(ValueError, match=r"seen no truth, expected a prediction record .* scored with --shards"):
         read_records(path)
