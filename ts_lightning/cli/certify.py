@@ -45,10 +45,12 @@ def certify(
     for name, given in {"max_samples": max_samples, "batch_size": batch_size, "max_new_tokens": max_new_tokens}.items():
         if given < 1:
             raise ValueError(f"--{name}: seen {given}, expected at least 1")
+    from ts_lightning.reports.json_file import check_place, write_json
+
+    check_place(out)
     if against is not None:
         return _against(ckpt, shards, out, max_samples, max_new_tokens, against, max_difference, min_iou, device)
     from ts_lightning.reports.certificate import certify_checkpoint
-    from ts_lightning.reports.json_file import write_json
 
     result = certify_checkpoint(ckpt, shards, max_samples, batch_size, max_new_tokens, device)
     write_json(out, result)

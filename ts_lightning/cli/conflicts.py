@@ -30,8 +30,10 @@ def conflicts(
     from ts_lightning.data.reader import ShardReader
     from ts_lightning.grounding.tasks import UNDERSTANDING
     from ts_lightning.reports.conflicts import conflicts as found_in
-    from ts_lightning.reports.json_file import write_json
+    from ts_lightning.reports.json_file import check_place, write_json
 
+    if out is not None:
+        check_place(out)
     kinds: dict[bool, list] = {True: [], False: []}
     for sample in ShardReader(index_shards(shards)):
         kind = kinds[sample.task == UNDERSTANDING]

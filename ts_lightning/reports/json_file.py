@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 
+def check_place(path: Path, option: str = "--out") -> None:
+    """ValueError for a folder in the place of a file, before the work that the file is to hold."""
+    if path.is_dir():
+        raise ValueError(f"{option}: seen the folder {path}, expected a file, such as {path / 'result.json'}")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write nested plain values, NaN and infinity as null, in a folder that is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)

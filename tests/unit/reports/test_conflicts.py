@@ -85,3 +85,6 @@ def test_refusals(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("max_samples", "batch_size", "max_new_tokens"):
         assert main(["certify", "--ckpt", str(store / "skill_0"), *shards, f"--{option}", "0"]) == 2
         assert f"--{option}: seen 0, expected at least 1" in capsys.readouterr().err
+    for words in (["conflicts", str(store / "skill_0")], ["certify", "--ckpt", str(store / "skill_0")]):
+        assert main([*words, *shards, "--out", str(store)]) == 2  # before anything is asked
+        assert f"--out: seen the folder {store}, expected a file" in capsys.readouterr().err
