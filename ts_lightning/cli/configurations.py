@@ -3,6 +3,7 @@
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,20 +105,40 @@ def _over(below: Any, above: Any) -> Any:
 
 
 def named_configurations(words: Sequence[str]) -> list[str]:
-    """Words of a command with every `-c NAME` as the paths of the shipped configurations."""
+    """Words of a command with every `-c NAME` as the paths of the shipped configurations.
+
+    A list of callbacks or loggers stands in place of the one below it: the parser would take two lists of one length
+    item by item, with what the lower ones say and the upper ones do not.
+    """
     return list(_replaced(words))
 
 
 def _replaced(words: Sequence[str]) -> Iterator[str]:
-    given = iter(words)
+    given, first = iter(words), True
     for word in given:
         option, mark, value = word.partition("=")
         if option not in ("-c", "--config"):
             yield word
             continue
         value = value if mark else next(given, "")
-        if value.lstrip().startswith("{"):  # a configuration as text
-            yield from (option, value)
-            continue
-        for layer in layers(find_configuration(value)):
+        text = value.lstrip().startswith("{")  # a configuration as text
+        for layer in [value] if text else layers(find_configuration(value)):
+            if not first and (lists := _lists_of_objects(layer)):
+                yield from (option, json.dumps({"trainer": dict.fromkeys(lists)}))
             yield from (option, layer)
+            first = False
+
+
+def _lists_of_objects(layer: str) -> list[str]:
+    """The trainer's arguments that a layer gives as lists of objects; what is wrong in it is the parser's to say."""
+    import yaml
+
+    with suppress(yaml.YAMLError, OSError, AttributeError):
+        content = yaml.safe_load(layer if layer.lstrip().startswith("{") else Path(layer).read_text())
+        trainer = content.get("trainer") or {}
+        return [name for name, value in trainer.items() if isinstance(value, list) and any(map(_is_object, value))]
+    return []
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict) and "class_path" in value

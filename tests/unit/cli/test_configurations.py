@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ts_lightning.cli import main
 from ts_lightning.cli.configurations import (
     SHIPPED,
     find_configuration,
@@ -42,6 +43,22 @@ def test_an_overlay_brings_what_it_lies_over(tmp_path: Path) -> None:
     words = named_configurations(["-c", str(top), "--config=fit/toy_full.yaml", "--trainer.max_steps", "3", "-c", "{}"])
     assert words[:6] == ["-c", base, "-c", above[0], "-c", above[1]]
     assert words[-4:] == ["--trainer.max_steps", "3", "-c", "{}"]
+
+
+def test_an_overlays_callbacks_stand_in_place_of_those_below(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    kept = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}
+    rollout = {"class_path": "ts_lightning.rl.RolloutCallback", "init_args": {"num_generations": 4}}
+    own = {"trainer": {"callbacks": [kept, rollout]}}  # as many as below, of the same classes
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"over": "fit/toy_mirg_grpo.yaml"} | own))
+    (tmp_path / "plain.yaml").write_text(yaml.safe_dump(own))
+    below, plain = "fit/toy_mirg_grpo.yaml", str(tmp_path / "plain.yaml")
+    for names in ([str(tmp_path / "mine.yaml")], [below, plain], [below, json.dumps(own)]):
+        with pytest.raises(SystemExit):
+            main(["fit", *(word for name in names for word in ("-c", name)), "--print_config"])
+        checkpoint, rollouts = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
+        assert (checkpoint["init_args"]["save_last"], checkpoint["init_args"]["every_n_train_steps"]) == (True, None)
+        assert (rollouts["init_args"]["num_generations"], rollouts["init_args"]["rewards"]) == (4, None)
+    assert read_configuration(str(tmp_path / "mine.yaml"))["trainer"]["callbacks"] == own["trainer"]["callbacks"]
 
 
 def test_an_overlay_over_itself_is_one_line(tmp_path: Path) -> None:
