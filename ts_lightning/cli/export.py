@@ -34,12 +34,12 @@ def export(
             validation, or of the folder's card (with --rank none)
         router: folder of `python -m tools.experiments.train_task_router` (in a checkout), stored in the package
         push: OWNER/NAME on the hub ($HF_ENDPOINT) to write the folder to; `hub:OWNER/NAME` opens it
-        certificate: what `certify` wrote of --ckpt, for the card
+        certificate: what `certify` wrote of --ckpt, for the card; when missing the folder's own, if of these weights
         rank: the package's experts as their nearest differences of this rank (prints what is lost); 0: as full copies
     """
     from ts_lightning.models.hub import push as send
     from ts_lightning.reports.card_scores import own_scores, read_scores
-    from ts_lightning.reports.model_card import complete_card, read_certificate
+    from ts_lightning.reports.model_card import complete_card, own_certificate, read_certificate
     from ts_lightning.runs.export import change_rank, give_router
     from ts_lightning.runs.export import export as write
     from ts_lightning.runs.load import load, run_checkpoint
@@ -50,10 +50,11 @@ def export(
     if certificate and rank is not None:
         raise ValueError("--certificate: seen with --rank, which makes other weights, expected one of them")
     ckpt = Path(run_checkpoint(ckpt))
-    of_these = own_scores(ckpt) if rank is None else {}  # another rank answers otherwise
-    figures = read_scores(scores) if scores else of_these
+    of_folder = own_scores(ckpt) if rank is None else {}  # another rank answers otherwise
+    figures = read_scores(scores) if scores else of_folder
     module = load(ckpt)
-    verdict = read_certificate(certificate, ckpt) if certificate else None
+    of_these = own_certificate(ckpt) if rank is None and to != "checkpoint" else None
+    verdict = read_certificate(certificate, ckpt) if certificate else of_these
     if router is not None:
         give_router(module.vlm, to, router)
     if rank is not None and (errors := change_rank(module.vlm, to, rank)):

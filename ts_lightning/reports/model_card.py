@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ts_lightning.grounding.foreign_text import markdown_code
 from ts_lightning.reports.certificate import weights_sha256
 from ts_lightning.reports.json_file import write_json
+from ts_lightning.runs.whole_folder import CERTIFICATE
 
 HEAD = """---
 library_name: ts-lightning
@@ -23,14 +25,14 @@ def complete_card(folder: Path, kind: str, found: Mapping[str, Any] | None) -> N
     card = folder / "README.md"
     text = card.read_text()
     if found is not None:
-        write_json(folder / "certificate.json", found)
+        write_json(folder / CERTIFICATE, found)
         logits = found["logits"]
         equal = "bitwise equal" if logits["bitwise_equal"] else f"different by up to {logits['max_abs_diff']}"
         verdict = "Passed" if found["passed"] else "Failed"
         text += (
             f"\n## Retention\n\n{verdict}: understanding logits {equal} to the base's at "
             f"{logits['positions']} positions, {found['tensors_compared']} frozen tensors compared, "
-            f"{len(found['differing'])} differ (`certificate.json`, checkpoint sha256 "
+            f"{len(found['differing'])} differ (`{CERTIFICATE}`, checkpoint sha256 "
             f"{markdown_code(str(found['checkpoint']['sha256'])[:12])}).\n"
         )
     card.write_text(HEAD.format(kind=kind) + text)
@@ -49,3 +51,10 @@ def read_certificate(path: Path, checkpoint: Path) -> dict[str, Any]:
         expected = f"expected {own[:12]} as of {checkpoint}"
         raise ValueError(f"--certificate {path}: seen one of weights with sha256 {seen[:12]}, {expected}")
     return dict(found)
+
+
+def own_certificate(folder: Path) -> dict[str, Any] | None:
+    """The certificate in a folder, where it is of the weights there: not of the checkpoint that they came from."""
+    with suppress(ValueError):
+        return read_certificate(folder / CERTIFICATE, folder)
+    return None

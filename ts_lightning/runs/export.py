@@ -36,9 +36,24 @@ def export(module: Any, kind: str, target: Path, scores: Mapping[str, float] | N
         return
     with whole_folder(target, kind) as folder:
         if kind == "standalone":
+            _keep_base(vlm, target)
             write_standalone(module, folder, scores)
         elif isinstance(vlm, TwinExpertVLM | LoRAVLM):
             vlm.save_pretrained(folder, scores, max_new_tokens=module.max_new_tokens)
+
+
+def _keep_base(vlm: VLM, target: Path) -> None:
+    """ValueError for a target that would lose the base of `vlm`: a standalone folder that it was trained over.
+
+    Not where the same base is written to its place again: of twin experts, or of a whole model that nothing trained.
+    """
+    if not isinstance(pretrained := vlm.backbone.init_args.get("pretrained"), str):
+        return
+    base, place = Path(pretrained).resolve(), target.resolve()
+    twins = isinstance(vlm, TwinExpertVLM)
+    again = base == (place / BASE if twins else place) and (twins or not vlm.trainable_state_dict())
+    if base in (place, place / BASE) and not again:
+        raise ValueError(f"export: {target}: seen the base {pretrained} of what is exported, expected another folder")
 
 
 def change_rank(vlm: VLM, kind: str, rank: int) -> dict[str, float]:

@@ -145,6 +145,26 @@ def test_the_card_of_a_folder_goes_on_to_the_next(package: Path, tmp_path: Path)
     assert "None were given" in (tmp_path / "full/README.md").read_text()
 
 
+def test_a_certificate_goes_on_with_its_weights(package: Path, tmp_path: Path) -> None:
+    """`certify --out PACKAGE/certificate.json` was deleted when the package was exported once more."""
+    there = package / "certificate.json"
+    found = {
+        "passed": True, "logits": {"bitwise_equal": True, "positions": 7}, "tensors_compared": 3, "differing": [],
+        "checkpoint": {"sha256": file_sha256(package / "package.safetensors")},
+    }  # fmt: skip
+    there.write_text(json.dumps(found))
+    for folder in (package, tmp_path / "next"):
+        export(ckpt=package, to="package", out=folder)
+        assert json.loads((folder / "certificate.json").read_text()) == found
+        assert "Passed" in (folder / "README.md").read_text()
+    export(ckpt=package, to="package", out=tmp_path / "full", rank=0)
+    there.write_text(json.dumps(found | {"checkpoint": {"sha256": "ab" * 32}}))  # of the checkpoint it came from
+    export(ckpt=package, to="package", out=package)
+    for folder in (package, tmp_path / "full"):
+        assert not (folder / "certificate.json").exists()
+        assert "Passed" not in (folder / "README.md").read_text()
+
+
 def test_a_certificate_is_of_what_is_exported(package: Path, tmp_path: Path) -> None:
     """Nothing is written with the verdict on other weights, or on none."""
     path = tmp_path / "certificate.json"

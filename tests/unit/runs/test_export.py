@@ -1,6 +1,7 @@
 """Exported folders in the hands of plain transformers and peft, opened from another place."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ts_lightning.models.backbones.llava import LlavaBackbone
 from ts_lightning.models.task_router import SHIPPED
 from ts_lightning.runs.export import export, give_router
 from ts_lightning.runs.load import load
+from ts_lightning.runs.whole_folder import whole_folder
 from ts_lightning.training import SFT, LoRASFT, StepwiseSFT
 
 
@@ -128,6 +130,10 @@ def test_an_export_leaves_nothing_of_the_one_before(base: str, tmp_path: Path) -
         export(MAKERS["standalone"](base), "standalone", folder)
     assert contents(whole) == contents(fresh) | {"notes.txt": b"mine"}
     assert type(load(whole).vlm) is PlainVLM
+    twins = tmp_path / "twins"
+    for folder in (whole, twins):
+        export(MAKERS["package"](base), "standalone", folder)
+    assert contents(whole).keys() == contents(twins).keys() | {"notes.txt"}
 
     routed = MAKERS["package"](base)
     give_router(routed.vlm, "package", SHIPPED)
@@ -137,6 +143,75 @@ def test_an_export_leaves_nothing_of_the_one_before(base: str, tmp_path: Path) -
     assert load(package).vlm.task_router is None
 
 
+def test_what_is_no_export_is_not_replaced(base: str, tmp_path: Path) -> None:
+    """A folder of models with the base as `base`; a package with things of its owner beside it."""
+    models, package = tmp_path / "models", tmp_path / "package"
+    shutil.copytree(base, models / "base")
+    (models / "README.md").write_text("mine")
+    before = contents(models)
+    with pytest.raises(ValueError, match=r"models: seen README.md, base of something else, expected a new folder"):
+        export(MAKERS["package"](str(models / "base")), "standalone", models)
+    assert contents(models) == before
+
+    export(MAKERS["package"](base), "package", package)
+    shutil.copytree(base, package / "base")
+    for name in ("packages/other/notes.txt", "package/notes.txt", "mine.safetensors", "preprocessor_config.json"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("mine")
+    before = contents(package)
+    export(MAKERS["package"](str(package / "base")), "package", package)
+    assert contents(package).keys() == before.keys()
+
+
+def test_a_base_that_was_exported_is_not_written_over(base: str, tmp_path: Path) -> None:
+    whole, twins = tmp_path / "whole", tmp_path / "twins"
+    export(MAKERS["standalone"](base), "standalone", whole)
+    export(MAKERS["package"](base), "standalone", twins)
+    for kind, folder, place in (
+        ("package", whole, whole),
+        ("adapter", whole, whole),
+        ("standalone", whole, whole),
+        ("adapter", twins / "base", twins),
+    ):
+        module, before = MAKERS[kind](str(folder)), contents(place)
+        with pytest.raises(ValueError, match=f"export: {place}: seen the base {folder} of what is exported"):
+            export(module, "standalone", place)
+        assert contents(place) == before
+    for place in (whole, twins):  # the same base once more
+        before = contents(place)
+        export(load(place), "standalone", place)
+        weights = {name for name in before if name.endswith(".safetensors")}
+        assert {name: contents(place)[name] for name in weights} == {name: before[name] for name in weights}
+        load(place)
+
+
+def test_a_failing_move_is_taken_back(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, rename, calls = tmp_path / "there", Path.rename, list[Path]()
+    export(MAKERS["package"](base), "package", there)
+    before = contents(there)
+
+    def failing(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) == 6:
+            raise OSError("Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match=r"Input/output error.*; what was there is as it was"):
+        export(StepwiseSFT(TwinExpertVLM(HFBackbone(base), every=1, expert_rank=1)), "package", there)
+    assert contents(there) == before
+
+
+def test_two_exports_to_one_folder_are_told(base: str, tmp_path: Path) -> None:
+    """Each would write into what the other moves."""
+    module = MAKERS["package"](base)
+    with whole_folder(tmp_path / "out", "package") as folder:
+        (folder / "mine").write_text("")
+        with pytest.raises(OSError, match="out: seen another export that is being written there"):
+            export(module, "package", tmp_path / "out")
+    assert contents(tmp_path / "out") == {"mine": b""}
+
+
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,15 +219,17 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
     export(module, "package", there)
     before = contents(there)
 
-    def full(*_: Any, **__: Any) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    for kind in (SafetensorError, Exception):  # the second as tokenizers say it
 
-    monkeypatch.setattr("ts_lightning.models.package.save_file", full)
-    for folder in (there, tmp_path / "new"):
-        with pytest.raises(
-            OSError, match=f"export: {folder}: not written .*No space left.*; what was there is as it was"
-        ):
-            export(module, "package", folder)
+        def full(*_: Any, kind: type[Exception] = kind, **__: Any) -> None:
+            raise kind("Error while serializing: I/O error: No space left on device (os error 28)")
+
+        monkeypatch.setattr("ts_lightning.models.package.save_file", full)
+        for folder in (there, tmp_path / "new"):
+            with pytest.raises(
+                OSError, match=f"export: {folder}: not written .*No space left.*; what was there is as it was"
+            ):
+                export(module, "package", folder)
     assert contents(there) == before
     assert not (tmp_path / "new").exists()
 
