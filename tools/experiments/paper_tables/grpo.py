@@ -11,7 +11,6 @@ from ts_lightning.data.write import write_shards
 from ts_lightning.pipelines.toy_world.multi_image import multi_image_samples
 
 ALGORITHMS = ("MIRG", "DAPO", "GSPO", "CISPO")
-REWARDS = ("format", "image", "object")
 STEPS = {1: 50, 2: 72}  # by iterations, of as much time: two thirds of a first update are its rollout
 SETTINGS = tuple(itertools.product(ALGORITHMS, (False, True), STEPS))
 
@@ -28,13 +27,13 @@ def setting(algorithm: str, thought: bool, iterations: int) -> Row:
     model: dict[str, Any] = {"algorithm": {"class_path": f"ts_lightning.losses.{algorithm}"}}
     model |= {"num_iterations": iterations} if iterations > 1 else {}
     changes = {"model": {"init_args": model}, "trainer": {"max_steps": STEPS[iterations]}}
-    rewards = mirg.rewards(*REWARDS, "thought") if thought else mirg.rewards()
+    rewards = mirg.rewards(*mirg.PAPERS, "thought") if thought else mirg.rewards()
     name = f"{algorithm}, {'thought rewarded, ' if thought else ''}{iterations} update{'s' * (iterations > 1)}"
     return Row(name, "fit/toy_mirg_grpo.yaml", over(rewards, changes), mirg.GROUNDED)
 
 
 SFT = twist.again(mirg.GROUNDED, "SFT", "")
-GRPO = Row("SFT, then GRPO", "fit/toy_mirg_grpo.yaml", mirg.rewards(*REWARDS, "thought"), mirg.GROUNDED)
+GRPO = Row("SFT, then GRPO", "fit/toy_mirg_grpo.yaml", mirg.rewards(*mirg.PAPERS, "thought"), mirg.GROUNDED)
 PAPER = twist.again(mirg.GROUNDED_RL, "SFT, then GRPO with the paper's rewards", "")
 LATER = {"trainer": {"max_steps": 430}, "model": {"init_args": {"lr_scheduler": {"init_args": {"warmup_steps": 10}}}}}
 SLOWER = twist.rate(5e-4)  # a quarter of SFT's rate: it has been through a whole schedule

@@ -24,10 +24,13 @@ def render(folder: Path, share: float) -> None:
             write_shards(multi_image_samples("sft", max(40, int(600 * share)), style), folder, f"mirg_{style}", 2000)
 
 
+PAPERS = ("format", "image", "object")
+
+
 def rewards(*names: str) -> dict[str, Any]:
     """GRPO's callbacks of fit/toy_mirg_grpo.yaml with these rewards, or the paper's."""
     rollout: dict[str, Any] = {"num_generations": 8, "max_new_tokens": 72, "table_every": 1000}
-    rollout |= {"rewards": {name: f"ts_lightning.rl.{name}_reward" for name in names}} if names else {}
+    rollout |= {"rewards": {name: f"ts_lightning.rl.{name}_reward" for name in names or PAPERS}}
     kept = {"save_last": True, "enable_version_counter": False, "every_n_train_steps": 10, "save_top_k": 1}
     callbacks = [
         {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": kept},
