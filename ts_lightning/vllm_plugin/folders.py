@@ -25,11 +25,18 @@ class Mixing:
 
 @dataclass(frozen=True)
 class PackageFolder:
-    """`layers`: each twin layer's tensors by their names inside of it, its `alpha` with them."""
+    """`layers`: each twin layer's tensors by their names inside of it, its `alpha` with them; `sha256`: of them all."""
 
     name: str
     mixing: Mixing
     layers: dict[int, dict[str, Tensor]]
+    sha256: str
+
+    @property
+    def form(self) -> tuple[Mixing, dict[int, dict[str, tuple[int, ...]]]]:
+        """What another package has to share with this one to stand in its place: all but the values."""
+        shapes = {number: {name: tuple(t.shape) for name, t in layer.items()} for number, layer in self.layers.items()}
+        return self.mixing, shapes
 
 
 def is_package(folder: str | Path) -> bool:
@@ -63,4 +70,4 @@ def read_package(folder: str | Path) -> PackageFolder:
         layers = {number: {**layer, "alpha": tensors["alpha"]} for number, layer in layers.items()}
     top_k = min(options["eval_top_k"] or options["top_k"], options["num_experts"])
     mixing = Mixing(options["num_experts"], top_k, options["alpha_param"] == "sigmoid")
-    return PackageFolder(config["package"], mixing, layers)
+    return PackageFolder(config["package"], mixing, layers, config["sha256"])

@@ -2,11 +2,13 @@
 
 vLLM flattens the tokens of all requests; whose each is it says by the adapter's slot of every token, which its own LoRA
 layers read, too. Packages that the server is told of at its start are held from then on, so that its memory profile
-counts them; a slot says which of them answers.
+counts them; a slot says which of them answers. Another folder of one's name takes its place, or memory of its own while
+both have slots.
 """
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,10 +27,13 @@ _EXPERT = re.compile(rf"(experts\.\d+\.)?({'|'.join(PROJECTIONS)})\.(weight|bias
 
 @dataclass
 class PackageWeights:
-    """What an adapter of vLLM's holds for one module: tensors in place of A; whose, and their names, in place of B."""
+    """What an adapter of vLLM's holds for one module: tensors in place of A.
+
+    In place of B: their package, the sha256 of its file, and their names.
+    """
 
     lora_a: list[Tensor]
-    lora_b: tuple[str, tuple[str, ...]]
+    lora_b: tuple[str, str, tuple[str, ...]]
 
     def optimize(self) -> "PackageWeights":
         """Nothing to fold in."""
@@ -40,7 +45,7 @@ class Experts(nn.Module):
 
     def __init__(self, tensors: Mapping[str, Tensor], mixing: Mixing, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        self.mixing, self.names = mixing, tuple(tensors)
+        self.mixing = mixing
         exact = ("alpha", "router.weight")
         if unknown := [name for name in tensors if name not in exact and not _EXPERT.fullmatch(name)]:
             raise ValueError(f"package: seen {unknown[0]}, expected experts of {', '.join(PROJECTIONS)}")
@@ -49,9 +54,7 @@ class Experts(nn.Module):
             self.register_buffer(_flat(name), tensor.to(device, kept, copy=True), persistent=False)
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
-        """Other values, such as those after a step of training; ValueError for another shape."""
-        if tuple(tensors) != self.names or any(t.shape != self.of(name).shape for name, t in tensors.items()):
-            raise ValueError("package: seen other tensors than those that the server has had since its start")
+        """Other values, such as those after a step of training."""
         for name, tensor in tensors.items():
             self.of(name).copy_(tensor)
 
@@ -100,23 +103,29 @@ class Experts(nn.Module):
 class TwinMLP(BaseLayerWithLoRA):
     """TWIST eq. 6 in an MLP slot: `alpha * IU(h) + (1 - alpha) * VG(h)` for a package's tokens, IU(h) for others."""
 
-    known: ClassVar[set[str]] = set()  # the packages that this process holds
+    known: ClassVar[dict[str, tuple[str, Any]]] = {}  # folder and form of the packages that this process holds
 
     def __init__(self, mlp: nn.Module, slots: int) -> None:
         super().__init__()
         self.base_layer = mlp
         self.packages = nn.ModuleDict()
-        self.slots: list[str | None] = [None] * slots
+        self.slots: list[tuple[Any, Experts] | None] = [None] * slots
 
     def reset_lora(self, index: int) -> None:
         """The slot is a LoRA adapter's, or of a package without experts in this layer."""
         self.slots[index] = None
 
     def set_lora(self, index: int, lora_a: Any, lora_b: Any) -> None:
-        """The slot is this package's, with these weights."""
-        package, names = lora_b
-        self.slots[index] = package
-        self.packages[package].fill(dict(zip(names, lora_a, strict=True)))  # type: ignore[operator]
+        """The slot is this package's, with these weights, which those of other slots do not become."""
+        others = dict(slot for number, slot in enumerate(self.slots) if number != index and slot is not None)
+        package: Any = others.get(lora_b)
+        if package is None:
+            name, _, names = lora_b
+            package = self.packages[name]
+            if package in others.values():
+                package = deepcopy(package)
+            package.fill(dict(zip(names, lora_a, strict=True)))
+        self.slots[index] = lora_b, package
 
     def forward(self, h_TH: Tensor) -> Tensor:
         """[T, H] the layer's output."""
@@ -125,10 +134,10 @@ class TwinMLP(BaseLayerWithLoRA):
         if len(slot_T) < len(h_TH):
             return iu_TH  # a run without requests
         out_TH = iu_TH
-        for slot, name in enumerate(self.slots):
-            if name is None or not len(tokens_n := (slot_T[: len(h_TH)] == slot).nonzero().squeeze(1)):
+        for number, slot in enumerate(self.slots):
+            if slot is None or not len(tokens_n := (slot_T[: len(h_TH)] == number).nonzero().squeeze(1)):
                 continue
-            package: Any = self.packages[name]
+            _, package = slot
             alpha = package.mixing_weight().to(iu_TH.dtype)
             mixed_nH = alpha * iu_TH[tokens_n] + (1 - alpha) * package(h_TH[tokens_n], self.base_layer)
             out_TH = out_TH.index_copy(0, tokens_n, mixed_nH)
@@ -165,18 +174,25 @@ def add_twins(manager: Any, config: Any) -> None:
         setattr(manager.model.get_submodule(parent), name, twin)
         twin.set_mapping(next(m.punica_wrapper for key, m in manager.modules.items() if key.startswith(parent)))
         manager.modules[_key(number)] = twin
-    TwinMLP.known.update(package.name for package in packages)
+    TwinMLP.known.update({p.name: (str(folder), p.form) for p, folder in zip(packages, folders, strict=True)})
 
 
 def as_adapter(folder: str, number: int) -> LoRAModel:
-    """A package as the adapter of a number; ValueError for one that the server was not told of at its start."""
+    """A package as the adapter of a number; ValueError for one that the server was not told of at its start.
+
+    Another folder of a name that it was told of is taken where all but the values is the same.
+    """
     package = read_package(folder)
     if package.name not in TwinMLP.known:
         expected = f"expected one of {sorted(TwinMLP.known)}: --additional-config {PACKAGES} names them"
         raise ValueError(f"package {folder}: seen {package.name!r}, {expected}")
+    first, form = TwinMLP.known[package.name]
+    if package.form != form:
+        expected = f"expected the layers, shapes and mixing of {first}, which has that name since the server's start"
+        raise ValueError(f"package {folder}: seen {package.name!r} of another form, {expected}")
     weights: dict[str, Any] = {}
     for layer, tensors in package.layers.items():
-        weights[_key(layer)] = PackageWeights(list(tensors.values()), (package.name, tuple(tensors)))
+        weights[_key(layer)] = PackageWeights(list(tensors.values()), (package.name, package.sha256, tuple(tensors)))
     return LoRAModel(number, 1, weights)
 
 

@@ -80,7 +80,82 @@ def test_an_expert_without_tokens_runs_nothing(twins: Any) -> None:
 
 
 def test_two_packages_of_one_name_are_refused(twins: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(twins, "read_package", lambda folder: PackageFolder("grounding", ONE, {}))
+    monkeypatch.setattr(twins, "read_package", lambda folder: PackageFolder("grounding", ONE, {}, ""))
     config: Any = SimpleNamespace(additional_config={twins.PACKAGES: ["a", "b"]})
     with pytest.raises(ValueError, match="seen 'grounding' 2 times, expected packages of different names"):
         twins.add_twins(None, config)
+
+
+class Packages:
+    """Folders in memory, and a manager of vLLM's whose one layer, 0, has slots for two adapters."""
+
+    def __init__(self, twins: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.twins, self.folders = twins, dict[str, PackageFolder]()
+        monkeypatch.setattr(twins, "read_package", self.folders.__getitem__)
+        monkeypatch.setattr(
+            twins, "LoRAModel", lambda number, rank, weights: SimpleNamespace(id=number, loras=weights), raising=False
+        )
+        self.mlp = torch.nn.Module()
+        for name in ("gate_up_proj", "act_fn", "down_proj"):
+            setattr(self.mlp, name, getattr(MLP(), name))
+        self.mlp.forward = lambda h: 0 * h  # type: ignore[method-assign]
+        model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.ModuleDict({"mlp": self.mlp})])})
+        self.manager: Any = SimpleNamespace(model=model, modules={}, lora_slots=2, device="cpu", supports_mm=False)
+
+    def add(self, folder: str, alpha: float, mixing: Mixing = ONE, layers: int = 1) -> None:
+        """A package named grounding whose layers give (1 - alpha) times what the base's MLP would."""
+        tensors = {"alpha": torch.tensor(alpha)}
+        self.folders[folder] = PackageFolder("grounding", mixing, dict.fromkeys(range(layers), tensors), folder)
+
+    def serve(self, folder: str) -> Any:
+        wrapper = SimpleNamespace(token_lora_indices=torch.tensor([0, 1]))
+        self.manager.modules["layers.0.mlp.down_proj"] = SimpleNamespace(punica_wrapper=wrapper)
+        config: Any = SimpleNamespace(
+            additional_config={self.twins.PACKAGES: [folder]},
+            model_config=SimpleNamespace(enforce_eager=True, dtype=torch.float32),
+            parallel_config=SimpleNamespace(tensor_parallel_size=1),
+        )
+        self.twins.TwinMLP.set_mapping = lambda twin, wrapper: setattr(twin, "punica_wrapper", wrapper)
+        self.twins.add_twins(self.manager, config)
+        return self.manager.modules["layers.0"]
+
+    def load(self, folder: str, slot: int) -> None:
+        weights = self.twins.as_adapter(folder, slot + 1).loras["layers.0"]
+        self.manager.modules["layers.0"].set_lora(slot, weights.lora_a, weights.lora_b)
+
+
+@pytest.fixture
+def packages(twins: Any, monkeypatch: pytest.MonkeyPatch) -> Packages:
+    return Packages(twins, monkeypatch)
+
+
+def test_two_folders_of_one_name_answer_each_with_its_own_weights(packages: Packages) -> None:
+    packages.add("a", 0.5)
+    packages.add("b", 0.75)
+    twin = packages.serve("a")
+    packages.load("a", 0)
+    one_h = MLP().down_proj(gelu_and_mul(MLP().gate_up_proj(torch.ones(1, 1))[0]))[0].item()
+    packages.load("b", 1)
+    torch.testing.assert_close(twin(torch.ones(2, 1)), one_h * torch.tensor([[0.5], [0.25]]))
+    packages.load("b", 0)  # the first is no longer served
+    torch.testing.assert_close(twin(torch.ones(2, 1)), one_h * torch.tensor([[0.25], [0.25]]))
+
+
+def test_a_package_in_the_place_of_its_last_version_takes_no_more_memory(packages: Packages) -> None:
+    for folder, alpha in (("step-0", 0.5), ("step-1", 0.75)):
+        packages.add(folder, alpha)
+    twin = packages.serve("step-0")
+    packages.load("step-0", 0)
+    packages.load("step-1", 0)
+    assert twin.slots[0][1] is twin.packages["grounding"]
+    packages.load("step-1", 1)  # the same weights under two names
+    assert twin.slots[1][1] is twin.packages["grounding"]
+
+
+@pytest.mark.parametrize("other", [{"mixing": Mixing(1, 1, True)}, {"layers": 2}])
+def test_a_folder_of_another_form_is_refused_where_it_is_loaded(other: dict[str, Any], packages: Packages) -> None:
+    packages.add("a", 0.5)
+    packages.add("b", 0.5, **other)
+    packages.serve("a")
+    with pytest.raises(ValueError, match=r"package b: seen 'grounding' of another form, .* of a, which has that name"):
+        packages.load("b", 1)
