@@ -347,6 +347,34 @@ def test_several_updates_of_a_rollout_and_resume_in_their_middle(shards: str, se
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
+def test_constrained_rollouts_are_scored_under_their_masks_and_resume(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bounds of a thousandth: the first ratios are 1 only among the tokens that could be drawn."""
+    own_logits = TwinExpertVLM.logits
+
+    def begins_boxes(vlm: TwinExpertVLM, *args: Any) -> torch.Tensor:
+        opening = vlm.tokenizer.convert_tokens_to_ids("<|box_start|>")
+        return own_logits(vlm, *args) + torch.eye(len(vlm.tokenizer))[opening] * 7
+
+    monkeypatch.setattr(TwinExpertVLM, "logits", begins_boxes)
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    for root, args in ((whole, []), (rest, ["--ckpt_path", str(whole / "checkpoints/step=2.ckpt")])):
+        given = several_updates(shards, root, kl_coeff=0.1)
+        given["trainer"]["callbacks"][0]["init_args"] |= {"constrain": True, "max_new_tokens": 60, "stop_after": None}
+        assert run(given, root, *args) == 0
+    steps = rows(whole)
+    assert float(steps[0]["train/clipped"]) == 0
+    assert float(steps[0]["train/kl"]) < 1e-6
+    assert float(steps[2]["train/clipped"]) > 0
+    assert rows(rest) == steps[2:]
+    kept = torch.load(whole / "checkpoints/step=2.ckpt", weights_only=True)["rollout"]["prompts"]
+    vlm = load(whole / "checkpoints/step=2.ckpt").vlm
+    texts = [vlm.tokenizer.decode(ids) for prompt in kept for ids in prompt["tokens"]]
+    boxes = sum(len(mention.boxes) for text in texts for mention in vlm.codec.parse_strict(text, (1, 1)))
+    assert sum(text.count("<|box_start|>") for text in texts) == boxes > 5
+
+
 def test_a_rollout_goes_on_on_another_number_of_ranks(shards: str, several: Path, tmp_path: Path) -> None:
     """The same completions, rewards and micro-batches; sums over ranks round differently.
 

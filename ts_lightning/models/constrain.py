@@ -129,57 +129,25 @@ class Notation:
         return ""
 
 
-class Constraint:
-    """Which tokens may follow, for every row of a batch; `sizes` are those of the rows' pictures.
+class Followers:
+    """The tokens that may follow at a place, of one tokenizer in one codec's notation; what was found is kept."""
 
-    Rows may `join` and `leave`. A box is not begun where the tokens that are left might not be enough for it. Masks are
-    made on the CPU, token by token: it waits for the device.
-    """
-
-    def __init__(
-        self, tokenizer: Any, codec: Codec, sizes: Sequence[Size], vocabulary: int, stop_ids: set[int]
-    ) -> None:
+    def __init__(self, tokenizer: Any, codec: Codec, vocabulary: int, stop_ids: frozenset[int]) -> None:
         self.texts = token_texts(tokenizer, vocabulary)
         self.pixels = codec.space.grid == "pixels" or codec.space.frame == "padded_square"
-        self.notation = lru_cache(KEPT)(partial(Notation, codec))
         self.stop_ids = stop_ids
         self.by_first = dict[str, list[tuple[int, str]]]()  # tokens by the first letter of their texts
         for token, text in enumerate(self.texts):
             if text:
                 self.by_first.setdefault(text[0], []).append((token, text))
-        self.notations: dict[int, Notation] = {}
-        self.places: dict[int, Place | str] = {}  # of every row: in the begun box, or the end that may begin one
-        self._listed = lru_cache(KEPT)(self._made)
-        for row, size in enumerate(sizes):
-            self.join(row, size)
+        self._notations = lru_cache(KEPT)(partial(Notation, codec))
+        self.at = lru_cache(KEPT)(self._at)
 
-    def join(self, row: int, size: Size) -> None:
-        """A further row, whose picture has this size."""
-        self.notations[row] = self.notation(size if self.pixels else (1, 1))
-        self.places[row] = ""
+    def notation(self, size: Size) -> Notation:
+        """That of a box in a picture of this size."""
+        return self._notations(size if self.pixels else (1, 1))
 
-    def leave(self, row: int) -> None:
-        """A row that has ended, also before it joined."""
-        self.notations.pop(row, None)
-        self.places.pop(row, None)
-
-    def allowed(self, rows: Sequence[int], tokens_left: int) -> Tensor:
-        """Bool [R, V] for the next token of some rows; `tokens_left` may follow it."""
-        allowed_RV = torch.ones(len(rows), len(self.texts), dtype=torch.bool)
-        for mask_V, row in zip(allowed_RV, rows, strict=True):
-            notation, place = self.notations[row], self.places[row]
-            tokens = self._listed(notation, place, tokens_left >= notation.longest)
-            if begun := isinstance(place, Place):
-                mask_V.fill_(False)
-            mask_V[tokens] = begun
-        return allowed_RV
-
-    def read(self, tokens: Sequence[int], rows: Sequence[int]) -> None:
-        """Take note of the tokens that were chosen; one that no box allows begins a text anew."""
-        for row, token in zip(rows, tokens, strict=True):
-            self.places[row] = self.notations[row].read(self.places[row], self.texts[token]) or ""
-
-    def _made(self, notation: Notation, place: Place | str, may_begin: bool) -> Tensor:
+    def _at(self, notation: Notation, place: Place | str, may_begin: bool) -> Tensor:
         """Of a begun box: the tokens that may follow; else those that may not."""
         if isinstance(place, str):
             refused = [
@@ -199,6 +167,60 @@ class Constraint:
     def _openings(self, notation: Notation) -> Iterator[tuple[int, str]]:
         """The tokens that may end an opening."""
         return (word for words in self.by_first.values() for word in words if notation.opening[-1] in word[1])
+
+
+@lru_cache(2)
+def _followers(tokenizer: Any, length: int, codec: Codec, vocabulary: int, stop_ids: frozenset[int]) -> Followers:
+    return Followers(tokenizer, codec, vocabulary, stop_ids)
+
+
+class Constraint:
+    """Which tokens may follow, for every row of a batch; `sizes` are those of the rows' pictures.
+
+    Rows may `join` and `leave`. A box is not begun where the tokens that are left might not be enough for it. Masks are
+    made on the CPU, token by token: it waits for the device.
+    """
+
+    def __init__(
+        self, tokenizer: Any, codec: Codec, sizes: Sequence[Size], vocabulary: int, stop_ids: set[int]
+    ) -> None:
+        self.followers = _followers(tokenizer, len(tokenizer), codec, vocabulary, frozenset(stop_ids))
+        self.notations: dict[int, Notation] = {}
+        self.places: dict[int, Place | str] = {}  # of every row: in the begun box, or the end that may begin one
+        for row, size in enumerate(sizes):
+            self.join(row, size)
+
+    def join(self, row: int, size: Size) -> None:
+        """A further row, whose picture has this size."""
+        self.notations[row] = self.followers.notation(size)
+        self.places[row] = ""
+
+    def leave(self, row: int) -> None:
+        """A row that has ended, also before it joined."""
+        self.notations.pop(row, None)
+        self.places.pop(row, None)
+
+    def next_tokens(self, row: int, tokens_left: int) -> tuple[bool, Tensor]:
+        """Whether a row is in a begun box, and the tokens that may follow; in no box, those that may not."""
+        notation, place = self.notations[row], self.places[row]
+        may_begin = tokens_left >= notation.longest
+        return isinstance(place, Place), self.followers.at(notation, place, may_begin)
+
+    def allowed(self, rows: Sequence[int], tokens_left: int) -> Tensor:
+        """Bool [R, V] for the next token of some rows; `tokens_left` may follow it."""
+        allowed_RV = torch.ones(len(rows), len(self.followers.texts), dtype=torch.bool)
+        for mask_V, row in zip(allowed_RV, rows, strict=True):
+            begun, tokens = self.next_tokens(row, tokens_left)
+            if begun:
+                mask_V.fill_(False)
+            mask_V[tokens] = begun
+        return allowed_RV
+
+    def read(self, tokens: Sequence[int], rows: Sequence[int]) -> None:
+        """Take note of the tokens that were chosen; one that no box allows begins a text anew."""
+        texts = self.followers.texts
+        for row, token in zip(rows, tokens, strict=True):
+            self.places[row] = self.notations[row].read(self.places[row], texts[token]) or ""
 
 
 def _follows(notation: Notation, place: Place | str, text: str, may_begin: bool) -> bool:

@@ -3,7 +3,7 @@
 Legend: B rows, T prompt positions (padded left), V vocabulary, N heads, S positions of the cache, D size of a head.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from ts_lightning.data.sample import Sample
 from ts_lightning.models.constrain import Constraint
 from ts_lightning.models.packing import PAD_BRANCH
 from ts_lightning.models.sharding import all_ranks_done, is_sharded, kept_whole
@@ -201,6 +202,12 @@ def decode(
         state.step(token_B[rows_R])
 
 
+def constraint_of(vlm: "VLM", samples: Sequence[Sample], vocabulary: int, group: int = 1) -> Constraint:
+    """What `group` answers to each sample may say, one after the other: boxes of the picture that it asks about."""
+    sizes = [(sample.sizes or [(1, 1)])[sample.answer_image] for sample in samples for _ in range(group)]
+    return Constraint(vlm.tokenizer, vlm.codec, sizes, vocabulary, {int(vlm.tokenizer.eos_token_id)})
+
+
 def look_every(device: torch.device) -> int:
     """Tokens between two looks at whether all rows have stopped: a look costs nothing on a CPU."""
     return 1 if device.type == "cpu" else COMPACT
@@ -227,10 +234,7 @@ def generate_answers(
     with kept_whole(vlm):
         state = prefill(vlm, batch, alpha)
         looks = look_every(state.logits_BV.device)
-        constraint = None
-        if constrain:
-            sizes = [(sample.sizes or [(1, 1)])[sample.answer_image] for sample in batch["samples"]]
-            constraint = Constraint(vlm.tokenizer, vlm.codec, sizes, state.logits_BV.shape[1], stop)
+        constraint = constraint_of(vlm, batch["samples"], state.logits_BV.shape[1]) if constrain else None
         steps = decode(state, greedy, stop, max_new_tokens, None, all_done, looks, constraint=constraint)
         tokens = list(steps)
     drop = {*stop, vlm.pad_id}

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -17,6 +18,7 @@ from ts_lightning.models.packing import joined
 from ts_lightning.models.ranks import of_all, rank
 from ts_lightning.models.sharding import all_ranks_done, kept_whole
 from ts_lightning.models.vlm import VLM
+from ts_lightning.rl.allowed import Allowed, allowed_of
 from ts_lightning.rl.completion import Completion, read_completion
 from ts_lightning.rl.diagnostics import Watch, rollout_figures, sum_over_ranks
 from ts_lightning.rl.log_probs import group_log_probs
@@ -37,7 +39,8 @@ class Rollout:
     Completion g of sample b is row b * G + g. `old_logp_NS` (the sampler's, or read again) and `mask_NS` [N, S];
     `rewards` by name [N]; `total` [N] is their sum. `advantages` [N] are the algorithm's, times `emphasis` [N] (how
     much a prompt counts); GRPO fills them in. Log-probabilities are taken at `temperature`; `max_tokens` was the limit.
-    `weight_NS`: of tokens that another engine drew; `old_logp_NS` are then the policy's own.
+    `weight_NS`: of tokens that another engine drew; `old_logp_NS` are then the policy's own. `allowed`: what the tokens
+    were drawn among, where that was constrained.
     """
 
     ids: list[str]
@@ -51,6 +54,7 @@ class Rollout:
     temperature: float
     max_tokens: int
     weight_NS: Tensor | None = None
+    allowed: Allowed | None = None
 
     @property
     def token_ids(self) -> list[list[list[int]]]:
@@ -87,6 +91,8 @@ class RolloutCallback(Callback):
         reward_options: Keyword arguments of a reward, by its name.
         difficulty: Advantages are multiplied by exp(difficulty * (0.5 - the group's mean object reward)); 0 is off.
         rollout_batch_size: Prompts of a rank that are decoded together, in whole micro-batches; None: all of a step's.
+        constrain: A begun box is always finished as the codec writes it (`models.constrain`); every log-probability is
+            then one among the tokens that may follow. Validation has the module's own `constrain`.
         refills: Draw again, up to so many times, where all completions of a prompt get the same reward. DAPO's dynamic
             sampling takes other prompts; here the data of a step stay what they are.
         seed: With step, sample id and completion number it names the noise.
@@ -106,6 +112,7 @@ class RolloutCallback(Callback):
         reward_options: dict[str, dict[str, Any]] | None = None,
         difficulty: float = 0.0,
         rollout_batch_size: int | None = None,
+        constrain: bool = False,
         refills: int = 0,
         seed: int = 0,
         engine: VLLMEngine | None = None,
@@ -121,6 +128,9 @@ class RolloutCallback(Callback):
             seen = f"{temperature} and {top_p}"
             raise ValueError(f"temperature, top_p: seen {seen}, expected above 0, and above 0 to 1")
         self.num_generations, self.max_new_tokens = num_generations, max_new_tokens
+        if constrain and engine is not None:
+            raise ValueError("constrain: seen with an engine, which draws freely, expected one of the two")
+        self.constrain = constrain
         self.temperature, self.top_p, self.stop_after, self.seed = temperature, top_p, stop_after, seed
         self.rollout_batch_size, self.refills = rollout_batch_size, refills
         self.rewards = load_rewards(rewards or REWARDS, reward_options or {})
@@ -162,7 +172,8 @@ class RolloutCallback(Callback):
             rollouts = self.scored_all(vlm, micro_batches, prompts)
         for micro, rollout in zip(micro_batches, rollouts, strict=True) if read_again else ():
             with torch.no_grad():
-                scores = vlm.run(group_log_probs, micro, rollout.token_ids, self.temperature, None, False)
+                tokens, allowed = rollout.token_ids, rollout.allowed
+                scores = vlm.run(group_log_probs, micro, tokens, self.temperature, None, False, allowed)
             rollout.old_logp_NS = scores.logp_NT
         # autocast's copies of weights were made without gradients, and torch 2.8 and 2.9 would give them to the update
         torch.clear_autocast_cache()
@@ -178,7 +189,8 @@ class RolloutCallback(Callback):
     ) -> list[dict[str, Any]]:
         """Completions of all prompts, so many prompts decoded together; weights are gathered once."""
         prompts: list[dict[str, Any]] = []
-        draw = sample_groups if self.engine is None else self.engine.sample_groups
+        own_loop = partial(sample_groups, constrain=self.constrain)
+        draw = own_loop if self.engine is None else self.engine.sample_groups
         with kept_whole(vlm):
             for batch, mine in self._together(vlm, micro_batches):
                 own = None if wanted is None else wanted[mine]
@@ -302,6 +314,7 @@ class RolloutCallback(Callback):
             self.temperature,
             self.max_new_tokens,
             sampled.weight_NS,
+            allowed_of(vlm, samples, sampled.tokens, self.max_new_tokens, device) if self.constrain else None,
         )
 
 

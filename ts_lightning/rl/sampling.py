@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ts_lightning.data.sample import Sample
-from ts_lightning.models.generate import DecodeState, decode, look_every, prefill
+from ts_lightning.models.generate import DecodeState, constraint_of, decode, look_every, prefill
 from ts_lightning.models.packing import pad_left, repeated
 from ts_lightning.models.stop import StopText, stop_text
 from ts_lightning.models.vlm import VLM
@@ -74,14 +74,16 @@ def sample_groups(
     all_done: Callable[[Tensor], bool] = lambda done_B: bool(done_B.all()),
     names: Sequence[str] | None = None,
     wanted: Sequence[bool] | None = None,
+    constrain: bool = False,
 ) -> Sampled:
     """Draw `group` completions of every prompt in `batch` (padded on any side).
 
     A completion's noise depends on (`seed`, `step`, its prompt's name, its number) alone: not on the batch, the rank or
     the device. `names` are the sample ids by default. wanted: prompts to answer (None: all); the completions of others
     are padding tokens. stop_after: a completion ends with the token that completes this text. Log-probabilities are
-    those at `temperature` without the banned tokens, before `top_p`. ValueError for a prompt that has no room for
-    `max_new_tokens`.
+    those at `temperature` without the banned tokens, before `top_p`. constrain: a begun box is always finished as the
+    codec writes it; log-probabilities are then those among the tokens that may follow (`Allowed` says again which).
+    ValueError for a prompt that has no room for `max_new_tokens`.
     """
     check_room(vlm, batch, max_new_tokens)
     eos = {int(vlm.tokenizer.eos_token_id)}
@@ -102,7 +104,8 @@ def sample_groups(
         device = state.logits_BV.device
         done_N = None if wanted is None else ~torch.tensor(wanted, device=device).repeat_interleave(group)
         ends = stop_text(vlm.tokenizer, stop_after, state.logits_BV.shape[1], device) if stop_after else None
-        steps = decode(state, draw, eos, max_new_tokens, ends, all_done, look_every(device), done_N)
+        constraint = constraint_of(vlm, batch["samples"], state.logits_BV.shape[1], group) if constrain else None
+        steps = decode(state, draw, eos, max_new_tokens, ends, all_done, look_every(device), done_N, constraint)
         token_NS = torch.stack(list(steps), 1)
     length_N, stopped_N = _lengths(token_NS, eos, ends)
     kept = [row[:length] for row, length in zip(token_NS.tolist(), length_N.tolist(), strict=True)]

@@ -44,7 +44,7 @@ class GRPO(BaseModule):
         num_iterations: How often each completion is trained on.
         num_mini_batches: Steps of one iteration, each on its part of the micro-batches.
         kl_coeff: Weight of the divergence from the reference; 0 keeps none.
-        constrain: As in `SFT`; rollouts are free.
+        constrain: As in `SFT`; rollouts have their own (`RolloutCallback`).
         offload_reference: Keep a full copy on the CPU (backbones that train without experts or adapters).
     """
 
@@ -193,13 +193,15 @@ class GRPO(BaseModule):
 
     def row_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Each completion's terms; they are divided by the global batch's completions (or tokens)."""
-        rollout = batch["rollout"]
-        reference_NS = None
+        rollout, reference_NS = batch["rollout"], None
+        tokens = rollout.token_ids
         if self.reference is not None:
             with self.reference.active() as package:
-                scores = self.vlm.run(group_log_probs, batch, rollout.token_ids, rollout.temperature, package, False)
+                scores = self.vlm.run(
+                    group_log_probs, batch, tokens, rollout.temperature, package, False, rollout.allowed
+                )
             reference_NS = scores.logp_NT
-        scores = self.vlm.run(group_log_probs, batch, rollout.token_ids, rollout.temperature)
+        scores = self.vlm.run(group_log_probs, batch, tokens, rollout.temperature, allowed=rollout.allowed)
         self.count_experts(scores.expert_ids)
         own = self._rounds and self.updates_per_batch == 1  # the one update is of the policy that drew
         old_NS = scores.logp_NT.detach() if own else rollout.old_logp_NS

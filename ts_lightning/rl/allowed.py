@@ -1,0 +1,58 @@
+"""Which tokens each token of constrained completions was drawn among, read again from the completions themselves.
+
+Shapes: N completions, S steps, M masks, L entries of them, K tokens, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ts_lightning.data.sample import Sample
+from ts_lightning.models.generate import constraint_of
+from ts_lightning.models.vlm import VLM
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Mask `number_NS` of each token; mask m is `begun_M` at its entries (mask, token), and the opposite elsewhere.
+
+    In a begun box the entries are the few tokens that may follow, outside of one the few that may not; alike masks are
+    one, so there are some dozens, whatever the number of completions.
+    """
+
+    number_NS: Tensor
+    begun_M: Tensor
+    mask_L: Tensor
+    token_L: Tensor
+
+    def rows(self, number_K: Tensor, vocabulary: int) -> Tensor:
+        """Bool [K, V]: what may be drawn under masks `number_K`."""
+        allowed_MV = (~self.begun_M)[:, None].repeat(1, vocabulary)
+        allowed_MV[self.mask_L, self.token_L] = self.begun_M[self.mask_L]
+        return allowed_MV[number_K]
+
+
+def allowed_of(
+    vlm: VLM,
+    samples: Sequence[Sample],
+    completions: Sequence[Sequence[Sequence[int]]],
+    limit: int,
+    device: torch.device | None = None,
+) -> Allowed:
+    """What the completions of each sample were drawn among by `sample_groups(constrain=True)` with this token limit."""
+    vocabulary = max(len(vlm.tokenizer), 1 + max(max(ids) for group in completions for ids in group))
+    constraint = constraint_of(vlm, samples, vocabulary, len(completions[0]))
+    seen = dict[tuple[bool, tuple[int, ...]], int]()
+    rows = [ids for group in completions for ids in group]
+    numbers = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for n, ids in enumerate(rows):
+        for step, token in enumerate(ids):
+            begun, tokens = constraint.next_tokens(n, limit - step - 1)
+            numbers[n, step] = seen.setdefault((begun, tuple(tokens.tolist())), len(seen))
+            constraint.read([token], [n])
+    entries = [(mask, token) for (_, tokens), mask in seen.items() for token in tokens]
+    mask_L, token_L = torch.tensor(entries, dtype=torch.long).reshape(-1, 2).T
+    begun_M = torch.tensor([begun for begun, _ in seen], device=device)
+    return Allowed(numbers.to(device), begun_M, mask_L.to(device), token_L.to(device))
