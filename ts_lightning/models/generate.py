@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from ts_lightning.data.sample import Sample
 from ts_lightning.models.constrain import Constraint
 from ts_lightning.models.packing import PAD_BRANCH
 from ts_lightning.models.sharding import all_ranks_done, is_sharded, kept_whole
@@ -202,7 +201,7 @@ def decode(
         state.step(token_B[rows_R])
 
 
-def constraint_of(vlm: "VLM", samples: Sequence[Sample], vocabulary: int, group: int = 1) -> Constraint:
+def constraint_of(vlm: "VLM", samples: Sequence[Any], vocabulary: int, group: int = 1) -> Constraint:
     """What `group` answers to each sample may say, one after the other: boxes of the picture that it asks about."""
     sizes = [(sample.sizes or [(1, 1)])[sample.answer_image] for sample in samples for _ in range(group)]
     return Constraint(vlm.tokenizer, vlm.codec, sizes, vocabulary, {int(vlm.tokenizer.eos_token_id)})
