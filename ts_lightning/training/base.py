@@ -81,11 +81,13 @@ class BaseModule(ShardedModule):
         self._measured: set[str] = set()  # suites whose true answers were held against max_new_tokens
         self.answer_as()
 
-    def answer_as(self, task: str = "given", alpha: float | None = None) -> None:
-        """Whose task, and which mixing weight, answers take in validate, test and predict.
+    def answer_as(self, task: str = "given", alpha: float | None = None, constrain: bool | None = None) -> None:
+        """Whose task, and which mixing weight, answers take in validate, test and predict, and whether constrained.
 
-        task: as in `VLM.encoder_for`; alpha: in place of the learned one. ValueError for what the vlm doesn't have.
+        task: as in `VLM.encoder_for`; alpha: in place of the learned one; constrain: in place of the argument.
+        ValueError for what the vlm doesn't have.
         """
+        self.constrain = self.constrain if constrain is None else constrain
         self.vlm.check_alpha(alpha)
         self.encoder, self.alpha = self.vlm.encoder_for(task), alpha  # the datamodule asks for the encoder
 

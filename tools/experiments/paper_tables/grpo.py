@@ -22,17 +22,27 @@ def render(folder: Path, share: float) -> None:
         write_shards(multi_image_samples("dev", max(20, int(2000 * share))), folder, "grpo_dev", 2000)
 
 
-def setting(algorithm: str, thought: bool, iterations: int) -> Row:
-    """GRPO after SFT by this algorithm, with the boxes of the thought rewarded or not, so many updates a rollout."""
+def setting(algorithm: str, thought: bool, iterations: int, **more: Any) -> Row:
+    """GRPO after SFT by this algorithm, with the boxes of the thought rewarded or not, so many updates a rollout.
+
+    more: further arguments of the rollouts.
+    """
     model: dict[str, Any] = {"algorithm": {"class_path": f"ts_lightning.losses.{algorithm}"}}
     model |= {"num_iterations": iterations} if iterations > 1 else {}
     changes = {"model": {"init_args": model}, "trainer": {"max_steps": STEPS[iterations]}}
-    rewards = mirg.rewards(*mirg.PAPERS, "thought") if thought else mirg.rewards()
-    name = f"{algorithm}, {'thought rewarded, ' if thought else ''}{iterations} update{'s' * (iterations > 1)}"
+    rewards = mirg.rewards(*mirg.PAPERS, "thought", **more) if thought else mirg.rewards(**more)
+    how = f"{'thought rewarded, ' if thought else ''}{''.join(f'{name}, ' for name in more)}"
+    name = f"{algorithm}, {how}{iterations} update{'s' * (iterations > 1)}"
     return Row(name, "fit/toy_mirg_grpo.yaml", over(rewards, changes), mirg.GROUNDED)
 
 
+def constrained(row: Row) -> Row:
+    """The same run, asked with constrained decoding."""
+    return twist.asked(row, f"{row.name}, asked with constrain", "", constrain=True)
+
+
 SFT = twist.again(mirg.GROUNDED, "SFT", "")
+FREE, WHOLE = setting("MIRG", True, 1), setting("MIRG", True, 1, constrain=True)
 GRPO = Row("SFT, then GRPO", "fit/toy_mirg_grpo.yaml", mirg.rewards(*mirg.PAPERS, "thought"), mirg.GROUNDED)
 PAPER = twist.again(mirg.GROUNDED_RL, "SFT, then GRPO with the paper's rewards", "")
 LATER = {"trainer": {"max_steps": 430}, "model": {"init_args": {"lr_scheduler": {"init_args": {"warmup_steps": 10}}}}}
@@ -45,7 +55,7 @@ TABLES = (
         "GRPO's settings on a development split",
         World(render, {"development": ("grpo_dev-*.tar", "rec")}),
         {"development/acc50": "Acc@0.5", "development/miou": "mIoU", "development/unparsed": "unread"},
-        (SFT, *(setting(*one) for one in SETTINGS)),
+        (SFT, constrained(SFT), *(setting(*one) for one in SETTINGS), constrained(FREE), WHOLE, constrained(WHOLE)),
         (),
         "All go on from the same SFT, for about as long: a second update on a rollout costs a third of the first.",
     ),
@@ -54,10 +64,12 @@ TABLES = (
         "GRPO beside SFT that goes on for as long",
         mirg.WORLD,
         {"pictures/acc50": "Acc@0.5", "pictures/miou": "mIoU", "pictures/unparsed": "unread"},
-        (SFT, MORE, PAPER, GRPO),
+        (SFT, constrained(SFT), MORE, PAPER, GRPO, constrained(GRPO)),
         (
             Finding("GRPO helps after SFT", SFT.name, GRPO.name, "pictures"),
             Finding("it helps more than SFT for as long", MORE.name, GRPO.name, "pictures"),
+            Finding("constrained decoding helps SFT", SFT.name, constrained(SFT).name, "pictures"),
+            Finding("GRPO helps where both are asked so", constrained(SFT).name, constrained(GRPO).name, "pictures"),
             Finding("rewarding the boxes of the thought helps", PAPER.name, GRPO.name, "pictures"),
         ),
         "No paper's table. SFT has 600 trajectories, GRPO 2,400 prompts with the truth alone. The thought reward "

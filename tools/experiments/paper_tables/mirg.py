@@ -27,9 +27,9 @@ def render(folder: Path, share: float) -> None:
 PAPERS = ("format", "image", "object")
 
 
-def rewards(*names: str) -> dict[str, Any]:
-    """GRPO's callbacks of fit/toy_mirg_grpo.yaml with these rewards, or the paper's."""
-    rollout: dict[str, Any] = {"num_generations": 8, "max_new_tokens": 72, "table_every": 1000}
+def rewards(*names: str, **more: Any) -> dict[str, Any]:
+    """GRPO's callbacks of fit/toy_mirg_grpo.yaml with these rewards, or the paper's, and further arguments."""
+    rollout: dict[str, Any] = {"num_generations": 8, "max_new_tokens": 72, "table_every": 1000} | more
     rollout |= {"rewards": {name: f"ts_lightning.rl.{name}_reward" for name in names or PAPERS}}
     kept = {"save_last": True, "enable_version_counter": False, "every_n_train_steps": 10, "save_top_k": 1}
     callbacks = [
