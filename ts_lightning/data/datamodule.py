@@ -226,7 +226,7 @@ class ShardDataModule(L.LightningDataModule):
         encode = getattr(module, "prompt_encoder", lambda encode: encode)(encode)
         pack = None if self.questions_per_row == 1 else self._pack(encode, prompts)
         sources = [
-            ShardDataset(self._loaded[name][0], encode, prompts, self._noise(source), pack)
+            ShardDataset(self._loaded[name][0], encode, prompts, self._noise(source), pack, source.after_question)
             for name, source in self._training.items()
         ]
         draws, endless = Draws(sources), self.trainer is not None
@@ -289,7 +289,7 @@ class ShardDataModule(L.LightningDataModule):
         encode, pad_id = self._encoder()
         batches = EvalBatches(manifest.num_samples, self.eval_batch_size, *self._rank())
         pack = getattr(encode, "pack", None) if getattr(encode, "packs", False) else None
-        dataset = ShardDataset(manifest, encode, for_generation=True, noise=self._noise(source), pack=pack)
+        dataset = ShardDataset(manifest, encode, True, self._noise(source), pack, source.after_question)
         loader = EvalLoader(dataset, batches, self.num_workers, pad_id, bad_records)
         self._loaders.append(loader)
         return loader

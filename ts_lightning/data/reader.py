@@ -151,8 +151,9 @@ class ShardDataset(Dataset[dict[str, Any]]):
     Index -1 is a padding row. A padding row and the row of an unreadable record hold a readable neighbour's tensors
     with `row_valid` False and every step id -1, so any backbone can run them; `bad` is then ("shard:key", why).
     Where no neighbour can be read either, the row is `bad` alone. `noise(sample, visit)` is what is encoded in a
-    sample's place. `pack` makes few rows of those of a record's questions: in training of all of `rows`, in evaluation
-    of those of one task that follow each other in a batch (`__getitems__`, which a DataLoader calls).
+    sample's place, with `after_question` behind it. `pack` makes few rows of those of a record's questions: in training
+    of all of `rows`, in evaluation of those of one task that follow each other in a batch (`__getitems__`, which a
+    DataLoader calls).
     """
 
     def __init__(
@@ -162,8 +163,9 @@ class ShardDataset(Dataset[dict[str, Any]]):
         for_generation: bool = False,
         noise: Callable[[Sample, int], Sample] | None = None,
         pack: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] | None = None,
+        after_question: str = "",
     ) -> None:
-        self.pack = pack
+        self.pack, self.after_question = pack, after_question
         self.reader = ShardReader(manifest)
         self.encode = encode
         self.for_generation = for_generation
@@ -231,6 +233,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         return self._encoded(self.reader.read(i), visit)
 
     def _encoded(self, sample: Sample, visit: int) -> dict[str, Any]:
+        sample.after_question = self.after_question
         shown = sample if self.noise is None else self.noise(sample, visit)
         row = self.encode(shown, for_generation=self.for_generation)
         return row | {"sample": sample.without_bytes(), "row_valid": True, "bad": None}

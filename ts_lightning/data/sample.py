@@ -77,10 +77,11 @@ class Answer:
 
 @dataclass
 class Sample:
-    """One question. Its JSON holds every field but `key`, `shard` and `image_bytes`, null when unused.
+    """One question. Its JSON holds every field but the last four, null when unused.
 
     `task` is "understanding" or the name of a skill ("grounding"). Turns alternate user, assistant; the first user
     turn has one `<image>` for each picture, any turn may name `{region:i}`. `answer` None means nothing is scored.
+    `after_question` stands behind the last question as it is, marks of the model included: it is a configuration's.
     """
 
     id: str
@@ -98,6 +99,7 @@ class Sample:
     key: str = ""
     shard: str = ""
     image_bytes: list[bytes] = field(default_factory=list, repr=False)
+    after_question: str = ""
 
     @property
     def where(self) -> str:
@@ -137,7 +139,7 @@ class Sample:
     @property
     def question(self) -> str:
         """The last question without the marks of its pictures."""
-        return self.turns[-2].text.replace(IMAGE_MARK, "").strip()
+        return self.turns[-2].text.replace(IMAGE_MARK, "").strip() + self.after_question
 
     def without_bytes(self) -> "Sample":
         return replace(self, image_bytes=[])
@@ -290,7 +292,7 @@ class Sample:
 
 
 _TEXT = (str, type(None))  # a tuple, since the union of the same types is four times slower to ask
-_OUTSIDE_JSON = ("key", "shard", "image_bytes")
+_OUTSIDE_JSON = ("key", "shard", "image_bytes", "after_question")
 _PLAIN: list[tuple[str, Any, str]] = [
     *((name, str, "a string") for name in ("id", "source", "task")),
     ("subtask", _TEXT, "a string or null"),

@@ -19,8 +19,10 @@ class ShardSource:
     `max_samples` are used (None: all), so smaller choices lie within larger ones. `weight` is the share in a mixture.
     The word "@train" in a suite stands for the training source's shards, and for its choice of them where the suite
     makes none (scores on them are memorization). `box_noise`
-    moves each edge of a question's boxes by up to this share of the side (`data.noise`). With `manifest`, a file of
-    ts-lightning data index, every shard's bytes are checked against it at the start.
+    moves each edge of a question's boxes by up to this share of the side (`data.noise`). `after_question` is asked
+    behind every record's last question as it stands: unlike a record's text it may write marks of the model, such as
+    those of a box, but no picture. With `manifest`, a file of ts-lightning data index, every shard's bytes are checked
+    against it at the start.
 
     How a suite is scored: `protocol` (one of docs/evaluation.md; without one every question by its own truth),
     `reading` (whose rule reads an answer: the protocol's first when None) and `annotations` (the data set's own file,
@@ -30,6 +32,7 @@ class ShardSource:
     shards: str | list[str]
     max_samples: int | None = None
     box_noise: float = 0.0
+    after_question: str = ""
     weight: float = 1.0
     include_tags: list[str] | None = None
     exclude_tags: list[str] | None = None

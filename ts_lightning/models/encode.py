@@ -134,6 +134,8 @@ class Encoder:
         for i, turn in enumerate(sample.turns):
             if turn.role == "user":
                 text += self.template.before_question(turn.text) + self.expand(turn.text, sample)
+                if i + 2 == len(sample.turns):
+                    text += self._after_question(sample)
                 continue  # regions of questions are given, not mentioned: every one is written in full
             earlier = self.template.earlier if i < last else None
             text += self.template.assistant if earlier is None else earlier
@@ -174,6 +176,12 @@ class Encoder:
                 pieces.append(named)
             end = match.end()
         return "".join(pieces) + self.escape(text[end:])
+
+    def _after_question(self, sample: Any) -> str:
+        """What a configuration asks behind the question: its marks are the model's, but for pictures."""
+        if self.image_token in sample.after_question:
+            raise ValueError(f"{sample.key}: after_question: seen {self.image_token}, expected no mark of a picture")
+        return str(sample.after_question)
 
     def escape(self, text: str) -> str:
         """`text` without tokens that only the encoder may write."""

@@ -248,7 +248,7 @@ def _kept(sample: Sample, texts: list[str]) -> str:
     A string, since a table of rows (`datasets`) takes one type for each key.
     """
     fields = asdict(sample.without_bytes())
-    for name in ("images", "shard", "image_bytes"):
+    for name in ("images", "shard", "image_bytes", "after_question"):
         del fields[name]
     return json.dumps(fields | {"written": fingerprint(texts)}, ensure_ascii=False)
 

@@ -222,6 +222,16 @@ def test_named_suites_count_each_record_once(tars, tmp_path):
     assert sorted(rows) == sorted(f"test/{i}" for i in range(10))
 
 
+def test_what_a_source_asks_behind_its_questions_is_encoded_and_recorded(tars):
+    val = {"plain": ShardSource(tars), "official": ShardSource(tars, after_question=" Format: (x1,y1)")}
+    data = as_rank(module(None, val=val), 0, 1)
+    data.setup("validate")
+    for loader, line in zip(data.val_dataloader(), ("", " Format: (x1,y1)"), strict=True):
+        (first, *_) = next(iter(loader))["samples"]
+        assert first.after_question == line
+        assert first.question == "Where?" + line
+
+
 def test_suites_can_be_chosen_and_unknown_ones_are_named(tars):
     val = {"a": ShardSource(tars), "b": ShardSource(tars)}
     assert module(None, val=val, suites=["b"]).suites["val"] == {"b": val["b"]}

@@ -65,6 +65,20 @@ def test_text_survives(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER(text)["input_ids"]) == text
 
 
+def test_a_configurations_line_behind_the_question_may_write_marks_but_of_pictures() -> None:
+    sample = next(iter(grounding_samples("train", 1, ("rec",))))
+    start: int = TOKENIZER.convert_tokens_to_ids("<|box_start|>")
+    sample.turns[0].text += " <|box_start|>"
+    plain = ENCODER(sample, for_generation=True)["input_ids"].tolist()
+    assert start not in plain  # a record's text is escaped
+    asked = replace(sample, after_question=" Format:<|box_start|>(x1,y1)")
+    assert (ids := ENCODER(asked, for_generation=True)["input_ids"].tolist()).count(start) == 1
+    assert TOKENIZER.decode(ids[ids.index(start) :]).replace(" ", "").startswith("<|box_start|>(x1,y1)ASSISTANT:")
+    assert "after_question" not in sample.to_json().decode()  # and can't be a record's
+    with pytest.raises(ValueError, match="after_question: seen <image>, expected no mark of a picture"):
+        ENCODER(replace(sample, after_question=ENCODER.image_token))
+
+
 def test_steps_and_prompt_have_their_ids() -> None:
     sample = next(s for s in grounding_samples("train", 40, ("scout",)) if len(s.turns[1].steps) == 4)
     row, prompt = ENCODER(sample), ENCODER(sample, for_generation=True)
