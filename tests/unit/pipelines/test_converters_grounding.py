@@ -253,6 +253,31 @@ def test_multi_image_conversations(tmp_path: Path) -> None:
     assert (one.meta["image"], one.answer.regions) == (2, [0])
 
 
+def test_boxes_of_mgrounding_lie_in_the_pictures_that_their_texts_name(tmp_path: Path) -> None:
+    box, other = ("<|box_start|>(0,0),(500,500)<|box_end|>", "<|box_start|>(100,100),(900,900)<|box_end|>")
+    asked = {
+        f"Find the object in the second image{box} in the third image.": 1,
+        f"The object{box} of the second image: where is it in the first image?": 1,
+        f"Where is the object{box}?": 0,
+        f"Where is the object{box} of the ninth image?": 0,
+    }
+    answer = f"The one of the first image is in the second image too. {other}"
+    rows = [
+        {
+            "id": i,
+            "type": "ot",
+            "images": ["coco/1.jpg"] * 3,
+            "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}],
+        }
+        for i, question in enumerate(asked)
+    ]
+    dropped = Dropped()
+    samples = list(mgrounding.read(put(tmp_path / "m.json", rows), Pictures(dropped=dropped)))
+    assert [[region.image for region in sample.regions] for sample in samples] == [[i, 1] for i in asked.values()]
+    assert all(sample.meta["image"] == 1 for sample in samples)
+    assert "and none is named (kept, in the first)" in str(vars(dropped))
+
+
 def test_conversations_of_llava_and_ms_swift(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": "At [[10,20,30,40]]."}]
     rows = [{"id": "a", "image": "coco/1.jpg", "conversations": turns}, {"id": "b", "conversations": turns[:1]}]

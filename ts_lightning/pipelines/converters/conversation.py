@@ -9,7 +9,7 @@ from typing import Any
 from ts_lightning.data.sample import IMAGE_MARK, REGION_MARK, Sample, SampleRegion
 from ts_lightning.grounding.codecs import Codec
 from ts_lightning.grounding.codecs.base import Mention
-from ts_lightning.pipelines.converters.mig_bench import image_index
+from ts_lightning.pipelines.converters.mig_bench import image_index, picture_of
 from ts_lightning.pipelines.converters.source import MARKS, Dropped, LeftOut, Picture, clean
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -155,11 +155,7 @@ def _picture_of(mention: Mention, text: str, question: str, number: int) -> int:
         return mention.image or 0
     if mention.image is not None:
         return mention.image
-    for known in (
-        image_index(text[: mention.start], last=True),
-        image_index(text, last=False),
-        image_index(question, last=True),
-    ):
+    for known in (picture_of(text, mention.start), image_index(question, last=True)):
         if known is not None:
             return known
     raise LeftOut("rows with a box in one of several pictures, and none is named")

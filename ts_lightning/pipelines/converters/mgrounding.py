@@ -14,8 +14,9 @@ from ts_lightning.pipelines.converters.source import LeftOut, Pictures, files_of
 def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]:
     """One conversation a row; `path` is one json file, or a folder of them. Boxes of the texts become regions.
 
-    An answer's box lies in the picture that the answer names ("It's in the third image."), else in the one that the
-    question names last; `meta.image` is that index for the last answer, None where neither names one.
+    A box lies in the picture that its text names last before it ("It's in the third image."), else first behind it.
+    Where none is named, an answer's lies in the picture that the question names last, a question's in the first.
+    `meta.image` is that index for the last answer, None where neither names one.
     """
     path, pictures = Path(path), pictures or Pictures()
     files = files_of(path, "*.json") if path.is_dir() else [path]
@@ -45,7 +46,10 @@ def _file(path: Path, pictures: Pictures) -> Iterator[Sample]:
                     pictures.dropped.note(reason, f"{path.name} row {number}", stops=False)
                     named = None
                 image = named if named is not None or asked else image
-                out.append(with_regions(text, regions, 0 if asked else image or 0)[0])
+                out.append(with_regions(text, len(known), regions, 0 if asked else image or 0)[0])
+                if asked and named is None and len(known) > 1 and "{region:" in out[-1]:
+                    reason = "questions with a box in one of several pictures, and none is named (kept, in the first)"
+                    pictures.dropped.note(reason, f"{path.name} row {number}", stops=False)
             if image is None and len(known) > 1 and "{region:" in out[-1]:
                 reason = "answers with a box in one of several pictures, and none is named (kept, meta.image null)"
                 pictures.dropped.note(reason, f"{path.name} row {number}", stops=False)
@@ -65,5 +69,5 @@ def _file(path: Path, pictures: Pictures) -> Iterator[Sample]:
                 subtask=kind,
                 regions=regions,
                 answer=answered or out[-1],
-                meta={"image": image},
+                meta={"image": regions[answered[0]].image if answered and image is not None else image},
             )

@@ -39,7 +39,7 @@ def read(path: str | Path, pictures: Pictures | None = None) -> Iterator[Sample]
                 reason = "picture numbers beyond the pictures (kept)"
                 pictures.dropped.note(reason, f"{path.name} row {number}", stops=False)
                 index, origin = None, "not stated"
-            question, regions = with_regions(clean(row["question"]))
+            question, regions = with_regions(clean(row["question"]), len(known))
             regions.append(SampleRegion(image=index or 0, box=box))
             answer = len(regions) - 1
             meta = {
@@ -94,16 +94,27 @@ def all_pictures(pictures: Pictures, names: list[str]) -> list[Picture] | None:
     return None if any(one is None for one in known) else [one for one in known if one is not None]
 
 
+def picture_of(text: str, place: int) -> int | None:
+    """The 0-based picture of a box at `place`: the one that the text names last before it, else first behind it."""
+    before = image_index(text[:place], last=True)
+    return image_index(text, last=False) if before is None else before
+
+
 def with_regions(
-    text: str, regions: list[SampleRegion] | None = None, image: int = 0
+    text: str, pictures: int, regions: list[SampleRegion] | None = None, otherwise: int = 0
 ) -> tuple[str, list[SampleRegion]]:
-    """The text with its 0-1000 boxes as region marks, and the regions."""
+    """The text with its 0-1000 boxes as region marks, and the regions.
+
+    A box is in the one of the `pictures` that the text names (`picture_of`), else in picture `otherwise`.
+    """
     regions = [] if regions is None else regions
 
     def mark(match: re.Match[str]) -> str:
         x1, y1, x2, y2 = (int(n) / 1000 for n in match.groups())
         if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
             return match[0]
+        named = picture_of(text, match.start())
+        image = otherwise if named is None or named >= pictures else named
         regions.append(SampleRegion(image=image, box=(x1, y1, x2, y2)))
         return f"{{region:{len(regions) - 1}}}"
 
