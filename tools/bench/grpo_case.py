@@ -64,10 +64,10 @@ class Case:
         self.repeated = repeat(batch, self.group)
         self.trainable = [p for p in vlm.parameters() if p.requires_grad]
 
-    def roll_out(self, shared: bool, steps: int, number: int = 0) -> Sampled:
+    def roll_out(self, shared: bool, steps: int, number: int = 0, cuda_graph: bool = False) -> Sampled:
         """Draw the group's completions of so many tokens; another `number` draws others."""
         batch, group = (self.batch, self.group) if shared else (self.repeated, 1)
-        return sample_groups(self.vlm, batch, group, steps, stop_after=None, step=number)
+        return sample_groups(self.vlm, batch, group, steps, stop_after=None, step=number, cuda_graph=cuda_graph)
 
     def score(self, shared: bool, tokens: Sequence[Sequence[int]], vlm: VLM | None = None) -> Tensor:
         """[N, S] log-probabilities of completions under the policy, or under another vlm."""

@@ -5,6 +5,7 @@ there is no CUDA device it says so, and gives the floors by arithmetic.
 Legend: N completions, S steps, T prompt positions.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -47,6 +48,14 @@ def peak_gib(case: Case, shared: bool, device: str) -> float | None:
     return round(torch.cuda.max_memory_allocated() / 2**30, 1)
 
 
+def drawn_error(case: Case, cuda_graph: bool) -> float:
+    """Relative error of the log-probabilities of drawing against those of the update, about their mean."""
+    drawn = case.roll_out(True, COMPLETION, cuda_graph=cuda_graph)
+    with torch.no_grad():
+        logp_NS = case.score(True, drawn.tokens[0])
+    return float((drawn.logp_NS - logp_NS).norm() / (logp_NS - logp_NS.mean()).norm())
+
+
 def floors(model: str, flops: float = ASSUMED_FLOPS, bandwidth: float = ASSUMED_BANDWIDTH) -> dict[str, float]:
     """By arithmetic alone, without weights: an update's products and a token's bytes, and the milliseconds of each."""
     with torch.device("meta"):
@@ -64,8 +73,16 @@ def main(rounds: int, model: str = MODELS[0], device: str = "cuda") -> int:
         return report("grpo_full_size", True, model=model, skipped=skipped, floors=floors(model))
     case = make_case(model, device)
     dtype = case.vlm.backbone.embedding.weight.dtype
-    errors = case.errors()
-    if not all(errors[name] <= limit for name, limit in TOLERANCE[dtype].items()):
+    errors, drawn = case.errors(), {"drawn": drawn_error(case, False)}
+    pairs = [("update", "update_repeated"), ("rollout", "rollout_repeated")]
+    further: dict[str, Callable[[], Any]] = {}
+    if device == "cuda":  # decoding steps that are captured once
+        further["rollout_graph"] = partial(case.roll_out, True, COMPLETION, cuda_graph=True)
+        drawn["drawn_graph"] = drawn_error(case, True)
+        pairs.append(("rollout_graph", "rollout"))
+    right = max(drawn.values()) <= TOLERANCE[dtype]["log_probs"]
+    errors |= drawn
+    if not (right and all(errors[name] <= limit for name, limit in TOLERANCE[dtype].items())):
         return report("grpo_full_size", False, model=model, ratios={}, floor_ratio=None, relative_errors=errors)
     peaks = {name: peak_gib(case, shared, device) for name, shared in (("ours", True), ("repeated", False))}
     case.vlm.zero_grad()
@@ -76,6 +93,7 @@ def main(rounds: int, model: str = MODELS[0], device: str = "cuda") -> int:
             "update_repeated": partial(case.update, False),
             "rollout": partial(case.roll_out, True, COMPLETION),
             "rollout_repeated": partial(case.roll_out, False, COMPLETION),
+            **further,
             "first_token": partial(case.roll_out, True, 1),
             "copy": probes.copy,
             "multiply": probes.multiply,
@@ -91,7 +109,7 @@ def main(rounds: int, model: str = MODELS[0], device: str = "cuda") -> int:
         "grpo_full_size",
         True,
         model=model,
-        ratios={f"{part}/repeated": ratio(seconds, part, f"{part}_repeated") for part in ("update", "rollout")},
+        ratios={f"{part}/{peer.removeprefix(part + '_')}": ratio(seconds, part, peer) for part, peer in pairs},
         floor_ratio={part: ratio(seconds, part, f"{part}_floor") for part in ("update", "token")},
         seconds={name: float(f"{sorted(values)[len(values) // 2]:.4g}") for name, values in seconds.items()},
         peak_gib=peaks,

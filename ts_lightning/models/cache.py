@@ -13,6 +13,8 @@ class GrowingLayer(DynamicLayer):
     `keys` and `values` [B, N, S, D] are the filled part of larger tensors.
     """
 
+    places_T: Tensor | None = None  # where states are written, in tensors of a fixed size
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         self.stores = [states.new_empty(*states.shape[:2], 0, states.shape[3]) for states in (key_states, value_states)]
@@ -23,6 +25,10 @@ class GrowingLayer(DynamicLayer):
         """Write the new states behind the others; return all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if self.places_T is not None:
+            for store, states in zip(self.stores, (key_states, value_states), strict=True):
+                store.index_copy_(2, self.places_T, states)
+            return self.stores[0], self.stores[1]
         start = self.get_seq_length()
         end = start + key_states.shape[2]
         for i, states in enumerate((key_states, value_states)):
@@ -32,6 +38,23 @@ class GrowingLayer(DynamicLayer):
             self.stores[i][:, :, start:end] = states
         self.keys, self.values = (store[:, :, :end] for store in self.stores)
         return self.keys, self.values
+
+    def write_at(self, places_T: Tensor, size: int) -> None:
+        """From now on, write states at places that are read on the device, in tensors of `size` positions.
+
+        `update` then returns all of them: what is behind the filled part has to be masked, and is zeros, as a number
+        it must be. `show` says how much is filled.
+        """
+        end = self.get_seq_length()
+        for i, store in enumerate(self.stores):
+            room = store.new_zeros(*store.shape[:2], size - end, store.shape[3])
+            self.stores[i] = torch.cat([store[:, :, :end], room], 2)
+        self.places_T = places_T
+        self.show(end)
+
+    def show(self, end: int) -> None:
+        """Let `keys` and `values` be the first positions."""
+        self.keys, self.values = (store[:, :, :end] for store in self.stores)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep some rows, in this order."""

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from ts_lightning.models.constrain import Constraint
+from ts_lightning.models.cuda_graph import GraphedStep
+from ts_lightning.models.moe import STATIC_TOKENS
 from ts_lightning.models.packing import PAD_BRANCH
 from ts_lightning.models.sharding import all_ranks_done, is_sharded, kept_whole
 from ts_lightning.models.stop import StopText
@@ -30,6 +32,7 @@ class DecodeState:
     A prompt may have `group` answers: they are branches behind it (`models.packing`), so its keys and values are kept,
     and read, once. Logits are those of prompt 0's answers, then prompt 1's ... `alpha` stands in place of the learned.
     `own_BG` are the branches of a prompt's answers: 1 to G until some have left. `kept`: see `models.routing.Routing`.
+    `cuda_graph`: steps of few answers are captured once and launched again (`models.cuda_graph`), on CUDA alone.
     """
 
     vlm: "VLM"
@@ -41,6 +44,8 @@ class DecodeState:
     own_BG: Tensor
     alpha: float | None = None
     kept: dict[nn.Module, Any] = field(default_factory=dict)
+    cuda_graph: bool = False
+    graphed: GraphedStep | None = None
 
     @property
     def group(self) -> int:
@@ -78,25 +83,34 @@ class DecodeState:
             position_B=self.position_B[prompts],
             task_B=self.task_B[prompts],
             own_BG=self.own_BG[prompts].gather(1, branches),
+            graphed=None,
         )
         return kept, rows
 
     def step(self, token_B: Tensor) -> None:
         """Read one more token of every answer."""
+        if self.cuda_graph and len(token_B) <= STATIC_TOKENS:  # of more, experts' tokens are counted on the host
+            if self.graphed is None or self.graphed.is_full:
+                self.graphed = GraphedStep(self)
+            self.graphed(self, token_B)
+            return
         token_BG = token_B.view(-1, self.group)
         self.branch_BT = torch.cat([self.branch_BT, self.own_BG], 1)
+        self.logits_BV = self.read(token_BG, self.branch_BT, self.position_B)
+        self.position_B = self.position_B + 1
+
+    def read(self, token_BG: Tensor, branch_BT: Tensor, position_B: Tensor) -> Tensor:
+        """Logits behind one more token of every answer, whose keys are the last but for room of `PAD_BRANCH`."""
         batch = {"task": self.task_B, "valid": torch.ones_like(token_BG, dtype=torch.bool)}
         with self.vlm.routing(batch, alpha=self.alpha, kept=self.kept) as context:
             hidden_BGH = self.vlm.backbone.decoder(
                 **self.vlm.decoder_inputs({"input_ids": token_BG}, context),
-                attention_mask=self.vlm.backbone.mask(self.own_BG, self.branch_BT),
-                position_ids=self.position_B[:, None].expand_as(token_BG),
+                attention_mask=self.vlm.backbone.mask(self.own_BG, branch_BT),
+                position_ids=position_B[:, None].expand_as(token_BG),
                 past_key_values=self.cache,
                 use_cache=True,
             ).last_hidden_state
-        self.position_B = self.position_B + 1
-        task_B = self.task_B.repeat_interleave(self.group)
-        self.logits_BV = self.vlm.logits(hidden_BGH.flatten(0, 1), task_B, context)
+        return self.vlm.logits(hidden_BGH.flatten(0, 1), self.task_B.repeat_interleave(self.group), context)
 
 
 def prefill(vlm: "VLM", batch: Mapping[str, Any], alpha: float | None = None) -> DecodeState:

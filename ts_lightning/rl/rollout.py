@@ -93,6 +93,8 @@ class RolloutCallback(Callback):
         rollout_batch_size: Prompts of a rank that are decoded together, in whole micro-batches; None: all of a step's.
         constrain: A begun box is always finished as the codec writes it (`models.constrain`); every log-probability is
             then one among the tokens that may follow. Validation has the module's own `constrain`.
+        cuda_graph: On CUDA, capture a decoding step once and launch it again for the tokens behind
+            (`models.cuda_graph`), where at most 128 completions are drawn together. Never run: no GPU was at hand.
         refills: Draw again, up to so many times, where all completions of a prompt get the same reward. DAPO's dynamic
             sampling takes other prompts; here the data of a step stay what they are.
         seed: With step, sample id and completion number it names the noise.
@@ -113,6 +115,7 @@ class RolloutCallback(Callback):
         difficulty: float = 0.0,
         rollout_batch_size: int | None = None,
         constrain: bool = False,
+        cuda_graph: bool = False,
         refills: int = 0,
         seed: int = 0,
         engine: VLLMEngine | None = None,
@@ -128,9 +131,9 @@ class RolloutCallback(Callback):
             seen = f"{temperature} and {top_p}"
             raise ValueError(f"temperature, top_p: seen {seen}, expected above 0, and above 0 to 1")
         self.num_generations, self.max_new_tokens = num_generations, max_new_tokens
-        if constrain and engine is not None:
-            raise ValueError("constrain: seen with an engine, which draws freely, expected one of the two")
-        self.constrain = constrain
+        self.own: dict[str, Any] = {"constrain": constrain, "cuda_graph": cuda_graph}  # of our own loop
+        for name in (name for name, asked in self.own.items() if asked and engine is not None):
+            raise ValueError(f"{name}: seen with an engine, which draws in its own way, expected one of the two")
         self.temperature, self.top_p, self.stop_after, self.seed = temperature, top_p, stop_after, seed
         self.rollout_batch_size, self.refills = rollout_batch_size, refills
         self.rewards = load_rewards(rewards or REWARDS, reward_options or {})
@@ -189,8 +192,7 @@ class RolloutCallback(Callback):
     ) -> list[dict[str, Any]]:
         """Completions of all prompts, so many prompts decoded together; weights are gathered once."""
         prompts: list[dict[str, Any]] = []
-        own_loop = partial(sample_groups, constrain=self.constrain)
-        draw = own_loop if self.engine is None else self.engine.sample_groups
+        draw: Any = partial(sample_groups, **self.own) if self.engine is None else self.engine.sample_groups
         with kept_whole(vlm):
             for batch, mine in self._together(vlm, micro_batches):
                 own = None if wanted is None else wanted[mine]
@@ -314,7 +316,7 @@ class RolloutCallback(Callback):
             self.temperature,
             self.max_new_tokens,
             sampled.weight_NS,
-            allowed_of(vlm, samples, sampled.tokens, self.max_new_tokens, device) if self.constrain else None,
+            allowed_of(vlm, samples, sampled.tokens, self.max_new_tokens, device) if self.own["constrain"] else None,
         )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ts_lightning.data.sample import Sample
+from ts_lightning.models.cache import GrowingLayer
 from ts_lightning.models.generate import DecodeState, constraint_of, decode, look_every, prefill
 from ts_lightning.models.packing import pad_left, repeated
 from ts_lightning.models.stop import StopText, stop_text
@@ -75,6 +76,7 @@ def sample_groups(
     names: Sequence[str] | None = None,
     wanted: Sequence[bool] | None = None,
     constrain: bool = False,
+    cuda_graph: bool = False,
 ) -> Sampled:
     """Draw `group` completions of every prompt in `batch` (padded on any side).
 
@@ -83,7 +85,8 @@ def sample_groups(
     are padding tokens. stop_after: a completion ends with the token that completes this text. Log-probabilities are
     those at `temperature` without the banned tokens, before `top_p`. constrain: a begun box is always finished as the
     codec writes it; log-probabilities are then those among the tokens that may follow (`Allowed` says again which).
-    ValueError for a prompt that has no room for `max_new_tokens`.
+    cuda_graph: steps are captured once and launched again. ValueError for a prompt that has no room for
+    `max_new_tokens`.
     """
     check_room(vlm, batch, max_new_tokens)
     eos = {int(vlm.tokenizer.eos_token_id)}
@@ -101,7 +104,9 @@ def sample_groups(
 
     with torch.no_grad():
         state = prompts_read(vlm, pad_left(batch), group)
-        device = state.logits_BV.device
+        device, state.cuda_graph = state.logits_BV.device, cuda_graph
+        if cuda_graph:
+            check_graphs(state)
         done_N = None if wanted is None else ~torch.tensor(wanted, device=device).repeat_interleave(group)
         ends = stop_text(vlm.tokenizer, stop_after, state.logits_BV.shape[1], device) if stop_after else None
         constraint = constraint_of(vlm, batch["samples"], state.logits_BV.shape[1], group) if constrain else None
@@ -126,6 +131,17 @@ def prompts_read(vlm: VLM, batch: Mapping[str, Any], group: int) -> DecodeState:
         stacklevel=2,
     )
     return prefill(vlm, repeated(batch, group))
+
+
+def check_graphs(state: DecodeState) -> None:
+    """ValueError where steps can't be captured: not on CUDA, or layers that keep another state than keys and values."""
+    if (seen := state.logits_BV.device.type) != "cuda":
+        raise ValueError(f"cuda_graph: seen rollouts on {seen}, expected a CUDA device")
+    if not all(isinstance(layer, GrowingLayer) for layer in state.cache.layers):
+        name = state.vlm.backbone.name
+        raise ValueError(
+            f"cuda_graph: seen {name}, whose recurrent layers keep a state, expected keys and values alone"
+        )
 
 
 def pick(logp_NV: Tensor, noise_N: Tensor, top_p: float = 1.0) -> Tensor:

@@ -94,6 +94,6 @@ def test_an_engine_can_not_be_constrained() -> None:
     made = partial(RolloutCallback, engine=VLLMEngine(url="http://localhost:1"))
     made()
     with pytest.raises(
-        ValueError, match="constrain: seen with an engine, which draws freely"
+        ValueError, match="constrain: seen with an engine"
     ):
         made(constrain=True)
