@@ -44,6 +44,14 @@ READ = {
     *("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "logprobs"),
     *("top_logprobs", "stream", "stream_options", "constrain"),
 }
+# The same of a message; clients send a reply back with all its fields, `boxes` of ours among them.
+MESSAGE_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "tool_calls": ([],),
+    "annotations": ([],),
+    **dict.fromkeys(("function_call", "refusal", "audio"), ()),
+}
+MESSAGE_READ = {"role", "content", "name", "boxes"}
+DETAILS = (None, "auto", "high")
 
 
 @dataclass(frozen=True)
@@ -72,12 +80,7 @@ def read_chat(body: bytes, models: Collection[str]) -> Chat:
     stand. Without a temperature the answer is greedy.
     """
     asked = read_json(body)
-    for name, value in asked.items():
-        if name in NEUTRAL:
-            if value is not None and value not in NEUTRAL[name]:
-                raise ValueError(f"{name}: seen {str(value)[:40]}, expected none: this server can't do it")
-        elif name not in READ | IGNORED:
-            raise ValueError(f"{name[:40]}: seen in the request, expected some of {', '.join(sorted(READ))}")
+    _check_fields(asked, READ, NEUTRAL, ignored=IGNORED)
     model = read_text(asked.get("model"), "model")
     if model not in models:
         raise UnknownModel(f"model: seen {model[:80]!r}, expected one of {', '.join(models)}")
@@ -107,6 +110,7 @@ def read_chat(body: bytes, models: Collection[str]) -> Chat:
     options = {} if asked.get("stream_options") is None else asked["stream_options"]
     if not isinstance(options, dict):
         raise ValueError(f"stream_options: seen {type(options).__name__}, expected an object")
+    _check_fields(options, {"include_usage"}, {"include_obfuscation": (False,)}, "stream_options.")
     return Chat(
         model,
         images,
@@ -120,6 +124,22 @@ def read_chat(body: bytes, models: Collection[str]) -> Chat:
     )
 
 
+def _check_fields(
+    holder: Mapping[str, Any],
+    read: Collection[str],
+    neutral: Mapping[str, tuple[Any, ...]],
+    where: str = "",
+    ignored: Collection[str] = (),
+) -> None:
+    """ValueError for the first field that would be left out of account."""
+    for name, value in holder.items():
+        if name in neutral:
+            if value is not None and value not in neutral[name]:
+                raise ValueError(f"{where}{name}: seen {str(value)[:40]}, expected none: this server can't do it")
+        elif name not in read and name not in ignored:
+            raise ValueError(f"{where}{name[:40]}: seen in the request, expected some of {', '.join(sorted(read))}")
+
+
 def _message(message: Any, number: int, images: list[bytes]) -> str:
     """The text of a message; its pictures are put behind `images`."""
     where = f"messages[{number}]"
@@ -129,6 +149,7 @@ def _message(message: Any, number: int, images: list[bytes]) -> str:
     if message.get("role") != expected:
         seen = str(message.get("role"))[:40]
         raise ValueError(f"{where}.role: seen {seen!r}, expected {expected}: users and model in turn, no system prompt")
+    _check_fields(message, MESSAGE_READ, MESSAGE_NEUTRAL, f"{where}.")
     content = message.get("content")
     if isinstance(content, str):
         return read_text(content, where)
@@ -141,6 +162,7 @@ def _message(message: Any, number: int, images: list[bytes]) -> str:
             images.append(_picture(part.get("image_url"), where))
         else:
             raise ValueError(f"{where}.content: seen a part of type {str(kind)[:40]!r}, expected text or image_url")
+        _check_fields(part, {"type", kind}, {}, f"{where}.content.")
     if len(images) > MAX_IMAGES:
         raise ValueError(f"messages: seen {len(images)} pictures, expected at most {MAX_IMAGES}")
     return "\n".join(texts)
@@ -152,6 +174,10 @@ def _picture(part: Any, where: str) -> bytes:
         raise ValueError(
             f"{where}.image_url: seen {str(url)[:40]!r}, expected data:image/png;base64,... (nothing is fetched)"
         )
+    _check_fields(part, {"url", "detail"}, {}, f"{where}.image_url.")
+    if (detail := part.get("detail")) not in DETAILS:
+        expected = "expected auto or high: the model has one size for pictures"
+        raise ValueError(f"{where}.image_url.detail: seen {str(detail)[:40]!r}, {expected}")
     try:
         return base64.b64decode(url[url.index(",") + 1 :], validate=True)
     except (binascii.Error, ValueError) as error:

@@ -26,6 +26,16 @@ URL = "data:image/jpeg;base64," + base64.b64encode(PICTURE).decode()
 QUESTION = "What color is the star?"
 GOOD: dict[str, Any] = {"model": "base", "messages": [{"role": "user", "content": QUESTION}]}
 WITH_PICTURE = [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": URL}}]
+
+
+def image(**more: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": URL, **more}}
+
+
+def message(**changes: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "a", **changes}]}
+
+
 CHAT = "/v1/chat/completions"
 TWINS = TwinExpertVLM(TinyBackbone()).eval()
 UNSERVED = ("completions", "responses", "embeddings", "models")
@@ -119,6 +129,15 @@ def test_a_nucleus_of_one_token_is_greedy() -> None:
     assert Drawing(1.0, 0.0, 3)(logits, torch.tensor([0])).item() == logits.argmax().item()
 
 
+def test_what_changes_nothing_is_taken_and_a_reply_can_be_sent_back(client: TestClient) -> None:
+    asked = {"role": "user", "name": "ann", "content": [WITH_PICTURE[0], image(detail="auto")]}
+    plain = post(client, messages=[{"role": "user", "content": WITH_PICTURE}], max_tokens=4).json()["choices"][0]
+    reply = post(client, messages=[asked], max_tokens=4).json()["choices"][0]
+    assert reply == plain
+    back = {**reply["message"], "tool_calls": [], "refusal": None, "annotations": [], "audio": None}
+    assert post(client, messages=[asked, back, {"role": "user", "content": "And?"}], max_tokens=4).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -128,6 +147,12 @@ def test_a_nucleus_of_one_token_is_greedy() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "'input_audio', expected text"),
         ({"messages": [{"role": "user", "content": " "}]}, "question: seen nothing"),
         ({"messages": [{"role": "user", "content": "x" * 33_000}]}, "seen 33000 characters"),
+        (message(tool_calls=[{"id": "a"}]), "messages[0].tool_calls: seen [{'id': 'a'}], expected none: this server"),
+        (message(weight=0), "messages[0].weight: seen in the request, expected some of boxes, content, name, role"),
+        (message(content=[{"type": "text", "text": "a", "cache_control": {}}]), "content.cache_control: seen"),
+        (message(content=[image(detail="low")]), "messages[0].image_url.detail: seen 'low', expected auto or high"),
+        (message(content=[image(min_pixels=1)]), "messages[0].image_url.min_pixels: seen in the request"),
+        ({"stream_options": {"often": True}}, "stream_options.often: seen in the request"),
         ({"n": 2}, "n: seen 2"),
         ({"tools": [{}]}, "tools: seen"),
         ({"stop": ["a"]}, "stop: seen"),
