@@ -53,8 +53,8 @@ def export(
     of_folder = own_scores(ckpt) if rank is None else {}  # another rank answers otherwise
     figures = read_scores(scores) if scores else of_folder
     module = load(ckpt)
-    of_these = own_certificate(ckpt) if rank is None and to != "checkpoint" else None
-    verdict = read_certificate(certificate, ckpt) if certificate else of_these
+    of_these = own_certificate(ckpt, module.vlm) if rank is None and to != "checkpoint" else None
+    verdict = read_certificate(certificate, ckpt, module.vlm) if certificate else of_these
     if router is not None:
         give_router(module.vlm, to, router)
     if rank is not None and (errors := change_rank(module.vlm, to, rank)):

@@ -14,7 +14,7 @@ from ts_lightning.data.reader import ShardReader
 from ts_lightning.data.remote import without_secrets
 from ts_lightning.grounding.tasks import UNDERSTANDING
 from ts_lightning.models import VLM, PlainVLM
-from ts_lightning.reports.retention import certify, changed
+from ts_lightning.reports.retention import certify, changed, tensor_sha256
 from ts_lightning.runs.batch import batch_for
 from ts_lightning.runs.load import load, run_checkpoint
 
@@ -29,7 +29,8 @@ def certify_checkpoint(
 ) -> dict[str, Any]:
     """`certify` for a checkpoint or a folder of ours on the first `max_samples` understanding records of the shards.
 
-    The result also names what was compared: checkpoint and shards by sha256, base, threads and torch version.
+    The result also names what was compared: checkpoint and shards by sha256, base, threads and torch version, and by
+    `trained_sha256` the weights themselves, which a checkpoint and the package made of it share.
     ValueError for a checkpoint or shards that can't be used, a whole model, or no understanding records.
     """
     samples, manifest_sha = understanding_samples(shards, max_samples)
@@ -39,7 +40,7 @@ def certify_checkpoint(
     digest = weights_sha256(Path(ckpt))
     return {
         **result,
-        "checkpoint": {"path": str(ckpt), "sha256": digest},
+        "checkpoint": {"path": str(ckpt), "sha256": digest, "trained_sha256": trained_sha256(tuned)},
         "shards": {"manifest_sha256": manifest_sha, "samples": len(samples)},
     }
 
@@ -52,6 +53,12 @@ def weights_sha256(path: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def trained_sha256(vlm: VLM) -> str:
+    """The sha256 of the weights that trained, by name, whatever file or folder they came from."""
+    state = sorted(vlm.trainable_state_dict().items())
+    return hashlib.sha256("".join(f"{name} {tensor_sha256(t)}\n" for name, t in state).encode()).hexdigest()
 
 
 def certify_on(tuned: VLM, samples: Sequence[Sample], batch_size: int = 32, max_new_tokens: int = 32) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ts_lightning.grounding.foreign_text import markdown_code
-from ts_lightning.reports.certificate import weights_sha256
+from ts_lightning.models.vlm import VLM
+from ts_lightning.reports.certificate import trained_sha256, weights_sha256
 from ts_lightning.reports.json_file import write_json
 from ts_lightning.runs.whole_folder import CERTIFICATE
 
@@ -38,23 +39,28 @@ def complete_card(folder: Path, kind: str, found: Mapping[str, Any] | None) -> N
     card.write_text(HEAD.format(kind=kind) + text)
 
 
-def read_certificate(path: Path, checkpoint: Path) -> dict[str, Any]:
-    """The JSON that `ts-lightning certify` writes; ValueError for another file, or one about other weights."""
+def read_certificate(path: Path, checkpoint: Path, vlm: VLM) -> dict[str, Any]:
+    """The JSON that `ts-lightning certify` writes; ValueError for another file, or one about other weights.
+
+    `vlm` is what `checkpoint` loads: one made of the checkpoint that a package came from is the package's, too. Those
+    of before name the file alone.
+    """
     try:
         found = json.loads(path.read_text())
         if not {"passed", "logits", "tensors_compared", "differing", "checkpoint"} <= found.keys():
             raise ValueError("other fields")
-        seen = str(found["checkpoint"]["sha256"])
+        seen, trained = str(found["checkpoint"]["sha256"]), found["checkpoint"].get("trained_sha256")
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"--certificate {path}: seen none ({error}), expected what `certify` writes") from None
-    if seen != (own := weights_sha256(checkpoint)):
+    seen, own = (seen, weights_sha256(checkpoint)) if trained is None else (str(trained), trained_sha256(vlm))
+    if seen != own:
         expected = f"expected {own[:12]} as of {checkpoint}"
         raise ValueError(f"--certificate {path}: seen one of weights with sha256 {seen[:12]}, {expected}")
     return dict(found)
 
 
-def own_certificate(folder: Path) -> dict[str, Any] | None:
-    """The certificate in a folder, where it is of the weights there: not of the checkpoint that they came from."""
+def own_certificate(folder: Path, vlm: VLM) -> dict[str, Any] | None:
+    """The certificate in a folder, where it is of the weights there, which `vlm` has."""
     with suppress(ValueError):
-        return read_certificate(folder / CERTIFICATE, folder)
+        return read_certificate(folder / CERTIFICATE, folder, vlm)
     return None

@@ -23,6 +23,7 @@ from ts_lightning.models.backbones.tiny import TinyBackbone
 from ts_lightning.models.hub import on_disk
 from ts_lightning.models.package import file_sha256
 from ts_lightning.reports.card_scores import own_scores
+from ts_lightning.reports.certificate import certify_checkpoint
 from ts_lightning.runs.load import load
 
 NAME, SHA = "me/mugs", "0" * 39 + "1"
@@ -163,6 +164,24 @@ def test_a_certificate_goes_on_with_its_weights(package: Path, tmp_path: Path) -
     for folder in (package, tmp_path / "full"):
         assert not (folder / "certificate.json").exists()
         assert "Passed" not in (folder / "README.md").read_text()
+
+
+def test_a_checkpoint_and_the_package_made_of_it_have_one_certificate(package: Path, tmp_path: Path) -> None:
+    ckpt, shards = tmp_path / "last.ckpt", "data_shards/toy/val_understanding-*.tar"
+    export(ckpt=package, to="checkpoint", out=ckpt)
+    for one, other in ((ckpt, package), (package, ckpt)):
+        made = tmp_path / f"of_{one.name}.json"
+        made.write_text(json.dumps(certify_checkpoint(one, shards, max_samples=1, max_new_tokens=1)))
+        out = tmp_path / f"out_{other.name}"
+        export(ckpt=other, to="package", out=out, certificate=made)
+        export(ckpt=out, to="package", out=tmp_path / f"again_{other.name}")
+        assert "Passed" in (tmp_path / f"again_{other.name}/README.md").read_text()
+    changed = load(package)
+    with torch.no_grad():
+        next(iter(changed.vlm.trainable_state_dict().values())).add_(0.01)
+    changed.vlm.save_pretrained(tmp_path / "changed")
+    with pytest.raises(ValueError, match=r"--certificate .*: seen one of weights with sha256"):
+        export(ckpt=tmp_path / "changed", to="package", out=tmp_path / "bad", certificate=made)
 
 
 def test_a_certificate_is_of_what_is_exported(package: Path, tmp_path: Path) -> None:
