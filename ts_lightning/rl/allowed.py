@@ -41,7 +41,10 @@ def allowed_of(
     limit: int,
     device: torch.device | None = None,
 ) -> Allowed:
-    """What the completions of each sample were drawn among by `sample_groups(constrain=True)` with this token limit."""
+    """What the completions of each sample were drawn among by `sample_groups(constrain=True)` with this token limit.
+
+    ValueError for completions that were drawn otherwise: of a checkpoint whose run went on with other settings.
+    """
     vocabulary = max(len(vlm.tokenizer), 1 + max(max(ids) for group in completions for ids in group))
     constraint = constraint_of(vlm, samples, vocabulary, len(completions[0]))
     seen = dict[tuple[bool, tuple[int, ...]], int]()
@@ -50,9 +53,15 @@ def allowed_of(
     for n, ids in enumerate(rows):
         for step, token in enumerate(ids):
             begun, tokens = constraint.next_tokens(n, limit - step - 1)
-            numbers[n, step] = seen.setdefault((begun, tuple(tokens.tolist())), len(seen))
+            entries = tuple(tokens.tolist())
+            if (token in entries) != begun:
+                expected = f"expected one of a rollout with constrain and max_new_tokens {limit}, as it is now"
+                raise ValueError(
+                    f"constrain: seen a completion with token {step + 1} not among the allowed, {expected}"
+                )
+            numbers[n, step] = seen.setdefault((begun, entries), len(seen))
             constraint.read([token], [n])
-    entries = [(mask, token) for (_, tokens), mask in seen.items() for token in tokens]
-    mask_L, token_L = torch.tensor(entries, dtype=torch.long).reshape(-1, 2).T
+    pairs = [(mask, token) for (_, entries), mask in seen.items() for token in entries]
+    mask_L, token_L = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
     begun_M = torch.tensor([begun for begun, _ in seen], device=device)
     return Allowed(numbers.to(device), begun_M, mask_L.to(device), token_L.to(device))

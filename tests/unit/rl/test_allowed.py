@@ -90,10 +90,18 @@ def test_masks_by_hand() -> None:
     assert all(set(text) <= set("0123456789.,[]") for words in after[1:] for text in words)
 
 
+def test_completions_that_were_drawn_otherwise_are_refused() -> None:
+    """A run with free rollouts that goes on with constrained ones in the middle of a batch would have -inf."""
+    vlm = twin()
+    ids = vlm.tokenizer(Notation(vlm.codec, (1, 1)).opening + " red", add_special_tokens=False)["input_ids"]
+    with pytest.raises(
+        ValueError, match="constrain: seen a completion with token 2 not among the allowed, expected one"
+    ):
+        allowed_of(vlm, [prompt(0, 0)], [[ids]], LIMIT)
+
+
 def test_an_engine_can_not_be_constrained() -> None:
     made = partial(RolloutCallback, engine=VLLMEngine(url="http://localhost:1"))
     made()
-    with pytest.raises(
-        ValueError, match="constrain: seen with an engine"
-    ):
+    with pytest.raises(ValueError, match="constrain: seen with an engine"):
         made(constrain=True)
