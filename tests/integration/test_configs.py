@@ -69,7 +69,8 @@ def test_tuning_on_both_trains_on_both() -> None:
 
 
 def test_a_longer_run_warms_up_for_the_same_share_of_its_steps() -> None:
-    for name in ("fit/full_ft_moe_llava.yaml", "fit/full_ft_joint.yaml"):
+    runs = ("full_ft_moe_llava", "full_ft_joint", "full_ft_vqa_rad", "twist_vqa_rad", "twist_vg_and_scout")
+    for name in (f"fit/{run}.yaml" for run in runs):
         read = read_configuration(name)
         warmup = read["model"]["init_args"]["lr_scheduler"]["init_args"]["warmup_steps"]
         assert warmup == pytest.approx(0.03 * read["trainer"]["max_steps"], abs=1), name

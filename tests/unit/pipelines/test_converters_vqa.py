@@ -191,6 +191,7 @@ def test_mmvet_llava_bench_vqa_rad_pope(tmp_path: Path) -> None:
     put(tmp_path / "r/VQA_RAD Dataset Public.json", [row, row | {"qid": 2, "phrase_type": "para"}])
     assert [(s.answer.text, s.meta["split"]) for s in vqa_rad.read(tmp_path / "r")] == [("3", "test"), ("3", "train")]
     assert len(list(vqa_rad.read(tmp_path / "r", split="test"))) == 1
+    assert [s.task for s in vqa_rad.read(tmp_path / "r", task="vqa_rad")] == ["vqa_rad", "vqa_rad"]
     line = {"question_id": 1, "image": "COCO_val2014_000000000001.jpg", "text": "Is there a cup?", "label": "no"}
     (one,) = pope.read(put(tmp_path / "coco_pope_popular.json", json.dumps(line) + "\n"))
     assert (asked(one), one.answer.text, one.subtask) == ("Is there a cup?", "no", "yes_no")
