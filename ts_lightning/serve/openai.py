@@ -51,7 +51,7 @@ MESSAGE_NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("function_call", "refusal", "audio"), ()),
 }
 MESSAGE_READ = {"role", "content", "name", "boxes"}
-DETAILS = (None, "auto", "high")
+DETAILS = (None, "auto", "low", "high")  # clients send one unasked; a picture is read in the size that the model has
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,7 @@ def _picture(part: Any, where: str) -> bytes:
         )
     _check_fields(part, {"url", "detail"}, {}, f"{where}.image_url.")
     if (detail := part.get("detail")) not in DETAILS:
-        expected = "expected auto or high: the model has one size for pictures"
-        raise ValueError(f"{where}.image_url.detail: seen {str(detail)[:40]!r}, {expected}")
+        raise ValueError(f"{where}.image_url.detail: seen {str(detail)[:40]!r}, expected auto, low or high")
     try:
         return base64.b64decode(url[url.index(",") + 1 :], validate=True)
     except (binascii.Error, ValueError) as error:

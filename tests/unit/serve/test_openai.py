@@ -130,7 +130,7 @@ def test_a_nucleus_of_one_token_is_greedy() -> None:
 
 
 def test_what_changes_nothing_is_taken_and_a_reply_can_be_sent_back(client: TestClient) -> None:
-    asked = {"role": "user", "name": "ann", "content": [WITH_PICTURE[0], image(detail="auto")]}
+    asked = {"role": "user", "name": "ann", "content": [WITH_PICTURE[0], image(detail="low")]}
     plain = post(client, messages=[{"role": "user", "content": WITH_PICTURE}], max_tokens=4).json()["choices"][0]
     reply = post(client, messages=[asked], max_tokens=4).json()["choices"][0]
     assert reply == plain
@@ -150,7 +150,7 @@ def test_what_changes_nothing_is_taken_and_a_reply_can_be_sent_back(client: Test
         (message(tool_calls=[{"id": "a"}]), "messages[0].tool_calls: seen [{'id': 'a'}], expected none: this server"),
         (message(weight=0), "messages[0].weight: seen in the request, expected some of boxes, content, name, role"),
         (message(content=[{"type": "text", "text": "a", "cache_control": {}}]), "content.cache_control: seen"),
-        (message(content=[image(detail="low")]), "messages[0].image_url.detail: seen 'low', expected auto or high"),
+        (message(content=[image(detail="tiny")]), "messages[0].image_url.detail: seen 'tiny', expected auto, low"),
         (message(content=[image(min_pixels=1)]), "messages[0].image_url.min_pixels: seen in the request"),
         ({"stream_options": {"often": True}}, "stream_options.often: seen in the request"),
         ({"n": 2}, "n: seen 2"),
