@@ -27,29 +27,31 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _OTHERS = sorted({*range(256)} - {*_PRINTED})
 _BYTE_OF = {chr(b): b for b in _PRINTED} | {chr(256 + i): b for i, b in enumerate(_OTHERS)}
-# What changes nothing where it has these values, and can't be done where it has others.
+EMPTY: tuple[Any, ...] = (None, [], {}, "")  # clients write fields that nobody set
+# What changes nothing where it is empty or has these values, and can't be done where it has others.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "stop": ([], ""),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty", "min_p"), (0,)),
+    "repetition_penalty": (1,),
+    "top_k": (-1, 0),
     "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
+    **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
+    "reasoning_effort": ("none",),
     "modalities": (["text"],),
+    **dict.fromkeys(("logit_bias", "stop", "tools", "functions"), ()),
 }
-IGNORED = {"user", "store", "metadata", "safety_identifier", "prompt_cache_key", "service_tier"}
+IGNORED = {
+    *("user", "store", "metadata", "safety_identifier", "prompt_cache_key", "service_tier"),
+    "parallel_tool_calls",  # there are no tools
+}
 READ = {
     *("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "logprobs"),
     *("top_logprobs", "stream", "stream_options", "constrain"),
 }
 # The same of a message; clients send a reply back with all its fields, `boxes` of ours among them.
-MESSAGE_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "tool_calls": ([],),
-    "annotations": ([],),
-    **dict.fromkeys(("function_call", "refusal", "audio"), ()),
-}
+MESSAGE_NEUTRAL: dict[str, tuple[Any, ...]] = dict.fromkeys(
+    ("tool_calls", "annotations", "function_call", "refusal", "audio"), ()
+)
 MESSAGE_READ = {"role", "content", "name", "boxes"}
 DETAILS = (None, "auto", "low", "high")  # clients send one unasked; a picture is read in the size that the model has
 
@@ -131,10 +133,12 @@ def _check_fields(
     where: str = "",
     ignored: Collection[str] = (),
 ) -> None:
-    """ValueError for the first field that would be left out of account."""
+    """ValueError for the first field that would be left out of account; an empty one asks for nothing."""
     for name, value in holder.items():
+        if value in EMPTY:
+            continue
         if name in neutral:
-            if value is not None and value not in neutral[name]:
+            if value not in neutral[name]:
                 raise ValueError(f"{where}{name}: seen {str(value)[:40]}, expected none: this server can't do it")
         elif name not in read and name not in ignored:
             raise ValueError(f"{where}{name[:40]}: seen in the request, expected some of {', '.join(sorted(read))}")

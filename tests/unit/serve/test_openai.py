@@ -139,6 +139,32 @@ def test_what_changes_nothing_is_taken_and_a_reply_can_be_sent_back(client: Test
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {name: None for name in ("functions", "reasoning_effort", "prediction", "extra_body", "top_k")},
+        {"functions": [], "extra_body": {}, "stop": "", "tools": [], "logit_bias": {}},
+        {"parallel_tool_calls": True, "tool_choice": "auto", "function_call": "none", "reasoning_effort": "none"},
+        {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0},
+        {"stream_options": {"include_usage": None, "continuous_usage_stats": None}},
+        message(tool_calls=None, tool_call_id=None),
+        message(content=[{"type": "text", "text": "a", "image_url": None, "cache_control": None}]),
+        message(content=[image(format=None), {"type": "text", "text": "a"}]),
+        {
+            "messages": [
+                *message()["messages"],
+                {"role": "assistant", "content": "b", "reasoning_content": "", "images": [], "thinking_blocks": None},
+                *message()["messages"],
+            ]
+        },
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_fields_that_ask_for_nothing_are_taken(changes: dict[str, Any]) -> None:
+    """Clients write null, empty and default values of fields that nobody set."""
+    read_chat(json.dumps(GOOD | changes).encode(), ["base"])
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"messages": []}, "messages: seen 0"),
@@ -149,7 +175,7 @@ def test_what_changes_nothing_is_taken_and_a_reply_can_be_sent_back(client: Test
         ({"messages": [{"role": "user", "content": "x" * 33_000}]}, "seen 33000 characters"),
         (message(tool_calls=[{"id": "a"}]), "messages[0].tool_calls: seen [{'id': 'a'}], expected none: this server"),
         (message(weight=0), "messages[0].weight: seen in the request, expected some of boxes, content, name, role"),
-        (message(content=[{"type": "text", "text": "a", "cache_control": {}}]), "content.cache_control: seen"),
+        (message(content=[{"type": "text", "text": "a", "cache_control": 1}]), "content.cache_control: seen"),
         (message(content=[image(detail="tiny")]), "messages[0].image_url.detail: seen 'tiny', expected auto, low"),
         (message(content=[image(min_pixels=1)]), "messages[0].image_url.min_pixels: seen in the request"),
         ({"stream_options": {"often": True}}, "stream_options.often: seen in the request"),
