@@ -75,8 +75,18 @@ class GraphedStep:
 
 
 def captured(run: Callable[[], None]) -> Callable[[], None]:
-    """What launches again all that `run` would launch on the device; `run` itself computes nothing here."""
+    """What launches again all that `run` would launch on the device; `run` itself computes nothing here.
+
+    Other threads, of loaders and NCCL, may use the device meanwhile. ValueError for what CUDA refuses to capture.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            run()
+    except RuntimeError as error:
+        first: Any = error.__context__ or error  # what was refused, before the capture could not end
+        seen = f"a step that CUDA can't capture ({str(first).splitlines()[0]})"
+        raise ValueError(
+            f"cuda_graph: seen {seen}, expected one that the host never waits for, or cuda_graph: false"
+        ) from error
     return graph.replay

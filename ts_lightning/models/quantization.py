@@ -7,6 +7,7 @@ codes: a layer multiplies with the matrix that they stand for, made for each for
 Legend: O outputs, I inputs, K blocks.
 """
 
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -90,6 +91,7 @@ def int8_codes(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     return (weight_OI / scale_O1).round().to(torch.int8), scale_O1
 
 
+@cache  # a copy to the device is nothing for every forward, and a CUDA graph can't have it
 def nf4_levels(device: torch.device | None = None) -> Tensor:
     """The 16 levels of QLoRA: seven negative quantiles and the least, zero, eight positive ones, the largest 1."""
     most = 0.9677083

@@ -3,7 +3,8 @@
 Bitwise: tokens. Within 1e-5: log-probabilities.
 """
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.unit.models.test_quantization import backbone
 from tests.unit.models.test_shared_prefix import VLMS, prompt, tiny, twin
 from ts_lightning.data.collate import collate
 from ts_lightning.models import TwinExpertVLM, cuda_graph, low_rank, moe
@@ -21,7 +23,12 @@ from ts_lightning.models.vlm import VLM
 from ts_lightning.rl import sampling
 from ts_lightning.rl.sampling import Sampled, sample_groups
 
-KINDS: dict[str, Any] = {**VLMS, "low_rank": lambda: TwinExpertVLM(tiny(), expert_rank=4)}
+KINDS: dict[str, Any] = {
+    **VLMS,
+    "low_rank": lambda: TwinExpertVLM(tiny(), expert_rank=4),
+    "int8": lambda: TwinExpertVLM(backbone(), expert_rank=4, quantization="int8"),
+    "nf4": lambda: TwinExpertVLM(backbone(), expert_rank=4, quantization="nf4"),
+}
 
 
 def prompts(vlm: VLM) -> dict[str, Any]:
@@ -74,14 +81,18 @@ def test_a_step_reads_nothing_on_the_host(kind: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         torch, "autocast", lambda kind, *a, **k: nullcontext() if kind == "meta" else plain_autocast(kind, *a, **k)
     )
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
     for module in (moe, twin_layers, low_rank):
         monkeypatch.setattr(module, "is_static", lambda x_TH: True)  # as on a GPU
     monkeypatch.setattr(moe.MoE, "_joined", lambda self, x_TH, context: None)
     monkeypatch.setattr(cuda_graph, "captured", lambda run: run)
     to_meta(state)
-    with torch.no_grad(), HostTensors() as host:
-        for _ in range(3):
-            state.step(torch.zeros(12, dtype=torch.long, device="meta"))
+    token_N = torch.zeros(12, dtype=torch.long, device="meta")
+    with torch.no_grad():
+        state.step(token_N)  # the first is not captured
+        with HostTensors() as host:
+            for _ in range(2):
+                state.step(token_N)
     assert host.found == []
 
 
@@ -101,6 +112,29 @@ def test_on_a_cpu_it_is_refused() -> None:
     vlm = twin().eval()
     with pytest.raises(ValueError, match="cuda_graph: seen rollouts on cpu, expected a CUDA device"):
         sample_groups(vlm, prompts(vlm), 2, 3, cuda_graph=True)
+
+
+def test_a_capture_bears_other_threads_and_says_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loaders pin memory, and NCCL looks at events, in threads of their own while a step is captured."""
+    seen = []
+
+    @contextmanager
+    def graph(graph: Any, capture_error_mode: str = "global") -> Any:
+        seen.append(capture_error_mode)
+        yield
+
+    def waits() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=seen.clear))
+    cuda_graph.captured(lambda: None)
+    assert seen == ["thread_local"]
+    with pytest.raises(
+        ValueError, match=r"cuda_graph: seen a step .*capturing\), expected .*cuda_graph: false"
+    ) as told:
+        cuda_graph.captured(waits)
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
