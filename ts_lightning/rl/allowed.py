@@ -30,7 +30,9 @@ class Allowed:
     def rows(self, number_K: Tensor, vocabulary: int) -> Tensor:
         """Bool [K, V]: what may be drawn under masks `number_K`."""
         allowed_MV = (~self.begun_M)[:, None].repeat(1, vocabulary)
-        allowed_MV[self.mask_L, self.token_L] = self.begun_M[self.mask_L]
+        known_L = self.token_L < vocabulary  # a tokenizer may have more tokens than the model
+        mask_L, token_L = self.mask_L[known_L], self.token_L[known_L]
+        allowed_MV[mask_L, token_L] = self.begun_M[mask_L]
         return allowed_MV[number_K]
 
 

@@ -90,6 +90,19 @@ def test_masks_by_hand() -> None:
     assert all(set(text) <= set("0123456789.,[]") for words in after[1:] for text in words)
 
 
+def test_a_tokenizer_with_more_tokens_than_the_model() -> None:
+    vlm = opens_boxes()
+    batch = collate([vlm.encode(prompt(0, 1), for_generation=True)], vlm.pad_id)
+    width = len(vlm.tokenizer)
+    vlm.tokenizer.add_tokens([Notation(vlm.codec, (1, 1)).opening + "x"])  # never allowed, as no box begins so
+    vlm.__dict__["logits"] = lambda *given: type(vlm).logits(vlm, *given)[:, :width]
+    drawn = sample_groups(vlm, batch, 2, LIMIT, stop_after=None, constrain=True)
+    allowed = allowed_of(vlm, batch["samples"], drawn.tokens, LIMIT)
+    with torch.no_grad():
+        logp_NT = group_log_probs(vlm, batch, drawn.tokens, allowed=allowed).logp_NT
+    torch.testing.assert_close(logp_NT, drawn.logp_NS, rtol=0, atol=1e-5)
+
+
 def test_completions_that_were_drawn_otherwise_are_refused() -> None:
     """A run with free rollouts that goes on with constrained ones in the middle of a batch would have -inf."""
     vlm = twin()
