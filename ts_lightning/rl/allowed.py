@@ -19,7 +19,7 @@ class Allowed:
     """Mask `number_NS` of each token; mask m is `begun_M` at its entries (mask, token), and the opposite elsewhere.
 
     In a begun box the entries are the few tokens that may follow, outside of one the few that may not; alike masks are
-    one, so there are some dozens, whatever the number of completions.
+    one: some dozens where a digit is a token, thousands where three of them are.
     """
 
     number_NS: Tensor
@@ -29,11 +29,14 @@ class Allowed:
 
     def rows(self, number_K: Tensor, vocabulary: int) -> Tensor:
         """Bool [K, V]: what may be drawn under masks `number_K`."""
-        allowed_MV = (~self.begun_M)[:, None].repeat(1, vocabulary)
-        known_L = self.token_L < vocabulary  # a tokenizer may have more tokens than the model
-        mask_L, token_L = self.mask_L[known_L], self.token_L[known_L]
-        allowed_MV[mask_L, token_L] = self.begun_M[mask_L]
-        return allowed_MV[number_K]
+        mask_U, own_K = number_K.unique(return_inverse=True)  # one row each: there may be thousands of masks
+        place_M = torch.full_like(self.begun_M, -1, dtype=torch.long)
+        place_M[mask_U] = torch.arange(len(mask_U), device=place_M.device)
+        here_L = (place_M[self.mask_L] >= 0) & (self.token_L < vocabulary)  # a tokenizer may have more than the model
+        mask_L, token_L = self.mask_L[here_L], self.token_L[here_L]
+        allowed_UV = (~self.begun_M[mask_U])[:, None].repeat(1, vocabulary)
+        allowed_UV[place_M[mask_L], token_L] = self.begun_M[mask_L]
+        return allowed_UV[own_K]
 
 
 def allowed_of(
