@@ -333,7 +333,8 @@ def everything(suite: str, rule: dict[str, Any]) -> Record:
         meta |= {"image_ids": [1, 2], "objects": [[0, 1, 8, 12, 32, 24]]}
         asked["sizes"] = ((80, 60), (80, 60))
     if rule["protocol"] in BOXES:
-        return Record(suite, text=f"Here: {RIGHT}.", truth=Truth(box=BOX, boxes=(BOX,)), **asked, **rule)
+        said = "<|box_start|>(100,200),(500,600)<|box_end|>" if rule["reading"] == "official" else f"Here: {RIGHT}."
+        return Record(suite, text=said, truth=Truth(box=BOX, boxes=(BOX,)), **asked, **rule)
     if rule["protocol"] == "steps":
         truth = Truth("Step 1: a. Step 2: So the answer is yes.", steps=StepAnswer("yes", [[], []], False))
         return Record(suite, text=truth.text, truth=truth, **asked, **rule)
