@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ts_lightning.models.cache import GrowingLayer
 from ts_lightning.models.packing import PAD_BRANCH
 
 if TYPE_CHECKING:
@@ -72,6 +73,17 @@ class GraphedStep:
 
     def _run_again(self, state: "DecodeState", logits_BV: Tensor) -> None:
         logits_BV.copy_(self._run(state))
+
+
+def check_graphs(state: "DecodeState") -> None:
+    """ValueError where steps can't be captured: not on CUDA, or layers that keep another state than keys and values."""
+    if (seen := state.logits_BV.device.type) != "cuda":
+        raise ValueError(f"cuda_graph: seen rollouts on {seen}, expected a CUDA device")
+    if not all(isinstance(layer, GrowingLayer) for layer in state.cache.layers):
+        name = state.vlm.backbone.name
+        raise ValueError(
+            f"cuda_graph: seen {name}, whose recurrent layers keep a state, expected keys and values alone"
+        )
 
 
 def captured(run: Callable[[], None]) -> Callable[[], None]:

@@ -131,8 +131,8 @@ class RolloutCallback(Callback):
             seen = f"{temperature} and {top_p}"
             raise ValueError(f"temperature, top_p: seen {seen}, expected above 0, and above 0 to 1")
         self.num_generations, self.max_new_tokens = num_generations, max_new_tokens
-        self.own: dict[str, Any] = {"constrain": constrain, "cuda_graph": cuda_graph}  # of our own loop
-        for name in (name for name, asked in self.own.items() if asked and engine is not None):
+        self.own_loop: dict[str, Any] = {"constrain": constrain, "cuda_graph": cuda_graph}  # of our own loop
+        for name in (name for name, asked in self.own_loop.items() if asked and engine is not None):
             raise ValueError(f"{name}: seen with an engine, which draws in its own way, expected one of the two")
         self.temperature, self.top_p, self.stop_after, self.seed = temperature, top_p, stop_after, seed
         self.rollout_batch_size, self.refills = rollout_batch_size, refills
@@ -192,7 +192,7 @@ class RolloutCallback(Callback):
     ) -> list[dict[str, Any]]:
         """Completions of all prompts, so many prompts decoded together; weights are gathered once."""
         prompts: list[dict[str, Any]] = []
-        draw: Any = partial(sample_groups, **self.own) if self.engine is None else self.engine.sample_groups
+        draw: Any = partial(sample_groups, **self.own_loop) if self.engine is None else self.engine.sample_groups
         with kept_whole(vlm):
             for batch, mine in self._together(vlm, micro_batches):
                 own = None if wanted is None else wanted[mine]
@@ -316,7 +316,9 @@ class RolloutCallback(Callback):
             self.temperature,
             self.max_new_tokens,
             sampled.weight_NS,
-            allowed_of(vlm, samples, sampled.tokens, self.max_new_tokens, device) if self.own["constrain"] else None,
+            allowed_of(vlm, samples, sampled.tokens, self.max_new_tokens, device)
+            if self.own_loop["constrain"]
+            else None,
         )
 
 

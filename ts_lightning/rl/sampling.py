@@ -6,14 +6,14 @@ Shapes: N completions (G of each prompt, one after the other), S steps, V vocabu
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ts_lightning.data.sample import Sample
-from ts_lightning.models.cache import GrowingLayer
+from ts_lightning.models.cuda_graph import check_graphs
 from ts_lightning.models.generate import DecodeState, constraint_of, decode, look_every, prefill
 from ts_lightning.models.packing import pad_left, repeated
 from ts_lightning.models.stop import StopText, stop_text
@@ -103,8 +103,8 @@ def sample_groups(
         return token_R
 
     with torch.no_grad():
-        state = prompts_read(vlm, pad_left(batch), group)
-        device, state.cuda_graph = state.logits_BV.device, cuda_graph
+        state = replace(prompts_read(vlm, pad_left(batch), group), cuda_graph=cuda_graph)
+        device = state.logits_BV.device
         if cuda_graph:
             check_graphs(state)
         done_N = None if wanted is None else ~torch.tensor(wanted, device=device).repeat_interleave(group)
@@ -131,17 +131,6 @@ def prompts_read(vlm: VLM, batch: Mapping[str, Any], group: int) -> DecodeState:
         stacklevel=2,
     )
     return prefill(vlm, repeated(batch, group))
-
-
-def check_graphs(state: DecodeState) -> None:
-    """ValueError where steps can't be captured: not on CUDA, or layers that keep another state than keys and values."""
-    if (seen := state.logits_BV.device.type) != "cuda":
-        raise ValueError(f"cuda_graph: seen rollouts on {seen}, expected a CUDA device")
-    if not all(isinstance(layer, GrowingLayer) for layer in state.cache.layers):
-        name = state.vlm.backbone.name
-        raise ValueError(
-            f"cuda_graph: seen {name}, whose recurrent layers keep a state, expected keys and values alone"
-        )
 
 
 def pick(logp_NV: Tensor, noise_N: Tensor, top_p: float = 1.0) -> Tensor:

@@ -53,7 +53,7 @@ MESSAGE_NEUTRAL: dict[str, tuple[Any, ...]] = dict.fromkeys(
     ("tool_calls", "annotations", "function_call", "refusal", "audio"), ()
 )
 MESSAGE_READ = {"role", "content", "name", "boxes"}
-DETAILS = (None, "auto", "low", "high")  # clients send one unasked; a picture is read in the size that the model has
+DETAILS = ("auto", "low", "high")  # clients send one unasked; a picture is read in the size that the model has
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,7 @@ def _picture(part: Any, where: str) -> bytes:
         raise ValueError(
             f"{where}.image_url: seen {str(url)[:40]!r}, expected data:image/png;base64,... (nothing is fetched)"
         )
-    _check_fields(part, {"url", "detail"}, {}, f"{where}.image_url.")
-    if (detail := part.get("detail")) not in DETAILS:
-        raise ValueError(f"{where}.image_url.detail: seen {str(detail)[:40]!r}, expected auto, low or high")
+    _check_fields(part, {"url"}, {"detail": DETAILS}, f"{where}.image_url.")
     try:
         return base64.b64decode(url[url.index(",") + 1 :], validate=True)
     except (binascii.Error, ValueError) as error:
